@@ -1,0 +1,52 @@
+"""gemscope: a microscope for language models. The public names, each loaded when it is first used."""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    # nouns
+    "LanguageModel": "activations.model",
+    "Site": "activations.site",
+    "Corpus": "text.corpus",
+    "Document": "text.corpus",
+    "Tokens": "text.tokens",
+    "Activations": "activations.capture",
+    "Store": "activations.store",
+    "SAE": "features.sae",
+    "SAEInfo": "features.sae",
+    "FeatureActivations": "features.activations",
+    "Look": "reports.look",
+    "Check": "reports.check",
+    "Score": "reports.score",
+    "Splice": "edits.splice",
+    "TrainConfig": "training.config",
+    # verbs
+    "load_model": "activations.load",
+    "load_sae": "features.load",
+    "save_sae": "features.files.saelens",
+    "catalog": "features.catalog",
+    "look": "reports.look",
+    "check": "reports.check",
+    "score": "reports.score",
+    "harvest": "activations.harvest",
+    "train": "training.train",
+}
+"""Public name → the module that holds it. The one list; `__init__.pyi` says the same to type checkers."""
+
+__all__ = ["__version__", "errors", *sorted(_HOME)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return importlib.import_module("gemscope.errors")
+    if name not in _HOME:
+        raise AttributeError(f"module 'gemscope' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"gemscope.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,68 @@
+"""What flowed through a site while tokens were read, and which of those tokens count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gemscope.activations.site import Site
+from gemscope.shapes import Bool, Float
+from gemscope.text.tokens import Tokens
+
+SINK_FACTOR = 10.0
+"""A token whose norm is above this many medians is an attention sink. On SmolLM2-135M sinks lie at 139 medians and
+everything else below 9, so nothing hangs on the exact figure."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Activations [B, T, D] at one site, the tokens they belong to, and the model's name.
+
+    `counted` [B, T] is the tokens' own mask without the attention sinks found here.
+    """
+
+    values: Float[Tensor, "B T D"]
+    counted: Bool[Tensor, "B T"]
+    tokens: Tokens
+    site: Site
+    model: str
+
+    @property
+    def rows(self) -> Float[Tensor, "N D"]:
+        """Only the counted tokens, flattened."""
+        return self.values[self.counted]
+
+    @property
+    def d(self) -> int:
+        """Width of the site."""
+        return self.values.shape[-1]
+
+
+class Captured(Mapping[Site, Activations]):
+    """Activations by site, of one pass. Keys may be written as text: `captured["20.res"]`."""
+
+    def __init__(self, found: Mapping[Site, Activations], logits: Tensor | None = None) -> None:
+        self._found = dict(found)
+        self.logits = logits
+
+    def __getitem__(self, site: Site | str | None) -> Activations:
+        if site is None:
+            raise KeyError("no site given: the SAE does not say where it reads (set sae.site)")
+        return self._found[Site.parse(site)]
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
+def sinks(values: Float[Tensor, "B T D"], counted: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+    """Where the norm is above SINK_FACTOR times the median norm of the counted tokens."""
+    if not counted.any():
+        return torch.zeros_like(counted)
+    norms = torch.linalg.vector_norm(values, dim=-1, dtype=torch.float32)
+    return norms > SINK_FACTOR * norms[counted].median()

@@ -1,0 +1,104 @@
+"""Reading and replacing what flows through the modules of a model: the only file that touches torch's hooks.
+
+Hooks live exactly as long as the `with` block, also when something inside it raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gemscope.activations.site import Point
+from gemscope.errors import InputError
+
+
+Key = TypeVar("Key")
+
+
+class Enough(Exception):  # noqa: N818  (not an error: it ends a forward pass whose rest nobody needs)
+    """Raised inside a forward pass once every point has been read."""
+
+
+@contextmanager
+def reading(model: nn.Module, points: Mapping[Key, Point], *, stop: bool) -> Iterator[dict[Key, Tensor]]:
+    """While the block runs, one forward pass fills the yielded dict with what flows through `points`.
+
+    With `stop`, the pass ends with `Enough` as soon as the last of them has been read.
+    """
+    seen: dict[Key, Tensor] = {}
+    with ExitStack() as hooks:
+        for key, point in points.items():
+            module = model.get_submodule(point.module)
+            take = _taker(module, point)
+
+            def keep(tensor: Tensor, key: Key = key, take: Callable[[Tensor], Tensor] = take) -> None:
+                seen[key] = take(tensor.detach())
+                if stop and len(seen) == len(points):
+                    raise Enough
+
+            hooks.enter_context(_attached(module, point, keep))
+        yield seen
+
+
+@contextmanager
+def replacing(model: nn.Module, edits: Mapping[Point, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """While the block runs, what flows through each point is replaced by what its function returns for it."""
+    with ExitStack() as hooks:
+        for point, edit in edits.items():
+            if point.transform != "plain":
+                raise InputError(f"{point.module} cannot be edited there: what is read is computed from it, not equal to it")
+            hooks.enter_context(_attached(model.get_submodule(point.module), point, edit))
+        yield
+
+
+@contextmanager
+def _attached(module: nn.Module, point: Point, act: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """Calls `act` with the hidden states at the point; puts what it returns, unless None, in their place."""
+
+    def on_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        # Some callers pass hidden states by name; the first argument is them either way.
+        name = None if args else next(iter(kwargs))
+        new = act(args[0] if name is None else kwargs[name])
+        if new is None:
+            return None
+        return ((new, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: new})
+
+    def on_output(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        # Blocks and attention return (hidden, ...) in transformers 4.57, blocks a bare tensor in 5.
+        many = isinstance(output, tuple)
+        new = act(output[0] if many else output)
+        if new is None:
+            return None
+        return (new, *output[1:]) if many else new
+
+    if point.end == "input":
+        handle = module.register_forward_pre_hook(on_input, with_kwargs=True)
+    else:
+        handle = module.register_forward_hook(on_output)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _taker(module: nn.Module, point: Point) -> Callable[[Tensor], Tensor]:
+    if point.transform == "normalized":
+        return lambda x: _normalized(module, x)
+    if point.transform == "rows":
+        return lambda ids: F.embedding(ids, module.weight)  # type: ignore[arg-type]
+    return lambda x: x
+
+
+def _normalized(norm: nn.Module, x: Tensor) -> Tensor:
+    """What a LayerNorm or RMSNorm makes of `x` before its gain (and bias), in float32."""
+    x = x.float()
+    if isinstance(norm, nn.LayerNorm):
+        return F.layer_norm(x, norm.normalized_shape, eps=norm.eps)
+    # transformers' RMSNorms call it `eps` (Gemma) or `variance_epsilon` (Llama and its kin).
+    eps: float = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon  # type: ignore[assignment]
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)

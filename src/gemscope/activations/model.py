@@ -1,0 +1,261 @@
+"""An unmodified Hugging Face causal language model and its tokenizer, and what one does with them here.
+
+Loading is `load.py`'s work; where a site lies is `site.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gemscope.activations import site as places
+from gemscope.activations.capture import Activations, Captured, sinks
+from gemscope.activations.hooks import Enough, reading, replacing
+from gemscope.activations.site import Site
+from gemscope.errors import EmptyText, InputError, TextTooLong, TokenOutOfRange
+from gemscope.shapes import Float, Int
+from gemscope.text.corpus import Corpus
+from gemscope.text.tokens import Side, Tokens, pack
+
+
+class Edit(Protocol):
+    """A change to what flows through one site."""
+
+    @property
+    def site(self) -> Site: ...
+
+    def __call__(self, values: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]: ...
+
+
+class LanguageModel:
+    """A causal language model as transformers loads it (`hf`, untouched) and its tokenizer."""
+
+    def __init__(self, hf: nn.Module, tokenizer: Any, *, name: str, revision: str | None = None) -> None:
+        self.hf = hf.eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        self.revision = revision
+        places.family_of(hf)
+
+    # --- what it is -------------------------------------------------------------------------------------------
+
+    @property
+    def n_layers(self) -> int:
+        """Blocks, counted from 0 in sites."""
+        return places.n_layers(self.hf)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(places.text_config(self.hf).hidden_size)  # type: ignore[attr-defined]
+
+    @property
+    def vocab(self) -> int:
+        """Rows of the embedding matrix: ids are 0 to vocab - 1."""
+        return int(places.text_config(self.hf).vocab_size)  # type: ignore[attr-defined]
+
+    @property
+    def context(self) -> int:
+        """The most tokens that one row may have."""
+        return int(places.text_config(self.hf).max_position_embeddings)  # type: ignore[attr-defined]
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go: the first module's device."""
+        device = next(self.hf.parameters()).device
+        return torch.device("cpu") if device.type == "meta" else device  # weights offloaded to disk lie on "meta"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' number format."""
+        return next(self.hf.parameters()).dtype
+
+    def width(self, site: Site | str) -> int:
+        """Numbers per token at `site`. Raises SiteNotFound."""
+        return places.width(self.hf, Site.parse(site))
+
+    def __repr__(self) -> str:
+        return f"LanguageModel({self.name}, {self.n_layers} layers, d_model={self.d_model}, {self.dtype}, {self.device})"
+
+    # --- text to tokens ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """BOS, EOS, PAD and every other token that its tokenizer marks as special (chat marks, file marks)."""
+        marked = {id_ for id_, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        return frozenset(marked | set(self.tokenizer.all_special_ids))
+
+    @cached_property
+    def bos(self) -> int | None:
+        """The id that its tokenizer puts in front of a text by itself; None where it puts none."""
+        lead = self.tokenizer("a")["input_ids"][0]
+        return int(lead) if lead in self.special_ids else None
+
+    @cached_property
+    def separator(self) -> int | None:
+        """The id that parts documents: <|endoftext|> where the vocabulary has one, else EOS."""
+        end = self.tokenizer.get_vocab().get("<|endoftext|>", self.tokenizer.eos_token_id)
+        return None if end is None else int(end)
+
+    @property
+    def _pad(self) -> int:
+        return int(next(id_ for id_ in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if id_ is not None))
+
+    def tokens(
+        self,
+        text: str | Sequence[str] | Sequence[int] | Int[Tensor, "..."] | Tokens,
+        *,
+        side: Side = "right",
+        every_token: bool = False,
+    ) -> Tokens:
+        """Text as the model's own tokenizer reads it (its own BOS rule), or ids as they are.
+
+        Several texts become rows, padded on the given side. `every_token` counts special tokens and the first
+        position too. Raises EmptyText, TextTooLong, TokenOutOfRange.
+        """
+        if isinstance(text, Tokens):
+            self._check_rows(text.ids.tolist())
+            return text.every_token if every_token else text
+        rows = self._rows(text)
+        self._check_rows(rows)
+        return Tokens.of(rows, special=self.special_ids, pad=self._pad, side=side, every_token=every_token)
+
+    def _rows(self, text: str | Sequence[str] | Sequence[int] | Tensor) -> list[list[int]]:
+        if isinstance(text, Tensor):
+            return [list(map(int, row)) for row in text.reshape(-1, text.shape[-1])] if text.numel() else []
+        if isinstance(text, str):
+            text = [text]
+        if text and isinstance(text[0], int):
+            return [[int(id_) for id_ in text]]  # type: ignore[arg-type]
+        for index, one in enumerate(text):
+            if not isinstance(one, str):
+                raise InputError(f"text {index} is a {type(one).__name__}: expected a string")
+            if not one:
+                raise EmptyText("the text is empty: there is nothing to read")
+        return [list(map(int, row)) for row in self.tokenizer(list(text), verbose=False)["input_ids"]] if text else []
+
+    def _check_rows(self, rows: list[list[int]]) -> None:
+        if not rows or not all(rows):
+            raise EmptyText("the text is empty: there is nothing to read")
+        longest = max(map(len, rows))
+        if longest > self.context:
+            raise TextTooLong(f"a text of {longest} tokens does not fit: {self.name} reads up to {self.context}; shorten it")
+        for row in rows:
+            if min(row) < 0 or max(row) >= self.vocab:
+                wrong = next(id_ for id_ in row if not 0 <= id_ < self.vocab)
+                raise TokenOutOfRange(f"no token {wrong}: {self.name} has tokens 0 to {self.vocab - 1}")
+
+    def rows(self, corpus: Corpus, *, length: int = 256, batch: int = 16, every_token: bool = False) -> Iterator[Tokens]:
+        """A corpus as packed rows of `length` tokens, `batch` rows at a time. Raises TextTooLong."""
+        if length > self.context:
+            raise TextTooLong(f"rows of {length} tokens do not fit: {self.name} reads up to {self.context}")
+        packed = pack(
+            self._documents(corpus),
+            length=length,
+            batch=batch,
+            special=self.special_ids,
+            bos=self.bos,
+            separator=self.separator,
+            pad=self._pad,
+        )
+        return (tokens.every_token for tokens in packed) if every_token else packed
+
+    def _documents(self, corpus: Iterable[Any]) -> Iterator[list[int]]:
+        for document in corpus:
+            # A document at a time: handing the tokenizer many at once gains little beside a forward pass.
+            yield self.tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def strings(self, ids: Iterable[int]) -> list[str]:
+        """Each token as the text it stands for, blanks included."""
+        return [self.tokenizer.decode([id_], clean_up_tokenization_spaces=False) for id_ in ids]
+
+    # --- running it -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def capture(
+        self,
+        text: str | Sequence[str] | Sequence[int] | Tensor | Tokens,
+        sites: Iterable[Site | str],
+        *,
+        every_token: bool = False,
+        logits: bool = False,
+        device: torch.device | str | None = None,
+    ) -> Captured:
+        """Activations at any number of sites, in one pass that ends after the last of them.
+
+        Special tokens, the first position, padding and attention sinks do not count unless `every_token` (padding
+        never does). `logits` lets the pass run to its end and keeps them ([B, T, vocab]). `device` is where the
+        activations go; they stay where they arise otherwise. Raises SiteNotFound, and what `tokens` raises.
+        """
+        tokens = self.tokens(text, every_token=every_token)
+        points = {site: places.locate(self.hf, site) for site in dict.fromkeys(map(Site.parse, sites))}
+        if not points:
+            raise InputError("no sites given: name at least one, as in sites=['12.res']")
+        out = None
+        with reading(self.hf, points, stop=not logits) as seen:
+            try:
+                out = self._forward(tokens).logits
+            except Enough:
+                pass
+        found = {}
+        for site, values in seen.items():
+            values = values if device is None else values.to(device)  # noqa: PLW2901
+            counted = tokens.counted.to(values.device)
+            if not every_token:
+                counted = counted & ~sinks(values, counted)
+            found[site] = Activations(values, counted, tokens, site, self.name)
+        return Captured(found, out)
+
+    @torch.no_grad()
+    def logits(self, text: str | Sequence[str] | Sequence[int] | Tensor | Tokens) -> Float[Tensor, "B T V"]:
+        """What it predicts after every token, edits in force included."""
+        logits: Tensor = self._forward(self.tokens(text)).logits
+        return logits
+
+    def _forward(self, tokens: Tokens) -> Any:
+        inputs: dict[str, Tensor] = {"input_ids": tokens.ids.to(self.device)}
+        if tokens.padded:
+            # Positions must follow the text, not the padding, where embeddings are absolute (GPT-2).
+            inputs["attention_mask"] = tokens.real.long().to(self.device)
+            inputs["position_ids"] = tokens.positions.to(self.device)
+        return self.hf(**inputs, use_cache=False)
+
+    @contextmanager
+    def edited(self, *edits: Edit) -> Iterator[LanguageModel]:
+        """While the block runs, every pass goes through the edits; afterwards the model is as before."""
+        at: dict[places.Point, Callable[[Tensor], Tensor]] = {}
+        for edit in edits:
+            point = places.locate(self.hf, edit.site)
+            if point in at:
+                raise InputError(f"two edits at {edit.site}: make them one")
+            at[point] = edit
+        with replacing(self.hf, at):
+            yield self
+
+    @torch.no_grad()
+    def generate(self, text: str, *, max_new_tokens: int = 50, temperature: float = 0.0, seed: int | None = None) -> str:
+        """The text continued, the text itself left out. `temperature` 0 takes the likeliest token each time."""
+        tokens = self.tokens(text)
+        if tokens.ids.shape[-1] + max_new_tokens > self.context:
+            raise TextTooLong(
+                f"{tokens.ids.shape[-1]} tokens and {max_new_tokens} new ones do not fit: {self.name} reads up to {self.context}"
+            )
+        options: Mapping[str, Any] = (
+            {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        )
+        with torch.random.fork_rng(enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            out = self.hf.generate(  # type: ignore[operator]
+                input_ids=tokens.ids.to(self.device),
+                attention_mask=tokens.real.long().to(self.device),
+                max_new_tokens=max_new_tokens,
+                pad_token_id=self._pad,
+                **options,
+            )
+        return str(self.tokenizer.decode(out[0, tokens.ids.shape[-1] :], skip_special_tokens=True))

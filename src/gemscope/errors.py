@@ -1,0 +1,102 @@
+"""Every error that a user can cause, drawn as a tree. Each message is one line: what was given, what was
+expected, what to do. Nothing here knows how the errors come about.
+
+    GemscopeError
+    ├── InputError            the text, ids or options given cannot be used        (also a ValueError)
+    │   ├── EmptyText
+    │   ├── TextTooLong
+    │   ├── TokenOutOfRange
+    │   └── NotFinite         NaN or Inf in weights or activations
+    ├── NotFound              nothing by that name                                 (also a LookupError)
+    │   ├── ModelNotFound
+    │   ├── SAENotFound
+    │   └── SiteNotFound      no such layer or site in this model
+    ├── AccessError           it exists, but cannot be reached                     (also an OSError)
+    │   ├── GatedRepository
+    │   └── HubUnreachable    no network, or offline mode
+    ├── FileError             a file is not what it should be                      (also an OSError)
+    │   ├── CorruptFile
+    │   ├── UnsafeFile        it would have to be unpickled
+    │   └── StorageFull
+    ├── Mismatch              two things that do not fit each other                (also a ValueError)
+    └── MissingDependency     an optional package is needed                        (also an ImportError)
+"""
+
+
+class GemscopeError(Exception):
+    """Base of all errors below. `str(error)` is one line."""
+
+
+class InputError(GemscopeError, ValueError):
+    """The text, ids or options given cannot be used."""
+
+
+class EmptyText(InputError):
+    """There is nothing to read."""
+
+
+class TextTooLong(InputError):
+    """More tokens than the model's context holds."""
+
+
+class TokenOutOfRange(InputError):
+    """A token id that the model's vocabulary does not have."""
+
+
+class NotFinite(InputError):
+    """NaN or Inf where numbers should be."""
+
+
+class NotFound(GemscopeError, LookupError):
+    """Nothing by that name."""
+
+    def __str__(self) -> str:  # LookupError's own str() would be fine, KeyError's would quote; keep it plain
+        return str(self.args[0]) if self.args else ""
+
+
+class ModelNotFound(NotFound):
+    """No such model, neither on the Hub nor on disk."""
+
+
+class SAENotFound(NotFound):
+    """No such SAE; the message names the nearest real ones."""
+
+
+class SiteNotFound(NotFound):
+    """This model has no such layer or site."""
+
+
+class AccessError(GemscopeError, OSError):
+    """It exists, but cannot be reached."""
+
+
+class GatedRepository(AccessError):
+    """Its owner asks for an agreement and a login first."""
+
+
+class HubUnreachable(AccessError):
+    """No network, or offline mode, and it is not in the cache."""
+
+
+class FileError(GemscopeError, OSError):
+    """A file is not what it should be."""
+
+
+class CorruptFile(FileError):
+    """Truncated, damaged, or of another format than its name says."""
+
+
+class UnsafeFile(FileError):
+    """Reading it would mean unpickling, which can run anything. Refused."""
+
+
+class StorageFull(FileError):
+    """No room left on the disk; nothing half-written stays behind."""
+
+
+class Mismatch(GemscopeError, ValueError):
+    """Two things that do not fit each other, such as an SAE and a model of another width."""
+
+
+class MissingDependency(GemscopeError, ImportError):
+    """An optional package is needed; the message says how to install it."""

@@ -1,0 +1,426 @@
+"""Published SAEs: what exists, where, and what each address says of its SAE. Knows names, not weights.
+
+The bundled snapshot answers without a network; the Hub, where it can be reached, says what is there today.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import gzip
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import cache, lru_cache
+from importlib.resources import files
+from typing import Any, overload
+
+from gemscope.activations.site import Site
+from gemscope.errors import HubUnreachable, InputError, ModelNotFound, SAENotFound
+
+WIDTHS = {
+    "4k": 4096,
+    "16k": 16384,
+    "32k": 32768,
+    "65k": 65536,
+    "131k": 131072,
+    "262k": 262144,
+    "524k": 524288,
+    "1m": 1048576,
+}
+"""Width labels of Gemma Scope and how many features they stand for."""
+
+CANONICAL_L0 = 100
+"""Of several SAEs that differ in L0 alone, Gemma Scope calls the one closest to this L0 canonical."""
+
+_REPO_1 = re.compile(r"google/gemma-scope-(2b|9b|27b)-(pt|it)-(res|mlp|att|transcoders)")
+_REPO_2 = re.compile(r"google/gemma-scope-2-(270m|1b|4b|12b|27b)-(pt|it)")
+_PATH_1 = re.compile(r"(?:layer_(\d+)|embedding)/width_(\w+)/average_l0_(\d+)")
+_PATH_2 = re.compile(
+    r"(resid_post|attn_out|mlp_out|transcoder)(_all)?/layer_(\d+)_width_([0-9]+[km])_l0_(small|medium|big)(_affine)?(?:_seed_(\d+))?"
+)
+_KINDS_2 = {"resid_post": "res", "attn_out": "att", "mlp_out": "mlp", "transcoder": "transcoder"}
+_WEIGHTS = re.compile(r"(.+)/params\.(?:npz|safetensors)")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One published SAE. `address` loads it."""
+
+    repo: str
+    """Repository on the Hub."""
+    path: str
+    """Folder in the repository."""
+    file: str
+    """The weights, in that folder: params.npz or params.safetensors."""
+    generation: int
+    """1 for Gemma Scope (Gemma 2), 2 for Gemma Scope 2 (Gemma 3)."""
+    model: str
+    """Hugging Face id of the model that it reads."""
+    site: Site
+    """Where it reads."""
+    site_out: Site
+    """Where it writes: another place than `site` for transcoders alone."""
+    width: int
+    """How many features."""
+    width_label: str
+    """The same as written in addresses: 16k, 1m."""
+    l0: int | None
+    """Features active per token, as declared; None where only the file itself would tell."""
+    l0_label: str | None
+    """small, medium or big (Gemma Scope 2)."""
+    affine: bool
+    """Whether a transcoder has an affine skip connection."""
+    seed: int | None
+    """Of SAEs trained again from another seed."""
+    canonical: bool
+    """Whether its L0 is the one closest to 100 of those that differ in L0 alone (Gemma Scope 1)."""
+    neuronpedia_id: str | None
+    """Such as gemma-2-2b/20-gemmascope-res-16k: feature 5 has its page at neuronpedia.org/gemma-2-2b/20-gemmascope-res-16k/5."""
+    release: str
+    """SAELens's name for the collection; canonical SAEs are also in `{release}-canonical`."""
+    sae_id: str
+    """SAELens's name within the release."""
+
+    @property
+    def address(self) -> str:
+        """What `load_sae` takes: `REPO/path`."""
+        return f"{self.repo}/{self.path}"
+
+    @property
+    def layer(self) -> int | None:
+        """The block that it reads at, counted from 0; None for the embedding."""
+        return self.site.layer
+
+    @property
+    def saelens_names(self) -> tuple[str, ...]:
+        """Its names in SAELens, as `release sae_id`; the canonical one first."""
+        plain = f"{self.release} {self.sae_id}"
+        if not self.canonical:
+            return (plain,)
+        return (f"{self.release}-canonical {self.sae_id.rsplit('/', 1)[0]}/canonical", plain)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values only, sites in their text form, address and layer included."""
+        plain = asdict(self) | {"site": str(self.site), "site_out": str(self.site_out)}
+        return {"address": self.address, **plain, "layer": self.layer}
+
+
+@dataclass(frozen=True)
+class Catalog(Sequence[Entry]):
+    """Entries, and where the list comes from."""
+
+    entries: tuple[Entry, ...]
+    source: str
+    """One line: the Hub, or the bundled snapshot and why."""
+
+    @overload
+    def __getitem__(self, index: int) -> Entry: ...
+    @overload
+    def __getitem__(self, index: slice) -> Catalog: ...
+    def __getitem__(self, index: int | slice) -> Entry | Catalog:
+        if isinstance(index, slice):
+            return replace(self, entries=self.entries[index])
+        return self.entries[index]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries)
+
+
+def catalog(
+    model: str | None = None,
+    *,
+    site: Site | str | None = None,
+    layer: int | None = None,
+    width: int | str | None = None,
+    l0: float | str | tuple[float, float] | None = None,
+    canonical: bool | None = None,
+    affine: bool | None = None,
+    generation: int | None = None,
+    online: bool | None = None,
+    token: str | bool | None = None,
+) -> Catalog:
+    """The published SAEs that fit every filter given, ordered by model, site, width and L0.
+
+    `model` is `gemma-2-2b` or `google/gemma-2-2b`; `site` a kind (`res`; `transcoder` means both kinds of transcoder
+    input) or a place (`20.res`); `width` a label (`16k`) or a number; `l0` a number, a label (`medium`) or a range
+    `(50, 150)`. `online=None` asks the Hub and takes the bundled snapshot when it does not answer; True insists,
+    False does not ask. `.source` of the result says which it was.
+
+    Raises ModelNotFound for a model that no published SAE reads, InputError for a width, site or label that does not
+    exist, HubUnreachable with `online=True`.
+    """
+    kind, layer = _place(site, layer)
+    n_features = None if width is None else width_of(width)
+    low, high, label = _range(l0)
+    known = snapshot()
+    if model is not None:
+        model = _model_id(model, known)
+    wanted = [entry for entry in known if model in (None, entry.model)]
+    listed = _listed(wanted, online=online, token=token)
+
+    def fits(entry: Entry) -> bool:
+        return (
+            (kind is None or entry.site.kind == kind or (kind == "transcoder" and entry.site.kind == "transcoder_nogain"))
+            and layer in (None, entry.layer)
+            and n_features in (None, entry.width)
+            and label in (None, entry.l0_label)
+            and (low is None or high is None or (entry.l0 is not None and low <= entry.l0 <= high))
+            and canonical in (None, entry.canonical)
+            and affine in (None, entry.affine)
+            and generation in (None, entry.generation)
+        )
+
+    return replace(listed, entries=tuple(sorted(filter(fits, listed), key=_order)))
+
+
+def entry_of(repo: str, path: str) -> Entry | None:
+    """What a repository and a folder in it say of the SAE there; None where the names are not Gemma Scope's.
+
+    Facts that no name holds (the L0 of Gemma Scope 2, Neuronpedia pages, which is canonical) come from the snapshot.
+    """
+    known = _by_address().get(f"{repo}/{path}")
+    return known if known is not None else _read_names(repo, path)
+
+
+def find(name: str) -> Entry | None:
+    """The entry that an address, a SAELens name (`release sae_id`) or a Neuronpedia id stands for; None for no match."""
+    if name in (addresses := _by_address()):
+        return addresses[name]
+    return _by_other_names().get(" ".join(name.split()))
+
+
+def nearest(name: str, n: int = 3) -> list[str]:
+    """Up to n names that exist and are like `name`, written in the same manner; the likeliest first.
+
+    With everything right but the L0, those are the other L0s of the same SAE, nearest first.
+    """
+    entries = snapshot()
+    if len(release_and_id := name.split()) == 2:
+        return _nearest_of(name, [each for entry in entries for each in entry.saelens_names], n, release_and_id[0])
+    if name.count("/") == 1:
+        ids = [entry.neuronpedia_id for entry in entries if entry.neuronpedia_id]
+        return _nearest_of(name, ids, n, name.split("/", maxsplit=1)[0])
+    return _nearest_of(name, [entry.address for entry in entries], n, "/".join(name.split("/")[:2]))
+
+
+def width_of(width: int | str) -> int:
+    """16384 for "16k", "16384" or 16384. Raises InputError for a width that no published SAE has."""
+    number = WIDTHS.get(str(width).lower())
+    if number is None and str(width).isdecimal() and int(width) in WIDTHS.values():
+        number = int(width)
+    if number is None:
+        raise InputError(f"no published SAE is {width!r} wide: the widths are {', '.join(WIDTHS)} (or the number of features)")
+    return number
+
+
+@cache
+def snapshot() -> tuple[Entry, ...]:
+    """The bundled list: every Gemma Scope SAE known when this release was made."""
+    text = gzip.decompress(files("gemscope").joinpath("data/catalog/gemma_scope.csv.gz").read_bytes()).decode()
+    rows = csv.reader(text.splitlines())
+    next(rows)
+    entries = []
+    for repo, path, l0, canonical, on_neuronpedia in rows:
+        entry = _read_names(repo, path, int(l0) if l0 else None, canonical == "1", on_neuronpedia == "1")
+        if entry is not None:
+            entries.append(entry)
+    return tuple(entries)
+
+
+def parse_files(repo: str, names: Iterable[str]) -> list[Entry]:
+    """The SAEs among the file names of a repository, with what the snapshot knows of them; the canonical ones marked."""
+    entries = []
+    for name in names:
+        folder = _WEIGHTS.fullmatch(name)
+        entry = entry_of(repo, folder[1]) if folder else None
+        if entry is not None and entry.file == name.rsplit("/", 1)[1]:
+            entries.append(entry)
+    return mark_canonical(entries)
+
+
+def mark_canonical(entries: Iterable[Entry]) -> list[Entry]:
+    """The same, with the SAE closest to an L0 of 100 marked in every group that has none marked yet.
+
+    Two pairs are as far from 100 on either side: there the mark of the snapshot, which follows SAELens, decides.
+    Embedding SAEs and Gemma Scope 2 have no canonical ones.
+    """
+    entries = list(entries)
+    groups: dict[tuple[str, Site, int], list[Entry]] = {}
+    for entry in entries:
+        if entry.generation == 1 and entry.layer is not None:
+            groups.setdefault((entry.repo, entry.site, entry.width), []).append(entry)
+    chosen = set()
+    for group in groups.values():
+        best = next((e for e in group if e.canonical), None) or min(group, key=_from_canonical)
+        chosen.add(best.address)
+    return [entry if (entry.address in chosen) == entry.canonical else _canonical(entry) for entry in entries]
+
+
+# --- names ----------------------------------------------------------------------------------------------------------
+
+
+def _read_names(
+    repo: str, path: str, l0: int | None = None, canonical: bool = False, on_neuronpedia: bool = False
+) -> Entry | None:
+    if (match := _REPO_2.fullmatch(repo)) and (parts := _PATH_2.fullmatch(path)):
+        size, tuned = match.groups()
+        folder, everywhere, layer, label, l0_label, affine, seed = parts.groups()
+        kind = _KINDS_2[folder]
+        model = f"gemma-3-{size}-{tuned}"
+        collection = "transcoders" if kind == "transcoder" else kind
+        return _entry(
+            repo, path, 2, f"google/{model}", _site(int(layer), kind), label, l0,
+            file="params.safetensors", l0_label=l0_label, affine=affine is not None, seed=seed and int(seed), canonical=False,
+            neuronpedia_id=f"{model.removesuffix('-pt')}/{layer}-gemmascope-2-{kind}-{label}" if on_neuronpedia else None,
+            release=f"{repo.removeprefix('google/')}-{collection}" + ("-all" if everywhere else ""),
+            # SAELens writes the folder for this one collection alone
+            sae_id=path if folder == "transcoder" and not everywhere else path.split("/", 1)[1],
+        )  # fmt: skip
+    if (match := _REPO_1.fullmatch(repo)) and (parts := _PATH_1.fullmatch(path)):
+        size, tuned, collection = match.groups()
+        layer, label, number = parts.groups()
+        if layer is None and collection != "res":
+            return None
+        model = f"gemma-2-{size}" + ("-it" if tuned == "it" else "")
+        kind = collection.removesuffix("s") if layer is not None else "embed"
+        suffix = "" if canonical else f"__l0-{number}"
+        return _entry(
+            repo, path, 1, f"google/{model}",
+            _site(None if layer is None else int(layer), "transcoder_nogain" if kind == "transcoder" else kind), label, int(number),
+            file="params.npz", l0_label=None, affine=False, seed=None, canonical=canonical,
+            neuronpedia_id=f"{model}/{layer}-gemmascope-{kind}-{label}{suffix}" if on_neuronpedia else None,
+            release=repo.removeprefix("google/"), sae_id=path,
+        )  # fmt: skip
+    return None
+
+
+def _entry(
+    repo: str, path: str, generation: int, model: str, site: Site, label: str, l0: int | None, **rest: Any
+) -> Entry | None:
+    if label not in WIDTHS:
+        return None
+    site_out = _site(site.layer, "mlp") if site.kind.startswith("transcoder") else site
+    return Entry(
+        repo=repo, path=path, generation=generation, model=model, site=site, site_out=site_out,
+        width=WIDTHS[label], width_label=label, l0=l0, **rest,
+    )  # fmt: skip
+
+
+_site = lru_cache(maxsize=1024)(Site)
+
+
+def _canonical(entry: Entry) -> Entry:
+    """The same entry with the mark turned round; its Neuronpedia page stays where it is."""
+    return replace(entry, canonical=not entry.canonical)
+
+
+@cache
+def _by_address() -> dict[str, Entry]:
+    return {entry.address: entry for entry in snapshot()}
+
+
+@cache
+def _by_other_names() -> dict[str, Entry]:
+    names = {name: entry for entry in snapshot() for name in entry.saelens_names}
+    return names | {entry.neuronpedia_id: entry for entry in snapshot() if entry.neuronpedia_id}
+
+
+def _from_canonical(entry: Entry) -> tuple[int, int]:
+    l0 = entry.l0 or 0
+    return abs(l0 - CANONICAL_L0), l0
+
+
+def _order(entry: Entry) -> tuple[str, Site, int, int, str]:
+    return entry.model, entry.site, entry.width, entry.l0 or 0, entry.path
+
+
+_L0 = re.compile(r"(?:average_l0_|__l0-)(\d+)")
+
+
+def _nearest_of(name: str, names: Sequence[str], n: int, head: str) -> list[str]:
+    # Different only in the L0: the L0s that exist, by distance.
+    if hit := _L0.search(name):
+        stem, l0 = name[: hit.start()], int(hit[1])
+        siblings = [(abs(int(other[1]) - l0), each) for each in names if each.startswith(stem) and (other := _L0.search(each))]
+        if siblings:
+            return [each for _, each in sorted(siblings)[:n]]
+    # Otherwise the nearest repository (or release, or model) first, so that one wrong letter there costs nothing, then in it.
+    heads = sorted({each[: len(each) - len(_tail(each))] for each in names})
+    near = difflib.get_close_matches(head, [each.rstrip(" /") for each in heads], n=1, cutoff=0.6)
+    if not near:
+        return []
+    within = [each for each in names if each.startswith(near[0]) and each[len(near[0])] in " /"]
+    return difflib.get_close_matches(name, within, n=n, cutoff=0.6) or difflib.get_close_matches(name, within, n=n, cutoff=0.3)
+
+
+def _tail(name: str) -> str:
+    """The part behind the repository, the release, or Neuronpedia's model."""
+    if " " in name:
+        return name.split(" ", 1)[1]
+    return name.split("/", 2)[2] if name.count("/") > 1 else name.split("/", 1)[1]
+
+
+# --- filters --------------------------------------------------------------------------------------------------------
+
+
+def _place(site: Site | str | None, layer: int | None) -> tuple[str | None, int | None]:
+    if site is None:
+        return None, layer
+    if isinstance(site, str) and "." not in site:
+        # Any layer serves to have the kind's name checked.
+        return (site if site == "embed" else Site(0, site).kind), layer
+    place = Site.parse(site)
+    if layer not in (None, place.layer):
+        raise InputError(f"site {str(place)!r} and layer {layer} contradict each other: give one of them")
+    return place.kind, place.layer
+
+
+def _range(l0: float | str | tuple[float, float] | None) -> tuple[float | None, float | None, str | None]:
+    match l0:
+        case None:
+            return None, None, None
+        case (low, high):
+            return float(low), float(high), None
+        case str() if l0 in ("small", "medium", "big"):
+            return None, None, l0
+    try:
+        return float(l0), float(l0), None
+    except ValueError:
+        raise InputError(f"{l0!r} is no L0: give a number, a range, or small, medium or big") from None
+
+
+def _model_id(model: str, known: Iterable[Entry]) -> str:
+    models = sorted({entry.model for entry in known})
+    for each in models:
+        if model in (each, each.removeprefix("google/")):
+            return each
+    raise ModelNotFound(f"no published SAE reads {model!r}: the models are {', '.join(models)}")
+
+
+# --- the Hub --------------------------------------------------------------------------------------------------------
+
+_SNAPSHOT = "the bundled snapshot"
+
+
+def _listed(wanted: Sequence[Entry], *, online: bool | None, token: str | bool | None) -> Catalog:
+    """What the Hub lists today in the repositories of the entries wanted, or those entries themselves."""
+    if online is False:
+        return Catalog(tuple(wanted), _SNAPSHOT)
+    from gemscope.features.files import hub
+
+    repos = sorted({entry.repo for entry in wanted})
+    try:
+        hub.reach()
+        with ThreadPoolExecutor(min(8, len(repos))) as pool:
+            listings = list(pool.map(lambda repo: hub.list_files(repo, token=token), repos))
+    except (HubUnreachable, SAENotFound) as error:
+        if online:
+            raise
+        return Catalog(tuple(wanted), f"{_SNAPSHOT} ({error})")
+    entries = [entry for repo, names in zip(repos, listings, strict=True) for entry in parse_files(repo, names)]
+    return Catalog(tuple(entries), "the Hugging Face Hub")

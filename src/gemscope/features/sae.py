@@ -1,0 +1,184 @@
+"""The sparse autoencoder: its weights, what it is for, and how it encodes and decodes. Files are `files/`'s work."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from gemscope.activations.capture import Activations
+from gemscope.activations.site import Site
+from gemscope.errors import InputError, Mismatch, NotFinite
+from gemscope.features.activations import FeatureActivations
+from gemscope.features.decode import decode_sparse
+from gemscope.features.encode import encode_sparse
+from gemscope.shapes import Float
+
+Gate = Literal["jumprelu", "relu", "topk"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAEInfo:
+    """What an SAE is and was made for: facts that travel with the weights, none of which change the arithmetic."""
+
+    name: str = "unnamed"
+    """The address that it was loaded by, such as google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71."""
+    model: str | None = None
+    """Hugging Face id of the model whose activations it was trained on."""
+    revision: str | None = None
+    """Commit of the repository that it came from."""
+    declared_l0: float | None = None
+    """The L0 that its authors state."""
+    neuronpedia_id: str | None = None
+    """Such as gemma-2-2b/20-gemmascope-res-16k; each feature has a page there."""
+    prepend_bos: bool | None = None
+    """Whether its training text began with BOS, where that is known."""
+    context_size: int | None = None
+    """Tokens per row of its training text, where that is known."""
+    metadata: Mapping[str, object] = field(default_factory=dict)
+    """Whatever else its file said; kept on saving."""
+
+
+class SAE(nn.Module):
+    """A sparse autoencoder, or a transcoder when it writes to another site than it reads.
+
+    Weights, with the tutorial's names and shapes: `W_enc` [d_in, d_sae], `b_enc` [d_sae], `W_dec` [d_sae, d_out],
+    `b_dec` [d_out]; `threshold` [d_sae] for JumpReLU; `W_skip` [d_out, d_in] for affine transcoders.
+
+        z = x @ W_enc + b_enc                                    pre-activations
+        f = z where z > threshold and z > 0, else 0              jumprelu (Rajamanoharan et al. 2024, eq. 2; strict >)
+            max(z, 0)                                            relu
+            max(z, 0) where z is among the k largest, else 0     topk
+        x̂ = f @ W_dec + b_dec (+ W_skip @ x)
+    """
+
+    threshold: nn.Parameter | None
+    W_skip: nn.Parameter | None
+
+    def __init__(
+        self,
+        d_in: int,
+        d_sae: int,
+        d_out: int | None = None,
+        *,
+        gate: Gate = "jumprelu",
+        k: int | None = None,
+        skip: bool = False,
+        site: Site | str | None = None,
+        site_out: Site | str | None = None,
+        info: SAEInfo | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """All weights zero, gradients off. `site_out` is `site` unless given; `k` goes with `gate="topk"` alone."""
+        super().__init__()
+        if (gate == "topk") != (k is not None):
+            raise InputError(f"gate={gate!r} with k={k}: k belongs to 'topk', and 'topk' needs it")
+        d_out = d_in if d_out is None else d_out
+        self.d_in, self.d_sae, self.d_out = d_in, d_sae, d_out
+        self.gate: Gate = gate
+        self.k = k
+        self.site = None if site is None else Site.parse(site)
+        self.site_out = self.site if site_out is None else Site.parse(site_out)
+        self.info = info or SAEInfo()
+
+        def zeros(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(*shape, dtype=dtype, device=device), requires_grad=False)
+
+        self.W_enc = zeros(d_in, d_sae)
+        self.b_enc = zeros(d_sae)
+        self.W_dec = zeros(d_sae, d_out)
+        self.b_dec = zeros(d_out)
+        self.register_parameter("threshold", zeros(d_sae) if gate == "jumprelu" else None)
+        self.register_parameter("W_skip", zeros(d_out, d_in) if skip else None)
+
+    # --- what it computes -------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, x: Activations | Float[Tensor, "... D"]) -> FeatureActivations:
+        """The active features of every token, sparse. In float32, on the SAE's device, whatever `x` comes in.
+
+        Raises Mismatch when `x` has another width, NotFinite when it holds NaN or Inf.
+        """
+        counted = x.counted.to(self.W_enc.device) if isinstance(x, Activations) else None
+        values = self._input(x)
+        return encode_sparse(self, values, counted)
+
+    def encode_dense(self, x: Activations | Float[Tensor, "... D"]) -> Float[Tensor, "... F"]:
+        """[..., d_sae] with the zeros, differentiable in `x` and the weights. The tutorial's own arithmetic.
+
+        The gate passes no gradient of its own: where a feature is active the derivative is W_enc's, elsewhere 0.
+        """
+        pre = self._input(x) @ self.W_enc.float() + self.b_enc.float()
+        return self.gated(pre)
+
+    def gated(self, pre: Float[Tensor, "... F"]) -> Float[Tensor, "... F"]:
+        """Pre-activations to activations."""
+        positive = torch.relu(pre)
+        if self.threshold is not None:
+            return positive * (pre > self.threshold.float())
+        if self.k is not None:
+            kept = pre.topk(self.k, dim=-1)
+            return torch.zeros_like(pre).scatter(-1, kept.indices, torch.relu(kept.values))
+        return positive
+
+    def decode(self, features: FeatureActivations | Float[Tensor, "... F"]) -> Float[Tensor, "... O"]:
+        """The activations that the features stand for, W_skip's part not included (`forward` adds it)."""
+        if isinstance(features, FeatureActivations):
+            return decode_sparse(self, features)
+        if features.shape[-1] != self.d_sae:
+            raise Mismatch(f"{features.shape[-1]} features given to an SAE of {self.d_sae}")
+        return features @ self.W_dec.float() + self.b_dec.float()
+
+    def forward(self, x: Activations | Float[Tensor, "... D"]) -> Float[Tensor, "... O"]:
+        """Encode, decode, and the affine skip where there is one. Differentiable where gradients are wanted."""
+        values = self._input(x)
+        differentiable = torch.is_grad_enabled() and (
+            values.requires_grad or any(weight.requires_grad for weight in self.parameters())
+        )
+        out = self.decode(self.encode_dense(values) if differentiable else self.encode(values))
+        return out if self.W_skip is None else out + values @ self.W_skip.float().T
+
+    def direction(self, feature: int) -> Float[Tensor, "O"]:
+        """What one unit of a feature writes: its decoder row, in the units of the site."""
+        if not 0 <= feature < self.d_sae:
+            raise InputError(f"no feature {feature}: this SAE has features 0 to {self.d_sae - 1}")
+        return self.W_dec[feature].float()
+
+    def _input(self, x: Activations | Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+        values = x.values if isinstance(x, Activations) else x
+        if values.shape[-1] != self.d_in:
+            at = f" at {x.site}" if isinstance(x, Activations) else ""
+            raise Mismatch(f"activations of width {values.shape[-1]}{at} given to an SAE that reads {self.d_in}: {self}")
+        values = values.to(self.W_enc.device, torch.float32)
+        if not values.isfinite().all():
+            raise NotFinite(f"NaN or Inf in the activations given to {self.info.name}: check the model's dtype and weights")
+        return values
+
+    # --- what it is -------------------------------------------------------------------------------------------
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether it writes somewhere else than it reads."""
+        return self.site != self.site_out
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the weights in float32 and the gate: the SAE's identity, whatever file it came from."""
+        hashed = hashlib.sha256(f"{self.gate}:{self.k}".encode())
+        for name, weight in sorted(self.state_dict().items()):
+            hashed.update(f"{name}{tuple(weight.shape)}".encode())
+            hashed.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
+        return hashed.hexdigest()
+
+    def extra_repr(self) -> str:
+        sites = str(self.site) if not self.is_transcoder else f"{self.site} → {self.site_out}"
+        return f"{self.info.name}, {sites}, {self.gate}, d_in={self.d_in}, d_sae={self.d_sae}, d_out={self.d_out}"
+
+    def __repr__(self) -> str:
+        return f"SAE({self.extra_repr()})"

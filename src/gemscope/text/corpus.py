@@ -1,0 +1,501 @@
+"""Text that can be read again: files, Hugging Face datasets, the bundled sample. Knows where documents come from and
+how to read them one at a time; leaves their tokens to `tokens.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import gzip
+import hashlib
+import importlib.resources
+import json
+import os
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import islice
+from pathlib import Path
+from types import CodeType
+from typing import IO, Any, Protocol, cast
+
+from gemscope.errors import (
+    CorruptFile,
+    EmptyText,
+    FileError,
+    GatedRepository,
+    HubUnreachable,
+    InputError,
+    MissingDependency,
+    NotFound,
+)
+
+SUFFIXES = (".txt", ".jsonl", ".json", ".parquet", ".txt.gz", ".jsonl.gz", ".json.gz")
+"""What `Corpus.read` reads. A .txt is one document; .jsonl and .json hold one JSON object a line."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One piece of text and where it is from."""
+
+    text: str
+    source: str = ""
+    """What its row calls its source, else the name of its file."""
+    license: str = ""
+    index: int = 0
+    """Its position in the corpus as read, from 0; `take`, `skip`, `where`, `only` and `split` keep it."""
+
+
+class Corpus:
+    """Documents that can be read again: each `for document in corpus` starts afresh and holds one document at a time.
+
+    Made by `read`, `dataset`, `sample` and `of`; narrowed by `take`, `skip`, `where`, `only` and `split`, each of
+    which returns a new corpus and reads nothing. Blank documents are passed over. Iterating raises EmptyText where
+    there is nothing to read, CorruptFile where a file is damaged, InputError where a row lacks the field asked for.
+    """
+
+    def __init__(self, source: Source, steps: tuple[tuple[str, Step], ...] = ()) -> None:
+        self._source = source
+        self._steps = steps
+
+    @classmethod
+    def read(cls, paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], *, field: str = "text") -> Corpus:
+        """The documents of a file, a folder (with the folders in it), a glob such as `pile/*.jsonl.gz`, or several.
+
+        One .txt file is one document. Rows of .jsonl (or .json, one object a line) and .parquet give their text in
+        `field`, and may name their `source` and `license`. Files are read in the order given, those of a folder or a
+        glob by name. Raises NotFound for a path that is not there, InputError for a suffix not in `SUFFIXES`,
+        EmptyText for a folder without such files.
+        """
+        given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+        if not given:
+            raise EmptyText("no files given: Corpus.read wants a path, a glob or a list of them")
+        files = tuple(file for path in given for file in _find(path))
+        return cls(_Files(_title(given, files), files, field))
+
+    @classmethod
+    def dataset(
+        cls,
+        name: str,
+        *,
+        split: str = "train",
+        field: str = "text",
+        revision: str | None = None,
+        token: str | bool | None = None,
+        **kwargs: Any,
+    ) -> Corpus:
+        """A Hugging Face dataset, streamed: rows arrive as they are read. `kwargs` go to `datasets.load_dataset`.
+
+        The digest knows a dataset by what was asked for; give `revision` where it should also say which commit.
+        Raises MissingDependency without the datasets package. Iterating raises NotFound, GatedRepository or
+        HubUnreachable where the dataset cannot be had.
+        """
+        try:
+            import datasets  # noqa: F401
+        except ImportError as error:
+            raise MissingDependency(
+                f'dataset {name!r} needs the datasets package: pip install "gemscope[datasets]"'
+            ) from error
+        return cls(_Dataset(name, split, field, revision, token, kwargs))
+
+    @classmethod
+    def sample(cls) -> Corpus:
+        """The bundled sample: 2.5 MB of public-domain and permissive English (its SOURCES.md lies beside it)."""
+        path = Path(str(importlib.resources.files("gemscope"))) / "data" / "sample" / "corpus.jsonl.gz"
+        if not path.is_file():
+            raise NotFound(f"the bundled sample {path.name} is missing from this installation: install gemscope again")
+        return cls(_Files("sample", (path,), "text"))
+
+    @classmethod
+    def of(cls, texts: str | Iterable[str]) -> Corpus:
+        """Texts at hand, kept in memory, one document each. Raises EmptyText for none, InputError for other things."""
+        held = (texts,) if isinstance(texts, str) else tuple(texts)
+        for number, text in enumerate(held):
+            if not isinstance(text, str):
+                raise InputError(f"text {number} is of type {type(text).__name__}: Corpus.of wants strings")
+            if flaw := _surrogate(text):
+                raise InputError(f"text {number} holds {flaw}")
+        if not any(text.strip() for text in held):
+            raise EmptyText("there is no text here: Corpus.of wants at least one text that is not blank")
+        return cls(_Texts(held))
+
+    def __iter__(self) -> Iterator[Document]:
+        documents = iter(self._source)
+        for _, step in self._steps:
+            documents = step(documents)
+        found = False
+        for document in documents:
+            found = True
+            yield document
+        if not found:
+            raise EmptyText(f"no documents in {self.name}: there is nothing to read")
+
+    def take(self, n: int) -> Corpus:
+        """The first `n` documents; reads no further than the last of them."""
+        if n < 1:
+            raise InputError(f"take({n}): the number of documents must be 1 or more")
+        return self._then(f"take({n})", partial(_slice, start=0, stop=n))
+
+    def skip(self, n: int) -> Corpus:
+        """All but the first `n` documents."""
+        if n < 0:
+            raise InputError(f"skip({n}): the number of documents must be 0 or more")
+        return self._then(f"skip({n})", partial(_slice, start=n, stop=None))
+
+    def where(self, predicate: Callable[[Document], bool], *, name: str | None = None) -> Corpus:
+        """The documents for which `predicate(document)` is true.
+
+        The digest knows a predicate by `name`; without one by its code, which another Python may compile differently.
+        """
+        label = name or getattr(predicate, "__qualname__", type(predicate).__name__)
+        mark = "" if name else f" {_code_mark(predicate)}"
+        return self._then(f"where({label}{mark})", partial(_filter, predicate=predicate))
+
+    def only(self, sources: str | Iterable[str]) -> Corpus:
+        """The documents of the sources named. Iterating raises EmptyText, naming the sources met, if there are none."""
+        names = frozenset([sources] if isinstance(sources, str) else sources)
+        if not names:
+            raise InputError("only([]): name at least one source to keep")
+        return self._then(f"only({', '.join(sorted(names))})", partial(_only, names=names))
+
+    def split(self, held_out: float = 0.02, seed: int = 0) -> tuple[Corpus, Corpus]:
+        """(train, held out): about `held_out` of the documents set aside, chosen by a hash of each text and `seed`.
+
+        The same text always falls on the same side, wherever and however often it stands in the corpus.
+        """
+        if not 0 < held_out < 1:
+            raise InputError(f"held_out={held_out}: a share of the documents between 0 and 1 is wanted, such as 0.02")
+        label = f"split({held_out}, seed={seed})"
+        # a split of a split must draw anew: by the same draw, all that is left would fall on one side
+        earlier = sum(step.startswith("split(") for step, _ in self._steps)
+        side = partial(_side, held_out=held_out, salt=f"{seed}:{earlier}".encode())
+        return (
+            self._then(f"{label}.train", partial(side, wanted=False)),
+            self._then(f"{label}.held_out", partial(side, wanted=True)),
+        )
+
+    @property
+    def name(self) -> str:
+        """Where the text is from and how it was narrowed, for people: `sample.take(200)`."""
+        return ".".join([self._source.name, *(label for label, _ in self._steps)])
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 in hex that tells this corpus from others in a manifest, wherever its files lie.
+
+        Files up to 2 MiB count in full (one such file of field `text` has its own SHA-256), longer ones by their size
+        and the 64 KiB at either end, so that it stays cheap.
+        """
+        return _sha(self._source.digest, *(label for label, _ in self._steps)) if self._steps else self._source.digest
+
+    def __repr__(self) -> str:
+        return f"Corpus({self.name!r})"
+
+    def _then(self, label: str, step: Step) -> Corpus:
+        return Corpus(self._source, (*self._steps, (label, step)))
+
+
+class Source(Protocol):
+    """Where a corpus starts: iterating it again reads it again."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    def __iter__(self) -> Iterator[Document]: ...
+
+
+Step = Callable[[Iterator[Document]], Iterator[Document]]
+"""One narrowing: documents in, some of them out."""
+
+
+def _slice(documents: Iterator[Document], *, start: int, stop: int | None) -> Iterator[Document]:
+    return islice(documents, start, stop)
+
+
+def _filter(documents: Iterator[Document], *, predicate: Callable[[Document], bool]) -> Iterator[Document]:
+    return filter(predicate, documents)
+
+
+def _only(documents: Iterator[Document], *, names: Collection[str]) -> Iterator[Document]:
+    met: set[str] = set()
+    for document in documents:
+        met.add(document.source)
+        if document.source in names:
+            yield document
+    if not met & set(names):
+        there = ", ".join(repr(source) for source in sorted(met)[:20]) or "none"
+        raise EmptyText(f"no document from {' or '.join(map(repr, sorted(names)))}: the sources here are {there}")
+
+
+def _side(documents: Iterator[Document], *, held_out: float, salt: bytes, wanted: bool) -> Iterator[Document]:
+    for document in documents:
+        hashed = hashlib.blake2b(document.text.encode(), digest_size=8, key=salt).digest()
+        if (int.from_bytes(hashed, "little") < held_out * 2**64) is wanted:
+            yield document
+
+
+@dataclass(frozen=True)
+class _Texts:
+    texts: tuple[str, ...]
+    name: str = "texts"
+
+    @property
+    def digest(self) -> str:
+        return _sha("texts", *self.texts)
+
+    def __iter__(self) -> Iterator[Document]:
+        return _documents((text, {}) for text in self.texts)
+
+
+@dataclass(frozen=True)
+class _Dataset:
+    name: str
+    split: str
+    field: str
+    revision: str | None
+    token: str | bool | None = dataclasses.field(repr=False)
+    options: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        options = json.dumps(self.options, sort_keys=True, default=repr)
+        return _sha("dataset", self.name, self.split, self.field, str(self.revision), options)
+
+    def __iter__(self) -> Iterator[Document]:
+        return _documents(self._rows(), self.name)
+
+    def _rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        import datasets
+
+        try:
+            rows = datasets.load_dataset(
+                self.name,
+                split=self.split,
+                revision=self.revision,
+                token=self.token,
+                streaming=True,
+                **self.options,
+            )
+            for number, row in enumerate(rows):
+                yield _text_of(row, self.field, f"row {number} of dataset {self.name}"), row
+        except datasets.exceptions.DatasetNotFoundError as error:
+            if "gated" in str(error):
+                raise GatedRepository(
+                    f"dataset {self.name} is gated: accept its terms on its page, then `hf auth login` or give token="
+                ) from error
+            raise NotFound(
+                f"no dataset {self.name} (revision {self.revision or 'main'}) that this login can see"
+            ) from error
+        except ConnectionError as error:
+            raise HubUnreachable(f"dataset {self.name} cannot be reached: no network, or offline mode") from error
+
+
+@dataclass(frozen=True)
+class _Files:
+    name: str
+    paths: tuple[Path, ...]
+    field: str
+
+    @property
+    def digest(self) -> str:
+        prints = [_fingerprint(path) for path in self.paths]
+        return prints[0] if len(prints) == 1 and self.field == "text" else _sha("files", self.field, *prints)
+
+    def __iter__(self) -> Iterator[Document]:
+        index = 0
+        for path in self.paths:
+            for document in _documents(_rows(path, self.field), path.name, index):
+                yield document
+                index = document.index + 1
+
+
+def _documents(rows: Iterable[tuple[str, Mapping[str, Any]]], place: str = "", start: int = 0) -> Iterator[Document]:
+    """Documents out of (text, row) pairs, numbered from `start`; a row may name its source and its license."""
+    written = ((text, row) for text, row in rows if text.strip())
+    for index, (text, row) in enumerate(written, start):
+        yield Document(text, _word(row, "source") or place, _word(row, "license"), index)
+
+
+def _word(row: Mapping[str, Any], key: str) -> str:
+    value = row.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _text_of(row: Mapping[str, Any], field: str, place: str) -> str:
+    if field not in row:
+        there = ", ".join(map(repr, row)) or "none"
+        raise InputError(
+            f"no field {field!r} in {place}: the fields there are {there}; name the one to read with field="
+        )
+    text = row[field]
+    if not isinstance(text, str):
+        raise InputError(f"field {field!r} in {place} is of type {type(text).__name__}: text was expected")
+    if flaw := _surrogate(text):
+        raise CorruptFile(f"field {field!r} in {place} holds {flaw}")
+    return text
+
+
+def _surrogate(text: str) -> str | None:
+    """What to say of half a surrogate pair in `text`: JSON can spell one, but no tokenizer can read it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"half a surrogate pair (\\u{ord(text[error.start]):04x} at character {error.start}), which is not text"
+    return None
+
+
+def _find(path: str | os.PathLike[str]) -> list[Path]:
+    """The files that a path, folder or glob stands for."""
+    there = Path(path).expanduser()
+    if there.is_dir():
+        files = [file for file in sorted(there.rglob("*")) if _form(file) and not _hidden(file.relative_to(there))]
+        if not files:
+            raise EmptyText(f"no text files in folder {path}: {', '.join(SUFFIXES)} are read")
+        return files
+    if there.is_file():
+        found = [there]
+    else:
+        found = [Path(name) for name in sorted(glob.glob(str(there), recursive=True)) if Path(name).is_file()]
+    if not found:
+        raise NotFound(f"no file {path}: give a file, a folder or a glob such as 'texts/*.jsonl.gz'")
+    for file in found:
+        if not _form(file):
+            raise InputError(f"{file} has a suffix that is not read: {', '.join(SUFFIXES)} are")
+    return found
+
+
+def _form(path: Path) -> str:
+    """Its suffix without .gz, if the file is of a form that is read, else nothing."""
+    suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), "")
+    return suffix.removesuffix(".gz") if path.is_file() else ""
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _title(given: list[str | os.PathLike[str]], files: tuple[Path, ...]) -> str:
+    if len(given) == 1:
+        return Path(given[0]).expanduser().name or str(given[0])
+    return f"{files[0].name} and {len(files) - 1} more"
+
+
+def _rows(path: Path, field: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The texts of one file and the rows that they stood in."""
+    match _form(path):
+        case ".txt":
+            return _whole(path)
+        case ".parquet":
+            return _parquet_rows(path, field)
+        case ".jsonl" | ".json":
+            return _json_rows(path, field)
+    raise NotFound(f"{path} is no longer there: it was when the corpus was made")
+
+
+def _whole(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for line in _opened(path, lambda stream: [stream.read()]):
+        yield _decoded(line, path, 0).replace("\r\n", "\n"), {}
+
+
+def _json_rows(path: Path, field: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    offset = 0
+    for number, line in enumerate(_opened(path, iter), 1):
+        text = _decoded(line, path, offset)
+        offset += len(line)
+        if not text.strip():
+            continue
+        place = f"{path} line {number}"
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise CorruptFile(f"{place} is not JSON ({error}): one object a line was expected") from error
+        if not isinstance(row, dict):
+            raise CorruptFile(f"{place} is a JSON {type(row).__name__}: one object a line was expected")
+        yield _text_of(row, field, place), row
+
+
+def _opened(path: Path, read: Callable[[IO[bytes]], Iterable[bytes]]) -> Iterator[bytes]:
+    """What `read` takes from the file, unpacked where its name ends in .gz."""
+    packed = path.name.lower().endswith(".gz")
+    try:
+        with open(path, "rb") as stream:
+            yield from read(cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if packed else stream)
+    except PermissionError as error:
+        raise FileError(f"{path} may not be read: permission denied") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise CorruptFile(f"{path} is cut short or is not gzip ({error}): fetch or write it again") from error
+
+
+def _decoded(line: bytes, path: Path, offset: int) -> str:
+    try:
+        return line.decode("utf-8-sig" if offset == 0 else "utf-8")
+    except UnicodeDecodeError as error:
+        # utf-8-sig counts from behind the byte order mark
+        place = offset + error.start + (3 if offset == 0 and line.startswith(b"\xef\xbb\xbf") else 0)
+        where = "byte" if not path.name.lower().endswith(".gz") else "unpacked byte"
+        raise CorruptFile(
+            f"{path} is not UTF-8 at {where} {place} (0x{error.object[error.start]:02x}): convert it to UTF-8 first"
+        ) from error
+
+
+def _parquet_rows(path: Path, field: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingDependency(f'{path} needs the pyarrow package: pip install "gemscope[parquet]"') from error
+    try:
+        with pyarrow.parquet.ParquetFile(path) as table:
+            there = table.schema_arrow.names
+            wanted = [name for name in (field, "source", "license") if name in there]
+            if field not in wanted:
+                _text_of(dict.fromkeys(there), field, str(path))
+            number = 0
+            for batch in table.iter_batches(batch_size=256, columns=wanted):
+                for row in batch.to_pylist():
+                    yield _text_of(row, field, f"{path} row {number}"), row
+                    number += 1
+    except pyarrow.ArrowInvalid as error:
+        reason = str(error).splitlines()[0]
+        raise CorruptFile(f"{path} is not a whole parquet file ({reason}): fetch or write it again") from error
+
+
+def _fingerprint(path: Path, whole: int = 2**21, end: int = 2**16) -> str:
+    """SHA-256 of a file up to `whole` bytes, else of its size and the `end` bytes at either end."""
+    size = path.stat().st_size
+    with open(path, "rb") as stream:
+        if size <= whole:
+            return hashlib.sha256(stream.read()).hexdigest()
+        head = stream.read(end)
+        stream.seek(-end, os.SEEK_END)
+        return hashlib.sha256(b"%d:%b%b" % (size, head, stream.read())).hexdigest()
+
+
+def _sha(*parts: str) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode()
+        digest.update(b"%d:" % len(data) + data)
+    return digest.hexdigest()
+
+
+def _code_mark(predicate: Callable[..., object]) -> str:
+    """A short hash of what a function does: its code, constants, names, and the values that it closes over."""
+    function = getattr(predicate, "__func__", predicate)
+    code: CodeType | None = getattr(function, "__code__", None)
+    if code is None:
+        return _sha(repr(predicate))[:8]
+    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    return _sha(*_code_parts(code), repr(cells), repr(getattr(function, "__defaults__", None)))[:8]
+
+
+def _code_parts(code: CodeType) -> list[str]:
+    parts = [code.co_code.hex(), repr(code.co_names)]
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            parts += _code_parts(constant)
+        else:  # a frozenset has another order in each process
+            parts.append(repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant))
+    return parts

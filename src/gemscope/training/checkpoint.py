@@ -1,0 +1,57 @@
+"""The state of a run on disk: whole or not there at all.
+
+    RUN/state-00001500/tensors.safetensors, state.json     the newest; older ones are removed when it is in place
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gemscope.errors import CorruptFile, StorageFull
+
+
+def save(run: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Writes beside, moves into place, then drops what it replaces. Raises StorageFull; the older state stays then."""
+    place = run / f"state-{step:08d}"
+    aside = run / f".{place.name}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside / "tensors.safetensors")
+        (aside / "state.json").write_text(json.dumps({"step": step, **state}, indent=1) + "\n")
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            raise StorageFull(f"no room left for a checkpoint in {run}: the run can go on from its last one") from error
+        raise
+    older = _states(run)
+    shutil.rmtree(place, ignore_errors=True)
+    os.replace(aside, place)
+    for path in older:
+        if path != place:
+            shutil.rmtree(path)
+
+
+def newest(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Tensors and state of the newest checkpoint, or None. Raises CorruptFile."""
+    states = _states(run)
+    if not states:
+        return None
+    try:
+        return load_file(states[-1] / "tensors.safetensors"), json.loads((states[-1] / "state.json").read_text())
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CorruptFile(f"the checkpoint {states[-1]} is damaged: {error}; remove it to start over") from error
+
+
+def _states(run: Path) -> list[Path]:
+    return sorted(path for path in run.glob("state-*") if path.is_dir())

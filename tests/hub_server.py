@@ -1,0 +1,373 @@
+"""An imitation of the Hugging Face Hub on the loopback, for the real client to talk to. It knows the Hub's addresses,
+headers and refusals, and keeps a record of what was asked; what the repositories hold is left to `hub_content`.
+
+    with hub({"google/gemma-2-2b": Repo(files, gated=True)}) as server:
+        done = child("import gemscope ...; print(json.dumps(...))", server.env(tmp_path, token=GRANTED))
+        assert done.json() == {...}
+        assert server.requests == []        # everything came out of the cache
+
+The client reads HF_ENDPOINT when it is imported, so it runs in a child process. A child costs seconds of import: ask
+several things of one. After the `with` block nobody listens at `server.url` any more: there, "the network is down".
+"""
+
+import functools
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
+
+GRANTED = "hf_granted"
+"""The token that may read what is gated or private. Any other belongs to somebody who was granted nothing."""
+EXPIRED = "hf_expired"
+"""A token no more: the Hub refuses it everywhere, for public repositories too."""
+
+LARGE = (".safetensors", ".npz", ".bin", ".gguf", ".parquet")  # kept in large-file storage: served from another host
+
+
+@dataclass(frozen=True)
+class Repo:
+    """One model repository. `files` is its main revision, path to bytes; `revisions` holds any others by name.
+    To publish a new commit while the server runs, put another `Repo` in `server.repos`."""
+
+    files: Mapping[str, bytes]
+    gated: bool = False
+    private: bool = False
+    revisions: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
+
+    @functools.cached_property
+    def snapshots(self) -> dict[str, "Snapshot"]:
+        named = {"main": Snapshot(self.files)} | {name: Snapshot(files) for name, files in self.revisions.items()}
+        return named | {snapshot.commit: snapshot for snapshot in named.values()}
+
+
+class Snapshot:
+    """The files of one commit, with the ids that git and large-file storage give them."""
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        self.files = {path: files[path] for path in sorted(files)}
+        self.oids = {path: _git_id("blob", data) for path, data in self.files.items()}
+        self.sha256 = {path: hashlib.sha256(self.files[path]).hexdigest() for path in files if path.endswith(LARGE)}
+        self.commit = _git_id("commit", json.dumps(self.oids).encode())
+
+    def entry(self, path: str) -> dict[str, Any]:
+        size = len(self.files[path])
+        lfs = {"oid": self.sha256[path], "size": size, "pointerSize": 134} if path in self.sha256 else None
+        return {"type": "file", "path": path, "oid": self.oids[path], "size": size} | ({"lfs": lfs} if lfs else {})
+
+    def folder(self, path: str) -> dict[str, Any]:
+        return {"type": "directory", "path": path, "oid": _git_id("tree", path.encode()), "size": 0}
+
+    def tree(self, under: str, recursive: bool) -> list[dict[str, Any]]:
+        """Files and folders below `under` ("" is the root), as the Hub lists them: by path, a folder before its own."""
+        prefix = f"{under}/" if under else ""
+        found = {}
+        for path in (path for path in self.files if path.startswith(prefix)):
+            parts = path.removeprefix(prefix).split("/")
+            for depth in range(1, len(parts)):
+                found[prefix + "/".join(parts[:depth])] = None
+            found[path] = path
+        entries = [self.entry(path) if path in self.files else self.folder(path) for path in sorted(found)]
+        return [entry for entry in entries if recursive or "/" not in entry["path"].removeprefix(prefix)]
+
+
+class Request(NamedTuple):
+    """One request as it arrived, and the status it was answered with."""
+
+    method: str
+    path: str
+    """Without the query, percent-decoded."""
+    status: int
+    byte_range: str | None
+    """The Range header: says that a download was resumed."""
+    token: str | None
+
+
+@dataclass
+class Reply:
+    status: int
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class Refusal(Exception):
+    """The Hub says no: the client turns status and code into its own exception."""
+
+    def __init__(self, status: int, code: str | None, message: str, **headers: str) -> None:
+        code_header = {"X-Error-Code": code} if code else {}
+        body = json.dumps({"error": message}).encode()
+        self.reply = Reply(status, body, code_header | {"X-Error-Message": message} | headers)
+
+
+class HubServer(ThreadingHTTPServer):
+    """Serves `repos` (`org/name` to `Repo`, may be changed while it runs) from a free port of the loopback."""
+
+    def __init__(self, repos: Mapping[str, Repo], page_size: int = 1000) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.repos = dict(repos)
+        self.page_size = page_size
+        self.requests: list[Request] = []
+        self.cuts: dict[tuple[str, str], list[int]] = {}
+        """(repository, path) to the points, in bytes of the body, where its next downloads break off; used up one by
+        one, then the file is served whole."""
+        self.faults: list[str] = []
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.storage_url = f"http://localhost:{self.server_port}"  # another host to the client: it sends no token there
+
+    def env(self, home: Path, *, token: str | None = None, offline: bool = False) -> dict[str, str]:
+        """A child's environment: all its caches below `home`, this server for a Hub, nothing of the user's own."""
+        foreign = re.compile(r"HF_|HUGGING|TRANSFORMERS_|XDG_|PYTEST_|\w*_proxy$", re.IGNORECASE)
+        ours = {
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(home / "huggingface"),
+            "XDG_CACHE_HOME": str(home / "cache"),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        chosen = ({"HF_TOKEN": token} if token else {}) | ({"HF_HUB_OFFLINE": "1"} if offline else {})
+        return {name: value for name, value in os.environ.items() if not foreign.match(name)} | ours | chosen
+
+    def asked(self, method: str, ending: str = "") -> list[Request]:
+        """The requests so far by `method` for paths that end so."""
+        return [request for request in self.requests if request.method == method and request.path.endswith(ending)]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client may leave when it likes
+            self.faults.append(traceback.format_exc())
+
+    # What is asked for, to what it is answered with.
+
+    def answer(self, method: str, url: str, token: str | None, byte_range: str | None, body: bytes) -> Reply:
+        """Raises `Refusal`."""
+        address, query = urlsplit(url), {name: values[-1] for name, values in parse_qs(urlsplit(url).query).items()}
+        if match := re.fullmatch(r"/storage/([^/]+/[^/]+)/([^/]+)/(.+)", address.path):
+            if token:
+                raise Refusal(400, None, "Only one auth mechanism allowed")
+            name, commit, path = map(unquote, match.groups())
+            return self._content(name, path, self.repos[name].snapshots[commit], byte_range)
+        if token == EXPIRED:
+            raise Refusal(401, None, "Invalid credentials in Authorization header")
+        if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", address.path):
+            return self._resolve(*map(unquote, match.groups()), token, byte_range)
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/([a-z-]+))?(?:/([^/]+))?(?:/(.+))?", address.path):
+            name, verb, revision, path = (unquote(part or "") for part in match.groups())
+            return self._api(method, self._repo(name, token), name, verb, revision, path, query, body)
+        raise Refusal(404, None, "Sorry, we can't find the page you are looking for.")
+
+    def _repo(self, name: str, token: str | None) -> Repo:
+        repo = self.repos.get(name)
+        if repo is None or (repo.private and token != GRANTED):  # who may not see it is not told that it exists
+            if token:
+                raise Refusal(404, "RepoNotFound", "Repository not found")
+            raise Refusal(401, "RepoNotFound", "Invalid username or password.")
+        return repo
+
+    def _snapshot(self, repo: Repo, revision: str) -> Snapshot:
+        if revision not in repo.snapshots:
+            raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        return repo.snapshots[revision]
+
+    def _resolve(self, name: str, revision: str, path: str, token: str | None, byte_range: str | None) -> Reply:
+        repo = self._repo(name, token)
+        if repo.gated and token != GRANTED:
+            told = "is not on the list of those who may read it" if token else "must be logged in and have been granted it"
+            raise Refusal(403 if token else 401, "GatedRepo", f"Access to model {name} is restricted: the reader {told}.")
+        snapshot = self._snapshot(repo, revision)
+        if path not in snapshot.files:
+            raise Refusal(404, "EntryNotFound", "Entry not found", **{"X-Repo-Commit": snapshot.commit})
+        if path not in snapshot.sha256:
+            return self._content(name, path, snapshot, byte_range)
+        headers = {
+            "Location": f"{self.storage_url}/storage/{name}/{snapshot.commit}/{quote(path)}?signed=yes",
+            "X-Repo-Commit": snapshot.commit,
+            "X-Linked-Size": str(len(snapshot.files[path])),
+            "X-Linked-Etag": f'"{snapshot.sha256[path]}"',
+        }
+        return Reply(302, b"Found. Redirecting to large-file storage", headers)
+
+    def _content(self, name: str, path: str, snapshot: Snapshot, byte_range: str | None) -> Reply:
+        data, etag = snapshot.files[path], snapshot.sha256.get(path, snapshot.oids[path])
+        headers = {"ETag": f'"{etag}"', "Accept-Ranges": "bytes", "X-Repo-Commit": snapshot.commit}
+        headers["Content-Disposition"] = f'inline; filename="{path.rpartition("/")[2]}";'
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", byte_range or "")
+        if not wanted:
+            return Reply(200, data, headers)
+        first, last = int(wanted[1]), min(int(wanted[2] or len(data)), len(data) - 1)
+        if first >= len(data):
+            raise Refusal(416, None, "Range not satisfiable", **{"Content-Range": f"bytes */{len(data)}"})
+        return Reply(206, data[first : last + 1], headers | {"Content-Range": f"bytes {first}-{last}/{len(data)}"})
+
+    def _api(
+        self, method: str, repo: Repo, name: str, verb: str, revision: str, path: str, query: dict[str, str], body: bytes
+    ) -> Reply:
+        """The listings. They are open for a gated repository too, as on the Hub."""
+        if (method, verb, path) in {("GET", "", ""), ("GET", "revision", "")}:
+            snapshot = self._snapshot(repo, revision or "main")
+            return _json(_model_info(name, repo, snapshot, with_blobs=query.get("blobs", "").lower() == "true"))
+        if (method, verb) == ("GET", "tree"):
+            entries = self._snapshot(repo, revision).tree(path, query.get("recursive", "").lower() == "true")
+            if path and not entries:
+                raise Refusal(404, "EntryNotFound", f"{path} does not exist on {revision}")
+            start = int(query.get("cursor", 0))
+            stop = start + self.page_size
+            following = f"{self.url}/api/models/{name}/tree/{quote(revision, safe='')}" + (f"/{quote(path)}" if path else "")
+            following = f"<{following}?{urlencode(query | {'cursor': stop})}>; rel=\"next\""
+            return _json(entries[start:stop], **({"Link": following} if stop < len(entries) else {}))
+        if (method, verb) == ("POST", "paths-info"):
+            snapshot = self._snapshot(repo, revision)
+            tree = {entry["path"]: entry for entry in snapshot.tree("", recursive=True)}
+            return _json([tree[path] for path in parse_qs(body.decode()).get("paths", []) if path in tree])
+        if (method, verb) == ("GET", "refs"):
+            branches = [
+                {"name": branch, "ref": f"refs/heads/{branch}", "targetCommit": repo.snapshots[branch].commit}
+                for branch in ("main", *repo.revisions)
+            ]
+            return _json({"branches": branches, "converts": [], "tags": [], "pullRequests": []})
+        raise Refusal(404, None, "Sorry, we can't find the page you are looking for.")
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """The wire: reads a request, has it answered, records both, writes the reply."""
+
+    server: HubServer
+    protocol_version = "HTTP/1.1"
+
+    def _serve(self) -> None:
+        token = (self.headers["Authorization"] or "").removeprefix("Bearer ") or None
+        byte_range = self.headers["Range"]
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        try:
+            reply = self.server.answer(self.command, self.path, token, byte_range, body)
+        except Refusal as refusal:
+            reply = refusal.reply
+        except Exception:  # a fault of this imitation: `hub` raises it at the end
+            self.server.faults.append(traceback.format_exc())
+            reply = Reply(500, b"fault")
+        path = unquote(urlsplit(self.path).path)
+        self.server.requests.append(Request(self.command, path, reply.status, byte_range, token))
+        self._write(reply, self._cut(path, reply))
+
+    do_GET = do_HEAD = do_POST = _serve
+
+    def _cut(self, path: str, reply: Reply) -> int | None:
+        address = re.fullmatch(r"/(?:storage/)?([^/]+/[^/]+)/(?:resolve/)?[^/]+/(.+)", path)
+        if self.command != "GET" or reply.status not in (200, 206) or not address:
+            return None
+        points = self.server.cuts.get((address[1], address[2]))
+        return points.pop(0) if points else None
+
+    def _write(self, reply: Reply, cut: int | None) -> None:
+        self.send_response(reply.status)
+        for name, value in ({"Content-Type": "application/octet-stream"} | reply.headers).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(reply.body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(reply.body[:cut])
+            self.close_connection |= cut is not None
+
+    def log_message(self, format: str, *args: object) -> None:
+        """`server.requests` is the log."""
+
+
+@contextmanager
+def hub(repos: Mapping[str, Repo] | None = None, *, page_size: int = 1000) -> Iterator[HubServer]:
+    """A running Hub with these repositories, by default those of `hub_content.published`. `page_size` is how many
+    entries one page of a listing holds. A fault of the imitation itself is an AssertionError at the end."""
+    if repos is None:
+        from hub_content import published
+
+        repos = published()
+    server = HubServer(repos, page_size)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert not server.faults, "\n".join(server.faults)
+
+
+class Child(NamedTuple):
+    """A finished child process."""
+
+    stdout: str
+    stderr: str
+    code: int
+
+    def json(self) -> Any:
+        """What its last line says. Raises AssertionError with its stderr when the child failed."""
+        assert self.code == 0, f"the child ended with {self.code}:\n{self.stderr}"
+        return json.loads(self.stdout.splitlines()[-1])
+
+
+def child(*arguments: str, env: Mapping[str, str], timeout: float = 240) -> Child:
+    """Runs this Python in a child process: one argument is a snippet (with `json` and `raised` at hand, see below),
+    several are the interpreter's own (`"-m", "gemscope", "look", ...`).
+
+    `raised(function, *arguments, **options)` calls and returns the exception's class names, its own first, up to
+    Exception (without it), or [] when nothing was raised: `assert "GatedRepoError" in raised(...)`.
+    """
+    if len(arguments) == 1:
+        arguments = ("-c", _PRELUDE + arguments[0])
+    done = subprocess.run(
+        [sys.executable, *arguments], env=dict(env), capture_output=True, text=True, timeout=timeout, check=False
+    )
+    return Child(done.stdout, done.stderr, done.returncode)
+
+
+_PRELUDE = """
+import json
+def raised(function, *arguments, **options):
+    try:
+        function(*arguments, **options)
+    except Exception as error:
+        return [kind.__name__ for kind in type(error).__mro__ if kind not in (Exception, BaseException, object)]
+    return []
+"""
+
+
+def _model_info(name: str, repo: Repo, snapshot: Snapshot, *, with_blobs: bool) -> dict[str, Any]:
+    def sibling(path: str) -> dict[str, Any]:
+        entry = snapshot.entry(path)
+        lfs = {"sha256": entry["lfs"]["oid"], "size": entry["size"], "pointerSize": 134} if "lfs" in entry else None
+        blob = {"blobId": entry["oid"], "size": entry["size"]} | ({"lfs": lfs} if lfs else {})
+        return {"rfilename": path} | (blob if with_blobs else {})
+
+    return {
+        "id": name,
+        "modelId": name,
+        "author": name.partition("/")[0],
+        "sha": snapshot.commit,
+        "lastModified": "2024-08-01T00:00:00.000Z",
+        "createdAt": "2024-07-01T00:00:00.000Z",
+        "private": repo.private,
+        "gated": "manual" if repo.gated else False,
+        "disabled": False,
+        "downloads": 0,
+        "likes": 0,
+        "tags": [],
+        "siblings": [sibling(path) for path in snapshot.files],
+    }
+
+
+def _json(value: object, **headers: str) -> Reply:
+    return Reply(200, json.dumps(value).encode(), {"Content-Type": "application/json"} | headers)
+
+
+def _git_id(kind: str, data: bytes) -> str:
+    return hashlib.sha1(b"%s %d\0" % (kind.encode(), len(data)) + data).hexdigest()
