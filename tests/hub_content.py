@@ -9,8 +9,9 @@ from collections.abc import Mapping
 
 import numpy as np
 import safetensors.numpy
-from hub_server import Repo
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from hub_server import Repo
 
 D_MODEL, LAYERS, HEADS, KV_HEADS, HEAD_DIM, D_MLP, VOCAB = 64, 4, 4, 2, 8, 96, 640
 D_SAE = 256  # in place of the 16,384 that "16k" in a path stands for

@@ -2,7 +2,7 @@
 headers and refusals, and keeps a record of what was asked; what the repositories hold is left to `hub_content`.
 
     with hub({"google/gemma-2-2b": Repo(files, gated=True)}) as server:
-        done = child("import gemscope ...; print(json.dumps(...))", server.env(tmp_path, token=GRANTED))
+        done = child("import gemscope ...; print(json.dumps(...))", env=server.env(tmp_path, token=GRANTED))
         assert done.json() == {...}
         assert server.requests == []        # everything came out of the cache
 
@@ -71,14 +71,25 @@ class Snapshot:
     def tree(self, under: str, recursive: bool) -> list[dict[str, Any]]:
         """Files and folders below `under` ("" is the root), as the Hub lists them: by path, a folder before its own."""
         prefix = f"{under}/" if under else ""
-        found = {}
+        found = set()
         for path in (path for path in self.files if path.startswith(prefix)):
             parts = path.removeprefix(prefix).split("/")
-            for depth in range(1, len(parts)):
-                found[prefix + "/".join(parts[:depth])] = None
-            found[path] = path
-        entries = [self.entry(path) if path in self.files else self.folder(path) for path in sorted(found)]
-        return [entry for entry in entries if recursive or "/" not in entry["path"].removeprefix(prefix)]
+            found |= {prefix + "/".join(parts[:depth]) for depth in range(1, len(parts) + 1 if recursive else 2)}
+        return [self.entry(path) if path in self.files else self.folder(path) for path in sorted(found)]
+
+
+class Question(NamedTuple):
+    """What a client asks for. `path` is without the query and still percent-encoded: a revision may hold a slash."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    token: str | None
+    byte_range: str | None
+    body: bytes
+
+    def says(self, option: str) -> bool:
+        return self.query.get(option, "").lower() == "true"
 
 
 class Request(NamedTuple):
@@ -147,24 +158,65 @@ class HubServer(ThreadingHTTPServer):
         if not isinstance(sys.exception(), ConnectionError):  # a client may leave when it likes
             self.faults.append(traceback.format_exc())
 
-    # What is asked for, to what it is answered with.
-
-    def answer(self, method: str, url: str, token: str | None, byte_range: str | None, body: bytes) -> Reply:
+    def answer(self, question: "Question") -> Reply:
         """Raises `Refusal`."""
-        address, query = urlsplit(url), {name: values[-1] for name, values in parse_qs(urlsplit(url).query).items()}
-        if match := re.fullmatch(r"/storage/([^/]+/[^/]+)/([^/]+)/(.+)", address.path):
-            if token:
-                raise Refusal(400, None, "Only one auth mechanism allowed")
-            name, commit, path = map(unquote, match.groups())
-            return self._content(name, path, self.repos[name].snapshots[commit], byte_range)
-        if token == EXPIRED:
+        if match := re.fullmatch(r"/storage/([^/]+/[^/]+)/([^/]+)/(.+)", question.path):
+            return self._stored(question, *map(unquote, match.groups()))
+        if question.token == EXPIRED:
             raise Refusal(401, None, "Invalid credentials in Authorization header")
-        if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", address.path):
-            return self._resolve(*map(unquote, match.groups()), token, byte_range)
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/([a-z-]+))?(?:/([^/]+))?(?:/(.+))?", address.path):
-            name, verb, revision, path = (unquote(part or "") for part in match.groups())
-            return self._api(method, self._repo(name, token), name, verb, revision, path, query, body)
+        if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", question.path):
+            return self._resolve(question, *map(unquote, match.groups()))
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/([a-z-]+))?(?:/([^/]+))?(?:/(.+))?", question.path):
+            return self._listing(question, *(unquote(part or "") for part in match.groups()))
         raise Refusal(404, None, "Sorry, we can't find the page you are looking for.")
+
+    def _stored(self, question: "Question", name: str, commit: str, path: str) -> Reply:
+        if question.token:  # a signed address and a token too is one proof too many for the storage
+            raise Refusal(400, None, "Only one auth mechanism allowed")
+        return _content(path, self.repos[name].snapshots[commit], question.byte_range)
+
+    def _resolve(self, question: "Question", name: str, revision: str, path: str) -> Reply:
+        repo = self._repo(name, question.token)
+        if repo.gated and question.token != GRANTED:
+            told = "is not among those granted it" if question.token else "must log in and be granted it"
+            status = 403 if question.token else 401
+            raise Refusal(status, "GatedRepo", f"Access to model {name} is restricted: the reader {told}.")
+        snapshot = _snapshot(repo, revision)
+        if path not in snapshot.files:
+            raise Refusal(404, "EntryNotFound", "Entry not found", **{"X-Repo-Commit": snapshot.commit})
+        if path not in snapshot.sha256:
+            return _content(path, snapshot, question.byte_range)
+        headers = {
+            "Location": f"{self.storage_url}/storage/{name}/{snapshot.commit}/{quote(path)}?signed=yes",
+            "X-Repo-Commit": snapshot.commit,
+            "X-Linked-Size": str(len(snapshot.files[path])),
+            "X-Linked-Etag": f'"{snapshot.sha256[path]}"',
+        }
+        return Reply(302, b"Found. Redirecting to large-file storage", headers)
+
+    def _listing(self, question: "Question", name: str, verb: str, revision: str, path: str) -> Reply:
+        """What a repository is and holds. Open for a gated one too, as on the Hub."""
+        repo = self._repo(name, question.token)
+        snapshot = _snapshot(repo, revision or "main")
+        match question.method, verb:
+            case "GET", "" | "revision":
+                return _json(_model_info(name, repo, snapshot, with_blobs=question.says("blobs")))
+            case "GET", "tree":
+                return self._page(question, snapshot.tree(path, recursive=question.says("recursive")))
+            case "POST", "paths-info":
+                tree = {entry["path"]: entry for entry in snapshot.tree("", recursive=True)}
+                return _json([tree[path] for path in parse_qs(question.body.decode())["paths"] if path in tree])
+            case "GET", "refs":
+                return _json(_refs(repo))
+        raise Refusal(404, None, "Sorry, we can't find the page you are looking for.")
+
+    def _page(self, question: "Question", entries: list[dict[str, Any]]) -> Reply:
+        if not entries:
+            raise Refusal(404, "EntryNotFound", "Entry not found")
+        start = int(question.query.get("cursor", 0))
+        stop = start + self.page_size
+        following = f"{self.url}{question.path}?{urlencode(question.query | {'cursor': stop})}"
+        return _json(entries[start:stop], **({"Link": f'<{following}>; rel="next"'} if stop < len(entries) else {}))
 
     def _repo(self, name: str, token: str | None) -> Repo:
         repo = self.repos.get(name)
@@ -174,69 +226,6 @@ class HubServer(ThreadingHTTPServer):
             raise Refusal(401, "RepoNotFound", "Invalid username or password.")
         return repo
 
-    def _snapshot(self, repo: Repo, revision: str) -> Snapshot:
-        if revision not in repo.snapshots:
-            raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        return repo.snapshots[revision]
-
-    def _resolve(self, name: str, revision: str, path: str, token: str | None, byte_range: str | None) -> Reply:
-        repo = self._repo(name, token)
-        if repo.gated and token != GRANTED:
-            told = "is not on the list of those who may read it" if token else "must be logged in and have been granted it"
-            raise Refusal(403 if token else 401, "GatedRepo", f"Access to model {name} is restricted: the reader {told}.")
-        snapshot = self._snapshot(repo, revision)
-        if path not in snapshot.files:
-            raise Refusal(404, "EntryNotFound", "Entry not found", **{"X-Repo-Commit": snapshot.commit})
-        if path not in snapshot.sha256:
-            return self._content(name, path, snapshot, byte_range)
-        headers = {
-            "Location": f"{self.storage_url}/storage/{name}/{snapshot.commit}/{quote(path)}?signed=yes",
-            "X-Repo-Commit": snapshot.commit,
-            "X-Linked-Size": str(len(snapshot.files[path])),
-            "X-Linked-Etag": f'"{snapshot.sha256[path]}"',
-        }
-        return Reply(302, b"Found. Redirecting to large-file storage", headers)
-
-    def _content(self, name: str, path: str, snapshot: Snapshot, byte_range: str | None) -> Reply:
-        data, etag = snapshot.files[path], snapshot.sha256.get(path, snapshot.oids[path])
-        headers = {"ETag": f'"{etag}"', "Accept-Ranges": "bytes", "X-Repo-Commit": snapshot.commit}
-        headers["Content-Disposition"] = f'inline; filename="{path.rpartition("/")[2]}";'
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", byte_range or "")
-        if not wanted:
-            return Reply(200, data, headers)
-        first, last = int(wanted[1]), min(int(wanted[2] or len(data)), len(data) - 1)
-        if first >= len(data):
-            raise Refusal(416, None, "Range not satisfiable", **{"Content-Range": f"bytes */{len(data)}"})
-        return Reply(206, data[first : last + 1], headers | {"Content-Range": f"bytes {first}-{last}/{len(data)}"})
-
-    def _api(
-        self, method: str, repo: Repo, name: str, verb: str, revision: str, path: str, query: dict[str, str], body: bytes
-    ) -> Reply:
-        """The listings. They are open for a gated repository too, as on the Hub."""
-        if (method, verb, path) in {("GET", "", ""), ("GET", "revision", "")}:
-            snapshot = self._snapshot(repo, revision or "main")
-            return _json(_model_info(name, repo, snapshot, with_blobs=query.get("blobs", "").lower() == "true"))
-        if (method, verb) == ("GET", "tree"):
-            entries = self._snapshot(repo, revision).tree(path, query.get("recursive", "").lower() == "true")
-            if path and not entries:
-                raise Refusal(404, "EntryNotFound", f"{path} does not exist on {revision}")
-            start = int(query.get("cursor", 0))
-            stop = start + self.page_size
-            following = f"{self.url}/api/models/{name}/tree/{quote(revision, safe='')}" + (f"/{quote(path)}" if path else "")
-            following = f"<{following}?{urlencode(query | {'cursor': stop})}>; rel=\"next\""
-            return _json(entries[start:stop], **({"Link": following} if stop < len(entries) else {}))
-        if (method, verb) == ("POST", "paths-info"):
-            snapshot = self._snapshot(repo, revision)
-            tree = {entry["path"]: entry for entry in snapshot.tree("", recursive=True)}
-            return _json([tree[path] for path in parse_qs(body.decode()).get("paths", []) if path in tree])
-        if (method, verb) == ("GET", "refs"):
-            branches = [
-                {"name": branch, "ref": f"refs/heads/{branch}", "targetCommit": repo.snapshots[branch].commit}
-                for branch in ("main", *repo.revisions)
-            ]
-            return _json({"branches": branches, "converts": [], "tags": [], "pullRequests": []})
-        raise Refusal(404, None, "Sorry, we can't find the page you are looking for.")
-
 
 class _Handler(BaseHTTPRequestHandler):
     """The wire: reads a request, has it answered, records both, writes the reply."""
@@ -245,17 +234,19 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def _serve(self) -> None:
+        address = urlsplit(self.path)
+        query = {name: values[-1] for name, values in parse_qs(address.query).items()}
         token = (self.headers["Authorization"] or "").removeprefix("Bearer ") or None
         byte_range = self.headers["Range"]
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
         try:
-            reply = self.server.answer(self.command, self.path, token, byte_range, body)
+            reply = self.server.answer(Question(self.command, address.path, query, token, byte_range, body))
         except Refusal as refusal:
             reply = refusal.reply
         except Exception:  # a fault of this imitation: `hub` raises it at the end
             self.server.faults.append(traceback.format_exc())
             reply = Reply(500, b"fault")
-        path = unquote(urlsplit(self.path).path)
+        path = unquote(address.path)
         self.server.requests.append(Request(self.command, path, reply.status, byte_range, token))
         self._write(reply, self._cut(path, reply))
 
@@ -283,13 +274,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def hub(repos: Mapping[str, Repo] | None = None, *, page_size: int = 1000) -> Iterator[HubServer]:
-    """A running Hub with these repositories, by default those of `hub_content.published`. `page_size` is how many
+def hub(repos: Mapping[str, Repo], *, page_size: int = 1000) -> Iterator[HubServer]:
+    """A running Hub with these repositories (`hub_content.published()` is a set to read). `page_size` is how many
     entries one page of a listing holds. A fault of the imitation itself is an AssertionError at the end."""
-    if repos is None:
-        from hub_content import published
-
-        repos = published()
     server = HubServer(repos, page_size)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
@@ -339,6 +326,37 @@ def raised(function, *arguments, **options):
         return [kind.__name__ for kind in type(error).__mro__ if kind not in (Exception, BaseException, object)]
     return []
 """
+
+
+def _snapshot(repo: Repo, revision: str) -> Snapshot:
+    if revision not in repo.snapshots:
+        raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+    return repo.snapshots[revision]
+
+
+def _content(path: str, snapshot: Snapshot, byte_range: str | None) -> Reply:
+    data, etag = snapshot.files[path], snapshot.sha256.get(path, snapshot.oids[path])
+    headers = {
+        "ETag": f'"{etag}"',
+        "X-Repo-Commit": snapshot.commit,
+        "Accept-Ranges": "bytes",
+        "Content-Disposition": f'inline; filename="{path.rpartition("/")[2]}";',
+    }
+    wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", byte_range or "")
+    if not wanted:
+        return Reply(200, data, headers)
+    first, last = int(wanted[1]), min(int(wanted[2] or len(data)), len(data) - 1)
+    if first >= len(data):
+        raise Refusal(416, None, "Range not satisfiable", **{"Content-Range": f"bytes */{len(data)}"})
+    return Reply(206, data[first : last + 1], headers | {"Content-Range": f"bytes {first}-{last}/{len(data)}"})
+
+
+def _refs(repo: Repo) -> dict[str, Any]:
+    branches = [
+        {"name": name, "ref": f"refs/heads/{name}", "targetCommit": repo.snapshots[name].commit}
+        for name in ("main", *repo.revisions)
+    ]
+    return {"branches": branches, "converts": [], "tags": [], "pullRequests": []}
 
 
 def _model_info(name: str, repo: Repo, snapshot: Snapshot, *, with_blobs: bool) -> dict[str, Any]:

@@ -39,22 +39,18 @@ def from_table(table: Path) -> list[Entry]:
                 ids[key] = row["neuronpedia_id"]
     entries = []
     for (repo, path), row in rows.items():
-        canonical = (repo, path) in marked
+        # Transcoders have no canonical names, yet one a layer is listed, and its page bears an id without an L0.
+        canonical = (repo, path) in marked or repo.endswith("-transcoders")
         entry = published._read_names(repo, path, int(row["average_l0"]), canonical, (repo, path) in ids)
         if entry is None:
             sys.exit(f"not a name of Gemma Scope's: {repo}/{path}")
-        if entry.neuronpedia_id != ids.get((repo, path)) and not is_transcoder_of_one(entry, ids[repo, path]):
+        if entry.neuronpedia_id != ids.get((repo, path)):
             # Better no link than one to another SAE's page.
             print(f"left out: {entry.address} is given as {ids[repo, path]}, should be {entry.neuronpedia_id}")
             entry = published._read_names(repo, path, int(row["average_l0"]), canonical, False)
             assert entry is not None
         entries.append(entry)
     return published.mark_canonical(entries)
-
-
-def is_transcoder_of_one(entry: Entry, given: str) -> bool:
-    """Transcoders are listed without a canonical name, yet their pages bear the canonical id: one a layer."""
-    return entry.site.kind == "transcoder_nogain" and entry.neuronpedia_id == f"{given}__l0-{entry.l0}"
 
 
 def from_hub() -> list[Entry]:

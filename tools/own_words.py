@@ -2,7 +2,7 @@
 
     python tools/own_words.py -o corpora/own-words.jsonl.gz
 
-Openings are drawn from lists of subjects and forms (below); the model continues each at temperature 1 (top-p 0.95).
+Openings are drawn from lists of subjects and forms (below); the model continues each at temperature 1 (top-k 100).
 Half of them are plain text, half are turns of a chat in the model's own format. One document a line: `text`, `source`
 (own-words), `license` (the model's, Apache-2.0). The same seed on the same versions gives the same text.
 """
@@ -82,8 +82,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=400_000, help="about how many to write")
-    parser.add_argument("--each", type=int, default=320, help="at most, per document")
-    parser.add_argument("--batch", type=int, default=96)
+    parser.add_argument("--each", type=int, default=256, help="at most, per document")
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     model = gs.load_model("smollm2")
@@ -99,7 +99,7 @@ def main() -> None:
             inputs = model.tokenizer(batch, return_tensors="pt", padding=True)
             with torch.no_grad():
                 out = model.hf.generate(
-                    **inputs, max_new_tokens=args.each, do_sample=True, temperature=1.0, top_p=0.95, top_k=0, pad_token_id=0
+                    **inputs, max_new_tokens=args.each, do_sample=True, temperature=1.0, top_k=100, pad_token_id=0
                 )
             new = out[:, inputs["input_ids"].shape[1] :]
             written += int((new != 0).sum())

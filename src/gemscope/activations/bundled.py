@@ -154,6 +154,8 @@ def _publish(aside: Path, folder: Path, source: _Source) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
+            if _is_complete(folder, source):  # it came between the look and the move
+                return
             damaged = _aside(folder)
             with suppress(FileNotFoundError):  # another process has just moved it
                 folder.rename(damaged)
@@ -169,7 +171,7 @@ def _write_provenance(folder: Path, source: _Source) -> None:
         "version": source.version,
         "file": source.file,
         "sha256": source.sha256,
-        "changes": "weights dequantised and rounded to bfloat16, tensors renamed and reordered as transformers expects; "
+        "changes": "weights dequantised, rounded to bfloat16, renamed and reordered as transformers expects; "
         "tokenizer, config and chat template rebuilt from the same file",
         "bytes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
     }
@@ -195,8 +197,8 @@ def _storage_errors(cache: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFull(
-                f"no room in {cache} for the bundled model (about 270 MB): free some, or set GEMSCOPE_CACHE to a folder "
-                "on a larger disk"
+                f"no room in {cache} for the bundled model (about 270 MB): free some, or set GEMSCOPE_CACHE to a "
+                "folder on a larger disk"
             ) from error
         raise FileError(
             f"cannot write the bundled model to {cache} ({error.strerror}): set GEMSCOPE_CACHE to a folder that you "
@@ -315,7 +317,9 @@ def _write_weights(path: Path, reader: Any, config: dict[str, Any], progress: Pr
     with path.open("wb") as file, progress("convert the bundled model", len(reader.tensors), "tensors") as advance:
         file.write(struct.pack("<Q", len(head)) + head)
         for _, values in _exact_weights(reader, config):
-            file.write(torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy().astype("<i2", copy=False))
+            file.write(
+                torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy().astype("<i2", copy=False).data
+            )
             advance(1)
 
 

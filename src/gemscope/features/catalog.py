@@ -97,7 +97,7 @@ class Entry:
     def saelens_names(self) -> tuple[str, ...]:
         """Its names in SAELens, as `release sae_id`; the canonical one first."""
         plain = f"{self.release} {self.sae_id}"
-        if not self.canonical:
+        if not self.canonical or self.site != self.site_out:  # SAELens names no canonical transcoders
             return (plain,)
         return (f"{self.release}-canonical {self.sae_id.rsplit('/', 1)[0]}/canonical", plain)
 
@@ -258,7 +258,7 @@ def mark_canonical(entries: Iterable[Entry]) -> list[Entry]:
     for group in groups.values():
         best = next((e for e in group if e.canonical), None) or min(group, key=_from_canonical)
         chosen.add(best.address)
-    return [entry if (entry.address in chosen) == entry.canonical else _canonical(entry) for entry in entries]
+    return [replace(entry, canonical=True) if entry.address in chosen else entry for entry in entries]
 
 
 # --- names ----------------------------------------------------------------------------------------------------------
@@ -287,7 +287,7 @@ def _read_names(
         if layer is None and collection != "res":
             return None
         model = f"gemma-2-{size}" + ("-it" if tuned == "it" else "")
-        kind = collection.removesuffix("s") if layer is not None else "embed"
+        kind = {"transcoders": "transcoder"}.get(collection, collection) if layer is not None else "embed"
         suffix = "" if canonical else f"__l0-{number}"
         return _entry(
             repo, path, 1, f"google/{model}",
@@ -312,11 +312,6 @@ def _entry(
 
 
 _site = lru_cache(maxsize=1024)(Site)
-
-
-def _canonical(entry: Entry) -> Entry:
-    """The same entry with the mark turned round; its Neuronpedia page stays where it is."""
-    return replace(entry, canonical=not entry.canonical)
 
 
 @cache
@@ -347,8 +342,9 @@ def _nearest_of(name: str, names: Sequence[str], n: int, head: str) -> list[str]
     if hit := _L0.search(name):
         stem, l0 = name[: hit.start()], int(hit[1])
         siblings = [(abs(int(other[1]) - l0), each) for each in names if each.startswith(stem) and (other := _L0.search(each))]
-        if siblings:
-            return [each for _, each in sorted(siblings)[:n]]
+        canonical = [stem] if stem in names else []  # Neuronpedia writes no L0 for those
+        if siblings or canonical:
+            return (canonical + [each for _, each in sorted(siblings)])[:n]
     # Otherwise the nearest repository (or release, or model) first, so that one wrong letter there costs nothing, then in it.
     heads = sorted({each[: len(each) - len(_tail(each))] for each in names})
     near = difflib.get_close_matches(head, [each.rstrip(" /") for each in heads], n=1, cutoff=0.6)

@@ -1,0 +1,54 @@
+"""Progress bars with rate and time left, on stderr and only in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gemscope.progress import Advance, Progress, silent
+
+
+@contextmanager
+def bars() -> Iterator[Progress]:
+    """A `Progress` that draws, or `silent` where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress as Drawing, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield silent
+        return
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            unit = task.fields["unit"]
+            return Text("" if speed is None else f"{_short(speed)} {unit}/s", style="cyan")
+
+    class Done(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            total = "" if task.total is None else f"/{_short(task.total)}"
+            return Text(f"{_short(task.completed)}{total} {task.fields['unit']}", style="green")
+
+    drawing = Drawing(
+        TextColumn("{task.description}"), BarColumn(), Done(), Rate(), TimeRemainingColumn(), console=console, transient=True
+    )
+
+    @contextmanager
+    def progress(what: str, total: int | None, unit: str) -> Iterator[Advance]:
+        task = drawing.add_task(what, total=total, unit=unit)
+        try:
+            yield lambda done: drawing.advance(task, done)
+        finally:
+            drawing.remove_task(task)
+
+    with drawing:
+        yield progress
+
+
+def _short(number: float) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.3g}"

@@ -1,0 +1,158 @@
+"""Files from the Hugging Face Hub: one at a time, from the cache where they lie there already, in our own errors.
+
+Knows repositories and file names; what is in the files is the other readers' work.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from gemscope.errors import GatedRepository, GemscopeError, HubUnreachable, SAENotFound, StorageFull
+
+_PROBE_SECONDS = 5.0
+"""How long to wait for the Hub's first sign of life. The Hub's own client tries five times, 23 seconds in all."""
+
+
+def fetch(
+    repo: str,
+    path: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    offline: bool | None = None,
+) -> tuple[Path, str]:
+    """A file of a repository: where it lies on this disk, and the commit that it is of.
+
+    Looked for in the Hub's cache first, with no word to the network; downloaded when it is not there. `offline=None`
+    follows HF_HUB_OFFLINE.
+
+    Raises SAENotFound for a repository, revision or file that does not exist, GatedRepository, HubUnreachable (no
+    network, offline mode, or the Hub answers with an error of its own), StorageFull.
+    """
+    found = find(repo, path, revision=revision, token=token, cache_dir=cache_dir, offline=offline)
+    if found is None:
+        at = "" if revision is None else f" at revision {revision}"
+        raise SAENotFound(f"no file {path} in {repo}{at} on the Hub: see {_endpoint()}/{repo}/tree/main")
+    return found
+
+
+def find(
+    repo: str,
+    path: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    offline: bool | None = None,
+) -> tuple[Path, str] | None:
+    """`fetch`, but None where the repository is there and the file is not."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    with _translated(repo, revision):
+        cached = huggingface_hub.try_to_load_from_cache(repo, path, cache_dir=cache_dir, revision=revision)
+    if isinstance(cached, str):
+        return Path(cached), _commit(Path(cached))
+    if is_offline(offline):
+        raise HubUnreachable(f"{repo}/{path} is not in the cache, and offline mode is on: go online once to fetch it")
+    reach()
+    with _translated(repo, revision):
+        try:
+            local = huggingface_hub.hf_hub_download(repo, path, revision=revision, token=token, cache_dir=cache_dir)
+        except errors.LocalEntryNotFoundError:  # the network went away; an EntryNotFoundError too, so it comes first
+            raise
+        except errors.EntryNotFoundError:
+            return None
+    return Path(local), _commit(Path(local))
+
+
+def list_files(repo: str, *, revision: str | None = None, token: str | bool | None = None) -> list[str]:
+    """Every file of a repository. Raises as `fetch` does."""
+    import huggingface_hub
+
+    with _translated(repo, revision):
+        return list(huggingface_hub.HfApi(token=token).list_repo_files(repo, revision=revision))
+
+
+def is_offline(offline: bool | None = None) -> bool:
+    """What was asked for, or else what HF_HUB_OFFLINE says."""
+    if offline is not None:
+        return offline
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE) or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def reach() -> None:
+    """Returns when the Hub answers, whatever it says. Raises HubUnreachable, after a few seconds at most."""
+    if is_offline():
+        raise HubUnreachable("offline mode is on (HF_HUB_OFFLINE)")
+    _reach(_endpoint())
+
+
+@cache  # only an answer is remembered, not a failure
+def _reach(endpoint: str) -> None:
+    from huggingface_hub import get_session
+
+    try:
+        get_session().head(endpoint, timeout=_PROBE_SECONDS)
+    except Exception as error:  # the client's own library changes between versions of huggingface_hub, and its errors with it
+        raise HubUnreachable(f"{endpoint} cannot be reached ({type(error).__name__}): check the network, or use a local folder") from error
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.ENDPOINT)
+
+
+def _commit(cached: Path) -> str:
+    """The Hub's cache holds files at .../snapshots/COMMIT/path."""
+    parts = cached.parts
+    return parts[len(parts) - 1 - parts[::-1].index("snapshots") + 1]
+
+
+@contextmanager
+def _translated(repo: str, revision: str | None) -> Iterator[None]:
+    from huggingface_hub import errors
+
+    page = f"{_endpoint()}/{repo}"
+    try:
+        yield
+    except GemscopeError:
+        raise
+    except errors.GatedRepoError as error:  # a RepositoryNotFoundError too, so it comes first
+        raise GatedRepository(
+            f"{repo} is gated: accept its terms at {page}, then log in with `hf auth login` or pass token=..."
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise SAENotFound(f"no repository {repo} on the Hub, or it is private: check the name, or pass token=...") from error
+    except errors.RevisionNotFoundError as error:
+        raise SAENotFound(f"no revision {revision!r} of {repo}: see {page}/commits/main") from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise HubUnreachable(f"{repo} is not in the cache, and {_endpoint()} cannot be reached: check the network") from error
+    except errors.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        if status == 401 or status == 403:
+            raise GatedRepository(f"{repo} may not be read with this token (HTTP {status}): see {page}") from error
+        raise HubUnreachable(f"{_endpoint()} answered HTTP {status} for {repo}: try again later") from error
+    except errors.HFValidationError as error:
+        raise SAENotFound(f"{repo!r} is not a name of a repository: expected owner/name") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull(f"no room left on the disk for a file of {repo}: free some, or pass cache_dir=...") from error
+        raise HubUnreachable(f"reading {repo} from {_endpoint()} failed: {_one_line(error)}") from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] in {"httpx", "httpcore", "requests", "urllib3"}:
+            raise HubUnreachable(f"reading {repo} from {_endpoint()} failed: {_one_line(error)}") from error
+        raise
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
