@@ -165,7 +165,11 @@ def catalog(
 
     def fits(entry: Entry) -> bool:
         return (
-            (kind is None or entry.site.kind == kind or (kind == "transcoder" and entry.site.kind == "transcoder_nogain"))
+            (
+                kind is None
+                or entry.site.kind == kind
+                or (kind == "transcoder" and entry.site.kind == "transcoder_nogain")
+            )
             and layer in (None, entry.layer)
             and n_features in (None, entry.width)
             and label in (None, entry.l0_label)
@@ -214,7 +218,9 @@ def width_of(width: int | str) -> int:
     if number is None and str(width).isdecimal() and int(width) in WIDTHS.values():
         number = int(width)
     if number is None:
-        raise InputError(f"no published SAE is {width!r} wide: the widths are {', '.join(WIDTHS)} (or the number of features)")
+        raise InputError(
+            f"no published SAE is {width!r} wide: the widths are {', '.join(WIDTHS)} (or the number of features)"
+        )
     return number
 
 
@@ -341,7 +347,9 @@ def _nearest_of(name: str, names: Sequence[str], n: int, head: str) -> list[str]
     # Different only in the L0: the L0s that exist, by distance.
     if hit := _L0.search(name):
         stem, l0 = name[: hit.start()], int(hit[1])
-        siblings = [(abs(int(other[1]) - l0), each) for each in names if each.startswith(stem) and (other := _L0.search(each))]
+        siblings = [
+            (abs(int(other[1]) - l0), each) for each in names if each.startswith(stem) and (other := _L0.search(each))
+        ]
         canonical = [stem] if stem in names else []  # Neuronpedia writes no L0 for those
         if siblings or canonical:
             return (canonical + [each for _, each in sorted(siblings)])[:n]
@@ -351,7 +359,9 @@ def _nearest_of(name: str, names: Sequence[str], n: int, head: str) -> list[str]
     if not near:
         return []
     within = [each for each in names if each.startswith(near[0]) and each[len(near[0])] in " /"]
-    return difflib.get_close_matches(name, within, n=n, cutoff=0.6) or difflib.get_close_matches(name, within, n=n, cutoff=0.3)
+    return difflib.get_close_matches(name, within, n=n, cutoff=0.6) or difflib.get_close_matches(
+        name, within, n=n, cutoff=0.3
+    )
 
 
 def _tail(name: str) -> str:

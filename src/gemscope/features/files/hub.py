@@ -102,8 +102,12 @@ def _reach(endpoint: str) -> None:
 
     try:
         get_session().head(endpoint, timeout=_PROBE_SECONDS)
-    except Exception as error:  # the client's own library changes between versions of huggingface_hub, and its errors with it
-        raise HubUnreachable(f"{endpoint} cannot be reached ({type(error).__name__}): check the network, or use a local folder") from error
+    except (
+        Exception
+    ) as error:  # the client's own library changes between versions of huggingface_hub, and its errors with it
+        raise HubUnreachable(
+            f"{endpoint} cannot be reached ({type(error).__name__}): check the network, or use a local folder"
+        ) from error
 
 
 def _endpoint() -> str:
@@ -132,11 +136,15 @@ def _translated(repo: str, revision: str | None) -> Iterator[None]:
             f"{repo} is gated: accept its terms at {page}, then log in with `hf auth login` or pass token=..."
         ) from error
     except errors.RepositoryNotFoundError as error:
-        raise SAENotFound(f"no repository {repo} on the Hub, or it is private: check the name, or pass token=...") from error
+        raise SAENotFound(
+            f"no repository {repo} on the Hub, or it is private: check the name, or pass token=..."
+        ) from error
     except errors.RevisionNotFoundError as error:
         raise SAENotFound(f"no revision {revision!r} of {repo}: see {page}/commits/main") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise HubUnreachable(f"{repo} is not in the cache, and {_endpoint()} cannot be reached: check the network") from error
+        raise HubUnreachable(
+            f"{repo} is not in the cache, and {_endpoint()} cannot be reached: check the network"
+        ) from error
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         if status == 401 or status == 403:
@@ -146,7 +154,9 @@ def _translated(repo: str, revision: str | None) -> Iterator[None]:
         raise SAENotFound(f"{repo!r} is not a name of a repository: expected owner/name") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull(f"no room left on the disk for a file of {repo}: free some, or pass cache_dir=...") from error
+            raise StorageFull(
+                f"no room left on the disk for a file of {repo}: free some, or pass cache_dir=..."
+            ) from error
         raise HubUnreachable(f"reading {repo} from {_endpoint()} failed: {_one_line(error)}") from error
     except Exception as error:
         if type(error).__module__.partition(".")[0] in {"httpx", "httpcore", "requests", "urllib3"}:

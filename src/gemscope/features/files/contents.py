@@ -1,0 +1,131 @@
+"""What a file of any format holds, once read: weights under our names, and what they are for. Turned into an SAE here,
+after everything that can be wrong with weights has been looked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gemscope.activations.site import Site
+from gemscope.errors import CorruptFile, NotFinite
+from gemscope.features.sae import SAE, Gate, SAEInfo
+
+_PIECE = 1 << 22
+"""Numbers looked at at a time."""
+
+
+class Folder(Protocol):
+    """Where the files of one SAE lie, on this disk or on the Hub."""
+
+    def __call__(self, name: str, *, needed: bool = True) -> Path | None:
+        """A file of the folder by its name, fetched if need be; None where there is none. With `needed=False` also
+        None where that cannot be found out now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """Weights as SAE names and orients them, and the rest of what an SAE needs."""
+
+    source: str
+    """The file or address, for messages."""
+    tensors: Mapping[str, Tensor]
+    gate: Gate = "jumprelu"
+    k: int | None = None
+    site: Site | None
+    site_out: Site | None = None
+    info: SAEInfo = field(default_factory=SAEInfo)
+
+
+def build(contents: Contents, *, dtype: torch.dtype | None, device: torch.device | str) -> SAE:
+    """The SAE. Weights that have the dtype already stay what they are, mapped from the disk where they were mapped.
+
+    Raises CorruptFile for weights that are missing, unknown or of the wrong shape, NotFinite for NaN and Inf.
+    """
+    d_in, d_sae, d_out = _sizes(contents)
+    tensors = {name: _finite(tensor, dtype, name, contents.source) for name, tensor in contents.tensors.items()}
+    sae = SAE(
+        d_in,
+        d_sae,
+        d_out,
+        gate=contents.gate,
+        k=contents.k,
+        skip="W_skip" in tensors,
+        site=contents.site,
+        site_out=contents.site_out,
+        info=contents.info,
+        device="meta",
+    )
+    sae.load_state_dict(tensors, assign=True)
+    return sae.to(device)
+
+
+def renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """The same tensors, with the names given changed."""
+    return {names.get(name, name): tensor for name, tensor in tensors.items()}
+
+
+def _sizes(contents: Contents) -> tuple[int, int, int]:
+    """d_in, d_sae, d_out, once every shape is what they make it."""
+    tensors, source = contents.tensors, contents.source
+    wanted = ["W_enc", "b_enc", "W_dec", "b_dec"] + (["threshold"] if contents.gate == "jumprelu" else [])
+    if missing := [name for name in wanted if name not in tensors]:
+        held = ", ".join(sorted(tensors)) or "nothing"
+        raise CorruptFile(f"{source} has no {' and no '.join(missing)}: it holds {held}")
+    if unknown := sorted(set(tensors) - {*wanted, "W_skip"}):
+        raise CorruptFile(
+            f"{source} holds {', '.join(unknown)}, which no SAE of its kind has: expected {', '.join(wanted)}"
+        )
+    for name in ("W_enc", "W_dec"):
+        if tensors[name].ndim != 2:
+            raise CorruptFile(f"{source}: {name} has the shape {tuple(tensors[name].shape)}, expected two axes")
+    (d_in, d_sae), d_out = tensors["W_enc"].shape, tensors["W_dec"].shape[1]
+    shapes = {
+        "W_dec": (d_sae, d_out),
+        "b_enc": (d_sae,),
+        "b_dec": (d_out,),
+        "threshold": (d_sae,),
+        "W_skip": (d_out, d_in),
+    }
+    if 0 in (d_in, d_sae, d_out):
+        raise CorruptFile(
+            f"{source}: W_enc of shape {(d_in, d_sae)} and W_dec of shape {(d_sae, d_out)} hold no weights"
+        )
+    for name, tensor in tensors.items():
+        expected = shapes.get(name)
+        if expected is not None and tuple(tensor.shape) != expected:
+            raise CorruptFile(
+                f"{source}: {name} has the shape {tuple(tensor.shape)}, expected {expected} beside W_enc of {(d_in, d_sae)}"
+            )
+        if not tensor.dtype.is_floating_point:
+            raise CorruptFile(f"{source}: {name} is of dtype {tensor.dtype}, expected floats")
+    if contents.k is not None and not 0 < contents.k <= d_sae:
+        raise CorruptFile(f"{source}: k={contents.k} of {d_sae} features, expected 1 to {d_sae}")
+    return d_in, d_sae, d_out
+
+
+def _finite(tensor: Tensor, dtype: torch.dtype | None, name: str, source: str) -> Tensor:
+    """The tensor in `dtype`, when it holds neither NaN nor Inf."""
+    if not _is_finite(tensor):
+        raise NotFinite(f"{source}: {name} holds NaN or Inf: the file is damaged or comes of a run that failed")
+    cast = tensor if dtype is None else tensor.to(dtype)
+    if dtype is not None and dtype.itemsize < tensor.dtype.itemsize and not _is_finite(cast):
+        raise NotFinite(f"{source}: {name} does not fit {dtype}, its values are too large: load it as float32")
+    return cast
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Piece by piece, so that a map of 19 GB is read, and not copied."""
+    if tensor.ndim > 1 and not tensor.is_contiguous():
+        tensor = tensor.T  # along the disk's order
+    rows = max(1, _PIECE // max(1, tensor[0].numel())) if tensor.ndim > 1 else _PIECE
+    for piece in tensor.split(rows):
+        low, high = piece.aminmax()  # NaN comes through, and no temporary of the piece's size is made
+        if not (low.isfinite() and high.isfinite()):
+            return False
+    return True

@@ -1,0 +1,69 @@
+"""The safetensors container: mapped from the disk without copying, and written piece by piece."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gemscope.errors import CorruptFile
+from gemscope.features.files.aside import written_aside
+
+DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+"""What weights come in, and what safetensors calls it."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A tensor on its way into a file: what it will be, and its bytes in row-major order, piece by piece."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    pieces: Iterable[Any]
+    """Whatever a file's `write` takes."""
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor, mapped from the disk: nothing is read before it is used. Raises CorruptFile."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise CorruptFile(f"{path} is no whole safetensors file ({reason}): delete it and fetch it again") from error
+
+
+def write_safetensors(path: Path, streams: Mapping[str, Stream]) -> None:
+    """Writes tensors whose bytes come in pieces, atomically; memory holds one piece. Raises StorageFull, FileError."""
+    header, end = {}, 0
+    for name, stream in streams.items():
+        start, end = end, end + math.prod(stream.shape) * stream.dtype.itemsize
+        header[name] = {"dtype": DTYPES[stream.dtype], "shape": list(stream.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format wants its data aligned
+    with written_aside(path) as aside, aside.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for stream in streams.values():
+            for piece in stream.pieces:
+                file.write(piece)
+
+
+def stream_of(tensor: Tensor, dtype: torch.dtype | None = None) -> Stream:
+    """A tensor as it is, or in another dtype, in pieces of a few megabytes."""
+    dtype = dtype or tensor.dtype
+    rows = max(1, (1 << 22) // max(1, tensor[0].numel() if tensor.ndim > 1 else 1))
+
+    def pieces() -> Iterable[Any]:
+        for part in tensor.detach().split(rows) if tensor.numel() else ():
+            yield part.to("cpu", dtype).contiguous().flatten().view(torch.uint8).numpy().data
+
+    return Stream(dtype, tuple(tensor.shape), pieces())

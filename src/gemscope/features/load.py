@@ -1,0 +1,267 @@
+"""From an address to an SAE: what the address means, where its files lie, which format they are. The formats themselves
+are in `files/`, the names of what is published in `catalog`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+import torch
+
+from gemscope.activations.bundled import cache_dir as own_cache_dir
+from gemscope.activations.site import Site
+from gemscope.errors import HubUnreachable, SAENotFound, UnsafeFile
+from gemscope.features import catalog
+from gemscope.features.catalog import Entry
+from gemscope.features.files import gemma_scope_1, gemma_scope_2, hub, saelens
+from gemscope.features.files.contents import Contents, Folder, build
+from gemscope.features.sae import SAE
+from gemscope.progress import Progress, silent
+
+BUNDLED = "smollm2"
+"""The address of the SAE that ships with this package."""
+_BUNDLED_FOLDER = Path(__file__).parent.parent / "data" / "smollm2-15-res"
+
+_CONFIGS = {saelens.WEIGHTS: saelens.CONFIG, gemma_scope_1.WEIGHTS: None, gemma_scope_2.WEIGHTS: gemma_scope_2.CONFIG}
+"""The weights of each format, and the configuration beside them."""
+_FILES = frozenset(filter(None, (*_CONFIGS, *_CONFIGS.values())))
+_PICKLES = frozenset({".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt"})
+
+
+def load_sae(
+    address: str | os.PathLike[str],
+    *,
+    site: Site | str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    offline: bool | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = torch.float32,
+    progress: Progress = silent,
+) -> SAE:
+    """An SAE by its address. Weights stay mapped from the disk where the file, `dtype` and `device` allow it.
+
+    An address is one of
+
+        google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71      a repository on the Hub and a folder in it
+        google/gemma-scope-2-4b-pt/resid_post/layer_17_width_16k_l0_medium
+        gemma-scope-2b-pt-res-canonical layer_20/width_16k/canonical       SAELens's release and id, a blank between
+        gemma-2-2b/20-gemmascope-res-16k                                   a Neuronpedia id, or its page's URL
+        runs/15-res, params.npz                                            a folder or file here; it goes first
+        smollm2                                                            the one that ships with this package
+
+    `site` says where the SAE reads when its file does not, or says it in a way that is not known here. `revision` is
+    a branch, tag or commit of the repository; `token` and `cache_dir` are as in huggingface_hub; `offline=None`
+    follows HF_HUB_OFFLINE. `dtype=None` keeps what the file has.
+
+    Raises SAENotFound (naming the nearest addresses that exist), GatedRepository, HubUnreachable, CorruptFile,
+    UnsafeFile (a pickle), FileError (a kind that is not read here), NotFinite, StorageFull.
+    """
+    name = os.fspath(address).strip()
+    given = None if site is None else Site.parse(site)
+    cache = (own_cache_dir() if cache_dir is None else Path(cache_dir) / "gemscope") / "unpacked"
+    local = Path(name).expanduser()
+    if name == BUNDLED:
+        contents = _read(_bundled(), None, source=BUNDLED, site=given, cache=cache, progress=progress)
+    elif name and local.exists():
+        contents = _read(*_local(local), source=name, site=given, cache=cache, progress=progress)
+    else:
+        published = _published(name)
+        found = _Remote(published, revision or published.revision, token, cache_dir, offline)
+        try:
+            contents = _read(found, published.entry, source=name, site=given, cache=cache, progress=progress)
+        except HubUnreachable as error:
+            if published.is_known or not (near := _near(name)):
+                raise
+            raise SAENotFound(
+                f"no SAE at {name!r} in the bundled catalogue, and the Hub cannot be reached to look further{near}"
+            ) from error
+        contents = replace(contents, info=replace(contents.info, revision=found.commit))
+    return build(contents, dtype=dtype, device=device)
+
+
+def _read(
+    folder: Folder, entry: Entry | None, *, source: str, site: Site | None, cache: Path, progress: Progress
+) -> Contents:
+    """In the format whose files are there."""
+    # What the names promise comes first; a repository that they say nothing of may be laid out in any of the ways.
+    for weights in (entry.file,) if entry else _CONFIGS:
+        config = _CONFIGS[weights]
+        if weights == saelens.WEIGHTS:
+            if folder(saelens.CONFIG) is not None:
+                return saelens.read(folder, source=source, site=site)
+        elif (path := folder(weights)) is not None:
+            if config is None:
+                return gemma_scope_1.read(path, entry=entry, source=source, cache=cache, site=site, progress=progress)
+            return gemma_scope_2.read(path, folder(config, needed=False), entry=entry, source=source, site=site)
+    raise SAENotFound(f"no SAE at {source!r}: expected {' or '.join(_CONFIGS)} there{_near(source)}")
+
+
+# --- here -----------------------------------------------------------------------------------------------------------
+
+
+def _bundled() -> Folder:
+    if not (_BUNDLED_FOLDER / saelens.CONFIG).exists():
+        raise SAENotFound(
+            f"the bundled SAE {BUNDLED!r} is not part of this installation: reinstall gemscope, or give an address"
+        )
+    return _here(_BUNDLED_FOLDER)
+
+
+def _here(folder: Path, **files: Path) -> Folder:
+    """A folder on this disk. `files` stand in for names that are looked for."""
+
+    def find(name: str, *, needed: bool = True) -> Path | None:
+        path = files.get(name, folder / name)
+        return path if path.is_file() else None
+
+    return find
+
+
+def _local(path: Path) -> tuple[Folder, Entry | None]:
+    """The folder that a path means, and what the names on the way to it say."""
+    if path.is_dir():
+        return _here(path), _entry_of_path(path)
+    if path.suffix in _PICKLES:
+        raise UnsafeFile(f"{path} is a pickle: refused, since unpickling can run anything; expected safetensors or npz")
+    folder, entry = path.parent, _entry_of_path(path.parent)
+    if path.name in _FILES:
+        return _here(folder), entry
+    # A file of another name: npz is Gemma Scope's, safetensors Gemma Scope 2's.
+    standard = gemma_scope_1.WEIGHTS if path.suffix == ".npz" else gemma_scope_2.WEIGHTS
+    if path.suffix not in (".npz", ".safetensors"):
+        raise SAENotFound(f"{path} is no file of an SAE: expected .npz, .safetensors, or a folder")
+    return _only({standard: path}), entry
+
+
+def _only(files: dict[str, Path]) -> Folder:
+    def find(name: str, *, needed: bool = True) -> Path | None:
+        return files.get(name)
+
+    return find
+
+
+def _entry_of_path(path: Path) -> Entry | None:
+    """What a folder's own names say, when it lies as in its repository or in the Hub's cache."""
+    parts = path.resolve().parts
+    for start, part in enumerate(parts):
+        if part.startswith("models--"):  # models--google--gemma-scope-2b-pt-res/snapshots/COMMIT/path
+            return catalog.entry_of(part.removeprefix("models--").replace("--", "/", 1), "/".join(parts[start + 3 :]))
+        if part.startswith("gemma-scope-"):
+            return catalog.entry_of(f"google/{part}", "/".join(parts[start + 1 :]))
+    return None
+
+
+# --- published ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Published:
+    """What an address that is no path here stands for."""
+
+    repo: str
+    path: str
+    entry: Entry | None = None
+    revision: str | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the catalogue has it."""
+        return catalog.find(f"{self.repo}/{self.path}") is not None
+
+
+class _Remote:
+    """One folder of a repository, its files fetched when asked for, all of one commit."""
+
+    def __init__(
+        self,
+        published: _Published,
+        revision: str | None,
+        token: str | bool | None,
+        cache_dir: str | os.PathLike[str] | None,
+        offline: bool | None,
+    ) -> None:
+        self.published, self.token, self.cache_dir, self.offline = published, token, cache_dir, offline
+        self.revision = revision
+        self.commit: str | None = None
+
+    def __call__(self, name: str, *, needed: bool = True) -> Path | None:
+        path = str(PurePosixPath(self.published.path) / name)
+        try:
+            found = hub.find(
+                self.published.repo,
+                path,
+                revision=self.commit or self.revision,
+                token=self.token,
+                cache_dir=self.cache_dir,
+                offline=self.offline,
+            )
+        except HubUnreachable:
+            if needed:
+                raise
+            return None
+        except SAENotFound as error:
+            raise SAENotFound(f"{error}{_near(self.published.repo + '/' + self.published.path)}") from error
+        if found is None:
+            return None
+        local, self.commit = found
+        return local
+
+
+_NEURONPEDIA = re.compile(r"[^/]+/\d+-[^/]+")
+
+
+def _published(name: str) -> _Published:
+    """Raises SAENotFound for what can be no address."""
+    if name.startswith(("/", "./", "../", "~")):
+        raise SAENotFound(f"no file or folder {name}")
+    address, revision, from_neuronpedia = _without_url(name)
+    if entry := catalog.find(address):
+        return _Published(entry.repo, entry.path, entry, revision)
+    if len(words := address.split()) == 2 and "/" in words[0]:  # SAELens's way to name a repository it does not list
+        return _named(words[0], words[1], revision)
+    parts = address.split("/")
+    if (
+        len(words) != 1
+        or len(parts) < 2
+        or "" in parts
+        or ".." in parts
+        or from_neuronpedia
+        or _NEURONPEDIA.fullmatch(address)
+    ):
+        raise SAENotFound(
+            f"no SAE called {name!r}: expected REPO/path, a folder, RELEASE SAE_ID, a Neuronpedia id, or {BUNDLED}{_near(address)}"
+        )
+    return _named("/".join(parts[:2]), "/".join(parts[2:]), revision)
+
+
+def _named(repo: str, path: str, revision: str | None) -> _Published:
+    return _Published(repo, path, catalog.entry_of(repo, path), revision)
+
+
+def _without_url(name: str) -> tuple[str, str | None, bool]:
+    """The address in a URL of the Hub's or Neuronpedia's (or in none); a revision that it names; whether Neuronpedia's."""
+    url = urlsplit(name)
+    host = (url.hostname or "").removeprefix("www.") if url.scheme in ("http", "https") else ""
+    parts = [unquote(part) for part in url.path.split("/") if part] if host else []
+    revision = None
+    if host == "neuronpedia.org":
+        return "/".join(parts[:2]), None, True  # the third is a feature
+    if host == "huggingface.co":
+        if len(parts) > 3 and parts[2] in ("tree", "blob", "resolve"):
+            revision = None if parts[3] == "main" else parts[3]
+            parts = parts[:2] + parts[4:]
+        name = "/".join(parts)
+    name = name.rstrip("/")
+    folder, _, file = name.rpartition("/")
+    return (folder if file in _FILES else name), revision, False
+
+
+def _near(name: str) -> str:
+    near = catalog.nearest(_without_url(name)[0])
+    return f"; nearest: {', '.join(near)}" if near else ""

@@ -1,0 +1,303 @@
+"""Is this the right model, site, scale and token mask for this SAE? With the evidence, and what fits better if not."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from gemscope.activations.capture import Captured
+from gemscope.activations.model import LanguageModel
+from gemscope.activations.site import KINDS, Site, locate
+from gemscope.errors import InputError, SiteNotFound
+from gemscope.features.metrics import Variance
+from gemscope.features.sae import SAE
+from gemscope.progress import Progress, silent
+from gemscope.reports.fit import require_fit
+from gemscope.text.corpus import Corpus
+from gemscope.text.tokens import Tokens
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+LEAST_EXPLAINED = 0.3
+"""Published SAEs explain more than this of their own site, a wrong site less than nothing as a rule."""
+L0_FACTOR = 2.0
+"""Other text than the training text moves L0 by a third at most; a wrong site or scale by several times."""
+CLEARLY_BETTER = 0.85
+"""Another site must leave less than this share of the variance unexplained to be called the better one: between
+neighbouring layers of a residual stream the figures lie closer than between any others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """How the SAE does on one reading of the model."""
+
+    site: str
+    scale: float
+    """What the activations were multiplied by before the SAE read them."""
+    explained_variance: float
+    l0: float
+
+    @property
+    def fvu(self) -> float:
+        """1 − explained variance."""
+        return 1 - self.explained_variance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """What `check` found. `ok` when the figures are plausible and nothing else fits clearly better."""
+
+    ok: bool
+    model: str
+    sae: str
+    site: str
+    tokens: int
+    """Counted tokens that all figures are over."""
+    explained_variance: float
+    """1 − Σ‖x − x̂‖² / Σ‖x − μ‖², one ratio over the counted tokens."""
+    l0: float
+    declared_l0: float | None
+    masked_tokens: int
+    masked_l0: float | None
+    """L0 on the tokens that do not count: thousands mean that they are rightly left out."""
+    explained_variance_with_masked: float | None
+    """What explained variance would seem to be with them."""
+    suggestion: str | None
+    """What to do, one sentence, or None."""
+    notes: tuple[str, ...]
+    trials: tuple[Trial, ...]
+    """Everything tried, the given site first, the others best first."""
+
+    def to_dict(self) -> dict[str, object]:
+        """For JSON; a figure that does not exist is None."""
+        known = {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in asdict(self).items()}
+        return {**known, "fvu": 1 - self.explained_variance}
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        verdict = Text("✓ fits  " if self.ok else "✗ does not fit  ", style="bold green" if self.ok else "bold red")
+        verdict.append(f"{self.sae} at {self.site} of {self.model}", style="default")
+        facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 2))
+        declared = "not declared" if self.declared_l0 is None else f"declared {self.declared_l0:g}"
+        facts.add_row("explained variance", f"{self.explained_variance:.4f}", f"FVU {1 - self.explained_variance:.4f}, global mean")
+        facts.add_row("L0", f"{self.l0:.1f}", declared)
+        facts.add_row("tokens", f"{self.tokens:,}", f"{self.masked_tokens:,} masked: special, first of a row, attention sinks")
+        if self.masked_l0 is not None:
+            facts.add_row("L0 on masked tokens", f"{self.masked_l0:,.0f}", "SAEs are not trained on them")
+        parts: list[RenderableType] = [verdict, Text(), facts]
+        if len(self.trials) > 1:
+            table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2), header_style="dim")
+            for name in ("tried", "explained variance", "L0"):
+                table.add_column(name, justify="left" if name == "tried" else "right")
+            for trial in self.trials[:6]:
+                name = trial.site if trial.scale == 1 else f"{trial.site} × {trial.scale:.4g}"
+                table.add_row(name, f"{trial.explained_variance:.4f}", f"{trial.l0:.1f}")
+            parts += [Text(), table]
+        for note in self.notes:
+            parts.append(Text(f"note: {note}", style="yellow"))
+        if self.suggestion:
+            parts += [Text(), Text(self.suggestion, style="bold")]
+        return Group(*parts)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        out = io.StringIO()
+        Console(file=out, width=120, color_system=None, legacy_windows=False).print(self)
+        return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def check(
+    model: LanguageModel,
+    sae: SAE,
+    corpus: Corpus | None = None,
+    *,
+    site: Site | str | None = None,
+    tokens: int = 512,
+    every_token: bool = False,
+    progress: Progress = silent,
+) -> Check:
+    """Runs the SAE on about `tokens` tokens where it says it reads (or at `site`) and where else it might belong.
+
+    Neighbouring layers are always tried. When the figures are off, every other site of the same width is too (raw and
+    post-norm MLP output, with and without the norm's gain, all layers) and the usual input scales. Raises Mismatch
+    where the widths rule it out from the start.
+    """
+    if site is not None:
+        sae = _at(sae, Site.parse(site))
+    declared = require_fit(model, sae)
+    corpus = Corpus.sample() if corpus is None else corpus
+    rows = _read(model, corpus, tokens, every_token)
+    bench = _Bench(model, sae, rows, every_token)
+
+    near = [declared.at(layer) for layer in _around(declared, model) if declared.layer is not None]
+    bench.try_sites([declared, *near])
+    given = bench.trials[0]
+    plausible = _plausible(given, sae)
+    if not plausible or _better(given, bench.trials[1:], sae):
+        bench.try_sites(_of_same_width(model, sae))
+        bench.try_scales(declared)
+    best = _better(given, bench.trials[1:], sae)
+    ok = plausible and best is None
+    masked = bench.masked(declared)
+    return Check(
+        ok=ok,
+        model=model.name,
+        sae=sae.info.name,
+        site=str(declared),
+        tokens=bench.count,
+        explained_variance=given.explained_variance,
+        l0=given.l0,
+        declared_l0=sae.info.declared_l0,
+        masked_tokens=int(rows.real.sum()) - bench.count,
+        masked_l0=masked[0],
+        explained_variance_with_masked=masked[1],
+        suggestion=None if ok else _suggestion(given, best, sae, model),
+        notes=tuple(_notes(model, sae, bench.count)),
+        trials=(given, *sorted(bench.trials[1:], key=lambda trial: trial.fvu)),
+    )
+
+
+def _at(sae: SAE, site: Site) -> SAE:
+    """The same weights, said to read at another site."""
+    out = SAE(sae.d_in, sae.d_sae, sae.d_out, gate=sae.gate, k=sae.k, skip=sae.W_skip is not None, site=site, device="meta", info=sae.info)
+    out.load_state_dict(sae.state_dict(), assign=True)
+    if sae.is_transcoder:
+        out.site_out = sae.site_out
+    return out
+
+
+def _read(model: LanguageModel, corpus: Corpus, tokens: int, every_token: bool) -> Tokens:
+    length = min(256, model.context)
+    first = next(model.rows(corpus, length=length, batch=max(1, math.ceil(tokens / length)), every_token=every_token), None)
+    if first is None or not first.counted.any():
+        raise InputError(f"{corpus.name} gave no token that counts: nothing to check with")
+    return first
+
+
+def _around(site: Site, model: LanguageModel) -> list[int]:
+    layer = site.layer or 0
+    return [near for near in (layer - 1, layer + 1) if 0 <= near < model.n_layers]
+
+
+def _of_same_width(model: LanguageModel, sae: SAE) -> list[Site]:
+    """Every site of the model that the SAE could read, going by its width."""
+    sites = [Site(None, "embed"), *(Site(layer, kind) for layer in range(model.n_layers) for kind in KINDS if kind != "embed")]
+    out = []
+    for site in sites:
+        try:
+            locate(model.hf, site)
+        except SiteNotFound:
+            continue
+        if model.width(site) == sae.d_in:
+            out.append(site)
+    return out
+
+
+def _plausible(trial: Trial, sae: SAE) -> bool:
+    declared = sae.info.declared_l0
+    fits = declared is None or declared / L0_FACTOR <= trial.l0 <= declared * L0_FACTOR
+    return fits and trial.explained_variance >= LEAST_EXPLAINED
+
+
+def _better(given: Trial, others: Iterable[Trial], sae: SAE) -> Trial | None:
+    """The best of the others, if it is clearly better than the given one."""
+    fitting = [trial for trial in others if _plausible(trial, sae)]
+    best = min(fitting, key=lambda trial: trial.fvu, default=None)
+    if best is None or (_plausible(given, sae) and best.fvu > CLEARLY_BETTER * given.fvu):
+        return None
+    return best
+
+
+def _suggestion(given: Trial, best: Trial | None, sae: SAE, model: LanguageModel) -> str:
+    if best is None:
+        made = f"it was made for {sae.info.model}" if sae.info.model else "its file names no model"
+        return f"no site of {model.name} of this width fits, at any usual scale: is it the model that it was trained on ({made})?"
+    figures = f"explained variance {best.explained_variance:.3f} instead of {given.explained_variance:.3f}, L0 {best.l0:.0f} instead of {given.l0:.0f}"
+    if best.site != given.site:
+        return f"it fits {best.site}, not {given.site}: {figures}; set sae.site, or pass --site {best.site}"
+    return f"it fits {best.site} scaled by {best.scale:.4g}: {figures}; fold that factor into its weights"
+
+
+def _notes(model: LanguageModel, sae: SAE, count: int) -> Iterable[str]:
+    made = sae.info.model
+    if made is not None and made.split("/")[-1].lower() != model.name.rstrip("/").split("/")[-1].lower():
+        yield f"it was made for {made}, this is {model.name}"
+    if sae.info.prepend_bos and model.bos is None:
+        yield "it was trained on text that begins with BOS, this tokenizer adds none"
+    if count < 200:
+        yield f"{count} tokens are few: figures can be off by several percent; 500 are a good check"
+
+
+class _Bench:
+    """One piece of text, read once per set of sites, and the SAE's figures on each."""
+
+    def __init__(self, model: LanguageModel, sae: SAE, rows: Tokens, every_token: bool) -> None:
+        self.model, self.sae, self.rows, self.every_token = model, sae, rows, every_token
+        self.trials: list[Trial] = []
+        self.count = 0
+        self._captured: dict[Site, Captured] = {}
+
+    def try_sites(self, sites: Iterable[Site]) -> None:
+        """A trial of every site not tried yet."""
+        tried = {trial.site for trial in self.trials}
+        fresh = [site for site in dict.fromkeys(sites) if str(site) not in tried]
+        # A transcoder writes to a place of its own in each layer; an autoencoder to where it reads.
+        pairs = {site: self._written(site) for site in fresh}
+        # One layer at a time bounds memory: a big model has hundreds of sites.
+        by_layer: dict[int | None, list[Site]] = {}
+        for site in fresh:
+            by_layer.setdefault(site.layer, []).append(site)
+        for group in by_layer.values():
+            captured = self.model.capture(self.rows, {*group, *(pairs[site] for site in group)}, every_token=self.every_token)
+            for site in group:
+                acts, target = captured[site], captured[pairs[site]]
+                self.trials.append(self._trial(site, acts.rows, target.values[acts.counted], 1.0))
+                if len(self.trials) == 1:
+                    self.count = int(acts.counted.sum())
+                    self._captured[site] = captured
+
+    def try_scales(self, site: Site) -> None:
+        """The factors that training pipelines use: mean norm √d, mean squared norm 1, embeddings times or over √d."""
+        acts, target = self._captured[site][site], self._captured[site][self._written(site)]
+        x = acts.rows.float()
+        norms = x.norm(dim=-1)
+        root = math.sqrt(x.shape[-1])
+        scales = (root / norms.mean().item(), 1 / norms.pow(2).mean().sqrt().item(), root, 1 / root)
+        for scale in scales:
+            self.trials.append(self._trial(site, acts.rows, target.values[acts.counted], scale))
+
+    def masked(self, site: Site) -> tuple[float | None, float | None]:
+        """L0 on the tokens that do not count, and explained variance over all tokens."""
+        acts, target = self._captured[site][site], self._captured[site][self._written(site)]
+        real = self.rows.real.to(acts.values.device)
+        out = real & ~acts.counted
+        if not out.any():
+            return None, None
+        l0 = self.sae.encode(acts.values[out]).mean_l0
+        return l0, self._trial(site, acts.values[real], target.values[real], 1.0).explained_variance
+
+    def _written(self, site: Site) -> Site:
+        out = self.sae.site_out
+        if not self.sae.is_transcoder or out is None:
+            return site
+        return out if out.layer is None or site.layer is None else out.at(site.layer)
+
+    @torch.no_grad()
+    def _trial(self, site: Site, x: Tensor, target: Tensor, scale: float) -> Trial:
+        x = x.to(self.sae.W_enc.device, torch.float32) * scale
+        # The scaled SAE reconstructs scaled activations; a transcoder's target is scaled the same way.
+        target = target.to(x.device, torch.float32) * scale
+        variance = Variance()
+        variance.add(target, self.sae(x))
+        return Trial(site=str(site), scale=scale, explained_variance=variance.explained_variance, l0=self.sae.encode(x).mean_l0)

@@ -1,0 +1,246 @@
+"""One prompt read through an SAE: per token its strongest features, L0 and explained variance."""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+import unicodedata
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gemscope.activations.model import LanguageModel
+from gemscope.errors import InputError
+from gemscope.features.metrics import explained_variance
+from gemscope.features.sae import SAE
+from gemscope.reports.fit import require_fit
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+NEURONPEDIA = "https://www.neuronpedia.org"
+
+
+@dataclass(frozen=True)
+class Fired:
+    """A feature and how strongly it fired."""
+
+    feature: int
+    activation: float
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of the text and the features on it, strongest first."""
+
+    token: str
+    position: int
+    counted: bool
+    """False for BOS and other special tokens, the first position and attention sinks: SAEs do not know those."""
+    l0: int
+    features: tuple[Fired, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What `look` saw. `str` gives a table, a notebook shows colours, `to_dict` gives what `--json` prints."""
+
+    model: str
+    sae: str
+    site: str
+    tokens: tuple[Token, ...]
+    l0: float
+    """Mean over counted tokens; NaN when none counts."""
+    explained_variance: float
+    """1 − Σ‖x − x̂‖² / Σ‖x − μ‖² over counted tokens, μ their mean; NaN for fewer than two."""
+    neuronpedia_id: str | None = None
+
+    @property
+    def counted(self) -> int:
+        """How many tokens the two figures are over."""
+        return sum(token.counted for token in self.tokens)
+
+    def url(self, feature: int) -> str:
+        """A feature's page on Neuronpedia. Raises InputError for an SAE that is not there."""
+        if self.neuronpedia_id is None:
+            raise InputError(f"{self.sae} has no Neuronpedia id: its features have no page there")
+        return f"{NEURONPEDIA}/{self.neuronpedia_id}/{feature}"
+
+    def embed(self, feature: int, *, width: int = 1200, height: int = 600) -> Embed:
+        """A feature's Neuronpedia page as a frame: a notebook shows it, `str` gives the HTML."""
+        query = "embed=true&embedexplanation=true&embedplots=true&embedtest=true&height=300"
+        return Embed(f"{self.url(feature)}?{query}", width, height)
+
+    def to_dict(self) -> dict[str, object]:
+        """For JSON; a figure that does not exist is None."""
+        return {
+            "model": self.model,
+            "sae": self.sae,
+            "site": self.site,
+            "l0": _known(self.l0),
+            "explained_variance": _known(self.explained_variance),
+            "tokens_counted": self.counted,
+            "neuronpedia_id": self.neuronpedia_id,
+            "tokens": [
+                {
+                    "token": token.token,
+                    "position": token.position,
+                    "counted": token.counted,
+                    "l0": token.l0,
+                    "features": [{"feature": one.feature, "activation": one.activation} for one in token.features],
+                }
+                for token in self.tokens
+            ],
+        }
+
+    # --- how it shows itself ----------------------------------------------------------------------------------
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        table.add_column("token", no_wrap=True)
+        table.add_column("L0", justify="right")
+        table.add_column("strongest features (feature:activation)")
+        strongest = self._strongest()
+        for token in self.tokens:
+            quiet = "" if token.counted else "dim"
+            row = Text(style=quiet)
+            for one in token.features:
+                style = "" if quiet else _shade(one.activation / strongest)
+                link = "" if self.neuronpedia_id is None else f" link {self.url(one.feature)}"
+                row.append(f"{one.feature}", style=f"{style}{link}".strip())
+                row.append(f":{one.activation:.1f}  ", style="dim")
+            if not token.counted:
+                row.append("(not counted)")
+            table.add_row(Text(visible(token.token), style=quiet or "bold"), Text(str(token.l0), style=quiet), row)
+        return Group(Text(self._title(), style="bold"), Text(), table, Text(), Text(self._summary()))
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        out = io.StringIO()
+        Console(file=out, width=120, color_system=None, legacy_windows=False).print(self)
+        return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+    def _repr_html_(self) -> str:
+        strongest = self._strongest()
+        rows = []
+        for token in self.tokens:
+            cells = "".join(self._html_feature(one, strongest, token.counted) for one in token.features)
+            quiet = "" if token.counted else ' style="opacity:.5" title="not counted: special, first or an attention sink"'
+            rows.append(
+                f"<tr{quiet}><td><code style='white-space:pre'>{html.escape(visible(token.token))}</code></td>"
+                f"<td style='text-align:right'>{token.l0}</td><td style='text-align:left'>{cells}</td></tr>"
+            )
+        return (
+            f"<div><p><b>{html.escape(self._title())}</b></p><table><thead><tr><th>token</th><th>L0</th>"
+            f"<th style='text-align:left'>strongest features</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
+            f"<p>{html.escape(self._summary())}</p></div>"
+        )
+
+    def _html_feature(self, one: Fired, strongest: float, counted: bool) -> str:
+        share = one.activation / strongest if counted else 0.0
+        style = f"background:rgba(16,160,110,{0.1 + 0.6 * min(1.0, share):.2f});border-radius:3px;padding:0 4px;margin-right:4px"
+        text = f"<span style='{style}'>{one.feature}&thinsp;<small>{one.activation:.1f}</small></span>"
+        if self.neuronpedia_id is None:
+            return text
+        return f"<a href='{html.escape(self.url(one.feature))}' target='_blank' rel='noopener' style='color:inherit'>{text}</a>"
+
+    def _strongest(self) -> float:
+        """The strongest activation on a counted token: what colours are relative to."""
+        return max((one.activation for token in self.tokens if token.counted for one in token.features), default=1.0)
+
+    def _title(self) -> str:
+        return f"{self.model} at {self.site}, read through {self.sae}"
+
+    def _summary(self) -> str:
+        if not self.counted:
+            return "no token counts: only special tokens or the first position were given"
+        ev = "needs two tokens" if math.isnan(self.explained_variance) else f"{self.explained_variance:.4f}"
+        return (
+            f"L0 {self.l0:.1f} per token · explained variance {ev} · over {self.counted} of {len(self.tokens)} tokens "
+            f"(special, first and attention-sink tokens are not counted)"
+        )
+
+
+@dataclass(frozen=True)
+class Embed:
+    """A page in a frame."""
+
+    src: str
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f'<iframe src="{html.escape(self.src)}" width="{self.width}" height="{self.height}" frameborder="0"></iframe>'
+
+    def _repr_html_(self) -> str:
+        return str(self)
+
+
+def look(model: LanguageModel, sae: SAE, text: str, *, k: int = 5, every_token: bool = False) -> Look:
+    """Reads one text and keeps the `k` strongest features of each token.
+
+    `every_token` counts special tokens, the first position and attention sinks too. Raises what `model.tokens` and
+    `sae.encode` raise, and Mismatch where model and SAE do not fit.
+    """
+    if k < 1:
+        raise InputError(f"k={k}: at least one feature per token must be asked for")
+    site = require_fit(model, sae)
+    written = sae.site_out or site
+    captured = model.capture(text, [site, written], every_token=every_token)
+    acts = captured[site]
+    features = sae.encode(acts)
+    target = captured[written].values.to(sae.W_dec.device).float()
+    counted = acts.counted.to(target.device)
+    ids = acts.tokens.ids[0]
+    tokens = []
+    for position, token in enumerate(model.strings(ids.tolist())):
+        active, strengths = features.row(position)
+        tokens.append(
+            Token(
+                token=token,
+                position=position,
+                counted=bool(counted[0, position]),
+                l0=len(active),
+                features=tuple(map(Fired, active[:k].tolist(), strengths[:k].tolist())),
+            )
+        )
+    return Look(
+        model=model.name,
+        sae=sae.info.name,
+        site=str(site) if not sae.is_transcoder else f"{site} → {written}",
+        tokens=tuple(tokens),
+        l0=features.mean_l0,
+        explained_variance=explained_variance(target[counted], sae(acts)[counted]),
+        neuronpedia_id=sae.info.neuronpedia_id,
+    )
+
+
+def visible(token: str) -> str:
+    """A token as one printable line: a leading blank as ·, line ends and tabs as signs, control characters spelt out."""
+    signs = {"\n": "↵", "\t": "⇥", "\r": "␍", " ": "·"}
+    out = []
+    for letter in token:
+        if letter in signs:
+            out.append(signs[letter])
+        elif unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+            # Direction marks and their like could rearrange the line around them.
+            out.append(f"\\u{ord(letter):04x}")
+        else:
+            out.append(letter)
+    return "".join(out)
+
+
+def _shade(share: float) -> str:
+    for bound, style in ((0.66, "bold bright_green"), (0.33, "green"), (0.15, "cyan")):
+        if share >= bound:
+            return style
+    return ""
+
+
+def _known(number: float) -> float | None:
+    return None if math.isnan(number) else number

@@ -1,0 +1,480 @@
+"""Builds the training corpus, 70 MB of permissive English, from Debian's documentation packages; installs nothing.
+
+    python tools/corpus.py -o corpora
+
+Needs a Debian (12 or later) with apt-get and dpkg-deb, about 120 MB to fetch, and no Python package. Run `apt-get
+update` first. Writes english-permissive.jsonl.gz (`text`, `source`, `license` a line) and SOURCES.md. Packages are found
+by pattern and read as they stream out of their archives, so that nothing is unpacked on the disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import json
+import os
+import re
+import shutil
+import string
+import struct
+import subprocess
+import sys
+import tarfile
+import tempfile
+import textwrap
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+
+Files = Mapping[str, bytes]
+
+SHORTEST_PAGE = 400  # characters; what is shorter is an index or a redirection
+SHORTEST_SENTENCE, SHORTEST_PHRASE = 40, 80  # characters of a paragraph that ends as sentences do, or does not
+EVERYWHERE = 3  # a paragraph on so many pages is furniture: navigation, licence footers, warnings
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source of text: the package that has it, the files that matter, and how to read them."""
+
+    name: str
+    package: str
+    """A regular expression; the newest package whose whole name matches is taken."""
+    files: str
+    """A regular expression that finds the paths to read."""
+    license: str
+    read: Callable[[Files], Iterator[str]]
+
+
+# ---------------------------------------------------------------------------------------------------- web pages
+
+
+class Page(HTMLParser):
+    """The paragraphs of an HTML page: no markup, navigation or headings; preformatted text as it stands."""
+
+    BLOCKS = set(
+        """address article blockquote body center dd div dl dt fieldset figure hr li main ol p pre section table tbody
+        thead tr ul""".split()
+    )
+    VOID = set("""area base br col embed hr img input link meta source track wbr""".split())
+    HIDDEN_TAGS = set(
+        """button footer form h1 h2 h3 h4 h5 h6 head header nav noscript script select style svg title""".split()
+    )
+    HIDDEN_NAMES = set(  # classes and ids
+        """boring bottomlang contents docs-actions docs-byline docs-license docs-sidebar footer ft global-nav hd
+        headerlink leftnav-tube linenos nav navfooter navheader nosearch page-header path quickview related searchbox
+        sidebar sphinxsidebar title-since toc toctree-wrapper top topbar toplang up viewcode-back viewcode-link""".split()
+    )
+    MAIN_NAMES = set("""content docs-body page-content""".split())
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self._open: list[tuple[str, bool, bool, bool]] = []  # tag, hidden, main, preformatted
+        self._text: list[str] = []
+        self._found: list[tuple[bool, str]] = []
+
+    @classmethod
+    def paragraphs(cls, html: bytes) -> list[str]:
+        """The page's paragraphs; those of its main part alone where it names one."""
+        page = cls()
+        try:
+            page.feed(html.decode())
+        except UnicodeDecodeError:
+            page.feed(html.decode("latin-1"))
+        page.close()
+        page._flush()
+        main = [text for inside, text in page._found if inside]
+        return main or [text for _, text in page._found]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in self.BLOCKS:
+            self._flush()
+        if tag == "br":
+            self._text.append("\n")
+        if tag in ("td", "th"):
+            self._text.append("  ")
+        if tag in self.VOID:
+            return
+        if tag in ("p", "li", "tr", "td", "th") and self._open and self._open[-1][0] == tag:
+            self._open.pop()
+        given = dict(attrs)
+        names = {*(given.get("class") or "").split(), given.get("id") or ""}
+        _, hidden, main, preformatted = self._open[-1] if self._open else ("", False, False, False)
+        self._open.append(
+            (
+                tag,
+                hidden or tag in self.HIDDEN_TAGS or bool(names & self.HIDDEN_NAMES),
+                main or tag == "main" or given.get("role") == "main" or bool(names & self.MAIN_NAMES),
+                preformatted or tag == "pre",
+            )
+        )
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self.BLOCKS:
+            self._flush()
+        if any(tag == opened for opened, *_ in self._open):
+            while self._open.pop()[0] != tag:
+                pass
+
+    def handle_data(self, data: str) -> None:
+        if not (self._open and self._open[-1][1]):
+            self._text.append(data)
+
+    def _flush(self) -> None:
+        text = "".join(self._text).replace("\u200b", "").replace("\xa0", " ")
+        self._text.clear()
+        _, hidden, main, preformatted = self._open[-1] if self._open else ("", False, False, False)
+        if hidden or not text.strip():
+            return
+        if preformatted:
+            text = "\n".join(line.rstrip() for line in text.splitlines()).strip("\n")
+        else:
+            text = " ".join(text.split())
+            if not prose(text):
+                return
+        self._found.append((main, text))
+
+
+def prose(paragraph: str) -> bool:
+    """Whether it says something: not a cell of a table, an item of an index, a label."""
+    return len(paragraph) >= (SHORTEST_SENTENCE if paragraph[-1] in ".:;!?…)" else SHORTEST_PHRASE)
+
+
+def pages(files: Files) -> Iterator[str]:
+    """One document a page, without the paragraphs that stand on many pages."""
+    paragraphs = [Page.paragraphs(html) for _, html in sorted(files.items())]
+    seen = Counter(paragraph for page in paragraphs for paragraph in set(page))
+    for text in dict.fromkeys(
+        "\n\n".join(paragraph for paragraph in page if seen[paragraph] < EVERYWHERE) for page in paragraphs
+    ):
+        if len(text) >= SHORTEST_PAGE:
+            yield text
+
+
+# ---------------------------------------------------------------------------------------------------- dictionaries
+
+
+def jargon(files: Files) -> Iterator[str]:
+    """The Jargon File's entries: the word, then what it means. Braces around cross references are taken off."""
+    entries = ("\n\n".join(unwrapped(entry)) for entry in dictd_entries(files))
+    return gathered((re.sub(r"\{\s*([^{}]+?)\s*\}", r"\1", entry) for entry in entries), 3000)
+
+
+def devils_dictionary(files: Files) -> Iterator[str]:
+    return gathered(("\n\n".join(unwrapped(entry)) for entry in dictd_entries(files)), 3000)
+
+
+def webster(files: Files) -> Iterator[str]:
+    """Entries of the GNU dictionary that are Webster's of 1913 and nothing else: each part is signed with its origin.
+
+    Pronunciations and braces around cross references are taken off.
+    """
+    kept = (
+        re.sub(r" ?\\[^\\]*\\|[{}]", "", SIGNATURE.sub("\n", entry))
+        for entry in dictd_entries(files)
+        if {" ".join(sign.split()) for sign in SIGNATURE.findall(entry)} == {"1913 Webster"}
+    )
+    return gathered((" ".join(entry.split()) for entry in kept), 3000)
+
+
+SIGNATURE = re.compile(
+    r"\[([^\[\]]*(?:Webster|WordNet|PJC|Century|Suppl|\bRDH\b|\bRP\b|\bAS\b|\bJC\b)[^\[\]]*)\](?=\s*(?:\n|$))"
+)
+
+
+def dictd_entries(files: Files) -> Iterator[str]:
+    """The entries of a dictionary in the format of the dictd server: a gzip file of text and an index into it."""
+    text = gzip.decompress(only(files, ".dict.dz"))
+    places = set()
+    for line in only(files, ".index").decode().splitlines():
+        word, offset, length = line.split("\t")[:3]
+        if not word.startswith("00"):  # 00database...: about the file itself
+            places.add((dictd_number(offset), dictd_number(length)))
+    for offset, length in sorted(places):
+        yield text[offset : offset + length].decode(errors="replace")
+
+
+def dictd_number(digits: str) -> int:
+    """A number in dictd's base 64, the most significant digit first."""
+    value = 0
+    for digit in digits:
+        value = value * 64 + DICTD_DIGITS.index(digit)
+    return value
+
+
+DICTD_DIGITS = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"
+
+
+def unwrapped(entry: str) -> Iterator[str]:
+    """Paragraphs of an entry, each on one line; verse and code, which stand further in, keep their lines."""
+    head, _, body = entry.strip("\n").partition("\n\n")
+    yield " ".join(head.split())
+    for paragraph in textwrap.dedent(body).split("\n\n"):
+        lines = [line.rstrip() for line in paragraph.splitlines() if line.strip()]
+        if lines and all(line.startswith("  ") for line in lines):
+            yield textwrap.dedent("\n".join(lines))
+        elif lines:
+            yield " ".join(" ".join(lines).split())
+
+
+# ---------------------------------------------------------------------------------------------------- the others
+
+
+def wordnet(files: Files) -> Iterator[str]:
+    """`word: definition; "example"`, one a line, in an order as good as random."""
+    lines = []
+    for _, data in sorted(files.items()):
+        for line in data.decode().splitlines():
+            if line.startswith("  "):  # the licence, at the head of each file
+                continue
+            facts, _, gloss = line.partition(" | ")
+            word = re.sub(r"\((?:a|p|ip)\)$", "", facts.split()[4])  # a syntactic marker of adjectives
+            lines.append(f"{word.replace('_', ' ')}: {gloss.strip()}")
+    return gathered(sorted(lines, key=lambda line: hashlib.blake2b(line.encode()).digest()), 2000, between="\n")
+
+
+def austen(files: Files) -> Iterator[str]:
+    """The six novels out of R's lazy-load file: a row of R objects, of which those that are many strings are books."""
+    for lines in r_strings(only(files, ".rdb")):
+        if len(lines) > 1000:
+            paragraphs = re.split(r"\n\s*\n", "\n".join(line.strip() for line in lines))
+            yield from gathered((" ".join(paragraph.split()) for paragraph in paragraphs if paragraph.strip()), 4000)
+
+
+def r_strings(data: bytes) -> Iterator[list[str]]:
+    """The string vectors in an R lazy-load database: each object is its length, then zlib; R's XDR format inside."""
+    while data:
+        stream = zlib.decompressobj()
+        yield from r_string_vector(stream.decompress(data[4:]))
+        data = stream.unused_data
+
+
+def r_string_vector(data: bytes) -> Iterator[list[str]]:
+    """The strings of a serialised R object, if that is what it is. R Internals, section 1.8."""
+    magic, version = data[:2], struct.unpack_from(">i", data, 2)[0]
+    if magic != b"X\n" or version not in (2, 3):
+        raise ValueError("not R's binary format of version 2 or 3")
+    place = 14
+    if version == 3:  # the name of the native encoding
+        place += 4 + struct.unpack_from(">i", data, place)[0]
+    kind, length = struct.unpack_from(">ii", data, place)
+    if kind & 0xFF != 16:  # STRSXP
+        return
+    place += 8
+    strings = []
+    for _ in range(length):
+        _, size = struct.unpack_from(">ii", data, place)
+        place += 8
+        strings.append(data[place : place + max(size, 0)].decode())  # -1 is NA
+        place += max(size, 0)
+    yield strings
+
+
+def founding(files: Files) -> Iterator[str]:
+    for _, data in sorted(files.items()):
+        yield gzip.decompress(data).decode().strip()
+
+
+def gathered(texts: Iterable[str], size: int, between: str = "\n\n") -> Iterator[str]:
+    """Short texts joined into documents of at least `size` characters (the last may be shorter)."""
+    held: list[str] = []
+    for text in texts:
+        held.append(text)
+        if sum(map(len, held)) >= size:
+            yield between.join(held)
+            held = []
+    if held:
+        yield between.join(held)
+
+
+def only(files: Files, suffix: str) -> bytes:
+    """The one file with that suffix."""
+    (found,) = (data for path, data in files.items() if path.endswith(suffix))
+    return found
+
+
+OPENSTACK = "Apache-2.0 (the pages published from it: CC-BY-3.0)"
+
+SOURCES = [
+    Source("austen", r"r-cran-janeaustenr", r"/data/Rdata\.rdb$", "public domain", austen),
+    Source("wordnet", r"wordnet-base", r"/data\.(noun|verb|adj|adv)$", "WordNet-3.0", wordnet),
+    Source("jargon", r"dict-jargon", r"/jargon\.(dict\.dz|index)$", "public domain", jargon),
+    Source("devils-dictionary", r"dict-devil", r"/devil\.(dict\.dz|index)$", "public domain", devils_dictionary),
+    Source("us-founding", r"miscfiles", r"/us-(constitution|declaration)\.gz$", "public domain", founding),
+    Source("python-docs", r"python3\.\d+-doc", r"\.html$", "PSF-2.0 (code examples also 0BSD)", pages),
+    Source("sqlite-docs", r"sqlite3-doc", r"\.html$", "public domain", pages),
+    Source("postgresql-docs", r"postgresql-doc-\d+", r"\.html$", "PostgreSQL", pages),
+    Source("apache-docs", r"apache2-doc", r"/manual/en/.*\.html$", "Apache-2.0", pages),
+    # not the Embedded Rust Book, whose prose is CC-BY-SA-4.0
+    Source(
+        "rust-book",
+        r"rust-doc",
+        r"/html/(book|edition-guide|nomicon|reference|rust-by-example|rustc|rustdoc)/(?!.*print\.html).*\.html$",
+        "MIT OR Apache-2.0",
+        pages,
+    ),
+    Source("llvm-docs", r"llvm-\d+-doc", r"\.html$", "Apache-2.0 WITH LLVM-exception", pages),
+    Source("django-docs", r"python-django-doc", r"^(?!.*/_modules/).*\.html$", "BSD-3-Clause", pages),
+    # not its notes on wxWidgets (their own licence) and not what javadoc wrote
+    Source("erlang-docs", r"erlang-doc", r"^(?!.*(/wx-|/java/)).*\.html$", "Apache-2.0", pages),
+    Source("openstack-nova", r"nova-doc", r"\.html$", OPENSTACK, pages),
+    Source("openstack-neutron", r"neutron-doc", r"\.html$", OPENSTACK, pages),
+    Source("openstack-swift", r"swift-doc", r"\.html$", OPENSTACK, pages),
+    Source(
+        "webster-1913", r"dict-gcide", r"/gcide\.(dict\.dz|index)$", "public domain (entries of 1913 alone)", webster
+    ),
+]
+
+FURNITURE = re.compile(r"(^|/)(genindex[^/]*|search|py-modindex|modindex|contents|bookindex|print|toc)\.html$")
+
+
+# ---------------------------------------------------------------------------------------------------- packages
+
+
+def package(source: Source, folder: Path) -> Path | None:
+    """The source's package: one that lies in `folder`, else fetched into it; None where this Debian has none."""
+    there = [path for path in folder.glob("*.deb") if re.fullmatch(source.package, path.name.split("_")[0])]
+    if there:
+        return max(there, key=lambda path: numbers(path.name))
+    listed = ran("apt-cache", "search", "--names-only", f"^{source.package}$".replace(r"\d", "[0-9]"))
+    names = [name for line in listed.splitlines() if re.fullmatch(source.package, name := line.split(" ")[0])]
+    if not names:
+        return None
+    name = max(names, key=numbers)
+    ran("apt-get", "download", name, within=folder)
+    (path,) = folder.glob(f"{name}_*.deb")
+    return path
+
+
+def numbers(name: str) -> list[int]:
+    return [int(digits) for digits in re.findall(r"\d+", name)]
+
+
+def ran(*command: str, within: Path | None = None) -> str:
+    try:
+        done = subprocess.run(command, cwd=within, capture_output=True, text=True, check=True)
+    except FileNotFoundError:
+        sys.exit(f"{command[0]} is not there: this wants a Debian (or a container of one, such as debian:bookworm)")
+    except subprocess.CalledProcessError as error:
+        reason = [line for line in error.stderr.splitlines() if line.startswith("E:")] or ["no reason given"]
+        sys.exit(f"`{' '.join(command)}` failed: {reason[-1]}; is the network there, and was `apt-get update` run?")
+    return done.stdout
+
+
+def contents(path: Path, wanted: str) -> dict[str, bytes]:
+    """The files of a package whose paths match, read from its archive as it streams."""
+    pattern = re.compile(wanted)
+    with (
+        subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(path)], stdout=subprocess.PIPE) as unpacking,
+        tarfile.open(fileobj=unpacking.stdout, mode="r|") as archive,
+    ):
+        found = {
+            member.name: stream.read()
+            for member in archive
+            if member.isfile()
+            and pattern.search(member.name)
+            and not FURNITURE.search(member.name)
+            and (stream := archive.extractfile(member))
+        }
+    if unpacking.returncode or not found:
+        sys.exit(f"{path.name}: no files like {wanted!r} in it; damaged, or laid out anew: see SOURCES in this tool")
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------- the corpus
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one source gave."""
+
+    source: Source
+    package: str
+    documents: int
+    size: int
+
+
+def build(sources: list[Source], packages: Path, to: Path) -> list[Drawn]:
+    """Writes the corpus to `to`, aside first, and says what each source gave."""
+    drawn = []
+    aside = to.with_name(f".{to.name}.{os.getpid()}")
+    try:
+        with open(aside, "wb") as file, gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as stream:
+            for number, source in enumerate(sources, 1):
+                started = time.monotonic()
+                print(f"[{number}/{len(sources)}] {source.name} ", end="", file=sys.stderr, flush=True)
+                path = package(source, packages)
+                if path is None:
+                    print(f"left out: no package like {source.package} in this Debian", file=sys.stderr)
+                    continue
+                documents = size = 0
+                for text in source.read(contents(path, source.files)):
+                    row = {"text": text, "source": source.name, "license": source.license}
+                    stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                    documents, size = documents + 1, size + len(text.encode())
+                drawn.append(Drawn(source, path.stem.replace("%3a", ":"), documents, size))
+                took = time.monotonic() - started
+                print(f"{documents} documents, {size / 1e6:.2f} MB, {took:.0f} s ({path.name})", file=sys.stderr)
+        if not drawn:
+            sys.exit("none of the packages is known here: run `apt-get update` first, on a Debian")
+        os.replace(aside, to)
+    finally:
+        aside.unlink(missing_ok=True)
+    return drawn
+
+
+def sources_page(drawn: list[Drawn]) -> str:
+    rows = "\n".join(
+        f"| {one.source.name} | {one.package} | {one.source.license} | {one.documents} | {one.size / 1e6:.2f} |"
+        for one in drawn
+    )
+    total = sum(one.size for one in drawn) / 1e6
+    return f"""# Sources of english-permissive.jsonl.gz
+
+{sum(one.documents for one in drawn)} documents, {total:.1f} MB of text. Markup, navigation, headings and repeated
+paragraphs were taken out. The full notices are in each package's `copyright` file.
+
+| source | Debian package | licence | documents | MB |
+| --- | --- | --- | --- | --- |
+{rows}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "-o", "--to", type=Path, default=Path("corpora"), help="folder to write into (default: corpora)"
+    )
+    parser.add_argument("--debs", type=Path, help="folder of packages: those in it are used, others fetched into it")
+    parser.add_argument("--only", nargs="+", metavar="SOURCE", help="build from these sources alone")
+    options = parser.parse_args()
+    names = [source.name for source in SOURCES]
+    if unknown := set(options.only or ()) - set(names):
+        parser.error(f"no source called {', '.join(sorted(unknown))}: there are {', '.join(names)}")
+    for command in ("apt-get", "dpkg-deb"):
+        if shutil.which(command) is None:
+            sys.exit(f"{command} is not there: this wants a Debian (or a container of one, such as debian:bookworm)")
+    options.to.mkdir(parents=True, exist_ok=True)
+    corpus = options.to / "english-permissive.jsonl.gz"
+    chosen = [source for source in SOURCES if not options.only or source.name in options.only]
+    with tempfile.TemporaryDirectory() as scratch:
+        if options.debs:
+            options.debs.mkdir(parents=True, exist_ok=True)
+        drawn = build(chosen, options.debs or Path(scratch), corpus)
+    page = options.to / "SOURCES.md"
+    aside = page.with_name(f".{page.name}.{os.getpid()}")
+    aside.write_text(sources_page(drawn))
+    os.replace(aside, page)
+    documents, size = sum(one.documents for one in drawn), sum(one.size for one in drawn)
+    print(f"{corpus}: {documents} documents, {size / 1e6:.1f} MB of text")
+
+
+if __name__ == "__main__":
+    main()
