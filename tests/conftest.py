@@ -8,7 +8,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 from jaxtyping import install_import_hook
 
-install_import_hook("gemscope", "beartype.beartype")
+install_import_hook("gemscope", "typecheck.checked")
 
 import torch  # noqa: E402
 

@@ -3,8 +3,8 @@
     python tools/corpus.py -o corpora
 
 Needs a Debian (12 or later) with apt-get and dpkg-deb, about 120 MB to fetch, and no Python package. Run `apt-get
-update` first. Writes english-permissive.jsonl.gz (`text`, `source`, `license` a line) and SOURCES.md. Packages are found
-by pattern and read as they stream out of their archives, so that nothing is unpacked on the disk.
+update` first. Writes english-permissive.jsonl.gz (`text`, `source`, `license` a line) and SOURCES.md. Packages are
+found by pattern and read as they stream out of their archives, so that nothing is unpacked on the disk.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import re
 import shutil
 import string
 import struct
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -30,11 +29,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, CalledProcessError, Popen, run
 
 Files = Mapping[str, bytes]
 
 SHORTEST_PAGE = 400  # characters; what is shorter is an index or a redirection
 SHORTEST_SENTENCE, SHORTEST_PHRASE = 40, 80  # characters of a paragraph that ends as sentences do, or does not
+FEWEST_LETTERS = 0.4  # share of letters in preformatted text
+SHORTEST_ENTRY = 120  # characters of an entry in Webster's dictionary: most are shorter, and say "same as"
 EVERYWHERE = 3  # a paragraph on so many pages is furniture: navigation, licence footers, warnings
 
 
@@ -54,23 +56,27 @@ class Source:
 # ---------------------------------------------------------------------------------------------------- web pages
 
 
+def words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+BLOCKS = words("""
+    address article blockquote body center dd div dl dt fieldset figure hr li main ol p pre section table tbody thead
+    tr ul
+""")
+VOID = words("area base br col embed hr img input link meta source track wbr")
+HIDDEN_TAGS = words("button footer form h1 h2 h3 h4 h5 h6 head header nav noscript script select style svg title")
+HIDDEN_NAMES = words("""
+    boring bottomlang contents docs-actions docs-byline docs-license docs-sidebar footer ft global-nav hd headerlink
+    leftnav-tube linenos nav navfooter navheader nosearch page-header path quickview related searchbox sidebar
+    sphinxsidebar title-since toc toctree-wrapper top topbar toplang up viewcode-back viewcode-link
+""")
+"""Classes and ids of navigation and the like, in the pages of the documentation makers met here."""
+MAIN_NAMES = words("content docs-body page-content")
+
+
 class Page(HTMLParser):
     """The paragraphs of an HTML page: no markup, navigation or headings; preformatted text as it stands."""
-
-    BLOCKS = set(
-        """address article blockquote body center dd div dl dt fieldset figure hr li main ol p pre section table tbody
-        thead tr ul""".split()
-    )
-    VOID = set("""area base br col embed hr img input link meta source track wbr""".split())
-    HIDDEN_TAGS = set(
-        """button footer form h1 h2 h3 h4 h5 h6 head header nav noscript script select style svg title""".split()
-    )
-    HIDDEN_NAMES = set(  # classes and ids
-        """boring bottomlang contents docs-actions docs-byline docs-license docs-sidebar footer ft global-nav hd
-        headerlink leftnav-tube linenos nav navfooter navheader nosearch page-header path quickview related searchbox
-        sidebar sphinxsidebar title-since toc toctree-wrapper top topbar toplang up viewcode-back viewcode-link""".split()
-    )
-    MAIN_NAMES = set("""content docs-body page-content""".split())
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -92,13 +98,13 @@ class Page(HTMLParser):
         return main or [text for _, text in page._found]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in self.BLOCKS:
+        if tag in BLOCKS:
             self._flush()
         if tag == "br":
             self._text.append("\n")
         if tag in ("td", "th"):
             self._text.append("  ")
-        if tag in self.VOID:
+        if tag in VOID:
             return
         if tag in ("p", "li", "tr", "td", "th") and self._open and self._open[-1][0] == tag:
             self._open.pop()
@@ -108,14 +114,14 @@ class Page(HTMLParser):
         self._open.append(
             (
                 tag,
-                hidden or tag in self.HIDDEN_TAGS or bool(names & self.HIDDEN_NAMES),
-                main or tag == "main" or given.get("role") == "main" or bool(names & self.MAIN_NAMES),
+                hidden or tag in HIDDEN_TAGS or bool(names & HIDDEN_NAMES),
+                main or tag == "main" or given.get("role") == "main" or bool(names & MAIN_NAMES),
                 preformatted or tag == "pre",
             )
         )
 
     def handle_endtag(self, tag: str) -> None:
-        if tag in self.BLOCKS:
+        if tag in BLOCKS:
             self._flush()
         if any(tag == opened for opened, *_ in self._open):
             while self._open.pop()[0] != tag:
@@ -135,14 +141,18 @@ class Page(HTMLParser):
             text = "\n".join(line.rstrip() for line in text.splitlines()).strip("\n")
         else:
             text = " ".join(text.split())
-            if not prose(text):
-                return
-        self._found.append((main, text))
+        if text_like(text) if preformatted else sentence_like(text):
+            self._found.append((main, text))
 
 
-def prose(paragraph: str) -> bool:
+def sentence_like(paragraph: str) -> bool:
     """Whether it says something: not a cell of a table, an item of an index, a label."""
     return len(paragraph) >= (SHORTEST_SENTENCE if paragraph[-1] in ".:;!?…)" else SHORTEST_PHRASE)
+
+
+def text_like(block: str) -> bool:
+    """Whether it is text or code, rather than a table drawn in characters or a dump of numbers."""
+    return sum(map(str.isalpha, block)) >= FEWEST_LETTERS * len(block)
 
 
 def pages(files: Files) -> Iterator[str]:
@@ -161,12 +171,12 @@ def pages(files: Files) -> Iterator[str]:
 
 def jargon(files: Files) -> Iterator[str]:
     """The Jargon File's entries: the word, then what it means. Braces around cross references are taken off."""
-    entries = ("\n\n".join(unwrapped(entry)) for entry in dictd_entries(files))
+    entries = ("\n\n".join(unwrapped(entry, margin=4)) for entry in dictd_entries(files))
     return gathered((re.sub(r"\{\s*([^{}]+?)\s*\}", r"\1", entry) for entry in entries), 3000)
 
 
 def devils_dictionary(files: Files) -> Iterator[str]:
-    return gathered(("\n\n".join(unwrapped(entry)) for entry in dictd_entries(files)), 3000)
+    return gathered(("\n\n".join(unwrapped(entry, margin=0)) for entry in dictd_entries(files)), 3000)
 
 
 def webster(files: Files) -> Iterator[str]:
@@ -179,12 +189,11 @@ def webster(files: Files) -> Iterator[str]:
         for entry in dictd_entries(files)
         if {" ".join(sign.split()) for sign in SIGNATURE.findall(entry)} == {"1913 Webster"}
     )
-    return gathered((" ".join(entry.split()) for entry in kept), 3000)
+    entries = (" ".join(entry.split()) for entry in kept)
+    return gathered((entry for entry in entries if len(entry) >= SHORTEST_ENTRY), 3000)
 
 
-SIGNATURE = re.compile(
-    r"\[([^\[\]]*(?:Webster|WordNet|PJC|Century|Suppl|\bRDH\b|\bRP\b|\bAS\b|\bJC\b)[^\[\]]*)\](?=\s*(?:\n|$))"
-)
+SIGNATURE = re.compile(r"\[([^\[\]]*(?:Webster|WordNet|PJC|Century|Suppl)[^\[\]]*|RDH|RP|AS|JC)\]")
 
 
 def dictd_entries(files: Files) -> Iterator[str]:
@@ -210,13 +219,13 @@ def dictd_number(digits: str) -> int:
 DICTD_DIGITS = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"
 
 
-def unwrapped(entry: str) -> Iterator[str]:
-    """Paragraphs of an entry, each on one line; verse and code, which stand further in, keep their lines."""
+def unwrapped(entry: str, margin: int) -> Iterator[str]:
+    """Paragraphs of an entry, each on one line; verse and code, which stand further in than `margin`, keep theirs."""
     head, _, body = entry.strip("\n").partition("\n\n")
     yield " ".join(head.split())
-    for paragraph in textwrap.dedent(body).split("\n\n"):
+    for paragraph in body.split("\n\n"):
         lines = [line.rstrip() for line in paragraph.splitlines() if line.strip()]
-        if lines and all(line.startswith("  ") for line in lines):
+        if lines and all(line.startswith(" " * (margin + 2)) for line in lines):
             yield textwrap.dedent("\n".join(lines))
         elif lines:
             yield " ".join(" ".join(lines).split())
@@ -330,7 +339,10 @@ SOURCES = [
     ),
 ]
 
-FURNITURE = re.compile(r"(^|/)(genindex[^/]*|search|py-modindex|modindex|contents|bookindex|print|toc)\.html$")
+FURNITURE = re.compile(
+    r"(^|/)(genindex[^/]*|search|py-modindex|modindex|contents|bookindex|print|toc|doc_\w+_crossref|requirements)\.html$"
+)
+"""Pages that only point at others, or repeat them."""
 
 
 # ---------------------------------------------------------------------------------------------------- packages
@@ -357,10 +369,10 @@ def numbers(name: str) -> list[int]:
 
 def ran(*command: str, within: Path | None = None) -> str:
     try:
-        done = subprocess.run(command, cwd=within, capture_output=True, text=True, check=True)
+        done = run(command, cwd=within, capture_output=True, text=True, check=True)
     except FileNotFoundError:
         sys.exit(f"{command[0]} is not there: this wants a Debian (or a container of one, such as debian:bookworm)")
-    except subprocess.CalledProcessError as error:
+    except CalledProcessError as error:
         reason = [line for line in error.stderr.splitlines() if line.startswith("E:")] or ["no reason given"]
         sys.exit(f"`{' '.join(command)}` failed: {reason[-1]}; is the network there, and was `apt-get update` run?")
     return done.stdout
@@ -369,20 +381,21 @@ def ran(*command: str, within: Path | None = None) -> str:
 def contents(path: Path, wanted: str) -> dict[str, bytes]:
     """The files of a package whose paths match, read from its archive as it streams."""
     pattern = re.compile(wanted)
-    with (
-        subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(path)], stdout=subprocess.PIPE) as unpacking,
-        tarfile.open(fileobj=unpacking.stdout, mode="r|") as archive,
-    ):
-        found = {
-            member.name: stream.read()
-            for member in archive
-            if member.isfile()
-            and pattern.search(member.name)
-            and not FURNITURE.search(member.name)
-            and (stream := archive.extractfile(member))
-        }
-    if unpacking.returncode or not found:
-        sys.exit(f"{path.name}: no files like {wanted!r} in it; damaged, or laid out anew: see SOURCES in this tool")
+    with Popen(["dpkg-deb", "--fsys-tarfile", str(path)], stdout=PIPE, stderr=DEVNULL) as unpacking:
+        try:
+            with tarfile.open(fileobj=unpacking.stdout, mode="r|") as archive:
+                found = {
+                    member.name: stream.read()
+                    for member in archive
+                    if member.isfile()
+                    and pattern.search(member.name)
+                    and not FURNITURE.search(member.name)
+                    and (stream := archive.extractfile(member))
+                }
+        except tarfile.TarError as error:
+            sys.exit(f"{path} is damaged ({error}): remove it and run this again")
+    if not found:
+        sys.exit(f"{path.name} has no files like {wanted!r}: it is laid out anew, see SOURCES in this tool")
     return found
 
 

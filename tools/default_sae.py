@@ -72,9 +72,7 @@ def main() -> None:
         for corpus, folder, tokens in ((held_out, "held-out", 200_000), (training, "train", args.tokens)):
             if not (args.work / folder).exists():
                 gs.harvest(model, corpus, [SITE], to=args.work / folder, tokens=tokens, progress=progress)
-        gs.train(
-            args.work / "train", config, to=args.work / "run", held_out=args.work / "held-out", progress=progress
-        )
+        gs.train(args.work / "train", config, to=args.work / "run", held_out=args.work / "held-out", progress=progress)
         ship(args.work / "run" / "sae")
         sae = gs.load_sae("smollm2")
         score = gs.score(model, sae, held_out, tokens=120_000, progress=progress)

@@ -109,7 +109,10 @@ def main() -> None:
                 line = {"source": "own-words", "license": "Apache-2.0 (written by SmolLM2-135M-Instruct)", "text": text}
                 packed.write((json.dumps(line) + "\n").encode())
             rate = written / (time.time() - started)
-            print(f"{written:,} of {args.tokens:,} tokens, {rate:.0f}/s, {(args.tokens - written) / rate / 60:.0f} min left", file=sys.stderr)
+            print(
+                f"{written:,} of {args.tokens:,} tokens, {rate:.0f}/s, {(args.tokens - written) / rate / 60:.0f} min left",
+                file=sys.stderr,
+            )
     os.replace(aside, args.out)
 
 

@@ -127,6 +127,11 @@ def rows(mix: list[tuple[Share, list[str]]]) -> Iterator[str]:
         yield json.dumps({"text": text, "source": share.source, "license": share.license}, ensure_ascii=False) + "\n"
 
 
+def sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def packed(lines: Iterator[str]) -> bytes:
     """Gzip whose bytes depend on the text alone: no time, no file name."""
     held = io.BytesIO()
@@ -135,7 +140,7 @@ def packed(lines: Iterator[str]) -> bytes:
     return held.getvalue()
 
 
-def sources_page(mix: list[tuple[Share, list[str]]], data: bytes) -> str:
+def sources_page(mix: list[tuple[Share, list[str]]], data: bytes, drawn_from: str) -> str:
     table = "\n".join(
         f"| {share.source} | {share.title} | {share.license} | {len(drawn)} "
         f"| {sum(len(text.encode()) for text in drawn) / 1e6:.2f} |"
@@ -160,7 +165,8 @@ with slurs or crude words were passed over. The licences and notices are in `NOT
 It is one-sided: over half is documentation of software, the rest is old fiction, satire and definitions. It has no
 news, no encyclopedia and no conversation of today.
 
-Made by `tools/sample_corpus.py` from the corpus that `make corpus` builds from Debian's documentation packages.
+Drawn by `tools/sample_corpus.py` from a corpus of Debian's documentation packages such as `make corpus` builds
+(SHA-256 `{drawn_from}`).
 """
 
 
@@ -187,7 +193,7 @@ def main() -> None:
     data = packed(rows(mix))
     options.to.mkdir(parents=True, exist_ok=True)
     write(options.to / "corpus.jsonl.gz", data)
-    write(options.to / "SOURCES.md", sources_page(mix, data).encode())
+    write(options.to / "SOURCES.md", sources_page(mix, data, sha256(options.corpus)).encode())
     print(f"{options.to / 'corpus.jsonl.gz'}: {sum(len(drawn) for _, drawn in mix)} documents, {len(data)} bytes")
 
 

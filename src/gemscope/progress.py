@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 Advance = Callable[[int], None]
 """Called with how many more units are done."""
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Opens one bar: what is being done, how many units there are (None: unknown), and what a unit is called."""
 

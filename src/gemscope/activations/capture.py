@@ -65,4 +65,5 @@ def sinks(values: Float[Tensor, "B T D"], counted: Bool[Tensor, "B T"]) -> Bool[
     if not counted.any():
         return torch.zeros_like(counted)
     norms = torch.linalg.vector_norm(values, dim=-1, dtype=torch.float32)
-    return norms > SINK_FACTOR * norms[counted].median()
+    found: Tensor = norms > SINK_FACTOR * norms[counted].median()
+    return found

@@ -26,14 +26,17 @@ def harvest(
     batch: int = 32,
     progress: Progress = silent,
 ) -> Store:
-    """Reads up to `tokens` tokens (None: the whole corpus) and stores the counted ones' activations in float16.
+    """Reads `tokens` tokens (None: the whole corpus) and stores the counted ones' activations in float16.
 
-    The text is packed into rows of `length` tokens; special tokens, first positions and attention sinks are left out.
-    `to` must not exist; it appears when the harvest is whole. Raises InputError, SiteNotFound, StorageFull.
+    The text is packed into rows of `length` tokens, `batch` of them at a time, and reading ends with the batch that
+    completes `tokens`. Special tokens, first positions and attention sinks are left out. `to` must not exist; it
+    appears when the harvest is whole. Raises InputError, SiteNotFound, NotFinite, StorageFull.
     """
     sites = sorted(map(Site.parse, sites))
     if tokens is not None and tokens < length:
         raise InputError(f"tokens={tokens} is less than one row (length={length})")
+    if tokens is not None:
+        batch = min(batch, tokens // length)
     read = 0
     with Writer(to) as writer, progress(f"harvest {', '.join(map(str, sites))}", tokens, "tokens") as advance:
         for rows in model.rows(corpus, length=length, batch=batch):
@@ -62,4 +65,5 @@ def harvest(
 
 def versions() -> dict[str, str]:
     """What computed this: for manifests and cards."""
-    return {"python": platform.python_version()} | {name: version(name) for name in ("gemscope", "torch", "transformers")}
+    packages = ("gemscope", "torch", "transformers")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}

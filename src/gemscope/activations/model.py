@@ -6,9 +6,10 @@ Loading is `load.py`'s work; where a site lies is `site.py`'s.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
-from typing import Any, Protocol
+from numbers import Integral
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,12 @@ from gemscope.activations.capture import Activations, Captured, sinks
 from gemscope.activations.hooks import Enough, reading, replacing
 from gemscope.activations.site import Site
 from gemscope.errors import EmptyText, InputError, TextTooLong, TokenOutOfRange
-from gemscope.shapes import Float, Int
+from gemscope.shapes import Float
 from gemscope.text.corpus import Corpus
 from gemscope.text.tokens import Side, Tokens, pack
 
 
+@runtime_checkable
 class Edit(Protocol):
     """A change to what flows through one site."""
 
@@ -80,7 +82,9 @@ class LanguageModel:
         return places.width(self.hf, Site.parse(site))
 
     def __repr__(self) -> str:
-        return f"LanguageModel({self.name}, {self.n_layers} layers, d_model={self.d_model}, {self.dtype}, {self.device})"
+        return (
+            f"LanguageModel({self.name}, {self.n_layers} layers, d_model={self.d_model}, {self.dtype}, {self.device})"
+        )
 
     # --- text to tokens ---------------------------------------------------------------------------------------
 
@@ -93,8 +97,9 @@ class LanguageModel:
     @cached_property
     def bos(self) -> int | None:
         """The id that its tokenizer puts in front of a text by itself; None where it puts none."""
-        lead = self.tokenizer("a")["input_ids"][0]
-        return int(lead) if lead in self.special_ids else None
+        plain: list[int] = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        whole: list[int] = self.tokenizer("a")["input_ids"]
+        return int(whole[0]) if whole[: len(plain)] != plain else None  # an EOS behind the text is none of this
 
     @cached_property
     def separator(self) -> int | None:
@@ -104,19 +109,22 @@ class LanguageModel:
 
     @property
     def _pad(self) -> int:
-        return int(next(id_ for id_ in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if id_ is not None))
+        # A PAD that was added to the tokenizer alone has no row in the embedding; any id does, as padding is masked.
+        found = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return int(next(id_ for id_ in found if id_ is not None and id_ < self.vocab))
 
     def tokens(
         self,
-        text: str | Sequence[str] | Sequence[int] | Int[Tensor, "..."] | Tokens,
+        text: str | Sequence[str] | Sequence[int] | Tensor | Tokens,
         *,
         side: Side = "right",
         every_token: bool = False,
     ) -> Tokens:
         """Text as the model's own tokenizer reads it (its own BOS rule), or ids as they are.
 
-        Several texts become rows, padded on the given side. `every_token` counts special tokens and the first
-        position too. Raises EmptyText, TextTooLong, TokenOutOfRange.
+        Several texts become rows, padded on the given side; a tensor of ids [T] or [B, T] is one row or B.
+        `every_token` counts special tokens and the first position too. Raises EmptyText, TextTooLong, TokenOutOfRange,
+        and InputError for what is neither text nor ids.
         """
         if isinstance(text, Tokens):
             self._check_rows(text.ids.tolist())
@@ -127,30 +135,42 @@ class LanguageModel:
 
     def _rows(self, text: str | Sequence[str] | Sequence[int] | Tensor) -> list[list[int]]:
         if isinstance(text, Tensor):
-            return [list(map(int, row)) for row in text.reshape(-1, text.shape[-1])] if text.numel() else []
+            return _id_rows(text)
         if isinstance(text, str):
             text = [text]
-        if text and isinstance(text[0], int):
-            return [[int(id_) for id_ in text]]  # type: ignore[arg-type]
+        if not isinstance(text, Sequence):
+            raise InputError(f"a {type(text).__name__} cannot be read: expected text, a list of texts, or token ids")
+        if text and all(isinstance(one, Integral) for one in text):
+            return [[int(id_) for id_ in text]]
         for index, one in enumerate(text):
             if not isinstance(one, str):
-                raise InputError(f"text {index} is a {type(one).__name__}: expected a string")
-            if not one:
-                raise EmptyText("the text is empty: there is nothing to read")
+                raise InputError(f"item {index} is a {type(one).__name__}: expected texts alone, or token ids alone")
+            if any("\ud800" <= letter <= "\udfff" for letter in one):
+                raise InputError(
+                    f"text {index} holds half a surrogate pair, which is not text: decode it properly first"
+                )
         return [list(map(int, row)) for row in self.tokenizer(list(text), verbose=False)["input_ids"]] if text else []
 
     def _check_rows(self, rows: list[list[int]]) -> None:
-        if not rows or not all(rows):
-            raise EmptyText("the text is empty: there is nothing to read")
+        for index, row in enumerate(rows):
+            if not row:
+                which = "the text" if len(rows) == 1 else f"text {index} of {len(rows)} (counted from 0)"
+                raise EmptyText(f"{which} is empty: there is nothing to read")
+        if not rows:
+            raise EmptyText("no texts given: there is nothing to read")
         longest = max(map(len, rows))
         if longest > self.context:
-            raise TextTooLong(f"a text of {longest} tokens does not fit: {self.name} reads up to {self.context}; shorten it")
+            raise TextTooLong(
+                f"a text of {longest} tokens does not fit: {self.name} reads up to {self.context}; shorten it"
+            )
         for row in rows:
             if min(row) < 0 or max(row) >= self.vocab:
                 wrong = next(id_ for id_ in row if not 0 <= id_ < self.vocab)
                 raise TokenOutOfRange(f"no token {wrong}: {self.name} has tokens 0 to {self.vocab - 1}")
 
-    def rows(self, corpus: Corpus, *, length: int = 256, batch: int = 16, every_token: bool = False) -> Iterator[Tokens]:
+    def rows(
+        self, corpus: Corpus, *, length: int = 256, batch: int = 16, every_token: bool = False
+    ) -> Iterator[Tokens]:
         """A corpus as packed rows of `length` tokens, `batch` rows at a time. Raises TextTooLong."""
         if length > self.context:
             raise TextTooLong(f"rows of {length} tokens do not fit: {self.name} reads up to {self.context}")
@@ -172,7 +192,12 @@ class LanguageModel:
 
     def strings(self, ids: Iterable[int]) -> list[str]:
         """Each token as the text it stands for, blanks included."""
-        return [self.tokenizer.decode([id_], clean_up_tokenization_spaces=False) for id_ in ids]
+        return [self._string(int(id_)) for id_ in ids]
+
+    def _string(self, id_: int) -> str:
+        # Mistral's decoder takes the blank off a text's first token, so the second of two is looked at.
+        one, two = (str(self.tokenizer.decode([id_] * n, clean_up_tokenization_spaces=False)) for n in (1, 2))
+        return two[len(one) :] if two.startswith(one) else one
 
     # --- running it -------------------------------------------------------------------------------------------
 
@@ -193,15 +218,15 @@ class LanguageModel:
         activations go; they stay where they arise otherwise. Raises SiteNotFound, and what `tokens` raises.
         """
         tokens = self.tokens(text, every_token=every_token)
+        if isinstance(sites, str | Site):
+            sites = [sites]
         points = {site: places.locate(self.hf, site) for site in dict.fromkeys(map(Site.parse, sites))}
         if not points:
             raise InputError("no sites given: name at least one, as in sites=['12.res']")
         out = None
         with reading(self.hf, points, stop=not logits) as seen:
-            try:
+            with suppress(Enough):
                 out = self._forward(tokens).logits
-            except Enough:
-                pass
         found = {}
         for site, values in seen.items():
             values = values if device is None else values.to(device)  # noqa: PLW2901
@@ -223,7 +248,9 @@ class LanguageModel:
             # Positions must follow the text, not the padding, where embeddings are absolute (GPT-2).
             inputs["attention_mask"] = tokens.real.long().to(self.device)
             inputs["position_ids"] = tokens.positions.to(self.device)
-        return self.hf(**inputs, use_cache=False)
+        # Asked for by a model's own config, these would have transformers 4 patch modules that `Enough` leaves patched.
+        never = {"use_cache": False, "output_hidden_states": False, "output_attentions": False}
+        return self.hf(**inputs, **never, return_dict=True)
 
     @contextmanager
     def edited(self, *edits: Edit) -> Iterator[LanguageModel]:
@@ -231,6 +258,10 @@ class LanguageModel:
         at: dict[places.Point, Callable[[Tensor], Tensor]] = {}
         for edit in edits:
             point = places.locate(self.hf, edit.site)
+            if point.transform != "plain":
+                raise InputError(
+                    f"{edit.site} cannot be edited: it is computed on the side, the model does not read it"
+                )
             if point in at:
                 raise InputError(f"two edits at {edit.site}: make them one")
             at[point] = edit
@@ -238,15 +269,20 @@ class LanguageModel:
             yield self
 
     @torch.no_grad()
-    def generate(self, text: str, *, max_new_tokens: int = 50, temperature: float = 0.0, seed: int | None = None) -> str:
+    def generate(
+        self, text: str, *, max_new_tokens: int = 50, temperature: float = 0.0, seed: int | None = None
+    ) -> str:
         """The text continued, the text itself left out. `temperature` 0 takes the likeliest token each time."""
         tokens = self.tokens(text)
-        if tokens.ids.shape[-1] + max_new_tokens > self.context:
+        length = tokens.ids.shape[-1]
+        if length + max_new_tokens > self.context:
             raise TextTooLong(
-                f"{tokens.ids.shape[-1]} tokens and {max_new_tokens} new ones do not fit: {self.name} reads up to {self.context}"
+                f"{length} tokens and {max_new_tokens} new ones do not fit: {self.name} reads up to {self.context}"
             )
         options: Mapping[str, Any] = (
-            {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+            {"do_sample": True, "temperature": temperature}
+            if temperature > 0
+            else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         )
         with torch.random.fork_rng(enabled=seed is not None):
             if seed is not None:
@@ -258,4 +294,13 @@ class LanguageModel:
                 pad_token_id=self._pad,
                 **options,
             )
-        return str(self.tokenizer.decode(out[0, tokens.ids.shape[-1] :], skip_special_tokens=True))
+        return str(self.tokenizer.decode(out[0, length:], skip_special_tokens=True))
+
+
+def _id_rows(ids: Tensor) -> list[list[int]]:
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise InputError(f"token ids of type {str(ids.dtype).removeprefix('torch.')} given: expected whole numbers")
+    if ids.ndim not in (1, 2):
+        raise InputError(f"token ids of shape {tuple(ids.shape)} given: expected one row [T] or rows [B, T]")
+    rows: list[list[int]] = (ids[None] if ids.ndim == 1 else ids).tolist()
+    return rows

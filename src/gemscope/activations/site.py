@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import total_ordering
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from gemscope.errors import InputError, SiteNotFound
 
@@ -30,7 +30,7 @@ KINDS: Mapping[str, str] = {
 """Every kind of site, in the order in which a block computes them."""
 
 _ORDER = {kind: place for place, kind in enumerate(KINDS)}
-_TEXT = re.compile(r"(?:(\d+)\.)?([a-z_]+)")
+_TEXT = re.compile(r"(?:([0-9]{1,9})\.)?([a-z_]+)")
 
 
 @total_ordering
@@ -50,7 +50,11 @@ class Site:
         if (self.layer is None) != (self.kind == "embed"):
             raise SiteNotFound(
                 f"site {self.kind!r} "
-                + ("has no layer: write it 'embed'" if self.kind == "embed" else f"needs a layer, as in '20.{self.kind}'")
+                + (
+                    "has no layer: write it 'embed'"
+                    if self.kind == "embed"
+                    else f"needs a layer, as in '20.{self.kind}'"
+                )
             )
 
     @classmethod
@@ -58,9 +62,11 @@ class Site:
         """`20.res` → `Site(20, "res")`. Raises SiteNotFound when the text names no site."""
         if isinstance(text, Site):
             return text
-        match = _TEXT.fullmatch(text.strip())
+        match = _TEXT.fullmatch(text.strip()) if isinstance(text, str) else None
         if match is None:
-            raise SiteNotFound(f"{text!r} is not a site: write a layer and a kind, as in '20.res'; kinds: {', '.join(KINDS)}")
+            raise SiteNotFound(
+                f"{text!r} is not a site: write a layer and a kind, as in '20.res'; kinds: {', '.join(KINDS)}"
+            )
         layer, kind = match.groups()
         return cls(None if layer is None else int(layer), kind)
 
@@ -179,10 +185,18 @@ FAMILIES: Mapping[str, Family] = {
 
 def family_of(model: nn.Module) -> Family:
     """The family of a transformers model. Raises InputError, naming the families known, for any other."""
-    kind = getattr(model.config, "model_type", None)
-    if kind not in FAMILIES:
+    return family(_kind(model))
+
+
+def family(kind: str | None) -> Family:
+    """The family of that `model_type`. Raises InputError, naming the families known, for any other."""
+    if kind is None or kind not in FAMILIES:
         raise InputError(f"models of type {kind!r} are not known here: known are {', '.join(sorted(FAMILIES))}")
     return FAMILIES[kind]
+
+
+def _kind(model: nn.Module) -> str | None:
+    return getattr(model.config, "model_type", None)
 
 
 def _first(model: nn.Module, paths: tuple[str, ...]) -> str:
@@ -192,7 +206,7 @@ def _first(model: nn.Module, paths: tuple[str, ...]) -> str:
         except AttributeError:
             continue
         return path
-    raise InputError(f"this {model.config.model_type} model has none of the modules {', '.join(paths)}")
+    raise InputError(f"this {_kind(model)} model has none of the modules {', '.join(paths)}")
 
 
 def n_layers(model: nn.Module) -> int:
@@ -215,9 +229,11 @@ def locate(model: nn.Module, site: Site) -> Point:
     point = family.points.get(site.kind)
     if point is None:
         kinds = ", ".join(kind for kind in KINDS if kind in family.points)
-        raise SiteNotFound(f"no site {str(site)!r} in a {model.config.model_type} model: it has embed, {kinds}")
+        raise SiteNotFound(f"no site {str(site)!r} in a {_kind(model)} model: it has embed, {kinds}")
     if site.kind == "mid" and getattr(model.config, "use_parallel_residual", False):
-        raise SiteNotFound(f"no site {str(site)!r}: this model computes attention and MLP side by side, with nothing between")
+        raise SiteNotFound(
+            f"no site {str(site)!r}: this model computes attention and MLP side by side, with nothing between"
+        )
     block = f"{_first(model, family.layers)}.{site.layer}"
     return Point(f"{block}.{point.module}" if point.module else block, point.end, point.transform)
 
@@ -232,6 +248,6 @@ def width(model: nn.Module, site: Site) -> int:
     return int(getattr(head, "in_features", None) or head.weight.shape[0])
 
 
-def text_config(model: nn.Module) -> object:
+def text_config(model: nn.Module) -> Any:
     """The configuration of the text model (multimodal wrappers nest it)."""
     return getattr(model.config, "text_config", None) or model.config

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -95,17 +97,19 @@ class Store:
     """Harvested activations, by site."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Opens a store. Raises NotFound where there is none (or only an unfinished one), CorruptFile where it is damaged."""
+        """Opens a store. Raises NotFound where there is none or only an unfinished one, CorruptFile for a damaged one."""
         self.folder = Path(folder)
         path = self.folder / "manifest.json"
         if not path.exists():
             raise NotFound(f"no harvest in {folder}: it has no manifest.json (an interrupted harvest leaves none)")
         try:
-            self.manifest = Manifest(**json.loads(path.read_text()))
-        except (ValueError, TypeError) as error:
-            raise CorruptFile(f"{path} is not a harvest's manifest: {error}") from error
-        if self.manifest.format != FORMAT:
-            raise CorruptFile(f"{path} is of format {self.manifest.format}, this version reads {FORMAT}: harvest again")
+            facts = json.loads(path.read_text())
+            number = facts["format"]
+            if number != FORMAT:
+                raise CorruptFile(f"{path} is of format {number}, this version reads {FORMAT}: harvest again")
+            self.manifest = Manifest(**facts)
+        except (ValueError, TypeError, KeyError) as error:
+            raise CorruptFile(f"{path} is not a harvest's manifest: {error}; harvest again") from error
 
     @property
     def sites(self) -> list[Site]:
@@ -145,14 +149,15 @@ class Writer:
 
     def add(self, acts: Activations) -> None:
         """The counted rows of one batch. Raises NotFinite, StorageFull."""
-        values = acts.rows.to("cpu", torch.float16)
-        if not values.isfinite().all():
+        rows, tokens, counted = acts.rows, acts.tokens, acts.counted.cpu()
+        values = rows.to("cpu", torch.float16)
+        # An infinite norm passes for an attention sink, so what the tokens alone count is looked at too.
+        if not (values.isfinite().all() and acts.values[tokens.counted.to(acts.values.device)].isfinite().all()):
+            largest = rows.abs().max().item() if len(rows) else math.inf
             raise NotFinite(
-                f"activations at {acts.site} do not fit float16 (largest {acts.rows.abs().max().item():.3g}): "
-                f"NaN or overflow; check the model's dtype"
+                f"activations at {acts.site} are NaN, infinite or beyond float16 (largest {largest:.3g}): "
+                f"check the model's dtype"
             )
-        counted = acts.counted.cpu()
-        tokens = acts.tokens
         nowhere = torch.full_like(tokens.ids, -1)
         piece = {
             "values": values,
@@ -175,11 +180,20 @@ class Writer:
         folder = self._aside / str(site)
         folder.mkdir(exist_ok=True)
         shard = {name: torch.cat([piece[name] for piece in pending]) for name in pending[0]}
-        try:
+        with self._room():
             save_file(shard, folder / f"{number:05d}.safetensors")
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """Says in one line that the disk is full, where that is why writing failed."""
+        try:
+            yield
         except (OSError, SafetensorError) as error:
             if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-                raise StorageFull(f"no room left for the harvest in {self._to}: {self._counts[site]:,} rows were read; none are kept") from error
+                rows = sum(self._counts.values())
+                raise StorageFull(
+                    f"no room left for the harvest in {self._to}: {rows:,} rows were read; none are kept"
+                ) from error
             raise
 
     def finish(self, manifest: Manifest) -> Store:
@@ -188,7 +202,8 @@ class Writer:
             self._flush(site)
         if not any(self._counts.values()):
             raise InputError("the corpus gave no token that counts: nothing was harvested")
-        (self._aside / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1) + "\n")
+        with self._room():
+            (self._aside / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1) + "\n")
         os.replace(self._aside, self._to)
         return Store(self._to)
 
@@ -201,6 +216,6 @@ class Writer:
 def _opened(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in ("values", "token", "document", "offset")}
     except (SafetensorError, OSError) as error:
         raise CorruptFile(f"{path} is damaged: {error}") from error

@@ -25,7 +25,9 @@ class Splice:
 
     def __post_init__(self) -> None:
         if self.sae.is_transcoder:
-            raise InputError(f"{self.sae.info.name} is a transcoder ({self.sae.site} → {self.sae.site_out}): splicing it is not supported")
+            raise InputError(
+                f"{self.sae.info.name} is a transcoder ({self.sae.site} → {self.sae.site_out}): it cannot be spliced in"
+            )
 
     @property
     def site(self) -> Site:
@@ -35,6 +37,11 @@ class Splice:
         return self.sae.site
 
     def __call__(self, values: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        if self.where.shape != values.shape[:2]:
+            given, here = tuple(self.where.shape), tuple(values.shape[:2])
+            raise InputError(
+                f"where has shape {given}, the text has {here} (rows, positions): take where from its tokens"
+            )
         where = self.where.to(values.device)
         out = values.clone()
         out[where] = self.sae(values[where]).to(values.device, values.dtype)

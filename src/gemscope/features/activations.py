@@ -22,7 +22,7 @@ class FeatureActivations:
     `counted` says which tokens enter numbers and "top" lists (not BOS, padding, attention sinks); None means all.
     """
 
-    offsets: Int[Tensor, "N+1"]
+    offsets: Int[Tensor, "starts"]
     features: Int[Tensor, "Z"]
     values: Float[Tensor, "Z"]
     d_sae: int

@@ -77,7 +77,7 @@ class Entry:
     canonical: bool
     """Whether its L0 is the one closest to 100 of those that differ in L0 alone (Gemma Scope 1)."""
     neuronpedia_id: str | None
-    """Such as gemma-2-2b/20-gemmascope-res-16k: feature 5 has its page at neuronpedia.org/gemma-2-2b/20-gemmascope-res-16k/5."""
+    """Such as gemma-2-2b/20-gemmascope-res-16k: feature 5 has its page at neuronpedia.org/{neuronpedia_id}/5."""
     release: str
     """SAELens's name for the collection; canonical SAEs are also in `{release}-canonical`."""
     sae_id: str
@@ -101,7 +101,7 @@ class Entry:
             return (plain,)
         return (f"{self.release}-canonical {self.sae_id.rsplit('/', 1)[0]}/canonical", plain)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values only, sites in their text form, address and layer included."""
         plain = asdict(self) | {"site": str(self.site), "site_out": str(self.site_out)}
         return {"address": self.address, **plain, "layer": self.layer}
@@ -137,7 +137,7 @@ def catalog(
     site: Site | str | None = None,
     layer: int | None = None,
     width: int | str | None = None,
-    l0: float | str | tuple[float, float] | None = None,
+    l0: float | int | str | tuple[float | int, float | int] | None = None,
     canonical: bool | None = None,
     affine: bool | None = None,
     generation: int | None = None,
@@ -192,7 +192,7 @@ def entry_of(repo: str, path: str) -> Entry | None:
 
 
 def find(name: str) -> Entry | None:
-    """The entry that an address, a SAELens name (`release sae_id`) or a Neuronpedia id stands for; None for no match."""
+    """The entry that an address, a SAELens name (`release sae_id`) or a Neuronpedia id stands for, or None."""
     if name in (addresses := _by_address()):
         return addresses[name]
     return _by_other_names().get(" ".join(name.split()))
@@ -239,7 +239,7 @@ def snapshot() -> tuple[Entry, ...]:
 
 
 def parse_files(repo: str, names: Iterable[str]) -> list[Entry]:
-    """The SAEs among the file names of a repository, with what the snapshot knows of them; the canonical ones marked."""
+    """The SAEs among the files of a repository, with what the snapshot knows of them; the canonical ones marked."""
     entries = []
     for name in names:
         folder = _WEIGHTS.fullmatch(name)
@@ -279,10 +279,12 @@ def _read_names(
         kind = _KINDS_2[folder]
         model = f"gemma-3-{size}-{tuned}"
         collection = "transcoders" if kind == "transcoder" else kind
+        page = f"{model.removesuffix('-pt')}/{layer}-gemmascope-2-{kind}"
         return _entry(
-            repo, path, 2, f"google/{model}", _site(int(layer), kind), label, l0,
-            file="params.safetensors", l0_label=l0_label, affine=affine is not None, seed=seed and int(seed), canonical=False,
-            neuronpedia_id=f"{model.removesuffix('-pt')}/{layer}-gemmascope-2-{kind}-{label}" if on_neuronpedia else None,
+            repo=repo, path=path, generation=2, model=f"google/{model}", site=_site(int(layer), kind), label=label,
+            l0=l0, file="params.safetensors", l0_label=l0_label, affine=affine is not None, seed=seed and int(seed),
+            canonical=False,
+            neuronpedia_id=f"{page}-{label}" if on_neuronpedia else None,
             release=f"{repo.removeprefix('google/')}-{collection}" + ("-all" if everywhere else ""),
             # SAELens writes the folder for this one collection alone
             sae_id=path if folder == "transcoder" and not everywhere else path.split("/", 1)[1],
@@ -295,9 +297,10 @@ def _read_names(
         model = f"gemma-2-{size}" + ("-it" if tuned == "it" else "")
         kind = {"transcoders": "transcoder"}.get(collection, collection) if layer is not None else "embed"
         suffix = "" if canonical else f"__l0-{number}"
+        reads = "transcoder_nogain" if kind == "transcoder" else kind
         return _entry(
-            repo, path, 1, f"google/{model}",
-            _site(None if layer is None else int(layer), "transcoder_nogain" if kind == "transcoder" else kind), label, int(number),
+            repo=repo, path=path, generation=1, model=f"google/{model}",
+            site=_site(None if layer is None else int(layer), reads), label=label, l0=int(number),
             file="params.npz", l0_label=None, affine=False, seed=None, canonical=canonical,
             neuronpedia_id=f"{model}/{layer}-gemmascope-{kind}-{label}{suffix}" if on_neuronpedia else None,
             release=repo.removeprefix("google/"), sae_id=path,
@@ -305,16 +308,11 @@ def _read_names(
     return None
 
 
-def _entry(
-    repo: str, path: str, generation: int, model: str, site: Site, label: str, l0: int | None, **rest: Any
-) -> Entry | None:
+def _entry(*, site: Site, label: str, **rest: Any) -> Entry | None:
     if label not in WIDTHS:
         return None
     site_out = _site(site.layer, "mlp") if site.kind.startswith("transcoder") else site
-    return Entry(
-        repo=repo, path=path, generation=generation, model=model, site=site, site_out=site_out,
-        width=WIDTHS[label], width_label=label, l0=l0, **rest,
-    )  # fmt: skip
+    return Entry(site=site, site_out=site_out, width=WIDTHS[label], width_label=label, **rest)
 
 
 _site = lru_cache(maxsize=1024)(Site)
@@ -328,7 +326,12 @@ def _by_address() -> dict[str, Entry]:
 @cache
 def _by_other_names() -> dict[str, Entry]:
     names = {name: entry for entry in snapshot() for name in entry.saelens_names}
-    return names | {entry.neuronpedia_id: entry for entry in snapshot() if entry.neuronpedia_id}
+    for entry in snapshot():
+        if entry.neuronpedia_id:
+            names[entry.neuronpedia_id] = entry
+            if entry.canonical:  # some canonical SAEs have a second page, with the L0 in its name
+                names[f"{entry.neuronpedia_id}__l0-{entry.l0}"] = entry
+    return names
 
 
 def _from_canonical(entry: Entry) -> tuple[int, int]:
@@ -353,7 +356,7 @@ def _nearest_of(name: str, names: Sequence[str], n: int, head: str) -> list[str]
         canonical = [stem] if stem in names else []  # Neuronpedia writes no L0 for those
         if siblings or canonical:
             return (canonical + [each for _, each in sorted(siblings)])[:n]
-    # Otherwise the nearest repository (or release, or model) first, so that one wrong letter there costs nothing, then in it.
+    # Otherwise the nearest repository (or release, or model), so that one wrong letter there costs nothing; then in it.
     heads = sorted({each[: len(each) - len(_tail(each))] for each in names})
     near = difflib.get_close_matches(head, [each.rstrip(" /") for each in heads], n=1, cutoff=0.6)
     if not near:
@@ -386,7 +389,10 @@ def _place(site: Site | str | None, layer: int | None) -> tuple[str | None, int 
     return place.kind, place.layer
 
 
-def _range(l0: float | str | tuple[float, float] | None) -> tuple[float | None, float | None, str | None]:
+def _range(
+    l0: float | int | str | tuple[float | int, float | int] | None,
+) -> tuple[float | None, float | None, str | None]:
+    """Lowest, highest, label."""
     match l0:
         case None:
             return None, None, None

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
@@ -93,7 +94,7 @@ def _read(
     for weights in (entry.file,) if entry else _CONFIGS:
         config = _CONFIGS[weights]
         if weights == saelens.WEIGHTS:
-            if folder(saelens.CONFIG) is not None:
+            if folder(saelens.CONFIG) is not None or folder(saelens.WEIGHTS) is not None:
                 return saelens.read(folder, source=source, site=site)
         elif (path := folder(weights)) is not None:
             if config is None:
@@ -113,37 +114,37 @@ def _bundled() -> Folder:
     return _here(_BUNDLED_FOLDER)
 
 
-def _here(folder: Path, **files: Path) -> Folder:
-    """A folder on this disk. `files` stand in for names that are looked for."""
+def _here(folder: Path) -> Folder:
+    return _only({name: folder / name for name in (*_FILES, saelens.SCALER)})
+
+
+def _only(files: Mapping[str, Path]) -> Folder:
+    """A folder of these files, as far as they are there."""
 
     def find(name: str, *, needed: bool = True) -> Path | None:
-        path = files.get(name, folder / name)
-        return path if path.is_file() else None
+        path = files.get(name)
+        return path if path is not None and path.is_file() else None
 
     return find
 
 
 def _local(path: Path) -> tuple[Folder, Entry | None]:
-    """The folder that a path means, and what the names on the way to it say."""
+    """The files that a path means, and what the names on the way to it say."""
     if path.is_dir():
         return _here(path), _entry_of_path(path)
+    folder = path.parent
+    if path.name in (saelens.CONFIG, saelens.WEIGHTS):
+        return _here(folder), None
     if path.suffix in _PICKLES:
-        raise UnsafeFile(f"{path} is a pickle: refused, since unpickling can run anything; expected safetensors or npz")
-    folder, entry = path.parent, _entry_of_path(path.parent)
-    if path.name in _FILES:
-        return _here(folder), entry
-    # A file of another name: npz is Gemma Scope's, safetensors Gemma Scope 2's.
-    standard = gemma_scope_1.WEIGHTS if path.suffix == ".npz" else gemma_scope_2.WEIGHTS
-    if path.suffix not in (".npz", ".safetensors"):
+        raise UnsafeFile(f"{path} may hold a pickle, which can run anything: expected .safetensors or .npz")
+    # Of whatever name: npz is Gemma Scope's, safetensors Gemma Scope 2's.
+    if path.suffix == ".npz":
+        return _only({gemma_scope_1.WEIGHTS: path}), _entry_of_path(folder)
+    weights = folder / gemma_scope_2.WEIGHTS if path.name == gemma_scope_2.CONFIG else path
+    if weights.suffix != ".safetensors":
         raise SAENotFound(f"{path} is no file of an SAE: expected .npz, .safetensors, or a folder")
-    return _only({standard: path}), entry
-
-
-def _only(files: dict[str, Path]) -> Folder:
-    def find(name: str, *, needed: bool = True) -> Path | None:
-        return files.get(name)
-
-    return find
+    files = {gemma_scope_2.WEIGHTS: weights, gemma_scope_2.CONFIG: folder / gemma_scope_2.CONFIG}
+    return _only(files), _entry_of_path(folder)
 
 
 def _entry_of_path(path: Path) -> Entry | None:
@@ -152,8 +153,8 @@ def _entry_of_path(path: Path) -> Entry | None:
     for start, part in enumerate(parts):
         if part.startswith("models--"):  # models--google--gemma-scope-2b-pt-res/snapshots/COMMIT/path
             return catalog.entry_of(part.removeprefix("models--").replace("--", "/", 1), "/".join(parts[start + 3 :]))
-        if part.startswith("gemma-scope-"):
-            return catalog.entry_of(f"google/{part}", "/".join(parts[start + 1 :]))
+        if entry := catalog.entry_of(f"google/{part}", "/".join(parts[start + 1 :])):
+            return entry
     return None
 
 
@@ -235,7 +236,8 @@ def _published(name: str) -> _Published:
         or _NEURONPEDIA.fullmatch(address)
     ):
         raise SAENotFound(
-            f"no SAE called {name!r}: expected REPO/path, a folder, RELEASE SAE_ID, a Neuronpedia id, or {BUNDLED}{_near(address)}"
+            f"no SAE called {name!r}: expected REPO/path, a folder, RELEASE SAE_ID, a Neuronpedia id, or "
+            f"{BUNDLED}{_near(address)}"
         )
     return _named("/".join(parts[:2]), "/".join(parts[2:]), revision)
 
@@ -245,7 +247,7 @@ def _named(repo: str, path: str, revision: str | None) -> _Published:
 
 
 def _without_url(name: str) -> tuple[str, str | None, bool]:
-    """The address in a URL of the Hub's or Neuronpedia's (or in none); a revision that it names; whether Neuronpedia's."""
+    """The address in a URL of the Hub's or Neuronpedia's (or in none), a revision in it, and whether Neuronpedia's."""
     url = urlsplit(name)
     host = (url.hostname or "").removeprefix("www.") if url.scheme in ("http", "https") else ""
     parts = [unquote(part) for part in url.path.split("/") if part] if host else []

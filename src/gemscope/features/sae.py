@@ -141,8 +141,16 @@ class SAE(nn.Module):
         differentiable = torch.is_grad_enabled() and (
             values.requires_grad or any(weight.requires_grad for weight in self.parameters())
         )
-        out = self.decode(self.encode_dense(values) if differentiable else self.encode(values))
-        return out if self.W_skip is None else out + values @ self.W_skip.float().T
+        return self._with_skip(self.decode(self.encode_dense(values)), values) if differentiable else self.read(x)[1]
+
+    @torch.no_grad()
+    def read(self, x: Activations | Float[Tensor, "... D"]) -> tuple[FeatureActivations, Float[Tensor, "... O"]]:
+        """Both at once: the active features, and what `forward` makes of them."""
+        features = self.encode(x)
+        return features, self._with_skip(self.decode(features), self._input(x))
+
+    def _with_skip(self, out: Float[Tensor, "... O"], x: Float[Tensor, "... D"]) -> Float[Tensor, "... O"]:
+        return out if self.W_skip is None else out + x @ self.W_skip.float().T
 
     def direction(self, feature: int) -> Float[Tensor, "O"]:
         """What one unit of a feature writes: its decoder row, in the units of the site."""

@@ -15,7 +15,7 @@ from gemscope.activations.capture import Captured
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import KINDS, Site, locate
 from gemscope.errors import InputError, SiteNotFound
-from gemscope.features.metrics import Variance
+from gemscope.features.metrics import explained_variance
 from gemscope.features.sae import SAE
 from gemscope.progress import Progress, silent
 from gemscope.reports.fit import require_fit
@@ -29,6 +29,8 @@ LEAST_EXPLAINED = 0.3
 """Published SAEs explain more than this of their own site, a wrong site less than nothing as a rule."""
 L0_FACTOR = 2.0
 """Other text than the training text moves L0 by a third at most; a wrong site or scale by several times."""
+_HELD = 1 << 29
+"""Bytes of activations held at a time."""
 CLEARLY_BETTER = 0.85
 """Another site must leave less than this share of the variance unexplained to be called the better one: between
 neighbouring layers of a residual stream the figures lie closer than between any others."""
@@ -129,8 +131,8 @@ def check(
 ) -> Check:
     """Runs the SAE on about `tokens` tokens where it says it reads (or at `site`) and where else it might belong.
 
-    Neighbouring layers are always tried. When the figures are off, every other site of the same width is too (raw and
-    post-norm MLP output, with and without the norm's gain, all layers) and the usual input scales. Raises Mismatch
+    The other kinds of site in its layer (raw and post-norm MLP output, with and without the norm's gain) and the layers
+    beside it are always tried; when the figures are off, every site of the same width and the usual input scales too. Raises Mismatch
     where the widths rule it out from the start.
     """
     if site is not None:
@@ -140,12 +142,12 @@ def check(
     rows = _read(model, corpus, tokens, every_token)
     bench = _Bench(model, sae, rows, every_token)
 
-    near = [declared.at(layer) for layer in _around(declared, model) if declared.layer is not None]
-    bench.try_sites([declared, *near])
+    everywhere = _of_same_width(model, sae)
+    bench.try_sites([declared, *(site for site in everywhere if _confusable(site, declared))])
     given = bench.trials[0]
     plausible = _plausible(given, sae)
     if not plausible or _better(given, bench.trials[1:], sae):
-        bench.try_sites(_of_same_width(model, sae))
+        bench.try_sites(everywhere)
         bench.try_scales(declared)
     best = _better(given, bench.trials[1:], sae)
     ok = plausible and best is None
@@ -185,9 +187,11 @@ def _read(model: LanguageModel, corpus: Corpus, tokens: int, every_token: bool) 
     return first
 
 
-def _around(site: Site, model: LanguageModel) -> list[int]:
-    layer = site.layer or 0
-    return [near for near in (layer - 1, layer + 1) if 0 <= near < model.n_layers]
+def _confusable(site: Site, declared: Site) -> bool:
+    """The other kinds of the same layer (raw or post-norm, with or without gain), the same kind one layer off."""
+    if site.layer is None or declared.layer is None:
+        return site == declared
+    return site.layer == declared.layer or (site.kind == declared.kind and abs(site.layer - declared.layer) == 1)
 
 
 def _of_same_width(model: LanguageModel, sae: SAE) -> list[Site]:
@@ -254,11 +258,10 @@ class _Bench:
         fresh = [site for site in dict.fromkeys(sites) if str(site) not in tried]
         # A transcoder writes to a place of its own in each layer; an autoencoder to where it reads.
         pairs = {site: self._written(site) for site in fresh}
-        # One layer at a time bounds memory: a big model has hundreds of sites.
-        by_layer: dict[int | None, list[Site]] = {}
-        for site in fresh:
-            by_layer.setdefault(site.layer, []).append(site)
-        for group in by_layer.values():
+        # A big model has hundreds of sites: as many in one pass as memory may hold.
+        each = max(1, _HELD // (self.rows.ids.numel() * max(self.sae.d_in, self.sae.d_out) * 8))
+        for start in range(0, len(fresh), each):
+            group = fresh[start : start + each]
             captured = self.model.capture(self.rows, {*group, *(pairs[site] for site in group)}, every_token=self.every_token)
             for site in group:
                 acts, target = captured[site], captured[pairs[site]]
@@ -298,6 +301,7 @@ class _Bench:
         x = x.to(self.sae.W_enc.device, torch.float32) * scale
         # The scaled SAE reconstructs scaled activations; a transcoder's target is scaled the same way.
         target = target.to(x.device, torch.float32) * scale
-        variance = Variance()
-        variance.add(target, self.sae(x))
-        return Trial(site=str(site), scale=scale, explained_variance=variance.explained_variance, l0=self.sae.encode(x).mean_l0)
+        features, out = self.sae.read(x)
+        return Trial(
+            site=str(site), scale=scale, explained_variance=explained_variance(target, out), l0=features.mean_l0
+        )

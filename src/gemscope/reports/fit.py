@@ -9,7 +9,9 @@ from gemscope.features.sae import SAE
 def require_fit(model: LanguageModel, sae: SAE) -> Site:
     """The site that the SAE reads. Raises InputError where it names none, Mismatch where the widths differ."""
     if sae.site is None:
-        raise InputError(f"{sae.info.name} does not say where it reads: set sae.site, as in sae.site = gs.Site.parse('20.res')")
+        raise InputError(
+            f"{sae.info.name} does not say where it reads: set sae.site, as in sae.site = gs.Site.parse('20.res')"
+        )
     for site, d, does in ((sae.site, sae.d_in, "reads"), (sae.site_out or sae.site, sae.d_out, "writes")):
         width = model.width(site)
         if width != d:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gemscope.activations.model import LanguageModel
-from gemscope.errors import InputError
+from gemscope.errors import EmptyText, InputError
 from gemscope.features.metrics import explained_variance
 from gemscope.features.sae import SAE
 from gemscope.reports.fit import require_fit
@@ -189,11 +189,13 @@ def look(model: LanguageModel, sae: SAE, text: str, *, k: int = 5, every_token: 
     """
     if k < 1:
         raise InputError(f"k={k}: at least one feature per token must be asked for")
+    if not text:
+        raise EmptyText("the text is empty: there is nothing to look at")
     site = require_fit(model, sae)
     written = sae.site_out or site
     captured = model.capture(text, [site, written], every_token=every_token)
     acts = captured[site]
-    features = sae.encode(acts)
+    features, out = sae.read(acts)
     target = captured[written].values.to(sae.W_dec.device).float()
     counted = acts.counted.to(target.device)
     ids = acts.tokens.ids[0]
@@ -215,7 +217,7 @@ def look(model: LanguageModel, sae: SAE, text: str, *, k: int = 5, every_token: 
         site=str(site) if not sae.is_transcoder else f"{site} → {written}",
         tokens=tuple(tokens),
         l0=features.mean_l0,
-        explained_variance=explained_variance(target[counted], sae(acts)[counted]),
+        explained_variance=explained_variance(target[counted], out[counted]),
         neuronpedia_id=sae.info.neuronpedia_id,
     )
 

@@ -97,13 +97,13 @@ def score(
             captured = model.capture(rows, sites, logits=spliced)
             acts = captured[site]
             x = acts.rows.to(sae.W_enc.device, torch.float32)
-            features = sae.encode(x)
-            variance.add(captured[sae.site_out or site].values[acts.counted].to(x.device), _reconstruction(sae, x, features))
+            features, out = sae.read(x)
+            variance.add(captured[sae.site_out or site].values[acts.counted].to(x.device), out)
             firings += torch.bincount(features.features.long(), minlength=sae.d_sae).cpu()
             squares += features.l0.double().pow(2).sum().item()
             if spliced and captured.logits is not None:
                 with model.edited(Splice(sae, acts.counted)):
-                    losses.add(rows.ids, acts.counted & _has_next(rows.real), captured.logits, model.logits(rows))
+                    losses.add(rows.ids, acts.counted & _has_next(rows.real).to(acts.counted.device), captured.logits, model.logits(rows))
             step = int(rows.real.sum())
             read += step
             advance(step)
@@ -128,11 +128,6 @@ def score(
         dense=(firings > variance.n / 10).double().mean().item(),
         **losses.means(),
     )
-
-
-def _reconstruction(sae: SAE, x: Tensor, features: object) -> Tensor:
-    out = sae.decode(features)  # type: ignore[arg-type]
-    return out if sae.W_skip is None else out + x @ sae.W_skip.float().T
 
 
 def _has_next(real: Tensor) -> Tensor:

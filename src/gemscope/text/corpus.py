@@ -271,12 +271,7 @@ class _Dataset:
 
         try:
             rows = datasets.load_dataset(
-                self.name,
-                split=self.split,
-                revision=self.revision,
-                token=self.token,
-                streaming=True,
-                **self.options,
+                self.name, split=self.split, revision=self.revision, token=self.token, streaming=True, **self.options
             )
             for number, row in enumerate(rows):
                 yield _text_of(row, self.field, f"row {number} of dataset {self.name}"), row
@@ -285,11 +280,20 @@ class _Dataset:
                 raise GatedRepository(
                     f"dataset {self.name} is gated: accept its terms on its page, then `hf auth login` or give token="
                 ) from error
-            raise NotFound(
-                f"no dataset {self.name} (revision {self.revision or 'main'}) that this login can see"
-            ) from error
+            revision = self.revision or "main"
+            raise NotFound(f"no dataset {self.name} (revision {revision}) that this login can see") from error
+        except FileNotFoundError as error:
+            raise NotFound(f"dataset {self.name}: {_first_line(error)}") from error
         except ConnectionError as error:
             raise HubUnreachable(f"dataset {self.name} cannot be reached: no network, or offline mode") from error
+        except InputError:
+            raise
+        except ValueError as error:  # no such split, no such configuration: the message names those there are
+            raise InputError(f"dataset {self.name}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 @dataclass(frozen=True)
@@ -458,8 +462,9 @@ def _parquet_rows(path: Path, field: str) -> Iterator[tuple[str, Mapping[str, An
                     yield _text_of(row, field, f"{path} row {number}"), row
                     number += 1
     except pyarrow.ArrowInvalid as error:
-        reason = str(error).splitlines()[0]
-        raise CorruptFile(f"{path} is not a whole parquet file ({reason}): fetch or write it again") from error
+        raise CorruptFile(
+            f"{path} is not a whole parquet file ({_first_line(error)}): fetch or write it again"
+        ) from error
 
 
 def _fingerprint(path: Path, whole: int = 2**21, end: int = 2**16) -> str:

@@ -1,4 +1,4 @@
-"""Rows of token ids, and which positions count. Knows ids only: making them from text is the model's tokenizer's work."""
+"""Rows of token ids, and which positions count. Knows ids only: the model's tokenizer makes them from text."""
 
 from __future__ import annotations
 
@@ -94,7 +94,9 @@ def pack(
     """
     room = length - (bos is not None)
     if room < 1:
-        raise InputError(f"rows of {length} tokens leave no room for text: at least 2 are needed")
+        raise InputError(f"rows of {length} tokens leave no room for text: at least {length - room + 1} are needed")
+    if batch < 1:
+        raise InputError(f"batch={batch}: at least 1 row at a time is needed")
     rows: list[tuple[list[int], list[int], list[int]]] = []
     ids: list[int] = []
     owners: list[int] = []

@@ -1,6 +1,6 @@
 """The state of a run on disk: whole or not there at all.
 
-    RUN/state-00001500/tensors.safetensors, state.json     the newest; older ones are removed when it is in place
+RUN/state-00001500/tensors.safetensors, state.json     the newest; older ones are removed when it is in place
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ def newest(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     if not states:
         return None
     try:
-        return load_file(states[-1] / "tensors.safetensors"), json.loads((states[-1] / "state.json").read_text())
+        state = json.loads((states[-1] / "state.json").read_text())
+        if not isinstance(state, dict):
+            raise ValueError("state.json holds no settings")
+        return load_file(states[-1] / "tensors.safetensors"), state
     except (OSError, ValueError, SafetensorError) as error:
         raise CorruptFile(f"the checkpoint {states[-1]} is damaged: {error}; remove it to start over") from error
 

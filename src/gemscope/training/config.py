@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from gemscope.errors import CorruptFile, InputError, NotFound
 
@@ -49,11 +51,17 @@ class TrainConfig:
     """Steps."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "target_l0", "rows", "batch", "lr", "checkpoint_every", "init_norm", "anneal_from"):
-            if getattr(self, name) <= 0:
+        for name in ("width", "target_l0", "rows", "batch", "lr", "checkpoint_every", "init_norm", "anneal_from",
+                     "threshold_lr", "clip"):  # fmt: skip
+            if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name}={getattr(self, name)}: must be above 0")
+        if not 0 <= self.sparsity < math.inf:
+            raise InputError(f"sparsity={self.sparsity}: must be 0 or more")
+        for name in ("warmup", "decay", "anneal"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name}={getattr(self, name)}: must be a share of the run, 0 to 1")
         if self.target_l0 >= self.width:
-            raise InputError(f"target_l0={self.target_l0} and width={self.width}: fewer features must fire than there are")
+            raise InputError(f"target_l0={self.target_l0} and width={self.width}: fewer must fire than there are")
         if self.rows < self.batch:
             raise InputError(f"rows={self.rows} and batch={self.batch}: not one step")
         if self.warmup + self.decay > 1:
@@ -71,19 +79,26 @@ class TrainConfig:
         if not path.exists():
             raise NotFound(f"no recipe {path}: expected a TOML file with a [train] table")
         try:
-            table = tomllib.loads(path.read_text()).get("train", {})
+            table = tomllib.loads(path.read_text()).get("train")
         except ValueError as error:
             raise CorruptFile(f"{path} is not TOML: {error}") from error
+        if not isinstance(table, dict):
+            raise InputError(f"{path} has no [train] table: expected one with the numbers of a run")
         return cls.of(table, where=str(path))
 
     @classmethod
     def of(cls, table: dict[str, object], *, where: str = "the settings") -> TrainConfig:
-        """From plain values; an unknown name is refused."""
-        known = {field.name for field in fields(cls)}
-        for name in table:
+        """From plain values. Raises InputError for an unknown name and for what is not a number."""
+        known = {field.name: field.type for field in fields(cls)}
+        numbers: dict[str, Any] = {}
+        for name, value in table.items():
             if name not in known:
                 raise InputError(f"{where} has no meaning for {name!r}: known are {', '.join(sorted(known))}")
-        return cls(**table)  # type: ignore[arg-type]
+            whole = known[name] == "int"
+            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+                raise InputError(f"{name}={value!r} in {where}: expected a {'whole ' if whole else ''}number")
+            numbers[name] = value if whole else float(value)
+        return cls(**numbers)
 
     def lr_at(self, step: int) -> float:
         """Learning rate: linear rise, flat, linear fall to zero."""

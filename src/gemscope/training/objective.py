@@ -29,7 +29,8 @@ from gemscope.shapes import Float, Int
 
 @dataclass
 class Weights:
-    """What is trained, one feature a row: `W_enc` [F, D] (transposed), `b_enc` [F], `W_dec` [F, D], `b_dec` [D], `threshold` [F]."""
+    """What is trained, one feature a row: `W_enc` [F, D] (the transpose of the SAE's), `b_enc` [F], `W_dec` [F, D],
+    `b_dec` [D], `threshold` [F]."""
 
     W_enc: Float[Tensor, "F D"]
     b_enc: Float[Tensor, "F"]
@@ -46,7 +47,7 @@ class Weights:
 class Entries:
     """Pre-activations of the entries (row, feature) above θ − ε/2, in row-major order."""
 
-    offsets: Int[Tensor, "B+1"]
+    offsets: Int[Tensor, "B_and_1"]
     rows: Int[Tensor, "Z"]
     features: Int[Tensor, "Z"]
     z: Float[Tensor, "Z"]
@@ -83,10 +84,9 @@ def entries(weights: Weights, x: Float[Tensor, "B D"], bandwidth: float, dtype: 
     """The entries that the loss and its gradients depend on. `dtype` is the prefilter's."""
     dtype = prefilter_dtype() if dtype is None else dtype
     floor = (weights.threshold - bandwidth / 2).clamp(min=0) - weights.b_enc
-    rough = x.to(dtype) @ weights.W_enc.to(dtype).T
-    # bfloat16 keeps 8 bits: the product is off by about 2^-8 of itself, an entry by less than this slack.
-    slack = 0 if dtype == torch.float32 else 2.0**-7 * floor.abs()
-    keep = rough > (floor - slack).to(dtype)
+    floor -= 2.0**-22 * (weights.threshold + weights.b_enc.abs())  # what float32 may have lost on the way to it
+    # Rounding is monotonic, so >= loses nothing to the rounding of the two sides.
+    keep = _at_least(x, weights.W_enc, dtype) >= floor.to(dtype)
     flat = np.flatnonzero(keep.numpy())
     rows, features = np.divmod(flat, weights.W_enc.shape[0])
     offsets = np.zeros(len(x) + 1, dtype=np.int64)
@@ -97,7 +97,13 @@ def entries(weights: Weights, x: Float[Tensor, "B D"], bandwidth: float, dtype: 
 
 
 def step(
-    weights: Weights, x: Float[Tensor, "B D"], *, bandwidth: float, target: float, sparsity: float, dtype: torch.dtype | None = None
+    weights: Weights,
+    x: Float[Tensor, "B D"],
+    *,
+    bandwidth: float,
+    target: float,
+    sparsity: float,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Step, Weights]:
     """Loss and gradients (a `Weights` of the same shapes) on one batch."""
     found = entries(weights, x, bandwidth, dtype)
@@ -140,16 +146,43 @@ def reconstruct(weights: Weights, x: Float[Tensor, "B D"]) -> tuple[Float[Tensor
     active = (found.z > weights.threshold[found.features]) & (found.z > 0)
     on = _Pattern.of(found, active, len(x), weights.W_enc.shape[0])
     out = F.embedding_bag(
-        on.features, weights.W_dec, on.row_offsets, mode="sum", per_sample_weights=found.z[active], include_last_offset=True
+        on.features,
+        weights.W_dec,
+        on.row_offsets,
+        mode="sum",
+        per_sample_weights=found.z[active],
+        include_last_offset=True,
     )
     return out + weights.b_dec, on.counts
+
+
+def _at_least(x: Float[Tensor, "B D"], W: Float[Tensor, "F D"], dtype: torch.dtype) -> Float[Tensor, "B F"]:
+    """x W^T in low precision, raised by a bound on its error, so that no entry comes out below its true value.
+
+    With x̂, ŵ the rounded rows, |x·w − x̂·ŵ| ≤ ‖x − x̂‖ ‖w‖ + ‖x̂‖ ‖w − ŵ‖, and products of D terms summed in float32
+    are off by at most D 2^-24 ‖x̂‖ ‖ŵ‖. The bound is a number per row times a number per feature: one more column.
+    """
+    x_norm, W_norm = x.norm(dim=-1), W.norm(dim=-1)
+    x_low, W_low = (torch.empty(len(rows), rows.shape[1] + 1, dtype=dtype) for rows in (x, W))
+    x_low[:, :-1], W_low[:, :-1] = x, W
+    # 4 instead of 1: the refined z is a float32 sum too, and b_enc is added to it.
+    share = 4 * x.shape[1] * 2.0**-24
+    if dtype != torch.float32:
+        share += _rounded_off(x, x_low[:, :-1], x_norm) + _rounded_off(W, W_low[:, :-1], W_norm)
+    x_low[:, -1], W_low[:, -1] = x_norm * (1.02 * share), W_norm  # 1.02: both are rounded in their turn, by 2^-8
+    return x_low @ W_low.T
+
+
+def _rounded_off(exact: Tensor, rounded: Tensor, norm: Tensor) -> float:
+    """The largest ‖row − rounded row‖ / ‖row‖."""
+    return float(((exact - rounded).norm(dim=-1) / norm.clamp(min=1e-30)).max())
 
 
 @dataclass(frozen=True)
 class _Pattern:
     """Which entries are active, by row and by feature."""
 
-    row_offsets: Int[Tensor, "B+1"]
+    row_offsets: Int[Tensor, "B_and_1"]
     rows: Int[Tensor, "Z"]
     features: Int[Tensor, "Z"]
     counts: Int[Tensor, "F"]
@@ -179,7 +212,8 @@ def _sampled(offsets: Tensor, features: Tensor, left: Tensor, right: Tensor) -> 
         pattern = torch.sparse_csr_tensor(
             offsets, features, left.new_zeros(len(features)), (len(left), len(right)), check_invariants=False
         )
-        return torch.sparse.sampled_addmm(pattern, left, right.T, beta=0.0).values()
+        values: Tensor = torch.sparse.sampled_addmm(pattern, left, right.T, beta=0.0).values()
+        return values
 
 
 def _summed(features: Tensor, values: Tensor, n_features: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which rows make up which batch: a pure function of (seed, step), so a resumed run reads on exactly where it stopped."""
+"""Which rows make up which batch: a pure function of (seed, step), so a resumed run reads on where it stopped."""
 
 from __future__ import annotations
 

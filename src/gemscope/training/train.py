@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from gemscope.activations.harvest import versions
 from gemscope.activations.site import Site
-from gemscope.activations.store import Rows, Store
-from gemscope.errors import InputError, Mismatch, NotFinite
+from gemscope.activations.store import Store
+from gemscope.errors import CorruptFile, InputError, Mismatch, NotFinite
 from gemscope.features.files.saelens import save_sae
 from gemscope.features.sae import SAE, SAEInfo
 from gemscope.progress import Progress, silent
@@ -93,6 +94,8 @@ class _Run:
             "corpus_digest": store.manifest.corpus_digest,
             "rows": len(self.rows),
         }
+        if len(self.rows) < 2 or not math.isfinite(self.scale.factor):
+            raise InputError(f"the {len(self.rows)} rows of {site} in {store.folder} do not vary: nothing to learn")
         self.done = 0
         self.fired_at = torch.zeros(config.width, dtype=torch.int64)
         found = checkpoint.newest(to)
@@ -100,7 +103,11 @@ class _Run:
             self.weights, self.bandwidth = self._fresh()
             self.adam = self._optimizer()
         else:
-            self._resume(*found)
+            try:
+                self._resume(*found)
+            except KeyError as error:
+                raise CorruptFile(f"the checkpoint in {to} lacks {error}: remove it to start over") from error
+        self._forget_later_lines()
 
     # --- the start --------------------------------------------------------------------------------------------
 
@@ -109,7 +116,7 @@ class _Run:
         chosen = torch.randperm(len(self.rows), generator=generator)[:_SCALE_ROWS]
         x = self.rows[chosen].double()
         mean = x.mean(0)
-        return _Scale(mean.float(), 1 / math.sqrt((x - mean).pow(2).sum(-1).mean().item()))
+        return _Scale(mean.float(), (x - mean).pow(2).sum(-1).mean().rsqrt().item())
 
     def _held_out(self, store: Store | str | Path | None) -> Tensor | None:
         if store is None:
@@ -144,10 +151,9 @@ class _Run:
         return torch.optim.Adam(groups, lr=self.config.lr, betas=(0.9, 0.999), fused=True)
 
     def _resume(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        if state["identity"] != self.identity:
+        if state.get("identity") != self.identity:
             raise Mismatch(f"{self.to} holds a run with other settings or data: name another folder, or remove it")
-        names = Weights.__dataclass_fields__
-        self.weights = Weights(**{name: tensors[name] for name in names})
+        self.weights = Weights(**{name: tensors[name] for name in Weights.__dataclass_fields__})
         self.bandwidth, self.done, self.fired_at = state["bandwidth"], state["step"], tensors["fired_at"]
         self.adam = self._optimizer()
         for name, tensor in self.weights.tensors().items():
@@ -172,10 +178,11 @@ class _Run:
                 told = self._step()
                 advance(config.batch)
                 self.done += 1
-                if self.done % config.checkpoint_every == 0 or self.done == config.steps:
-                    self._save()
                 if self.done % _LOG_EVERY == 0 or self.done == config.steps:
                     self._log(told)
+                # After the log, so that the log has every line up to the checkpoint that a run goes on from.
+                if self.done % config.checkpoint_every == 0 or self.done == config.steps:
+                    self._save()
                 yield told
 
     def _step(self) -> Step:
@@ -188,7 +195,7 @@ class _Run:
             sparsity=config.sparsity,
         )
         if not math.isfinite(told.loss):
-            raise NotFinite(f"the loss became {told.loss} at step {now} of {config.steps}: try a lower lr than {config.lr}")
+            raise NotFinite(f"the loss is {told.loss} at step {now} of {config.steps}: try a lower lr than {config.lr}")
         for name, tensor in weights.tensors().items():
             tensor.grad = grads.tensors()[name]
         torch.nn.utils.clip_grad_norm_([weights.W_enc, weights.b_enc, weights.W_dec, weights.b_dec], config.clip)
@@ -208,7 +215,8 @@ class _Run:
         """
         wanted = max(self.config.target_l0, told.l0 / 2)
         self.bandwidth *= 1.15 if told.window < wanted else 1 / 1.15
-        self.bandwidth = min(self.bandwidth, 1.8 * self.weights.threshold.median().item())
+        # A median of 0 would make ε 0 for good.
+        self.bandwidth = min(self.bandwidth, max(1.8 * self.weights.threshold.median().item(), 1e-6))
 
     def _save(self) -> None:
         tensors: dict[str, Tensor] = {**self.weights.tensors(), "fired_at": self.fired_at}
@@ -238,10 +246,27 @@ class _Run:
         with (self.to / "log.jsonl").open("a") as log:
             log.write(json.dumps({key: round(v, 6) if isinstance(v, float) else v for key, v in line.items()}) + "\n")
 
+    def _forget_later_lines(self) -> None:
+        """Drops the log's lines from after the checkpoint: those steps are about to be taken again."""
+        path = self.to / "log.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text().splitlines(keepends=True):
+            try:
+                if json.loads(line)["step"] > self.done:
+                    break
+            except (ValueError, KeyError, TypeError):  # cut off in the middle
+                break
+            kept.append(line)
+        aside = path.with_name(".log.jsonl")
+        aside.write_text("".join(kept))
+        os.replace(aside, path)
+
     def _measure(self, x: Tensor) -> tuple[float, float]:
         """Mean L0 and FVU on scaled rows."""
         error = fired = 0.0
-        for piece in x.split(self.config.batch):
+        for piece in torch.split(x, self.config.batch):
             out, counts = reconstruct(self.weights, piece)
             error += (out - piece).double().pow(2).sum().item()
             fired += counts.sum().item()
@@ -251,12 +276,12 @@ class _Run:
 
     def export(self) -> SAE:
         """The SAE in the units of the site: unit decoder rows, scaling and centring folded in, L0 on target."""
-        self._meet_target()
+        l0 = self._meet_target()
         w, mean, c = self.weights, self.scale.mean.double(), self.scale.factor
         norm = w.W_dec.double().norm(dim=-1).clamp(min=1e-12)
         # x̂ = mean + 1/c (Σ f W_dec + b_dec) with f from z = c (x − mean) W_enc + b_enc; f is counted in units of
         # norm / c from here on.
-        sae = SAE(self.rows.d, self.config.width, site=self.site, info=self._info())
+        sae = SAE(self.rows.d, self.config.width, site=self.site, info=self._info(l0))
         folded = {
             "W_enc": (w.W_enc.double() * norm[:, None]).T,
             "b_enc": (w.b_enc.double() - c * (w.W_enc.double() @ mean)) * norm / c,
@@ -267,31 +292,47 @@ class _Run:
         sae.load_state_dict({name: tensor.float().contiguous() for name, tensor in folded.items()})
         return sae
 
-    def _meet_target(self) -> None:
-        """Rescales all thresholds by one factor so that L0 on the last rows read is the target."""
+    def _meet_target(self) -> float:
+        """Rescales all thresholds by one factor so that L0 on the last rows read is the target; returns that L0.
+
+        No factor does it where most thresholds are 0: then it stays as near as it came.
+        """
+        target = self.config.target_l0
         count = min(len(self.rows), 1 << 16)
         last = range(max(0, self.config.steps - math.ceil(count / self.config.batch)), self.config.steps)
         x = torch.cat([self.batch(number) for number in last])
         raw = self.weights.threshold.clone()
-        low, high = 0.5, 2.0
+
+        def l0_at(factor: float) -> float:
+            self.weights.threshold = raw * factor
+            return self._l0(x)
+
+        l0, factor = l0_at(1.0), 1.0
+        stride = 1.25 if l0 > target else 1 / 1.25
+        while (l0 > target) == (stride > 1) and 1 / 64 < factor < 64:
+            factor *= stride
+            l0 = l0_at(factor)
+        low, high = sorted((factor, factor / stride))
         for _ in range(20):
-            middle = math.sqrt(low * high)
-            self.weights.threshold = raw * middle
-            l0 = self._l0(x)
-            if abs(l0 - self.config.target_l0) < 1e-3 * self.config.target_l0:
+            if abs(l0 - target) < 1e-3 * target:
                 break
-            low, high = (middle, high) if l0 > self.config.target_l0 else (low, middle)
+            middle = math.sqrt(low * high)
+            l0 = l0_at(middle)
+            low, high = (middle, high) if l0 > target else (low, middle)
+        return l0
 
     def _l0(self, x: Tensor) -> float:
-        return sum(reconstruct(self.weights, piece)[1].sum().item() for piece in x.split(self.config.batch)) / len(x)
+        return sum(
+            reconstruct(self.weights, piece)[1].sum().item() for piece in torch.split(x, self.config.batch)
+        ) / len(x)
 
-    def _info(self) -> SAEInfo:
+    def _info(self, l0: float) -> SAEInfo:
         manifest = self.store.manifest
         return SAEInfo(
             name=str(self.to),
             model=manifest.model,
             revision=manifest.revision,
-            declared_l0=self.config.target_l0,
+            declared_l0=round(l0, 2),
             prepend_bos=False,
             context_size=manifest.length,
             metadata={

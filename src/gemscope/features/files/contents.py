@@ -7,19 +7,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from gemscope.activations.site import Site
 from gemscope.errors import CorruptFile, NotFinite
+from gemscope.features.catalog import Entry
 from gemscope.features.sae import SAE, Gate, SAEInfo
 
 _PIECE = 1 << 22
 """Numbers looked at at a time."""
 
 
+@runtime_checkable
 class Folder(Protocol):
     """Where the files of one SAE lie, on this disk or on the Hub."""
 
@@ -65,6 +67,14 @@ def build(contents: Contents, *, dtype: torch.dtype | None, device: torch.device
     return sae.to(device)
 
 
+def info_of(entry: Entry | None, source: str) -> SAEInfo:
+    """What the names of a published SAE say."""
+    if entry is None:
+        return SAEInfo(name=source)
+    l0 = None if entry.l0 is None else float(entry.l0)
+    return SAEInfo(name=source, model=entry.model, declared_l0=l0, neuronpedia_id=entry.neuronpedia_id)
+
+
 def renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
     """The same tensors, with the names given changed."""
     return {names.get(name, name): tensor for name, tensor in tensors.items()}
@@ -100,7 +110,8 @@ def _sizes(contents: Contents) -> tuple[int, int, int]:
         expected = shapes.get(name)
         if expected is not None and tuple(tensor.shape) != expected:
             raise CorruptFile(
-                f"{source}: {name} has the shape {tuple(tensor.shape)}, expected {expected} beside W_enc of {(d_in, d_sae)}"
+                f"{source}: {name} has the shape {tuple(tensor.shape)}, "
+                f"expected {expected} beside W_enc of {(d_in, d_sae)}"
             )
         if not tensor.dtype.is_floating_point:
             raise CorruptFile(f"{source}: {name} is of dtype {tensor.dtype}, expected floats")
@@ -124,7 +135,7 @@ def _is_finite(tensor: Tensor) -> bool:
     if tensor.ndim > 1 and not tensor.is_contiguous():
         tensor = tensor.T  # along the disk's order
     rows = max(1, _PIECE // max(1, tensor[0].numel())) if tensor.ndim > 1 else _PIECE
-    for piece in tensor.split(rows):
+    for piece in torch.split(tensor, rows):
         low, high = piece.aminmax()  # NaN comes through, and no temporary of the piece's size is made
         if not (low.isfinite() and high.isfinite()):
             return False

@@ -4,13 +4,13 @@ written in its repository's name alone.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from gemscope.activations.site import Site
 from gemscope.features.catalog import Entry
-from gemscope.features.files.contents import Contents, renamed
+from gemscope.features.files.contents import Contents, info_of, renamed
 from gemscope.features.files.npz import read_npz
-from gemscope.features.sae import SAEInfo
 from gemscope.progress import Progress, silent
 
 WEIGHTS = "params.npz"
@@ -24,17 +24,13 @@ def read(
     path: Path, *, entry: Entry | None, source: str, cache: Path, site: Site | None = None, progress: Progress = silent
 ) -> Contents:
     """A params.npz. `entry` says what the names said of it; None leaves the site open, unless `site` gives it."""
+    read_at, write_at = (None, None) if entry is None else (entry.site, entry.site_out)
+    if site is not None:
+        read_at, write_at = site, None if write_at == read_at else write_at
     return Contents(
         source=source,
         tensors=renamed(read_npz(path, cache, progress=progress), _NAMES),
-        site=site or (entry and entry.site),
-        site_out=entry and entry.site_out if site is None else None,
-        info=SAEInfo(
-            name=source,
-            model=entry and entry.model,
-            declared_l0=entry and entry.l0,
-            neuronpedia_id=entry and entry.neuronpedia_id,
-            prepend_bos=True,
-            context_size=_CONTEXT,
-        ),
+        site=read_at,
+        site_out=write_at,
+        info=replace(info_of(entry, source), prepend_bos=True, context_size=_CONTEXT),
     )

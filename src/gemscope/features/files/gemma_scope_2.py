@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,10 @@ from torch import Tensor
 from gemscope.activations.site import Site
 from gemscope.errors import CorruptFile, FileError
 from gemscope.features.catalog import Entry
-from gemscope.features.files.contents import Contents, renamed
+from gemscope.features.files.contents import Contents, info_of, renamed
 from gemscope.features.files.hook_names import site_of_module
 from gemscope.features.files.json_file import read_json
 from gemscope.features.files.tensors import read_safetensors
-from gemscope.features.sae import SAEInfo
 
 WEIGHTS = "params.safetensors"
 CONFIG = "config.json"
@@ -38,23 +38,28 @@ def read(
     if isinstance(affine, bool) and affine != ("W_skip" in tensors):
         has = "has none" if affine else "has one"
         raise CorruptFile(f"{source}: {CONFIG} says affine_connection={str(affine).lower()}, {WEIGHTS} {has}")
-    model = config.get("model_name") or (entry and entry.model)
-    read_at = _site(config, "hf_hook_point_in", model, source) if site is None else site
-    write_at = _site(config, "hf_hook_point_out", model, source)
-    declared = config.get("l0")
-    return Contents(
-        source=source,
-        tensors=tensors,
-        site=read_at or (entry and entry.site),
-        site_out=write_at or (entry and site is None and entry.site_out) or None,
-        info=SAEInfo(
-            name=source,
-            model=model,
-            declared_l0=declared if isinstance(declared, (int, float)) else entry and entry.l0,
-            neuronpedia_id=entry and entry.neuronpedia_id,
-            prepend_bos=True,
-        ),
-    )
+    info = replace(info_of(entry, source), prepend_bos=True)
+    if isinstance(model := config.get("model_name"), str):
+        info = replace(info, model=model)
+    if isinstance(l0 := config.get("l0"), (int, float)):
+        info = replace(info, declared_l0=float(l0))
+    read_at, write_at = _sites(config, info.model, entry, source, site)
+    return Contents(source=source, tensors=tensors, site=read_at, site_out=write_at, info=info)
+
+
+def _sites(
+    config: dict[str, Any], model: str | None, entry: Entry | None, source: str, given: Site | None
+) -> tuple[Site | None, Site | None]:
+    """Where it reads and writes, from the configuration; where that is silent, from the names. `given` goes first."""
+    hook_in, hook_out = config.get("hf_hook_point_in"), config.get("hf_hook_point_out")
+    read_at, write_at = (None, None) if entry is None else (entry.site, entry.site_out)
+    if read_at == write_at:
+        write_at = None
+    if hook_in is not None and given is None:
+        read_at = site_of_module(str(hook_in), model, source)
+    if hook_out is not None and hook_out != hook_in:
+        write_at = site_of_module(str(hook_out), model, source)
+    return given or read_at, write_at
 
 
 def _refuse_others(config: dict[str, Any], source: str) -> None:
@@ -71,8 +76,3 @@ def _oriented(stored: dict[str, Tensor]) -> dict[str, Tensor]:
     if "affine_skip_connection" in stored:
         tensors["W_skip"] = tensors["W_skip"].T
     return tensors
-
-
-def _site(config: dict[str, Any], key: str, model: str | None, source: str) -> Site | None:
-    name = config.get(key)
-    return None if name is None else site_of_module(str(name), model, source)

@@ -1,4 +1,4 @@
-"""Sites under the names that files give them: TransformerLens's hook points and Hugging Face's module paths. Both ways."""
+"""Sites under the names that files give them, both ways: TransformerLens's hook points, Hugging Face's modules."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FAMILY_OF_MODEL = re.compile(
     r"(gemma-?2(?!\d*b))|(gemma-?3(?!\d*b))|(gpt-?2)|(pythia|neox)|(llama|smollm|mistral|qwen)", re.IGNORECASE
 )
 _FAMILY_NAMES = ("gemma2", "gemma3", "gpt2", "gpt_neox", "llama")
-_LAYERS = {"gemma2": "model.layers", "gemma3": "model.layers", "llama": "model.layers", "gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers"}  # fmt: skip
+_LAYERS = {"gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers"}  # others: model.layers
 
 
 def site_of_hook(hook: str, model: str | None, source: str) -> Site:
@@ -73,11 +73,11 @@ def module_of(site: Site, model: str | None) -> str | None:
     point = FAMILIES[family].points.get(site.kind)
     if point is None or point.transform != "plain":
         return None
-    return ".".join(filter(None, (_LAYERS[family], str(site.layer), point.module, point.end)))
+    return ".".join(filter(None, (_LAYERS.get(family, "model.layers"), str(site.layer), point.module, point.end)))
 
 
 def has_norm_behind_mlp(model: str | None) -> bool:
-    """Whether it is a Gemma 2 or 3 (`gemma-2b` is neither), where a norm lies between the MLP's output and the residual stream."""
+    """Whether it is a Gemma 2 or 3, where a norm lies between MLP and residual stream. (`gemma-2b` is Gemma 1.)"""
     return re.search(r"gemma-?[23](?!\d*b)", model or "", re.IGNORECASE) is not None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from gemscope.errors import GatedRepository, GemscopeError, HubUnreachable, SAENotFound, StorageFull
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _PROBE_SECONDS = 5.0
 """How long to wait for the Hub's first sign of life. The Hub's own client tries five times, 23 seconds in all."""
 
@@ -59,6 +61,8 @@ def find(
         cached = huggingface_hub.try_to_load_from_cache(repo, path, cache_dir=cache_dir, revision=revision)
     if isinstance(cached, str):
         return Path(cached), _commit(Path(cached))
+    if cached is not None and _COMMIT.fullmatch(revision or ""):
+        return None  # looked for before and not there, and a commit does not change
     if is_offline(offline):
         raise HubUnreachable(f"{repo}/{path} is not in the cache, and offline mode is on: go online once to fetch it")
     reach()
@@ -147,7 +151,7 @@ def _translated(repo: str, revision: str | None) -> Iterator[None]:
         ) from error
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
-        if status == 401 or status == 403:
+        if status in {401, 403}:
             raise GatedRepository(f"{repo} may not be read with this token (HTTP {status}): see {page}") from error
         raise HubUnreachable(f"{_endpoint()} answered HTTP {status} for {repo}: try again later") from error
     except errors.HFValidationError as error:

@@ -8,7 +8,6 @@ import ast
 import hashlib
 import lzma
 import math
-import os
 import struct
 import zipfile
 import zlib
@@ -16,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +27,8 @@ from gemscope.progress import Advance, Progress, silent
 
 _PIECE = 1 << 22
 """Bytes unpacked at a time; a multiple of every item size."""
+
+_LONGEST_HEADER = 1 << 16
 
 _DTYPES = {"f2": torch.float16, "f4": torch.float32, "f8": torch.float64}
 
@@ -116,21 +117,31 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Mem
     return member
 
 
-def _npy_header(start: bytes, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+def _npy_header(start: bytes, file: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
     """Shape, Fortran order, dtype, and how many bytes came before the data."""
     rest = file.read(6)
     if start + rest[:4] != b"\x93NUMPY":
         raise CorruptFile("its header is no npy header")
-    form = "<H" if rest[4] == 1 else "<I"
-    prefix = file.read(struct.calcsize(form))
-    (length,) = struct.unpack(form, prefix)
-    if length > 1 << 16:
-        raise CorruptFile(f"an npy header of {length:,} bytes")
-    described = ast.literal_eval(file.read(length).decode("latin1"))
-    shape, fortran = described["shape"], described["fortran_order"]
+    try:
+        form = "<H" if rest[4] == 1 else "<I"
+        prefix = file.read(struct.calcsize(form))
+        (length,) = struct.unpack(form, prefix)
+        described = ast.literal_eval(file.read(min(length, _LONGEST_HEADER)).decode("latin1"))
+        shape, fortran, dtype = described["shape"], described["fortran_order"], np.dtype(described["descr"])
+    except (
+        struct.error,
+        ValueError,
+        SyntaxError,
+        KeyError,
+        TypeError,
+        IndexError,
+        RecursionError,
+        MemoryError,
+    ) as error:
+        raise CorruptFile(f"its header is no npy header: {type(error).__name__}") from error
     if not (isinstance(shape, tuple) and all(isinstance(n, int) and n >= 0 for n in shape)):
         raise CorruptFile(f"an npy header with the shape {shape!r}")
-    return shape, bool(fortran), np.dtype(described["descr"]), 2 + len(rest) + len(prefix) + length
+    return shape, bool(fortran), dtype, 2 + len(rest) + len(prefix) + length
 
 
 def _refuse_pickle(path: Path, what: str, start: bytes) -> None:
@@ -145,13 +156,13 @@ def _mapped(path: Path, member: _Member) -> Tensor:
     if member.n_bytes == 0:
         return torch.empty(member.shape, dtype=_DTYPES[member.dtype.str[1:]])
     # Copy on write: what a program changes in the tensor stays its own, and never reaches the file.
-    order = "F" if member.fortran else "C"
-    array = np.memmap(path, member.dtype, mode="c", offset=offset, shape=member.shape, order=order)
-    return torch.from_numpy(array)
+    in_order = member.shape[::-1] if member.fortran else member.shape
+    array = torch.from_numpy(np.memmap(path, member.dtype, mode="c", offset=offset, shape=in_order))
+    return array.T if member.fortran else array
 
 
 def _data_offset(path: Path, member: _Member) -> int:
-    """Where the numbers begin. The directory of a zip says where a member begins, and that says how long its own head is."""
+    """Where the numbers begin: a zip's directory says where a member begins, and that says how long its own head is."""
     with path.open("rb") as file:
         file.seek(member.info.header_offset)
         head = file.read(30)
@@ -181,7 +192,7 @@ def _pieces(archive: zipfile.ZipFile, member: _Member, advance: Advance) -> Iter
         file.read(1)  # past the end: now the checksum is compared
 
 
-def _exactly(file: IO[bytes], n: int, member: _Member) -> bytes:
+def _exactly(file: zipfile.ZipExtFile, n: int, member: _Member) -> bytes:
     parts, left = [], n
     while left:
         part = file.read(left)
@@ -202,11 +213,7 @@ def _translated(path: Path) -> Iterator[None]:
         raise CorruptFile(f"{path} is damaged ({error}): delete it and fetch it again") from error
     except GemscopeError:
         raise
-    except (
-        zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, struct.error,
-        ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError, IndexError, OSError,
-    ) as error:  # fmt: skip
-        reason = (
-            os.strerror(error.errno) if isinstance(error, OSError) and error.errno else " ".join(str(error).split())
-        )
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, struct.error,
+            ValueError, OSError) as error:  # fmt: skip
+        reason = " ".join(str(error).split())
         raise CorruptFile(f"{path} is no whole npz file ({reason}): delete it and fetch it again") from error

@@ -24,7 +24,7 @@ from gemscope.features.sae import SAE, Gate, SAEInfo
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
-_SCALER = "activation_scaler.json"
+SCALER = "activation_scaler.json"
 
 _FORMAT_VERSION = "6.54.12"
 """The SAELens whose format is written."""
@@ -49,8 +49,8 @@ _KEPT = (
 )  # fmt: skip
 """Metadata that SAEInfo has no field for, kept from version-5 folders, where it lies among all else."""
 _OWN = frozenset(
-    ("model_name", "hook_name", "hook_name_out", "hf_hook_name", "hf_hook_name_out", "hook_head_index", "hook_head_index_out",
-     "prepend_bos", "context_size", "neuronpedia_id", "l0", "sae_lens_version")
+    ("model_name", "hook_name", "hook_name_out", "hf_hook_name", "hf_hook_name_out", "hook_head_index",
+     "hook_head_index_out", "prepend_bos", "context_size", "neuronpedia_id", "l0", "sae_lens_version")
 )  # fmt: skip
 """Metadata that has its place in SAE or SAEInfo."""
 
@@ -95,25 +95,23 @@ def read(folder: Folder, *, source: str, site: Site | None = None) -> Contents:
 
 def modernised(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration in the names and places of version 6, whatever version wrote it."""
-    metadata = config.get("metadata")
-    if isinstance(metadata, dict) and not _is_before_6(
-        config.get("sae_lens_version") or metadata.get("sae_lens_version")
-    ):
+    metadata: dict[str, Any] = config["metadata"] if isinstance(config.get("metadata"), dict) else {}
+    if metadata and not _is_before_6(config.get("sae_lens_version") or metadata.get("sae_lens_version")):
         return {"architecture": "standard", "apply_b_dec_to_input": True, **config}
     names = {
         "hook_point": "hook_name",
         "hook_point_head_index": "hook_head_index",
         "activation_fn_str": "activation_fn",
     }
-    old = {names.get(key, key): value for key, value in config.items()}
-    old = {"architecture": "standard", "apply_b_dec_to_input": True, "prepend_bos": True} | old
+    old: dict[str, Any] = {"architecture": "standard", "apply_b_dec_to_input": True, "prepend_bos": True}
+    old |= {names.get(key, key): value for key, value in config.items()}
     if isinstance(normalize := old.get("normalize_activations"), bool):
         old["normalize_activations"] = "expected_average_only_in" if normalize else "none"
     if old["architecture"] == "standard" and old.get("activation_fn") == "topk":
         old["architecture"] = "topk"
         old["k"] = (old.get("activation_fn_kwargs") or {}).get("k")
     moved = {key: value for key, value in old.items() if key in _OWN or key in _KEPT}
-    return old | {"metadata": moved | (metadata if isinstance(metadata, dict) else {})}
+    return old | {"metadata": moved | metadata}
 
 
 def _is_before_6(version: object) -> bool:
@@ -122,16 +120,17 @@ def _is_before_6(version: object) -> bool:
 
 
 def _sites(metadata: dict[str, Any], model: str | None, source: str, given: Site | None) -> tuple[Site, Site | None]:
-    def site(end: str) -> Site | None:
+    def named(end: str) -> Site | None:
         module, hook = metadata.get(f"hf_hook_name{end}"), metadata.get(f"hook_name{end}")
         if module:  # some folders give a Gemma Scope 2 transcoder the hook of another tensor, and the right module
             return site_of_module(str(module), model, source)
         return site_of_hook(str(hook), model, source) if hook else None
 
-    read_at = given or site("")
+    read_at = given or named("")
     if read_at is None:
         raise FileError(f"{source} does not say where in the model it reads: say it with site='20.res'")
-    return read_at, site("_out")
+    is_transcoder = metadata.get("hook_name_out") != metadata.get("hook_name")
+    return read_at, named("_out") if is_transcoder else None
 
 
 def _info(metadata: dict[str, Any], model: str | None, source: str) -> SAEInfo:
@@ -181,20 +180,20 @@ def _input_scale(config: dict[str, Any], folder: Folder, source: str) -> float:
         return 1.0
     if normalize != "expected_average_only_in":
         raise FileError(
-            f"{source} has normalize_activations={normalize!r}, which depends on each token and cannot be folded into weights: "
-            "fold it before saving, or use another SAE"
+            f"{source} has normalize_activations={normalize!r}, which depends on each token and cannot be folded into "
+            "weights: only 'none' and 'expected_average_only_in' are read"
         )
     if config["architecture"].endswith("transcoder"):
         raise FileError(
             f"{source} is a transcoder with normalize_activations={normalize!r}, whose output scale is not said"
         )
     factor = config.get("norm_scaling_factor", config["metadata"].get("norm_scaling_factor"))
-    if factor is None and (scaler := folder(_SCALER, needed=False)) is not None:
+    if factor is None and (scaler := folder(SCALER, needed=False)) is not None:
         factor = read_json(scaler).get("scaling_factor")
     if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not (math.isfinite(factor) and factor > 0):
         raise FileError(
-            f"{source} has normalize_activations={normalize!r} and no usable factor (norm_scaling_factor in {CONFIG}, or "
-            f"{_SCALER}): its activations cannot be scaled rightly, so it is refused"
+            f"{source} has normalize_activations={normalize!r} and no usable factor: its activations cannot be scaled "
+            f"rightly without norm_scaling_factor in {CONFIG} or scaling_factor in {SCALER}"
         )
     return float(factor)
 
@@ -269,7 +268,9 @@ def _fold_input_bias(tensors: dict[str, Tensor], source: str) -> None:
             f"{source}: apply_b_dec_to_input takes b_dec of {b_dec.numel()} from inputs of {W_enc.shape[0]}"
         )
     shift = torch.zeros(W_enc.shape[1], dtype=torch.float64)
-    for rows, bias in zip(W_enc.split(256), b_dec.split(256), strict=True):  # a copy in float64 of a piece, not of all
+    for rows, bias in zip(
+        torch.split(W_enc, 256), torch.split(b_dec, 256), strict=True
+    ):  # a copy in float64 of a piece, not of all
         shift += bias.double() @ rows.double()
     tensors["b_enc"] = (tensors["b_enc"].double() - shift).to(tensors["b_enc"].dtype)
 
@@ -283,7 +284,7 @@ def _number(config: dict[str, Any], key: str, source: str) -> float:
     value = config.get(key)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise CorruptFile(f"{source}: {CONFIG} has {key}={value!r}, expected a number")
-    return value
+    return float(value)
 
 
 def _check_sizes(config: dict[str, Any], tensors: Mapping[str, Tensor], source: str) -> None:
@@ -319,10 +320,11 @@ def save_sae(sae: SAE, folder: str | Path, *, dtype: torch.dtype | None = None) 
         state["b_dec"] = _times(state["b_dec"], scale)
     streams = {name: stream_of(weight, _stored_dtype(weight, dtype)) for name, weight in state.items()}
     config = _config(sae, {stream.dtype for stream in streams.values()})
+    is_new = not folder.exists()
     # The two files belong together: with the configuration taken away first, a crash between them leaves a folder
     # that nobody takes for an SAE, never weights under another's description.
-    write_json(folder / f"{CONFIG}.new", config)
     try:
+        write_json(folder / f"{CONFIG}.new", config)
         write_safetensors(folder / f"{WEIGHTS}.new", streams)
         (folder / CONFIG).unlink(missing_ok=True)
         (folder / f"{WEIGHTS}.new").replace(folder / WEIGHTS)
@@ -330,6 +332,8 @@ def save_sae(sae: SAE, folder: str | Path, *, dtype: torch.dtype | None = None) 
     finally:
         for name in (CONFIG, WEIGHTS):
             (folder / f"{name}.new").unlink(missing_ok=True)
+        if is_new and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
     return folder
 
 
@@ -372,7 +376,8 @@ def _architecture(sae: SAE) -> str:
 
 def _metadata(sae: SAE) -> dict[str, Any]:
     info, model = sae.info, sae.info.model
-    assert sae.site is not None and sae.site_out is not None
+    assert sae.site is not None
+    assert sae.site_out is not None
     metadata: dict[str, Any] = {
         "sae_lens_version": _FORMAT_VERSION,
         "sae_lens_training_version": None,

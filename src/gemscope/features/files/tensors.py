@@ -63,7 +63,7 @@ def stream_of(tensor: Tensor, dtype: torch.dtype | None = None) -> Stream:
     rows = max(1, (1 << 22) // max(1, tensor[0].numel() if tensor.ndim > 1 else 1))
 
     def pieces() -> Iterable[Any]:
-        for part in tensor.detach().split(rows) if tensor.numel() else ():
+        for part in torch.split(tensor.detach(), rows) if tensor.numel() else ():
             yield part.to("cpu", dtype).contiguous().flatten().view(torch.uint8).numpy().data
 
     return Stream(dtype, tuple(tensor.shape), pieces())

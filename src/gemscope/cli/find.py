@@ -1,0 +1,146 @@
+"""Commands that find things out without running a model: catalog, info."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from gemscope.cli import options
+from gemscope.progress import silent
+
+
+def add_to(commands: Any) -> None:
+    """catalog, info."""
+    catalog = commands.add_parser(
+        "catalog",
+        help="published SAEs: Gemma Scope 1 and 2",
+        description="Lists what exists, from the Hub where it answers, else from the bundled snapshot.",
+    )
+    catalog.add_argument("--model", help="such as gemma-2-2b")
+    catalog.add_argument("--site", help="a kind (res, mlp, att, transcoder, embed) or a place (20.res)")
+    catalog.add_argument("--layer", type=int)
+    catalog.add_argument("--width", help="16k, 65k, ... or a number of features")
+    catalog.add_argument("--l0", help="a number, a range such as 50-150, or small, medium, big")
+    catalog.add_argument("--canonical", action="store_true", default=None, help="only those with L0 closest to 100")
+    catalog.add_argument("--limit", type=int, default=50, help="rows shown (default 50; 0 shows all; --json always prints all)")
+    catalog.add_argument("--offline", action="store_true", help="the bundled snapshot, ask nobody")
+    catalog.add_argument("--token", help="Hugging Face token")
+    options.add_json(catalog)
+    catalog.set_defaults(run=_catalog, parser=catalog)
+
+    info = commands.add_parser(
+        "info",
+        help="what an SAE is, and the versions in use",
+        usage="gemscope info [SAE] [options]",
+        description="What an SAE's file says: sites, width, gate, declared L0, where it came from. Without one: versions and paths.",
+    )
+    info.add_argument("sae", nargs="?")
+    options.add_json(info)
+    options.add_sae(info)
+    options.add_hub(info)
+    info.set_defaults(run=_info, parser=info)
+
+
+def _catalog(args: argparse.Namespace) -> int:
+    from gemscope.features.catalog import catalog
+
+    found = catalog(
+        args.model,
+        site=args.site,
+        layer=args.layer,
+        width=args.width,
+        l0=_l0(args.l0),
+        canonical=args.canonical,
+        online=False if args.offline else None,
+        token=args.token,
+    )
+    if args.json:
+        options.show({"source": found.source, "saes": [entry.to_dict() for entry in found]}, True)
+        return 0
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("address", no_wrap=True)
+    for name in ("model", "site", "width", "L0", "Neuronpedia"):
+        table.add_column(name, no_wrap=True)
+    shown = found[: args.limit] if args.limit else found
+    for entry in shown:
+        l0 = "" if entry.l0 is None else str(entry.l0)
+        site = str(entry.site) if entry.site == entry.site_out else f"{entry.site} → {entry.site_out}"
+        marks = " canonical" if entry.canonical else ""
+        table.add_row(
+            Text(entry.address), entry.model, site, entry.width_label, l0 + marks, entry.neuronpedia_id or "", style="bold" if marks else ""
+        )
+    if found:
+        options.show(table, False)
+    more = "" if len(shown) == len(found) else f", {len(shown)} shown (--limit 0 shows all)"
+    print(f"\n{len(found):,} SAEs{more}, from {found.source}")
+    if found:
+        print(f'Next: gemscope look {shown[0].model} {shown[0].address} "Your text"')
+    return 0
+
+
+def _l0(text: str | None) -> float | str | tuple[float, float] | None:
+    if text is None:
+        return None
+    low, dash, high = text.partition("-")
+    try:
+        return (float(low), float(high)) if dash else float(low)
+    except ValueError:
+        return text
+
+
+def _info(args: argparse.Namespace) -> int:
+    facts = _environment() if args.sae is None else _described(args)
+    if args.json:
+        options.show(facts, True)
+        return 0
+    wide = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:<{wide}}  {'—' if value is None else value}")
+    return 0
+
+
+def _described(args: argparse.Namespace) -> dict[str, Any]:
+    sae = options.sae_of(args, args.sae, silent)
+    info = sae.info
+    return {
+        "name": info.name,
+        "model": info.model,
+        "site": str(sae.site),
+        "site_out": str(sae.site_out),
+        "gate": sae.gate if sae.k is None else f"{sae.gate}, k={sae.k}",
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "d_out": sae.d_out,
+        "affine_skip": sae.W_skip is not None,
+        "declared_l0": info.declared_l0,
+        "neuronpedia_id": info.neuronpedia_id,
+        "revision": info.revision,
+        "context_size": info.context_size,
+        "prepend_bos": info.prepend_bos,
+        "digest": sae.digest,
+    }
+
+
+def _environment() -> dict[str, Any]:
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    from gemscope.activations.bundled import cache_dir
+
+    def of(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "not installed"
+
+    packages = ("gemscope", "torch", "transformers", "huggingface_hub", "safetensors", "numpy", "gguf", "accelerate", "datasets", "pyarrow")
+    return {
+        "python": platform.python_version(),
+        **{package: of(package) for package in packages},
+        "package": str(Path(__file__).parent.parent),
+        "cache": str(cache_dir()),
+    }

@@ -1,0 +1,95 @@
+"""Options that several commands share, and what is made of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from gemscope.progress import Progress
+
+if TYPE_CHECKING:
+    from gemscope.activations.model import LanguageModel
+    from gemscope.features.sae import SAE
+
+DEFAULT = "smollm2"
+"""The model and the SAE that ship with this package, when none is named."""
+
+
+def add_hub(command: argparse.ArgumentParser) -> None:
+    """Where weights come from."""
+    hub = command.add_argument_group("where weights come from")
+    hub.add_argument("--token", help="Hugging Face token (else the one `hf auth login` stored)")
+    hub.add_argument("--cache-dir", help="cache of the Hub's files (else HF_HOME's)")
+    hub.add_argument("--offline", action="store_true", default=None, help="use what is in the cache, ask nobody")
+
+
+def add_model(command: argparse.ArgumentParser) -> None:
+    """How the model is loaded."""
+    group = command.add_argument_group("how the model is loaded")
+    group.add_argument("--model-revision", metavar="REV", help="branch, tag or commit of the model's repository")
+    group.add_argument("--dtype", default="auto", help="number format of the weights: auto (as stored), float32, bfloat16, float16")
+    group.add_argument("--device", help="where the model runs, such as cuda:0 (default cpu)")
+    group.add_argument("--device-map", help="split the model over devices: auto, balanced (needs accelerate)")
+    group.add_argument("--attn-implementation", metavar="NAME", help="eager, sdpa, flash_attention_2")
+
+
+def add_sae(command: argparse.ArgumentParser) -> None:
+    """How the SAE is loaded."""
+    group = command.add_argument_group("how the SAE is loaded")
+    group.add_argument("--sae-revision", metavar="REV", help="branch, tag or commit of the SAE's repository")
+    group.add_argument("--sae-device", default="cpu", metavar="DEVICE", help="where the SAE runs (default cpu)")
+    group.add_argument("--site", help="where the SAE reads, such as 20.res (default: what its file says)")
+
+
+def add_json(command: argparse.ArgumentParser) -> None:
+    """`--json`."""
+    command.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+
+
+def model_of(args: argparse.Namespace, name: str, progress: Progress) -> LanguageModel:
+    """The model that the options ask for."""
+    from gemscope.activations.load import load_model
+
+    return load_model(
+        name,
+        revision=args.model_revision,
+        token=args.token,
+        dtype=args.dtype,
+        device=args.device,
+        device_map=args.device_map,
+        attn_implementation=args.attn_implementation,
+        cache_dir=args.cache_dir,
+        offline=args.offline,
+        progress=progress,
+    )
+
+
+def sae_of(args: argparse.Namespace, name: str, progress: Progress) -> SAE:
+    """The SAE that the options ask for."""
+    from gemscope.features.load import load_sae
+
+    return load_sae(
+        name,
+        site=args.site,
+        revision=args.sae_revision,
+        token=args.token,
+        cache_dir=args.cache_dir,
+        offline=args.offline,
+        device=args.sae_device,
+        progress=progress,
+    )
+
+
+def show(value: Any, as_json: bool) -> None:
+    """A report on stdout: its table, or its JSON."""
+    if as_json:
+        print(json.dumps(value.to_dict() if hasattr(value, "to_dict") else value, ensure_ascii=False, allow_nan=False))
+        return
+    from rich.console import Console
+
+    # A pipe or a file gets whole lines, not lines folded at the 80 columns that rich would assume.
+    console = Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 160)
+    console.print(value)
+

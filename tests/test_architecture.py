@@ -1,0 +1,96 @@
+"""Imports point one way: each folder may use those to its left and the ground floor, never those to its right."""
+
+import ast
+from pathlib import Path
+
+import gemscope
+
+ROOT = Path(gemscope.__file__).parent
+ORDER = ["text", "activations", "features", "edits", "training", "reports", "app", "cli"]
+GROUND = {"errors", "shapes", "progress", "world", "__version__"}
+ONLY_HERE = {"transformers": {"activations/load.py"}, "argparse": {"cli"}}
+
+
+def _modules() -> list[Path]:
+    return [path for path in ROOT.rglob("*.py") if path.parent != ROOT]
+
+
+def _imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{name.name}" for name in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+    return found
+
+
+def test_each_folder_imports_only_from_its_left_and_the_ground_floor() -> None:
+    wrong = []
+    for path in _modules():
+        home = path.relative_to(ROOT).parts[0]
+        for name in _imports(path):
+            parts = name.split(".")
+            if parts[0] != "gemscope" or len(parts) < 2 or parts[1] in GROUND:
+                continue
+            if ORDER.index(parts[1]) > ORDER.index(home):
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not wrong
+
+
+def test_the_ground_floor_imports_nothing_of_ours() -> None:
+    for name in ("errors", "shapes", "progress"):
+        assert not [one for one in _imports(ROOT / f"{name}.py") if one.startswith("gemscope")]
+
+
+def test_modules_do_not_import_each_other_in_a_circle() -> None:
+    graph: dict[str, set[str]] = {}
+    for path in _modules():
+        module = ".".join(("gemscope", *path.relative_to(ROOT).with_suffix("").parts))
+        graph[module] = {name.rsplit(".", 1)[0] for name in _runtime_imports(path) if name.startswith("gemscope.")}
+    seen: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " → ".join((*trail, module))
+        if module in seen:
+            return
+        for target in graph.get(module, ()):
+            visit(target, (*trail, module))
+        seen.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def _runtime_imports(path: Path) -> set[str]:
+    """Those that run, lazy ones too; a block under TYPE_CHECKING does not."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{name.name}" for name in node.names}
+    return found
+
+
+def test_only_one_file_knows_transformers_and_only_the_shell_parses_arguments() -> None:
+    for package, homes in ONLY_HERE.items():
+        for path in _modules():
+            place = path.relative_to(ROOT).as_posix()
+            if any(name.split(".")[0] == package for name in _imports(path)):
+                assert any(place == home or place.startswith(f"{home}/") for home in homes), f"{place} imports {package}"
+
+
+def test_only_one_file_touches_the_hooks_of_torch() -> None:
+    users = [path.relative_to(ROOT).as_posix() for path in _modules() if "register_forward" in path.read_text()]
+    assert users == ["activations/hooks.py"]
+
+
+def test_nothing_is_ever_unpickled() -> None:
+    for path in _modules():
+        text = path.read_text()
+        assert "import pickle" not in text
+        assert "allow_pickle=True" not in text
+        assert "weights_only=False" not in text

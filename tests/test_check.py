@@ -1,0 +1,143 @@
+"""`check` tells the right site from wrong ones, and a wrong scale, on a few hundred tokens."""
+
+import json
+
+import pytest
+import torch
+
+import gemscope as gs
+from gemscope.errors import Mismatch
+from gemscope.features.sae import SAE, SAEInfo
+from gemscope.testing import identity_sae, tiny_model
+
+TEXT = "The cat sat on the mat, and the dog ran after 3 birds that had come from the sea. " * 3
+
+
+@pytest.fixture(scope="module")
+def gemma() -> gs.LanguageModel:
+    return tiny_model("gemma2", layers=4)
+
+
+def fitted(model: gs.LanguageModel, site: str, *, scale: float = 1.0, keep: int = 12) -> SAE:
+    """An SAE whose features are the principal directions of one site, both ways: it fits there and not elsewhere."""
+    rows = torch.cat([model.capture(tokens, [site])[site].rows for tokens in model.rows(gs.Corpus.of([TEXT] * 3), length=64)])
+    x = rows.float() * scale
+    mean = x.mean(0)
+    axes = torch.linalg.svd(x - mean, full_matrices=False).Vh[:keep]
+    sae = SAE(x.shape[1], 2 * keep, gate="relu", site=site, info=SAEInfo(name="principal", declared_l0=keep))
+    sae.W_enc.copy_(torch.cat([axes, -axes]).T)
+    sae.W_dec.copy_(torch.cat([axes, -axes]))
+    sae.b_enc.copy_(-mean @ sae.W_enc)
+    sae.b_dec.copy_(mean)
+    return sae
+
+
+@pytest.mark.parametrize("site", ["2.res", "2.mlp", "2.mlp_raw", "2.transcoder", "2.transcoder_nogain"])
+def test_the_right_site_passes(gemma: gs.LanguageModel, site: str) -> None:
+    found = gs.check(gemma, fitted(gemma, site), gs.Corpus.of([TEXT]))
+    assert found.ok, str(found)
+    assert found.suggestion is None
+    assert found.site == site
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("2.res", "1.res"),  # neighbouring layer
+        ("2.res", "2.mlp"),
+        ("2.mlp", "2.mlp_raw"),  # before instead of after the norm: silently dead features in the wild
+        ("2.mlp_raw", "2.mlp"),
+        ("2.transcoder", "2.transcoder_nogain"),  # the gain that Gemma Scope 1 and 2 differ in
+        ("2.transcoder_nogain", "2.transcoder"),
+        ("2.res", "0.res"),
+    ],
+)
+def test_a_wrong_site_is_named_and_so_is_the_right_one(gemma: gs.LanguageModel, right: str, wrong: str) -> None:
+    found = gs.check(gemma, fitted(gemma, right), gs.Corpus.of([TEXT]), site=wrong)
+    assert not found.ok
+    assert found.site == wrong
+    assert found.suggestion is not None
+    assert f"it fits {right}, not {wrong}" in found.suggestion
+
+
+def test_an_sae_of_another_model_fits_nowhere(gemma: gs.LanguageModel) -> None:
+    torch.manual_seed(3)
+    sae = fitted(gemma, "2.res")
+    turn = torch.linalg.qr(torch.randn(gemma.d_model, gemma.d_model)).Q
+    sae.W_enc.copy_(turn @ sae.W_enc)
+    sae.W_dec.copy_(sae.W_dec @ turn.T)
+    sae.b_dec.copy_(turn @ sae.b_dec * 3)
+    found = gs.check(gemma, sae, gs.Corpus.of([TEXT]))
+    assert not found.ok
+    assert "is it the model that it was trained on" in (found.suggestion or "")
+
+
+def test_an_l0_far_from_the_declared_one_is_not_ok(gemma: gs.LanguageModel) -> None:
+    sae = fitted(gemma, "2.res")
+    sae.info = SAEInfo(name="principal", declared_l0=100)
+    assert not gs.check(gemma, sae, gs.Corpus.of([TEXT])).ok
+
+
+def test_the_numbers_are_those_of_the_counted_tokens_alone(gemma: gs.LanguageModel) -> None:
+    sae = fitted(gemma, "2.res")
+    found = gs.check(gemma, sae, gs.Corpus.of([TEXT]), tokens=128)
+    assert found.masked_tokens > 0
+    assert found.masked_l0 is not None
+    every = gs.check(gemma, sae, gs.Corpus.of([TEXT]), tokens=128, every_token=True)
+    assert every.tokens > found.tokens
+
+
+def test_json_round_trips(gemma: gs.LanguageModel) -> None:
+    found = gs.check(gemma, fitted(gemma, "2.res"), gs.Corpus.of([TEXT])).to_dict()
+    again = json.loads(json.dumps(found, allow_nan=False))
+    assert {"ok", "explained_variance", "l0", "declared_l0", "site", "suggestion"} <= set(again)
+
+
+def test_a_model_other_than_the_declared_one_is_noted(gemma: gs.LanguageModel) -> None:
+    sae = fitted(gemma, "2.res")
+    sae.info = SAEInfo(name="principal", declared_l0=12, model="google/gemma-2-9b")
+    assert any("google/gemma-2-9b" in note for note in gs.check(gemma, sae, gs.Corpus.of([TEXT])).notes)
+
+
+def test_another_width_is_refused_before_any_reading(gemma: gs.LanguageModel) -> None:
+    with pytest.raises(Mismatch):
+        gs.check(gemma, identity_sae(7), gs.Corpus.of([TEXT]))
+
+
+# --- on the bundled model and SAE -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bundled() -> tuple[gs.LanguageModel, SAE]:
+    return gs.load_model("smollm2"), gs.load_sae("smollm2")
+
+
+def test_the_bundled_sae_passes_on_the_bundled_text(bundled: tuple[gs.LanguageModel, SAE]) -> None:
+    found = gs.check(*bundled)
+    assert found.ok, str(found)
+    assert found.explained_variance > 0.8
+    assert found.masked_l0 is not None
+    assert found.masked_l0 > 10 * found.l0
+
+
+@pytest.mark.parametrize("wrong", ["14.res", "16.res", "15.mid", "15.mlp", "15.transcoder", "3.res"])
+def test_three_hundred_tokens_tell_a_wrong_site_from_the_right_one(bundled: tuple[gs.LanguageModel, SAE], wrong: str) -> None:
+    found = gs.check(*bundled, site=wrong, tokens=300)
+    assert not found.ok
+    assert f"it fits 15.res, not {wrong}" in (found.suggestion or "")
+
+
+def test_a_missing_input_scale_is_found(bundled: tuple[gs.LanguageModel, SAE]) -> None:
+    model, sae = bundled
+    rows = model.capture("It is a truth universally acknowledged, that a single man must be in want of a wife.", ["15.res"])
+    scale = 1 / rows["15.res"].rows.float().norm(dim=-1).pow(2).mean().sqrt().item()
+    # The same SAE, had it been trained on activations of mean squared norm 1.
+    for weight in (sae.b_enc, sae.threshold, sae.b_dec):
+        weight.mul_(scale)
+    try:
+        found = gs.check(model, sae, tokens=300)
+    finally:
+        for weight in (sae.b_enc, sae.threshold, sae.b_dec):
+            weight.div_(scale)
+    assert not found.ok
+    assert "it fits 15.res scaled by" in (found.suggestion or "")

@@ -1,0 +1,257 @@
+"""Addresses of every kind, against files here and against an imitated Hub with the real client."""
+
+import json
+import time
+
+import pytest
+
+from gemscope import load_sae
+from gemscope.errors import HubUnreachable, SAENotFound, UnsafeFile
+from gemscope.features import load
+from hub_content import D_SAE, GEMMA_SCOPE, GEMMA_SCOPE_2, SAELENS, gemma_scope, published, saelens
+from hub_server import EXPIRED, GRANTED, Repo, child, hub
+
+TUTORIAL = f"{GEMMA_SCOPE}/layer_20/width_16k/average_l0_71"
+PACKED = f"{GEMMA_SCOPE}/layer_2/width_16k/average_l0_71"
+RESID = f"{GEMMA_SCOPE_2}/resid_post/layer_5_width_16k_l0_medium"
+AFFINE = f"{GEMMA_SCOPE_2}/transcoder_all/layer_2_width_16k_l0_small_affine"
+FOLDER = f"{SAELENS}/blocks.2.hook_resid_post"
+
+PRELUDE = """
+import time, warnings
+warnings.simplefilter("error")
+import gemscope as gs
+from gemscope.errors import GemscopeError
+def told(address, **options):
+    try:
+        sae = gs.load_sae(address, **options)
+    except GemscopeError as error:
+        return [type(error).__name__, str(error)]
+    info = sae.info
+    return {"site": str(sae.site), "out": str(sae.site_out), "size": [sae.d_in, sae.d_sae], "digest": sae.digest,
+            "l0": info.declared_l0, "model": info.model, "revision": info.revision, "name": info.name,
+            "page": info.neuronpedia_id, "skip": sae.W_skip is not None}
+def ask(*addresses, **options):
+    return {address: told(address, **options) for address in addresses}
+"""
+
+
+@pytest.fixture(scope="module")
+def server():
+    with hub(published()) as running:
+        running.repos["a-lab/gated"] = Repo(saelens(), gated=True)
+        running.repos["a-lab/dated"] = Repo({"README.md": b"new"}, revisions={"v1": saelens()})
+        running.repos["a-lab/empty"] = Repo({"README.md": b"nothing"})
+        yield running
+
+
+def asked(server, home, body, **environment):
+    return child(PRELUDE + body, env=server.env(home, **environment)).json()
+
+
+def test_every_way_to_write_an_address_of_the_hub(server, tmp_path):
+    names = [
+        TUTORIAL,
+        f"{TUTORIAL}/params.npz",
+        f"{TUTORIAL}/",
+        "gemma-scope-2b-pt-res-canonical layer_20/width_16k/canonical",
+        "gemma-scope-2b-pt-res layer_20/width_16k/average_l0_71",
+        "gemma-2-2b/20-gemmascope-res-16k",
+        "https://www.neuronpedia.org/gemma-2-2b/20-gemmascope-res-16k/10004?embed=true",
+        f"https://huggingface.co/{GEMMA_SCOPE}/tree/main/layer_20/width_16k/average_l0_71",
+        f"https://huggingface.co/{GEMMA_SCOPE}/blob/main/layer_20/width_16k/average_l0_71/params.npz",
+    ]
+    others = [PACKED, RESID, AFFINE, FOLDER, f"{SAELENS} blocks.2.hook_resid_post", f"{FOLDER}/sae_weights.safetensors"]
+    answers = asked(server, tmp_path, f"print(json.dumps(ask(*{names + others!r})))")
+    (commit,) = {answers[name]["revision"] for name in names}
+    assert commit == server.repos[GEMMA_SCOPE].snapshots["main"].commit
+    for name in names:
+        about = answers[name]
+        assert (about["site"], about["model"], about["l0"]) == ("20.res", "google/gemma-2-2b", 71)
+        assert (about["size"], about["page"], about["name"]) == ([64, D_SAE], "gemma-2-2b/20-gemmascope-res-16k", name)
+    assert len({answers[name]["digest"] for name in names}) == 1
+    assert answers[PACKED]["site"] == "2.res"
+    assert (answers[RESID]["site"], answers[RESID]["l0"], answers[RESID]["skip"]) == ("5.res", 50, False)
+    assert (answers[AFFINE]["site"], answers[AFFINE]["out"], answers[AFFINE]["skip"]) == ("2.transcoder", "2.mlp", True)
+    saelens_folders = [answers[name] for name in others[3:]]
+    assert {about["site"] for about in saelens_folders} == {"2.res"}
+    assert {about["l0"] for about in saelens_folders} == {33.5}
+
+
+def test_what_was_loaded_once_needs_no_network(server, tmp_path):
+    names = [TUTORIAL, PACKED, RESID, FOLDER]
+    first = asked(server, tmp_path, f"print(json.dumps(ask(*{names!r})))")
+    before = len(server.requests)
+    assert asked(server, tmp_path, f"print(json.dumps(ask(*{names!r})))") == first
+    assert len(server.requests) == before
+    offline = asked(
+        server,
+        tmp_path,
+        f"print(json.dumps([ask(*{names!r}), ask({AFFINE!r}), ask({TUTORIAL!r}, revision={first[TUTORIAL]['revision']!r})]))",
+        offline=True,
+    )
+    assert offline[0] == first
+    assert offline[1][AFFINE][0] == "HubUnreachable"
+    assert "offline" in offline[1][AFFINE][1]
+    assert offline[2] == {TUTORIAL: first[TUTORIAL]}
+    assert len(server.requests) == before
+
+
+def test_what_the_hub_refuses_is_one_clear_line(server, tmp_path):
+    gated = "a-lab/gated/blocks.2.hook_resid_post"
+    dated = "a-lab/dated/blocks.2.hook_resid_post"
+    answers = asked(
+        server,
+        tmp_path,
+        f"""print(json.dumps(
+            ask({gated!r}, "a-lab/nothing/there", "a-lab/empty", {TUTORIAL.replace("71", "70")!r}, {dated!r},
+                {TUTORIAL.replace("2b-pt-res", "2b-res")!r})
+            | {{"token": told({gated!r}, token={GRANTED!r}), "stranger": told({gated!r}, token="hf_stranger", cache_dir={str(tmp_path / "c")!r}),
+               "v1": told({dated!r}, revision="v1"), "v9": told({dated!r}, revision="v9"), "expired": told({FOLDER!r}, token={EXPIRED!r})}}
+        ))""",
+    )
+    for name, about in answers.items():
+        assert isinstance(about, dict) == (name in ("token", "v1")), (name, about)
+        if isinstance(about, list):
+            assert "\n" not in about[1]
+    kind, message = answers[gated]
+    assert kind == "GatedRepository"
+    assert "hf auth login" in message
+    assert "a-lab/gated" in message
+    assert answers["stranger"][0] == "GatedRepository"
+    assert answers["expired"][0] in ("GatedRepository", "SAENotFound")
+    assert answers["a-lab/nothing/there"][0] == "SAENotFound"
+    assert "no repository a-lab/nothing" in answers["a-lab/nothing/there"][1]
+    assert answers["a-lab/empty"][0] == "SAENotFound"
+    assert "cfg.json" in answers["a-lab/empty"][1] or "sae_weights" in answers["a-lab/empty"][1]
+    kind, message = answers[TUTORIAL.replace("71", "70")]
+    assert kind == "SAENotFound"
+    assert f"nearest: {TUTORIAL}," in message
+    assert TUTORIAL in answers[TUTORIAL.replace("2b-pt-res", "2b-res")][1]
+    assert answers["v9"][0] == "SAENotFound"
+    assert "v9" in answers["v9"][1]
+
+
+def test_the_catalogue_lists_what_the_hub_has(server, tmp_path):
+    listed = asked(
+        server,
+        tmp_path,
+        """
+found = gs.catalog("gemma-3-270m-pt", online=True)
+print(json.dumps([found.source, [[entry.address, entry.l0, entry.canonical] for entry in found]]))""",
+    )
+    assert "Hub" in listed[0]
+    assert sorted(address for address, _, _ in listed[1]) == sorted([RESID, AFFINE])
+
+
+def test_without_a_network_the_answer_comes_at_once(tmp_path):
+    with hub({}) as gone:
+        environment = gone.env(tmp_path)
+    answers = child(
+        PRELUDE
+        + f"""
+start = time.monotonic()
+answers = ask({TUTORIAL!r}, {TUTORIAL.replace("71", "70")!r}, "a-lab/some/thing")
+found = gs.catalog("gemma-2-2b", site="20.res", width="16k")
+print(json.dumps([answers, time.monotonic() - start, found.source, len(found)]))""",
+        env=environment,
+    ).json()
+    told, seconds, source, count = answers
+    assert told[TUTORIAL][0] == "HubUnreachable"
+    assert told[TUTORIAL.replace("71", "70")][0] == "SAENotFound"
+    assert f"nearest: {TUTORIAL}," in told[TUTORIAL.replace("71", "70")][1]
+    assert told["a-lab/some/thing"][0] == "HubUnreachable"
+    assert seconds < 10
+    assert "snapshot" in source
+    assert count == 5
+
+
+# --- here, and names that lead nowhere; these need no Hub ------------------------------------------------------------
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.setenv("GEMSCOPE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_folder_here_goes_before_the_hub(here):
+    for path, data in gemma_scope().items():
+        file = here / GEMMA_SCOPE / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+    sae = load_sae(TUTORIAL)
+    assert (str(sae.site), sae.info.revision, sae.info.declared_l0) == ("20.res", None, 71)
+    assert load_sae(here / TUTORIAL / "params.npz").digest == sae.digest
+
+
+def test_files_here_by_any_name(here):
+    (here / "mine.npz").write_bytes(gemma_scope()["layer_1/width_16k/average_l0_71/params.npz"])
+    assert load_sae("mine.npz", site="1.res").d_sae == D_SAE
+    files = published()[GEMMA_SCOPE_2].files
+    (here / "mine.safetensors").write_bytes(files["resid_post/layer_5_width_16k_l0_medium/params.safetensors"])
+    assert load_sae("mine.safetensors", site="5.res").d_sae == D_SAE
+    (here / "config.json").write_bytes(files["resid_post/layer_5_width_16k_l0_medium/config.json"])
+    assert str(load_sae("mine.safetensors").site) == "5.res"
+    folder = here / "sae"
+    folder.mkdir()
+    for path, data in saelens().items():
+        (folder / path.rsplit("/", 1)[1]).write_bytes(data)
+    assert len({load_sae(name).digest for name in ("sae", "sae/cfg.json", "sae/sae_weights.safetensors")}) == 1
+
+
+def test_what_is_no_sae_says_what_was_expected(here):
+    (here / "empty").mkdir()
+    (here / "notes.txt").write_text("hello")
+    (here / "model.pt").write_bytes(b"\x80\x02")
+    for name, error, message in (
+        ("empty", SAENotFound, "params.npz"),
+        ("notes.txt", SAENotFound, "npz"),
+        ("model.pt", UnsafeFile, "pickle"),
+        ("./missing", SAENotFound, "no file or folder"),
+        ("/missing/params.npz", SAENotFound, "no file or folder"),
+        ("", SAENotFound, "expected REPO/path"),
+        ("smollm", SAENotFound, "expected REPO/path"),
+        ("a b c", SAENotFound, "expected REPO/path"),
+        ("google/../secrets/x", SAENotFound, "expected REPO/path"),
+        ("https://example.com/google/gemma-scope", SAENotFound, "expected REPO/path"),
+        ("gemma-2-2b/20-gemmascope-res-16", SAENotFound, "nearest: gemma-2-2b/20-gemmascope-res-16k"),
+        (
+            "gemma-scope-2b-pt-res-canonical layer_20/width_16k/canonicl",
+            SAENotFound,
+            "nearest: gemma-scope-2b-pt-res-canonical",
+        ),
+        ("gpt2-small-res-jb blocks.8.hook_resid_pre", SAENotFound, "expected REPO/path"),
+        (TUTORIAL, HubUnreachable, "offline"),
+        (TUTORIAL.replace("71", "70"), SAENotFound, f"nearest: {TUTORIAL}"),
+    ):
+        with pytest.raises(error, match=message) as caught:
+            load_sae(name, offline=True)
+        assert "\n" not in str(caught.value)
+
+
+def test_offline_mode_does_not_wait(here):
+    start = time.monotonic()
+    with pytest.raises(HubUnreachable):
+        load_sae("a-lab/some/thing", offline=True)
+    assert time.monotonic() - start < 5
+
+
+def test_a_compressed_file_is_unpacked_into_the_cache_that_was_given(here):
+    (here / "params.npz").write_bytes(gemma_scope()["layer_2/width_16k/average_l0_71/params.npz"])
+    sae = load_sae("params.npz", cache_dir=here / "elsewhere")
+    assert len(list((here / "elsewhere" / "gemscope" / "unpacked").iterdir())) == 1
+    assert not (here / "cache").exists()
+    assert sae.digest == load_sae("params.npz").digest
+
+
+def test_the_bundled_sae_or_a_line_that_says_it_is_missing(here):
+    if (load._BUNDLED_FOLDER / "cfg.json").exists():
+        config = json.loads((load._BUNDLED_FOLDER / "cfg.json").read_text())
+        sae = load_sae("smollm2")
+        assert (str(sae.site), sae.d_sae, sae.info.name) == ("15.res", config["d_sae"], "smollm2")
+    else:
+        with pytest.raises(SAENotFound, match="not part of this installation"):
+            load_sae("smollm2")
