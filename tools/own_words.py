@@ -81,7 +81,7 @@ def openings(model: gs.LanguageModel, count: int, seed: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--out", type=Path, required=True)
-    parser.add_argument("--tokens", type=int, default=400_000, help="about how many to write")
+    parser.add_argument("--tokens", type=int, default=260_000, help="about how many to write")
     parser.add_argument("--each", type=int, default=256, help="at most, per document")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)

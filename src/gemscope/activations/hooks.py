@@ -15,7 +15,6 @@ from torch.nn.functional import embedding, layer_norm
 
 from gemscope.activations.site import Point
 
-
 Key = TypeVar("Key")
 
 

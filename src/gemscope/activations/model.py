@@ -54,17 +54,17 @@ class LanguageModel:
     @property
     def d_model(self) -> int:
         """Width of the residual stream."""
-        return int(places.text_config(self.hf).hidden_size)  # type: ignore[attr-defined]
+        return int(places.text_config(self.hf).hidden_size)
 
     @property
     def vocab(self) -> int:
         """Rows of the embedding matrix: ids are 0 to vocab - 1."""
-        return int(places.text_config(self.hf).vocab_size)  # type: ignore[attr-defined]
+        return int(places.text_config(self.hf).vocab_size)
 
     @property
     def context(self) -> int:
         """The most tokens that one row may have."""
-        return int(places.text_config(self.hf).max_position_embeddings)  # type: ignore[attr-defined]
+        return int(places.text_config(self.hf).max_position_embeddings)
 
     @property
     def device(self) -> torch.device:
@@ -224,9 +224,8 @@ class LanguageModel:
         if not points:
             raise InputError("no sites given: name at least one, as in sites=['12.res']")
         out = None
-        with reading(self.hf, points, stop=not logits) as seen:
-            with suppress(Enough):
-                out = self._forward(tokens).logits
+        with reading(self.hf, points, stop=not logits) as seen, suppress(Enough):
+            out = self._forward(tokens).logits
         found = {}
         for site, values in seen.items():
             values = values if device is None else values.to(device)  # noqa: PLW2901

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from gemscope.errors import InputError, SiteNotFound
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 KINDS: Mapping[str, str] = {
     "embed": "token embedding as stored, before any scaling",
@@ -245,7 +245,8 @@ def width(model: nn.Module, site: Site) -> int:
         return int(text_config(model).hidden_size)
     head = model.get_submodule(f"{_first(model, family_of(model).layers)}.{site.layer}.{family_of(model).head}")
     # GPT-2's Conv1D stores its weight as [in, out]; a Linear knows in_features.
-    return int(getattr(head, "in_features", None) or head.weight.shape[0])
+    weight: Tensor = head.weight  # type: ignore[assignment]
+    return int(getattr(head, "in_features", None) or weight.shape[0])
 
 
 def text_config(model: nn.Module) -> Any:

@@ -87,7 +87,7 @@ class Rows:
         owner = torch.bucketize(index, self._starts, right=True) - 1
         first = self._shards[0][name]
         out = torch.empty(len(index), *first.shape[1:], dtype=first.dtype)
-        for shard in owner.unique().tolist():
+        for shard in torch.unique(owner).tolist():
             here = owner == shard
             out[here] = self._shards[shard][name][index[here] - self._starts[shard]]
         return out
@@ -97,7 +97,7 @@ class Store:
     """Harvested activations, by site."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Opens a store. Raises NotFound where there is none or only an unfinished one, CorruptFile for a damaged one."""
+        """Opens a store. Raises NotFound where there is none or an unfinished one, CorruptFile for a damaged one."""
         self.folder = Path(folder)
         path = self.folder / "manifest.json"
         if not path.exists():

@@ -78,7 +78,8 @@ def _catalog(args: argparse.Namespace) -> int:
     more = "" if len(shown) == len(found) else f", {len(shown)} shown (--limit 0 shows all)"
     print(f"\n{len(found):,} SAEs{more}, from {found.source}")
     if found:
-        print(f'Next: gemscope look {shown[0].model} {shown[0].address} "Your text"')
+        one = next((entry for entry in shown if entry.canonical), shown[0])
+        print(f'Next: gemscope look {one.model} {one.address} "Your text"')
     return 0
 
 

@@ -1,14 +1,22 @@
-"""Writes docs/tutorial.md from examples/tutorial.py: its text, its code, and what the code prints (`make docs`)."""
+"""The parts of docs/ that come out of running the thing (`make docs`).
+
+docs/tutorial.md: examples/tutorial.py's text, its code, and what the code prints. docs/look.svg: the demo's output.
+"""
 
 import contextlib
 import io
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
 
+import gemscope as gs
+
 EXAMPLE = Path("examples/tutorial.py")
 PAGE = Path("docs/tutorial.md")
+PICTURE = Path("docs/look.svg")
+PROMPT = "Would you be able to travel through time using a wormhole?"
 
 
 def cells(source: str) -> list[tuple[str, str]]:
@@ -42,14 +50,30 @@ def page(source: str, run: bool = True) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def picture() -> str:
+    """What `make demo` shows, as SVG; the font is the reader's own, so that nothing is fetched."""
+    from rich.console import Console
+
+    console = Console(record=True, width=108, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console.print(gs.look(gs.load_model(), gs.load_sae("smollm2"), PROMPT))
+    svg = console.export_svg(title=f'gemscope look "{PROMPT}"')
+    return re.sub(r"@font-face \{.*?\}\n", "", svg, flags=re.DOTALL).replace("Fira Code, monospace", "ui-monospace, monospace")
+
+
+def written(path: Path, text: str) -> None:
+    """Beside its place, then moved there."""
+    aside = path.with_name(f".{path.name}")
+    aside.write_text(text)
+    os.replace(aside, path)
+
+
 def main() -> None:
     sys.argv = [str(EXAMPLE)]
     source, to = EXAMPLE.read_text(), PAGE.resolve()
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
         text = page(source)
-    aside = to.with_name(f".{to.name}")
-    aside.write_text(text)
-    os.replace(aside, to)
+    written(to, text)
+    written(PICTURE, picture())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,149 @@
+"""The shell: what it prints, where, and with which exit code."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gemscope.cli.main import main
+
+PROMPT = "Would you be able to travel through time using a wormhole?"
+
+
+def shell(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "gemscope", *words], capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def test_look_at_a_text_with_the_bundled_model_and_sae(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["look", PROMPT]) == 0
+    out = capsys.readouterr().out
+    assert "·wormhole" in out or "·worm" in out
+    assert "not counted" in out
+    assert "L0" in out
+    assert "explained variance" in out
+    assert "Next:" in out
+
+
+def test_look_as_json_is_one_object_with_the_promised_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["look", "smollm2", "smollm2", PROMPT, "--json", "-k", "3"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"tokens", "l0", "explained_variance", "model", "sae", "site"} <= set(found)
+    assert found["site"] == "15.res"
+    assert found["sae"] == "smollm2"
+    assert not found["tokens"][0]["counted"]
+    assert "".join(token["token"] for token in found["tokens"]) == PROMPT
+    assert all(len(token["features"]) == 3 for token in found["tokens"])
+    assert 20 < found["l0"] < 100
+    assert 0.5 < found["explained_variance"] < 1
+
+
+def test_check_as_json_has_the_promised_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--json", "--tokens", "256"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"ok", "explained_variance", "l0", "declared_l0", "site", "suggestion"} <= set(found)
+    assert found["ok"] is True
+    assert found["suggestion"] is None
+
+
+def test_the_text_may_come_from_stdin(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import io
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("Once upon a time"))
+    assert main(["look", "-", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["tokens"]) == 4
+
+
+def test_info_tells_what_an_sae_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "smollm2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["site"] == "15.res"
+    assert found["d_in"] == 576
+    assert found["d_sae"] >= 6144
+    assert len(found["digest"]) == 64
+
+
+def test_info_alone_tells_the_versions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    assert "transformers" in capsys.readouterr().out
+
+
+def test_the_catalogue_is_listed_without_a_network(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["catalog", "--model", "gemma-2-2b", "--site", "res", "--layer", "20", "--width", "16k", "--offline"]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    addresses = [entry["address"] for entry in found["saes"]]
+    assert "google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71" in addresses
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "gemma-2-2b/20-gemmascope-res-16k" in out
+    assert "look google/gemma-2-2b google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71" in out
+
+
+def test_harvest_and_train_from_the_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, run = str(tmp_path / "store"), str(tmp_path / "run")
+    words = ["harvest", "smollm2", "sample", "--sites", "3.res", "-o", store, "--tokens", "1024", "--length", "64", "--json"]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["sites"]["3.res"] > 900
+    assert main(["train", store, "-o", run, "--set", "width=64", "--set", "rows=2_560", "--set", "batch=128", "--set", "target_l0=8"]) == 0
+    out = capsys.readouterr().out
+    assert "64 features at 3.res" in out
+    assert main(["look", "smollm2", f"{run}/sae", "Once upon a time", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["site"] == "3.res"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["look", ""], "the text is empty"),
+        (["look", "smollm2", "no/such/sae/anywhere", "hi", "--offline"], "no/such/sae"),
+        (["look", "smollm2", "google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_70", "hi", "--offline"], "average_l0_71"),
+        (["look", "/no/such/model", "smollm2", "hi", "--offline"], "/no/such/model"),
+        (["look", "smollm2", "smollm2", "hi", "--site", "99.res"], "no layer 99: this model has layers 0 to 29"),
+        (["look", "smollm2", "smollm2", "hi", "--site", "15.nose"], "nose"),
+        (["look", "smollm2", "smollm2", "word " * 9000], "reads up to 8192"),
+        (["check", "smollm2", "smollm2", "/no/such/corpus.txt"], "/no/such/corpus.txt"),
+        (["harvest", "smollm2", "/no/such.txt", "--sites", "1.res", "-o", "/tmp/never"], "/no/such.txt"),
+        (["train", "/no/such/store", "-o", "/tmp/never"], "no harvest in /no/such/store"),
+        (["catalog", "--model", "gemma-9-2b", "--offline"], "gemma-9-2b"),
+        (["look", "hi", "--dtype", "float13"], "float13"),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_on_stderr_and_exit_code_1(
+    words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("gemscope: ")
+    assert said.err.count("\n") == 1
+    assert expected in said.err
+
+
+@pytest.mark.parametrize("words", [[], ["look"], ["look", "a", "b"], ["check", "one"], ["frobnicate"], ["look", "hi", "--no-such"]])
+def test_wrong_usage_is_exit_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(words)
+    assert raised.value.code == 2
+    assert "usage: gemscope" in capsys.readouterr().err
+
+
+def test_nothing_but_the_answer_goes_to_a_pipe_and_a_closed_pipe_is_no_error() -> None:
+    done = shell("catalog", "--offline", "--limit", "0", "--json")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    json.loads(done.stdout)
+    cut = subprocess.run(
+        f"{sys.executable} -m gemscope catalog --offline --limit 0 | head -1", shell=True, capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in cut.stderr
+
+
+def test_help_names_every_command_and_each_has_help_of_its_own() -> None:
+    done = shell("--help", env={**os.environ, "COLUMNS": "100"})
+    assert done.returncode == 0
+    for command in ("look", "check", "score", "catalog", "info", "harvest", "train"):
+        assert command in done.stdout
