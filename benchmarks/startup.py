@@ -1,7 +1,7 @@
 """How long a first look takes, and what it weighs: gemscope beside SAELens, measured in turns in one run.
 
-The parent is the standard library alone; what is measured runs in processes of each tool's own environment
-(`startup_*.py` here). See README.md for what the rows mean.
+This process is the standard library alone; what is measured runs in processes of each tool's own environment, in the
+scripts `startup_*.py` beside it. README.md says what the rows mean.
 """
 
 from __future__ import annotations
@@ -15,18 +15,36 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
+PYTHON, PEER_PYTHON = REPOSITORY / ".venv" / "bin" / "python", REPOSITORY / ".venv-peer" / "bin" / "python"
 BUNDLED = REPOSITORY / "src" / "gemscope" / "data" / "smollm2-15-res"
 RESULTS = HERE / "results" / "startup.json"
 PROMPT = "Would you be able to travel through time using a wormhole?"
+
+ROWS = (
+    ("import", "s", "`import` in a fresh Python"),
+    ("import_mb", "MB", "  memory then"),
+    ("help", "s", "`--help`"),
+    ("import_all", "s", "import of all that a look needs"),
+    ("import_all_mb", "MB", "  memory then"),
+    ("load", "s", "model and SAE loaded"),
+    ("first_table", "s", "process start to first table"),
+    ("warm", "ms", "prompt to table, once loaded"),
+    ("warm_plain_hook", "ms", "  with a plain PyTorch hook for the bridge"),
+    ("look_mb", "MB", "  memory then"),
+    ("packages", "", "packages installed"),
+    ("installed_mb", "MB", "  on disk"),
+    ("installed_mb_without_torch", "MB", "  on disk, without torch and what it needs"),
+)
+"""What is measured: its key in the results, unit, and name in the table. The plain hook is SAELens's alone."""
 
 
 @dataclass(frozen=True)
@@ -34,93 +52,94 @@ class Tool:
     """One side of the comparison and how its processes are started."""
 
     name: str
+    """Of the distribution."""
     package: str
     python: Path
     help: tuple[str, ...]
+    """Arguments that print a help page."""
     look: str
-
-    @property
-    def distribution(self) -> str:
-        return self.name
+    """The script here that looks."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """A figure of each side: medians, with the smallest and largest of the rounds."""
+class Ran:
+    """A process that ended: seconds on the wall, seconds on the processors, what it printed."""
 
-    name: str
-    unit: str
-    gemscope: dict[str, float] | None
-    saelens: dict[str, float] | None
+    wall: float
+    cpu: float
+    out: str
+
+    @property
+    def last_line(self) -> Any:
+        """The JSON that it ended with."""
+        return json.loads(self.out.splitlines()[-1])
 
 
 def main() -> None:
+    """Measures, then prints and saves."""
     args = _arguments()
     ours = Tool("gemscope", "gemscope", args.python, ("-m", "gemscope", "--help"), "startup_gemscope.py")
     peer = Tool("sae-lens", "sae_lens", args.peer_python, ("-m", "sae_lens.evals", "--help"), "startup_saelens.py")
     for tool in (ours, peer):
         if not tool.python.exists():
-            sys.exit(f"startup: no {tool.python}: build the environment of {tool.name} first (`make peer` for SAELens)")
-    environment = _environment(args.threads)
+            sys.exit(f"startup: no {tool.python}: install {tool.name} there first, as README.md says")
     with ExitStack() as stack:
-        model = json.loads(_run([ours.python, HERE / "startup_gemscope.py", "model"], environment).out)["folder"]
+        environment = _environment(args.threads)
+        model = _run([ours.python, HERE / ours.look, "model"], environment).last_line["folder"]
         sae, is_random = args.sae or BUNDLED, False
-        if not (sae / "cfg.json").exists():
-            if args.sae:
-                sys.exit(f"startup: no SAE in {sae}: expected cfg.json and sae_weights.safetensors there")
+        if not args.sae and not (BUNDLED / "cfg.json").exists():
             sae, is_random = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "random-15-res", True
-            _run([ours.python, HERE / "startup_gemscope.py", "sae", model, sae, PROMPT], environment)
-        load_before = _load()
-        rounds = [_round((ours, peer), model, sae, environment, args.repeats) for _ in _bar(args.rounds + 1)][1:]
+            _run([ours.python, HERE / ours.look, "sae", model, sae, PROMPT], environment)
+        load_before = round(os.getloadavg()[0], 2)
+        looks, rounds = [], []
+        for index in range(args.rounds + 1):
+            print(f"round {index} of {args.rounds}{' (warming up)' if index == 0 else ''}", file=sys.stderr)
+            looks, measured = _round((ours, peer), [model, sae, PROMPT, args.repeats], environment)
+            rounds += [measured] if index else []
         result = {
             "date": date.today().isoformat(),
             "commit": _commit(),
             "machine": _machine(),
-            "load_average": {"before": load_before, "after": _load()},
-            "threads": rounds[0]["gemscope"]["look"]["threads"],
+            "load_average": {"before": load_before, "after": round(os.getloadavg()[0], 2)},
+            "threads": [look["threads"] for look in looks],
             "rounds": args.rounds,
             "repeats": args.repeats,
-            "model": "HuggingFaceTB/SmolLM2-135M-Instruct (bfloat16)",
-            "sae": {"name": sae.name, "random": is_random, **_sizes(sae)},
+            "model": "HuggingFaceTB/SmolLM2-135M-Instruct in bfloat16",
+            "sae": {
+                "name": sae.name,
+                "random": is_random,
+                "d_sae": json.loads((sae / "cfg.json").read_text())["d_sae"],
+            },
             "prompt": PROMPT,
-            "versions": {tool.name: rounds[0][tool.name]["look"]["versions"] for tool in (ours, peer)},
-            "agreement": _agreement(rounds[0]),
-            "rows": [asdict(row) for row in _rows(rounds, _installed((ours, peer), environment))],
+            "versions": {tool.name: look["versions"] for tool, look in zip((ours, peer), looks, strict=True)},
+            "agreement": _agreement(*(look["answers"] for look in looks)),
+            "rows": _summarised(rounds, [_installed(tool, environment) for tool in (ours, peer)]),
         }
     if args.save:
-        RESULTS.parent.mkdir(exist_ok=True)
-        aside = RESULTS.with_suffix(".new")
-        aside.write_text(json.dumps(result, indent=1) + "\n")
-        aside.replace(RESULTS)
+        _save(result)
     print(json.dumps(result, indent=1) if args.json else _table(result))
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count, after one that warms up (default 5)")
-    parser.add_argument("--repeats", type=int, default=10, help="warm looks per process (default 10)")
-    parser.add_argument("--sae", type=Path, help="SAE folder (default: the bundled one, else a random one of its size)")
-    parser.add_argument("--threads", type=int, help="OMP_NUM_THREADS of both (default: what each takes by itself)")
-    parser.add_argument("--python", type=Path, default=REPOSITORY / ".venv" / "bin" / "python", help="gemscope's")
-    parser.add_argument("--peer-python", type=Path, default=REPOSITORY / ".venv-peer" / "bin" / "python", help="SAELens's")
+    parser.add_argument("--repeats", type=int, default=10, help="looks at the loaded model per round (default 10)")
+    parser.add_argument("--sae", type=Path, help="SAE folder (default: the bundled one; else a random one of its size)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each (default 1)")
+    parser.add_argument("--python", type=Path, default=PYTHON, help="of gemscope's environment")
+    parser.add_argument("--peer-python", type=Path, default=PEER_PYTHON, help="of SAELens's environment")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.relative_to(REPOSITORY)}")
+    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.relative_to(REPOSITORY)} too")
     args = parser.parse_args()
-    if args.rounds < 1 or args.repeats < 1:
-        parser.error("--rounds and --repeats must be at least 1")
+    if min(args.rounds, args.repeats, args.threads) < 1:
+        parser.error("--rounds, --repeats and --threads must be at least 1")
+    if args.sae and not (args.sae / "cfg.json").exists():
+        parser.error(f"no SAE in {args.sae}: expected cfg.json and sae_weights.safetensors there")
+    args.sae = args.sae and args.sae.resolve()
     return args
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Ran:
-    """A process that ended: seconds on the wall and on the processors, and what it printed."""
-
-    wall: float
-    cpu: float
-    out: str
 
 
 def _run(command: list[Any], environment: Mapping[str, str]) -> Ran:
@@ -139,123 +158,106 @@ def _run(command: list[Any], environment: Mapping[str, str]) -> Ran:
 
 
 def _round(
-    tools: tuple[Tool, ...], model: str, sae: Path, environment: Mapping[str, str], repeats: int
-) -> dict[str, dict[str, Any]]:
-    """Every measurement once, one tool after the other at each."""
-    found: dict[str, dict[str, Any]] = {tool.name: {} for tool in tools}
-    for tool in tools:
-        ran = _run([tool.python, HERE / "startup_import.py", tool.package], environment)
-        found[tool.name]["import"] = json.loads(ran.out) | {"process": ran}
-    for tool in tools:
-        found[tool.name]["help"] = _run([tool.python, *tool.help], environment)
-    for tool in tools:
-        ran = _run([tool.python, HERE / tool.look, "look", model, sae, PROMPT, repeats], environment)
-        found[tool.name]["look"] = json.loads(ran.out.splitlines()[-1])
+    tools: tuple[Tool, ...], look: list[Any], environment: Mapping[str, str]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Everything measured once, at each measurement one tool after the other: what the looks said, the figures."""
+    imports = [_run([tool.python, HERE / "startup_import.py", tool.package], environment) for tool in tools]
+    helps = [_run([tool.python, *tool.help], environment) for tool in tools]
+    looks = [_run([tool.python, HERE / tool.look, "look", *look, time.time()], environment).last_line for tool in tools]
+    figures = [
+        {
+            "import": (imported.wall, imported.cpu),
+            "import_mb": imported.last_line["mb"],
+            "help": (helped.wall, helped.cpu),
+            **looked["figures"],
+        }
+        for imported, helped, looked in zip(imports, helps, looks, strict=True)
+    ]
+    return looks, figures
+
+
+def _installed(tool: Tool, environment: Mapping[str, str]) -> dict[str, float]:
+    found: dict[str, float] = _run([tool.python, HERE / "startup_installed.py", tool.name], environment).last_line
     return found
 
 
-def _rows(rounds: list[dict[str, dict[str, Any]]], installed: dict[str, dict[str, float]]) -> list[Row]:
-    def timed(name: str, unit: str, get: Callable[[dict[str, Any]], Any]) -> Row:
-        """`get` gives (wall, cpu), or one number, of one tool in one round; None where a tool has no such thing."""
-        return Row(name, unit, *(_summary([get(one[tool]) for one in rounds]) for tool in ("gemscope", "sae-lens")))
-
-    def fixed(name: str, key: str) -> Row:
-        return Row(name, "MB" if "mb" in key else "", *({"median": installed[t][key]} for t in ("gemscope", "sae-lens")))
-
-    look = lambda key: lambda one: one["look"].get(key)  # noqa: E731
-    return [
-        timed("import of the package", "s", lambda one: one["import"]["seconds"]),
-        timed("memory after it", "MB", lambda one: one["import"]["rss_mb"]),
-        timed("--help", "s", lambda one: (one["help"].wall, one["help"].cpu)),
-        timed("import of all that a look needs", "s", look("import")),
-        timed("memory after that", "MB", look("import_rss_mb")),
-        timed("model and SAE loaded", "s", look("load")),
-        timed("memory after that and the looks", "MB", look("rss_mb")),
-        timed("process start to first table", "s", look("first_table")),
-        timed("prompt to table, loaded", "ms", look("warm")),
-        timed("  the same, a PyTorch hook in the bridge's place", "ms", look("warm_plain_hook")),
-        fixed("packages", "packages"),
-        fixed("installed", "mb"),
-        fixed("installed, torch and what it needs left out", "mb_without_torch"),
-    ]
+def _summarised(rounds: list[list[dict[str, Any]]], installed: list[dict[str, float]]) -> list[dict[str, Any]]:
+    rows = []
+    for key, unit, name in ROWS:
+        sides = [
+            {"median": installed[side][key]}
+            if key in installed[side]
+            else _summary([one[side].get(key) for one in rounds])
+            for side in (0, 1)
+        ]
+        rows.append({"key": key, "name": name.strip(), "unit": unit, "gemscope": sides[0], "saelens": sides[1]})
+    return rows
 
 
 def _summary(values: list[Any]) -> dict[str, float] | None:
-    if any(value is None for value in values):
+    """Median, least and most over the rounds, of wall time with the median of processor time beside it."""
+    if None in values:
         return None
-    pairs = [value if isinstance(value, (tuple, list)) else (value, None) for value in values]
-    walls = [wall for wall, _ in pairs]
+    walls = [value[0] if isinstance(value, (tuple, list)) else value for value in values]
     found = {"median": statistics.median(walls), "min": min(walls), "max": max(walls)}
-    if all(cpu is not None for _, cpu in pairs):
-        found["cpu"] = statistics.median(cpu for _, cpu in pairs)
+    if walls != values:
+        found["cpu"] = statistics.median(value[1] for value in values)
     return found
 
 
-def _installed(tools: tuple[Tool, ...], environment: Mapping[str, str]) -> dict[str, dict[str, float]]:
-    return {
-        tool.name: json.loads(_run([tool.python, HERE / "startup_installed.py", tool.distribution], environment).out)
-        for tool in tools
+def _agreement(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """Whether both did the same work: how many of the features that gemscope shows SAELens shows on the same token."""
+    mine = ours["look"]["features"]
+    found: dict[str, Any] = {
+        "tokens": len(mine),
+        "features_shown": sum(map(len, mine)),
+        "explained_variance": {"gemscope": ours["look"]["explained_variance"]},
     }
-
-
-def _agreement(first: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Whether both did the same work: SAELens's features beside ours, token by token."""
-    ours = first["gemscope"]["look"]["answer"]
-    found: dict[str, Any] = {"tokens": len(ours["features"]), "explained_variance": {"gemscope": ours["ev"]}}
-    for key in ("bridge", "plain_hook"):
-        theirs = first["sae-lens"]["look"]["answers"][key]
-        same = sum(a == b for a, b in zip(ours["features"], theirs["features"], strict=True))
-        shared = sum(len(set(a) & set(b)) for a, b in zip(ours["features"], theirs["features"], strict=True))
-        found[key] = {"tokens_with_the_same_five_in_order": same, "features_shared": shared}
-        found["explained_variance"][key] = theirs["ev"]
-    found["features_shown"] = sum(map(len, ours["features"]))
+    for way, answer in theirs.items():
+        shared = sum(len(set(a) & set(b)) for a, b in zip(mine, answer["features"], strict=True))
+        found["explained_variance"][way] = answer["explained_variance"]
+        found[f"shared_with_{way}"] = shared
     return found
 
 
 # --- surroundings ---------------------------------------------------------------------------------------------------
 
 
-def _environment(threads: int | None) -> dict[str, str]:
+def _environment(threads: int) -> dict[str, str]:
     """What both run in: offline, quiet, the caller's otherwise."""
-    set_here = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "WANDB_MODE": "disabled", "PYTHONWARNINGS": "ignore"}
-    if threads is not None:
-        set_here["OMP_NUM_THREADS"] = str(threads)
-    return {**os.environ, **set_here}
+    quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "WANDB_MODE": "disabled"}
+    return {**os.environ, **quiet, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": str(threads)}
 
 
 def _machine() -> dict[str, Any]:
-    """The machine in words that name no one."""
+    """The machine in words that name nobody's."""
     cpu = platform.processor() or platform.machine()
     if (info := Path("/proc/cpuinfo")).exists():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0] if names else cpu
+        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = lines[0].partition(":")[2].strip() if lines else cpu
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {"cpu": cpu, "cores": os.cpu_count(), "memory_gb": round(memory / 2**30), "os": platform.system()}
 
 
-def _load() -> float:
-    return round(os.getloadavg()[0], 2)
-
-
 def _commit() -> str | None:
+    """What was measured: the commit, and whether the code differs from it."""
+
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + (" and changes" if git("status", "--porcelain", "src", "benchmarks/*.py") else "")
+        changes = git("status", "--porcelain", "--", "src", "benchmarks/*.py")
+        return git("rev-parse", "HEAD") + (" with changes" if changes else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
-def _sizes(sae: Path) -> dict[str, int]:
-    config = json.loads((sae / "cfg.json").read_text())
-    return {key: config[key] for key in ("d_in", "d_sae")}
-
-
-def _bar(rounds: int) -> Any:
-    for index in range(rounds):
-        print(f"round {index} of {rounds - 1}{' (warming up)' if index == 0 else ''}", file=sys.stderr)
-        yield index
+def _save(result: dict[str, Any]) -> None:
+    RESULTS.parent.mkdir(exist_ok=True)
+    aside = RESULTS.with_suffix(".new")
+    aside.write_text(json.dumps(result, indent=1) + "\n")
+    aside.replace(RESULTS)
 
 
 # --- printing -------------------------------------------------------------------------------------------------------
@@ -263,43 +265,42 @@ def _bar(rounds: int) -> Any:
 
 def _table(result: dict[str, Any]) -> str:
     versions = result["versions"]
-    head = ("", f"gemscope {versions['gemscope']['gemscope']}", f"SAELens {versions['sae-lens']['sae-lens']}", "times")
-    lines = [head]
-    for row in result["rows"]:
+    lines = [
+        ("", f"gemscope {versions['gemscope']['gemscope']}", f"SAELens {versions['sae-lens']['sae-lens']}", "ratio")
+    ]
+    for (_, unit, name), row in zip(ROWS, result["rows"], strict=True):
         ours, theirs = row["gemscope"], row["saelens"]
         ratio = f"{theirs['median'] / ours['median']:.1f}" if ours and theirs else ""
-        lines.append((row["name"], _cell(ours, row["unit"]), _cell(theirs, row["unit"]), ratio))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    table = [
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
-        for line in lines
+        lines.append((name, _cell(ours, unit), _cell(theirs, unit), ratio))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = []
+    for name, *cells in lines:
+        right = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        table.append("  ".join([name.ljust(widths[0]), *right]))
+    return "\n".join([table[0], "-" * len(table[0]), *table[1:], "", *_remarks(result)])
+
+
+def _remarks(result: dict[str, Any]) -> list[str]:
+    machine, sae, same, load = result["machine"], result["sae"], result["agreement"], result["load_average"]
+    return [
+        f"wall time (processor time), medians of {result['rounds']} rounds in turns after a warm-up; ratio of walls",
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['os']}, "
+        f"{result['threads'][0]} and {result['threads'][1]} threads; load average {load['before']} → {load['after']}",
+        f"{result['model']}; SAE {sae['name']}, {sae['d_sae']} features{' (random)' if sae['random'] else ''}",
+        f"same work: of {same['features_shown']} features shown, SAELens shows {same['shared_with_plain_hook']} "
+        f"(plain hook) and {same['shared_with_bridge']} (bridge) on the same token",
+        *(", ".join(f"{name} {version}" for name, version in one.items()) for one in result["versions"].values()),
+        f"commit {result['commit']}, {result['date']}",
     ]
-    table.insert(1, "-" * len(table[0]))
-    machine, sae, same = result["machine"], result["sae"], result["agreement"]
-    shared = f"{same['plain_hook']['features_shared']} and {same['bridge']['features_shared']}"
-    return "\n".join(
-        [
-            *table,
-            "",
-            f"medians of {result['rounds']} rounds (seconds of processor time in brackets), tools in turns, one warm-up round",
-            f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['os']}; {result['threads']} threads; "
-            f"load average {result['load_average']['before']} before, {result['load_average']['after']} after",
-            f"{result['model']}, SAE {sae['name']} of {sae['d_sae']} features{' (random)' if sae['random'] else ''}",
-            f"same work: of {same['features_shown']} features shown SAELens shows {shared} too (plain hook, bridge)",
-            *(", ".join(f"{name} {version}" for name, version in one.items()) for one in versions.values()),
-            f"commit {result['commit']}, {result['date']}",
-        ]
-    )
 
 
 def _cell(found: dict[str, float] | None, unit: str) -> str:
     if found is None:
         return "–"
-    if not unit or unit == "MB":
+    if "cpu" not in found:
         return f"{found['median']:,.0f} {unit}".strip()
-    digits = 0 if found["median"] >= 100 else 1 if unit == "ms" else 2
-    cpu = f" ({found['cpu']:.{digits}f})" if "cpu" in found else ""
-    return f"{found['median']:.{digits}f} {unit}{cpu}"
+    digits = 2 if unit == "s" else 0
+    return f"{found['median']:.{digits}f} {unit} ({found['cpu']:.{digits}f})"
 
 
 if __name__ == "__main__":

@@ -1,37 +1,46 @@
-"""gemscope's side of `startup.py`, in gemscope's environment: `model`, `sae MODEL TO PROMPT`, `look MODEL SAE PROMPT N`."""
+"""gemscope's side of `startup.py`, in gemscope's environment.
+
+`model` | `sae MODEL TO PROMPT` | `look MODEL SAE PROMPT REPEATS STARTED`
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 from importlib.metadata import version
+from typing import Any
 
-from startup_clock import Stopwatch, rss_mb, since_start, warm
+from startup_clock import Stopwatch, rss_mb, since, warm
 
 
-def look(model_folder: str, sae_folder: str, prompt: str, repeats: str) -> None:
-    """A first look and then warm ones; prints the last table's figures as one line of JSON."""
+def look(model_folder: str, sae_folder: str, prompt: str, repeats: str, started: str) -> None:
+    """A first look and then warm ones; ends with one line of JSON."""
     watch = Stopwatch()
     import torch
+    from transformers import AutoTokenizer, LlamaForCausalLM  # noqa: F401  (`load_model` would import them)
 
     from gemscope import load_model, load_sae, look
 
-    loading = Stopwatch()
-    found: dict[str, object] = {"import": watch.read(), "import_rss_mb": rss_mb()}
+    figures: dict[str, Any] = {"import_all": watch.read(), "import_all_mb": rss_mb()}
+    watch = Stopwatch()
     model, sae = load_model(model_folder), load_sae(sae_folder)
-    found["load"] = loading.read()
-    table = str(look(model, sae, prompt))
-    found["first_table"] = since_start()
-    print(table)
-    found["warm"] = warm(lambda: str(look(model, sae, prompt)), int(repeats))
+    figures["load"] = watch.read()
+    print(look(model, sae, prompt))
+    figures["first_table"] = since(started)
+    figures["warm"] = warm(lambda: str(look(model, sae, prompt)), int(repeats))
+    figures["look_mb"] = rss_mb()
     seen = look(model, sae, prompt)
-    found |= {
-        "rss_mb": rss_mb(),
+    answer = {
+        "features": [[one.feature for one in token.features] for token in seen.tokens],
+        "explained_variance": seen.explained_variance,
+    }
+    said = {
+        "figures": figures,
+        "answers": {"look": answer},
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("gemscope", "torch", "transformers")},
-        "answer": {"features": [[one.feature for one in t.features] for t in seen.tokens], "ev": seen.explained_variance},
     }
-    print(json.dumps(found))
+    print(json.dumps(said))
 
 
 def model() -> None:
@@ -42,7 +51,7 @@ def model() -> None:
 
 
 def sae(model_folder: str, to: str, prompt: str) -> None:
-    """A random SAE of the bundled one's size, its threshold set so that about 50 features fire per token."""
+    """A random SAE of the bundled one's size, its threshold such that about 50 features fire on a token."""
     import torch
 
     from gemscope import SAE, load_model, save_sae

@@ -1,6 +1,6 @@
 """What a distribution brings with it: `python startup_installed.py NAME`, in the environment where it is installed.
 
-Follows the requirements that hold here (no extras but those asked for), so other things in the environment do not count.
+Follows the requirements that hold here, extras only where asked for: other things in the environment do not count.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def main() -> None:
         json.dumps(
             {
                 "packages": len(found),
-                "mb": sum(sizes.values()) / 1e6,
-                "mb_without_torch": sum(of for name, of in sizes.items() if name not in torch) / 1e6,
+                "installed_mb": sum(sizes.values()) / 1e6,
+                "installed_mb_without_torch": sum(of for name, of in sizes.items() if name not in torch) / 1e6,
             }
         )
     )

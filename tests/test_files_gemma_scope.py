@@ -237,5 +237,5 @@ def test_weights_too_large_for_the_dtype_asked_for_say_so(tmp_path):
     arrays = params() | {"b_dec": np.full(D_IN, 1e6, np.float32)}
     folder = gemma_scope_1(tmp_path / "sae", arrays)
     load_sae(folder)
-    with pytest.raises(NotFinite, match="does not fit torch.float16"):
+    with pytest.raises(NotFinite, match=r"does not fit torch\.float16"):
         load_sae(folder, dtype=torch.float16)

@@ -294,6 +294,7 @@ def random_sae(seed=0, **options):
     return sae
 
 
+MODELS = ["google/gemma-2-2b", "google/gemma-3-4b-it", "gpt2", "EleutherAI/pythia-70m", "Qwen/Qwen3-8B"]
 GATES = st.sampled_from(["jumprelu", "relu", "topk"])
 
 
@@ -301,7 +302,7 @@ GATES = st.sampled_from(["jumprelu", "relu", "topk"])
 @given(
     gate=GATES, skip=st.booleans(), transcoder=st.booleans(), kind=st.sampled_from([*KINDS]), seed=st.integers(0, 99)
 )
-def test_what_is_saved_is_what_is_loaded(tmp_path_factory, gate, skip, transcoder, kind, seed):
+def test_what_is_saved_is_what_is_loaded(tmp_path_factory, *, gate, skip, transcoder, kind, seed):
     if gate == "topk" and (skip or transcoder):
         return
     site = Site(None if kind == "embed" else 3, kind)
@@ -431,7 +432,7 @@ def test_what_saelens_cannot_hold_is_refused(tmp_path):
 # --- names of places ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", ["google/gemma-2-2b", "google/gemma-3-4b-it", "openai-community/gpt2", "EleutherAI/pythia-70m", "Qwen/Qwen3-8B"])  # fmt: skip
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "embed"])
 def test_every_site_has_a_hook_and_mostly_a_module_that_lead_back(kind, model):
     if kind == "mlp_raw" and "gemma" not in model:

@@ -87,7 +87,9 @@ def test_what_was_loaded_once_needs_no_network(server, tmp_path):
     offline = asked(
         server,
         tmp_path,
-        f"print(json.dumps([ask(*{names!r}), ask({AFFINE!r}), ask({TUTORIAL!r}, revision={first[TUTORIAL]['revision']!r})]))",
+        f"""
+pinned = ask({TUTORIAL!r}, revision={first[TUTORIAL]["revision"]!r})
+print(json.dumps([ask(*{names!r}), ask({AFFINE!r}), pinned]))""",
         offline=True,
     )
     assert offline[0] == first
@@ -100,15 +102,18 @@ def test_what_was_loaded_once_needs_no_network(server, tmp_path):
 def test_what_the_hub_refuses_is_one_clear_line(server, tmp_path):
     gated = "a-lab/gated/blocks.2.hook_resid_post"
     dated = "a-lab/dated/blocks.2.hook_resid_post"
+    other_l0, other_repo = TUTORIAL.replace("71", "70"), TUTORIAL.replace("2b-pt-res", "2b-res")
     answers = asked(
         server,
         tmp_path,
-        f"""print(json.dumps(
-            ask({gated!r}, "a-lab/nothing/there", "a-lab/empty", {TUTORIAL.replace("71", "70")!r}, {dated!r},
-                {TUTORIAL.replace("2b-pt-res", "2b-res")!r})
-            | {{"token": told({gated!r}, token={GRANTED!r}), "stranger": told({gated!r}, token="hf_stranger", cache_dir={str(tmp_path / "c")!r}),
-               "v1": told({dated!r}, revision="v1"), "v9": told({dated!r}, revision="v9"), "expired": told({FOLDER!r}, token={EXPIRED!r})}}
-        ))""",
+        f"""
+answers = ask({gated!r}, "a-lab/nothing/there", "a-lab/empty", {other_l0!r}, {other_repo!r}, {dated!r})
+answers["token"] = told({gated!r}, token={GRANTED!r})
+answers["stranger"] = told({gated!r}, token="hf_stranger", cache_dir={str(tmp_path / "other")!r})
+answers["expired"] = told({FOLDER!r}, token={EXPIRED!r})
+answers["v1"] = told({dated!r}, revision="v1")
+answers["v9"] = told({dated!r}, revision="v9")
+print(json.dumps(answers))""",
     )
     for name, about in answers.items():
         assert isinstance(about, dict) == (name in ("token", "v1")), (name, about)
@@ -124,10 +129,10 @@ def test_what_the_hub_refuses_is_one_clear_line(server, tmp_path):
     assert "no repository a-lab/nothing" in answers["a-lab/nothing/there"][1]
     assert answers["a-lab/empty"][0] == "SAENotFound"
     assert "cfg.json" in answers["a-lab/empty"][1] or "sae_weights" in answers["a-lab/empty"][1]
-    kind, message = answers[TUTORIAL.replace("71", "70")]
+    kind, message = answers[other_l0]
     assert kind == "SAENotFound"
     assert f"nearest: {TUTORIAL}," in message
-    assert TUTORIAL in answers[TUTORIAL.replace("2b-pt-res", "2b-res")][1]
+    assert TUTORIAL in answers[other_repo][1]
     assert answers["v9"][0] == "SAENotFound"
     assert "v9" in answers["v9"][1]
 
@@ -172,7 +177,6 @@ print(json.dumps([answers, time.monotonic() - start, found.source, len(found)]))
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.setenv("GEMSCOPE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -228,14 +232,14 @@ def test_what_is_no_sae_says_what_was_expected(here):
         (TUTORIAL.replace("71", "70"), SAENotFound, f"nearest: {TUTORIAL}"),
     ):
         with pytest.raises(error, match=message) as caught:
-            load_sae(name, offline=True)
+            load_sae(name, offline=True, cache_dir=here / "hub")
         assert "\n" not in str(caught.value)
 
 
 def test_offline_mode_does_not_wait(here):
     start = time.monotonic()
     with pytest.raises(HubUnreachable):
-        load_sae("a-lab/some/thing", offline=True)
+        load_sae("a-lab/some/thing", offline=True, cache_dir=here / "hub")
     assert time.monotonic() - start < 5
 
 

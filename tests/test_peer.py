@@ -133,7 +133,11 @@ def test_saelens_takes_our_folder_for_what_it_is(
 
 @pytest.mark.parametrize(
     ("name", "site", "site_out"),
-    [("standard", "3.res", "3.res"), ("standard_heads", "3.att", "3.att"), ("transcoder", "3.transcoder_nogain", "3.mlp")],
+    [
+        ("standard", "3.res", "3.res"),
+        ("standard_heads", "3.att", "3.att"),
+        ("transcoder", "3.transcoder_nogain", "3.mlp"),
+    ],
 )
 def test_gemscope_takes_a_folder_of_saelens_for_what_it_is(
     exchange: Exchange, name: str, site: str, site_out: str

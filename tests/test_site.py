@@ -1,4 +1,4 @@
-"""Sites against the models themselves: each kind of each family, recomputed from the weights or read by transformers."""
+"""Sites against the models themselves: every kind of every family, against transformers or a block done by hand."""
 
 from functools import cache
 

@@ -9,6 +9,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -211,9 +212,10 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(
 ) -> None:
     run = tmp_path / "run"
     for step in (35, 52):  # the second crash comes before the checkpoint that would cover it
-        with monkeypatch.context() as patch, pytest.raises(PowerCut):
+        with monkeypatch.context() as patch:
             cut_off_at(step, patch)
-            train(small, SMALL, to=run)
+            with pytest.raises(PowerCut):
+                train(small, SMALL, to=run)
     assert [path.name for path in run.glob("state-*")] == ["state-00000040"]
     train(small, SMALL, to=run)
     assert_same(weights_in(run), weights_in(whole))
@@ -230,9 +232,10 @@ def test_the_log_of_a_resumed_run_has_every_line_once(
 ) -> None:
     monkeypatch.setattr(training, "_LOG_EVERY", 5)
     train(small, SMALL, to=tmp_path / "whole", held_out=small)
-    with monkeypatch.context() as patch, pytest.raises(PowerCut):
+    with monkeypatch.context() as patch:
         cut_off_at(37, patch)
-        train(small, SMALL, to=tmp_path / "run", held_out=small)
+        with pytest.raises(PowerCut):
+            train(small, SMALL, to=tmp_path / "run", held_out=small)
     assert log_of(tmp_path / "run")[-1]["step"] == 35
     with (tmp_path / "run" / "log.jsonl").open("a") as log:
         log.write('{"step": 36, "lo')  # the power went in the middle of a line
@@ -303,9 +306,10 @@ def test_a_crash_while_writing_a_checkpoint_leaves_the_older_one(
         def dies(*args: object, place: str = place, **kwargs: object) -> None:
             raise PowerCut
 
-        with monkeypatch.context() as patch, pytest.raises(PowerCut):
+        with monkeypatch.context() as patch:
             patch.setattr(place, dies)
-            checkpoint.save(tmp_path, 2, {"a": torch.zeros(3)}, {"told": 2})
+            with pytest.raises(PowerCut):
+                checkpoint.save(tmp_path, 2, {"a": torch.zeros(3)}, {"told": 2})
         found = checkpoint.newest(tmp_path)
         assert found is not None
         assert torch.equal(found[0]["a"], torch.ones(3))
@@ -318,16 +322,17 @@ def test_a_crash_before_the_old_checkpoint_is_gone_leaves_the_newer_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint.save(tmp_path, 999, {"a": torch.ones(3)}, {})
-    with monkeypatch.context() as patch, pytest.raises(PowerCut):
-        real = shutil.rmtree
+    real = shutil.rmtree
 
-        def dies(path: Path, **kwargs: object) -> None:
-            if path.name == "state-00000999":
-                raise PowerCut
-            real(path, **kwargs)  # type: ignore[arg-type]
+    def dies(path: Path, **kwargs: Any) -> None:
+        if path.name == "state-00000999":
+            raise PowerCut
+        real(path, **kwargs)
 
+    with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", dies)
-        checkpoint.save(tmp_path, 1000, {"a": torch.zeros(3)}, {})
+        with pytest.raises(PowerCut):
+            checkpoint.save(tmp_path, 1000, {"a": torch.zeros(3)}, {})
     found = checkpoint.newest(tmp_path)
     assert found is not None
     assert found[1]["step"] == 1000
@@ -418,8 +423,16 @@ def test_a_run_that_explodes_says_so(small: Store, tmp_path: Path) -> None:
 
 
 def test_several_sites_need_a_choice(tmp_path: Path, small: Store) -> None:
-    with pytest.raises(NotFound, match=r"7\.mlp"):
-        train(small, SMALL, to=tmp_path / "run", site="7.mlp")
+    shutil.copytree(small.folder, tmp_path / "store")
+    shutil.copytree(small.folder / "3.res", tmp_path / "store" / "7.mlp")
+    facts = json.loads((tmp_path / "store" / "manifest.json").read_text())
+    facts["sites"]["7.mlp"] = 5000
+    (tmp_path / "store" / "manifest.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match=r"holds 3\.res, 7\.mlp: say which"):
+        train(tmp_path / "store", SMALL, to=tmp_path / "run")
+    with pytest.raises(NotFound, match=r"no 9\.att"):
+        train(tmp_path / "store", SMALL, to=tmp_path / "run", site="9.att")
+    assert train(tmp_path / "store", SMALL, to=tmp_path / "run", site="7.mlp").site == Site(7, "mlp")
 
 
 def test_held_out_rows_of_another_width_are_refused(tmp_path: Path, small: Store) -> None:
@@ -459,26 +472,38 @@ def test_neighbours_in_the_text_are_spread_over_batches() -> None:
 
 
 def test_planted_features_are_found(tmp_path: Path) -> None:
-    rows, truth = planted(60_000, d=24, features=48, active=2, seed=0)
-    config = TrainConfig(width=48, target_l0=2.0, rows=256_000, batch=256, lr=3e-3, checkpoint_every=500)
-    sae = train(store_of(rows[:50_000], tmp_path / "store"), config, to=tmp_path / "run")
-    test = rows[50_000:]
+    """The bars lie between what is reached (.945, FVU .083, none dead) and what a trainer reaches that lacks one
+    gradient: .65 and .53 without W_enc's, .39 and .70 without W_dec's, an L0 of 45 without the thresholds'."""
+    rows, truth = planted(25_000, d=32, features=48, active=2, seed=0)
+    config = TrainConfig(
+        width=48, target_l0=2.0, rows=128_000, batch=128, lr=3e-3, anneal=0.5, threshold_lr=2.0, checkpoint_every=500
+    )
+    sae = train(store_of(rows[:20_000], tmp_path / "store"), config, to=tmp_path / "run")
+    test = rows[20_000:]
     features = sae.encode(test)
     variance = Variance()
     variance.add(test, sae.decode(features))
-    generator = torch.Generator().manual_seed(0)
-    by_chance = mmcs(torch.randn(48, 24, generator=generator), truth)
-    assert by_chance < 0.6
+    by_chance = mmcs(torch.randn(48, 32, generator=torch.Generator().manual_seed(0)), truth)
+    assert by_chance < 0.45
     assert mmcs(sae.W_dec, truth) > 0.9
-    assert variance.fvu < 0.25
+    assert variance.fvu < 0.13
     assert features.mean_l0 == pytest.approx(2, rel=0.1)
+    assert (torch.bincount(features.features.long(), minlength=48) == 0).sum() <= 4
 
 
 def toy(folder: Path, *, seed: int, zipf: bool = False) -> dict[str, float]:
     """256 directions in 64 dimensions, five at a time, learned from 1.5 million samples of 393 thousand."""
     rows, truth = planted(393_216 + 20_000, d=64, features=256, active=5, seed=seed, zipf=zipf)
     config = TrainConfig(
-        width=256, target_l0=5.0, rows=3000 * 512, batch=512, lr=1e-3, checkpoint_every=3000, seed=seed
+        width=256,
+        target_l0=5.0,
+        rows=3000 * 512,
+        batch=512,
+        lr=1e-3,
+        anneal=0.5,
+        threshold_lr=1.0,
+        checkpoint_every=3000,
+        seed=seed,
     )
     sae = train(store_of(rows[:393_216], folder / "store"), config, to=folder / "run")
     test = rows[393_216:]
@@ -535,7 +560,7 @@ def test_the_assignment_is_the_best_one() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_toy_meets_its_bars(seed: int, tmp_path: Path) -> None:
     figures = toy(tmp_path, seed=seed)
     print(figures)  # noqa: T201

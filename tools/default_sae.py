@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=Path("recipes/smollm2-15-res.toml"))
     parser.add_argument("--corpora", type=Path, default=Path("corpora"))
     parser.add_argument("--work", type=Path, default=Path("runs/smollm2-15-res"))
-    parser.add_argument("--tokens", type=int, default=6_000_000)
+    parser.add_argument("--tokens", type=int, default=3_200_000)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

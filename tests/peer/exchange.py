@@ -138,9 +138,10 @@ def write_old(theirs: Path) -> None:
         },
         "old_heads": {"hook_name": HEADS_SITE["hook_name"], "normalize_activations": "none"},
     }.items():
-        weights = made("StandardSAE").state_dict() | {"scaling_factor": torch.ones(D_SAE)}
+        weights = {key: value.contiguous() for key, value in made("StandardSAE").state_dict().items()}
+        weights["scaling_factor"] = torch.ones(D_SAE)
         (theirs / name).mkdir()
-        save_file({key: value.contiguous() for key, value in weights.items()}, theirs / name / "sae_weights.safetensors")
+        save_file(weights, theirs / name / "sae_weights.safetensors")
         cfg = {"d_in": D_IN, "d_sae": D_SAE, "dtype": "float32", "model_name": "gpt2", **changes}
         (theirs / name / "cfg.json").write_text(json.dumps(cfg))
 

@@ -50,8 +50,8 @@ def load_model(
     devices (needs `accelerate`); `device` puts it on one. What is in the Hub's cache is read without the network when
     there is none. Weights are read from safetensors alone, and no code of a repository's own is run.
 
-    Raises ModelNotFound, GatedRepository, HubUnreachable, MissingDependency, CorruptFile, UnsafeFile (pickled weights),
-    StorageFull, and InputError for a kind of model not known here or for options that cannot be.
+    Raises ModelNotFound, GatedRepository, HubUnreachable, MissingDependency, CorruptFile, UnsafeFile (pickled weights,
+    code of its own), StorageFull, and InputError for a kind of model not known here or for options that cannot be.
     """
     if device is not None and device_map is not None:
         raise InputError(f"device={device!r} and device_map={device_map!r} given: choose one")
@@ -67,7 +67,9 @@ def load_model(
         # transformers draws its own bar over the reading of local weights and logs what it thinks of the config.
         with _quiet(transformers):
             config, _ = transformers.PretrainedConfig.get_config_dict(source, **hub)
-            places.family(config.get("model_type"))  # before gigabytes of something else are downloaded
+            if "model_type" not in config:
+                raise ModelNotFound(f"{shown} has no config.json with a model_type: expected a model of transformers")
+            places.family(config["model_type"])  # before gigabytes of something else are downloaded
             hub["trust_remote_code"] = False  # said, or else transformers asks on the terminal
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **hub)
             hf, report = transformers.AutoModelForCausalLM.from_pretrained(
@@ -82,7 +84,7 @@ def load_model(
     hf.requires_grad_(False)
     if device is not None:
         hf.to(device)
-    commit = getattr(hf.config, "_commit_hash", None)
+    commit = None if Path(source).is_dir() else _commit(source, revision, cache_dir)
     return LanguageModel(hf, tokenizer, name=shown, revision=commit)
 
 
@@ -120,6 +122,14 @@ def _source(name: str | Path, progress: Progress) -> tuple[str, str]:
         what = "is a file" if folder.exists() else "is not there"
         raise ModelNotFound(f"{text} {what}: expected a folder with a model, a Hub id such as owner/name, or 'smollm2'")
     return text, text
+
+
+def _commit(repo: str, revision: str | None, cache_dir: str | Path | None) -> str | None:
+    """Of what was just loaded, read off the cache's .../snapshots/COMMIT/config.json: transformers 5 does not tell."""
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(repo, "config.json", cache_dir=cache_dir, revision=revision)
+    return Path(cached).parent.name if isinstance(cached, str) else None
 
 
 def _reachable() -> bool:
@@ -170,6 +180,10 @@ def _explained(error: BaseException, name: str, source: str, revision: str | Non
         return ModelNotFound(f"{name} has no revision {revision!r}: see {page}/commits/main")
     if among(hub.RepositoryNotFoundError):
         return ModelNotFound(f"no model {name!r} on the Hub: check the spelling; a private one needs token=...")
+    if "trust_remote_code" in str(error):
+        return UnsafeFile(
+            f"{name} needs code that it brings itself, and such code is not run here: choose another model"
+        )
     if isinstance(error, ImportError):
         if "accelerate" in str(error):
             return MissingDependency('device_map needs accelerate: pip install "gemscope[devices]"')
@@ -192,10 +206,6 @@ def _explained(error: BaseException, name: str, source: str, revision: str | Non
 
 
 def _explained_folder(folder: Path, first: str) -> GemscopeError:
-    if not (folder / "config.json").exists():
-        return ModelNotFound(
-            f"{folder} is a folder without a config.json: expected a model as save_pretrained writes it"
-        )
     if not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
         return UnsafeFile(f"the weights in {folder} are pickled, which can run anything: save them as safetensors")
     return CorruptFile(f"the model in {folder} cannot be read: {first}")

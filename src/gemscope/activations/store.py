@@ -83,7 +83,8 @@ class Rows:
 
     def _gather(self, name: str, index: Tensor | slice) -> Tensor:
         if isinstance(index, slice):
-            index = torch.arange(*index.indices(len(self)))
+            start, stop, stride = index.indices(len(self))
+            index = torch.arange(start, max(start, stop), stride)
         owner = torch.bucketize(index, self._starts, right=True) - 1
         first = self._shards[0][name]
         out = torch.empty(len(index), *first.shape[1:], dtype=first.dtype)

@@ -93,7 +93,9 @@ def _check(args: argparse.Namespace) -> int:
     name, address, corpus = _named(args, 3)
     with bars() as progress:
         model, sae = options.model_of(args, name, progress), options.sae_of(args, address, progress)
-        found = check(model, sae, _corpus(corpus), tokens=args.tokens, every_token=args.every_token)
+        found = check(
+            model, sae, _corpus(corpus), tokens=args.tokens, every_token=args.every_token, progress=progress
+        )
     options.show(found, args.json)
     return 0
 

@@ -24,6 +24,8 @@ class Splice:
     where: Bool[Tensor, "B T"]
 
     def __post_init__(self) -> None:
+        if self.sae.site is None:
+            raise InputError(f"{self.sae.info.name} does not say where it reads: set sae.site")
         if self.sae.is_transcoder:
             raise InputError(
                 f"{self.sae.info.name} is a transcoder ({self.sae.site} → {self.sae.site_out}): it cannot be spliced in"
@@ -32,8 +34,7 @@ class Splice:
     @property
     def site(self) -> Site:
         """Where it acts."""
-        if self.sae.site is None:
-            raise InputError(f"{self.sae.info.name} does not say where it reads: set sae.site")
+        assert self.sae.site is not None
         return self.sae.site
 
     def __call__(self, values: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:

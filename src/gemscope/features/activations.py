@@ -36,7 +36,9 @@ class FeatureActivations:
             raise InputError(f"a mask of shape {tuple(self.counted.shape)} does not fit tokens of shape {self.lead}")
 
     @classmethod
-    def from_dense(cls, dense: Float[Tensor, "... F"], counted: Bool[Tensor, "..."] | None = None) -> FeatureActivations:
+    def from_dense(
+        cls, dense: Float[Tensor, "... F"], counted: Bool[Tensor, "..."] | None = None
+    ) -> FeatureActivations:
         """Keeps every entry that is not zero."""
         flat = dense.reshape(-1, dense.shape[-1])
         tokens, features = flat.nonzero(as_tuple=True)

@@ -23,7 +23,7 @@ def encode_sparse(sae: SAE, x: Float[Tensor, "... D"], counted: Bool[Tensor, "..
     W_enc, b_enc = sae.W_enc.float(), sae.b_enc.float()
     each = max(1, _TILE // sae.d_sae)
     counts, features, values = [], [], []
-    for tile in flat.split(each):
+    for tile in torch.split(flat, each):
         acts = sae.gated(torch.addmm(b_enc, tile, W_enc))
         tokens, ids = acts.nonzero(as_tuple=True)
         counts.append(torch.bincount(tokens, minlength=len(tile)))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,8 +18,8 @@ from gemscope.shapes import Float, Int
 class Variance:
     """Running sums for explained variance and its kin over any number of batches, in float64.
 
-        FVU = Σ‖x − x̂‖² / Σ‖x − μ‖²      μ: mean over all tokens added, one global ratio
-        EV  = 1 − FVU
+    FVU = Σ‖x − x̂‖² / Σ‖x − μ‖²      μ: mean over all tokens added, one global ratio
+    EV  = 1 − FVU
     """
 
     n: int = 0
@@ -77,4 +76,5 @@ def next_token_loss(logits: Float[Tensor, "B T V"], ids: Int[Tensor, "B T"]) -> 
 def kl_divergence(clean: Float[Tensor, "B T V"], other: Float[Tensor, "B T V"]) -> Float[Tensor, "B T"]:
     """KL(clean ‖ other) of the next-token distributions, in nats."""
     p, q = clean.float().log_softmax(-1), other.float().log_softmax(-1)
-    return (p.exp() * (p - q)).sum(-1)
+    terms = p.exp() * (p - q)
+    return terms.masked_fill_(p == -math.inf, 0).sum(-1)  # 0 log 0 = 0: ids that the model rules out

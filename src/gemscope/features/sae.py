@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Literal
 
 import torch
@@ -86,6 +85,7 @@ class SAE(nn.Module):
         self.site = None if site is None else Site.parse(site)
         self.site_out = self.site if site_out is None else Site.parse(site_out)
         self.info = info or SAEInfo()
+        self._digested: tuple[tuple[tuple[int, int], ...], str] = ((), "")
 
         def zeros(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.zeros(*shape, dtype=dtype, device=device), requires_grad=False)
@@ -162,10 +162,11 @@ class SAE(nn.Module):
         values = x.values if isinstance(x, Activations) else x
         if values.shape[-1] != self.d_in:
             at = f" at {x.site}" if isinstance(x, Activations) else ""
-            raise Mismatch(f"activations of width {values.shape[-1]}{at} given to an SAE that reads {self.d_in}: {self}")
+            width = f"{values.shape[-1]}{at}"
+            raise Mismatch(f"activations of width {width} given to an SAE that reads {self.d_in}: {self}")
         values = values.to(self.W_enc.device, torch.float32)
         if not values.isfinite().all():
-            raise NotFinite(f"NaN or Inf in the activations given to {self.info.name}: check the model's dtype and weights")
+            raise NotFinite(f"NaN or Inf in activations given to {self.info.name}: check the model's dtype and weights")
         return values
 
     # --- what it is -------------------------------------------------------------------------------------------
@@ -175,9 +176,16 @@ class SAE(nn.Module):
         """Whether it writes somewhere else than it reads."""
         return self.site != self.site_out
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """SHA-256 over the weights in float32 and the gate: the SAE's identity, whatever file it came from."""
+        # Hashing a large SAE takes seconds: once per content. Writing into a weight raises its version.
+        content = tuple((weight.data_ptr(), weight._version) for weight in self.parameters())
+        if content != self._digested[0]:
+            self._digested = content, self._digest()
+        return self._digested[1]
+
+    def _digest(self) -> str:
         hashed = hashlib.sha256(f"{self.gate}:{self.k}".encode())
         for name, weight in sorted(self.state_dict().items()):
             hashed.update(f"{name}{tuple(weight.shape)}".encode())

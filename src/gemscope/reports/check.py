@@ -17,7 +17,7 @@ from gemscope.activations.site import KINDS, Site, locate
 from gemscope.errors import InputError, SiteNotFound
 from gemscope.features.metrics import explained_variance
 from gemscope.features.sae import SAE
-from gemscope.progress import Progress, silent
+from gemscope.progress import Advance, Progress, silent
 from gemscope.reports.fit import require_fit
 from gemscope.text.corpus import Corpus
 from gemscope.text.tokens import Tokens
@@ -29,6 +29,8 @@ LEAST_EXPLAINED = 0.3
 """Published SAEs explain more than this of their own site, a wrong site less than nothing as a rule."""
 L0_FACTOR = 2.0
 """Other text than the training text moves L0 by a third at most; a wrong site or scale by several times."""
+_FEW = 48
+"""Tokens that a site is judged by before it is worth a full trial."""
 _HELD = 1 << 29
 """Bytes of activations held at a time."""
 CLEARLY_BETTER = 0.85
@@ -132,24 +134,19 @@ def check(
     """Runs the SAE on about `tokens` tokens where it says it reads (or at `site`) and where else it might belong.
 
     The other kinds of site in its layer (raw and post-norm MLP output, with and without the norm's gain) and the layers
-    beside it are always tried; when the figures are off, every site of the same width and the usual input scales too. Raises Mismatch
-    where the widths rule it out from the start.
+    beside it are always tried, and so on around any that fits better; when none does and the figures are off, every site
+    of the same width and the usual input scales are. Raises Mismatch where the widths rule it out from the start.
     """
     if site is not None:
         sae = _at(sae, Site.parse(site))
     declared = require_fit(model, sae)
     corpus = Corpus.sample() if corpus is None else corpus
     rows = _read(model, corpus, tokens, every_token)
-    bench = _Bench(model, sae, rows, every_token)
-
     everywhere = _of_same_width(model, sae)
-    bench.try_sites([declared, *(site for site in everywhere if _confusable(site, declared))])
-    given = bench.trials[0]
+    with progress("check", None, "sites") as advance:
+        bench = _Bench(model, sae, rows, every_token, advance)
+        given, best = _searched(bench, declared, everywhere)
     plausible = _plausible(given, sae)
-    if not plausible or _better(given, bench.trials[1:], sae):
-        bench.try_sites(everywhere)
-        bench.try_scales(declared)
-    best = _better(given, bench.trials[1:], sae)
     ok = plausible and best is None
     masked = bench.masked(declared)
     return Check(
@@ -168,6 +165,21 @@ def check(
         notes=tuple(_notes(model, sae, bench.count)),
         trials=(given, *sorted(bench.trials[1:], key=lambda trial: trial.fvu)),
     )
+
+
+def _searched(bench: _Bench, declared: Site, everywhere: list[Site]) -> tuple[Trial, Trial | None]:
+    """The trial of the given site, and the best of the others if it is clearly better."""
+    bench.try_around(declared, everywhere)
+    given = bench.trials[0]
+    best = _better(given, bench.trials[1:], bench.sae)
+    while best is not None and bench.try_around(Site.parse(best.site), everywhere):
+        # The best of a neighbourhood may still lie beside the right place: go on until nothing around it is better.
+        best = _better(given, bench.trials[1:], bench.sae)
+    if best is None and not _plausible(given, bench.sae):
+        bench.try_sites(bench.promising(everywhere))
+        bench.try_scales(declared)
+        best = _better(given, bench.trials[1:], bench.sae)
+    return given, best
 
 
 def _at(sae: SAE, site: Site) -> SAE:
@@ -246,14 +258,25 @@ def _notes(model: LanguageModel, sae: SAE, count: int) -> Iterable[str]:
 class _Bench:
     """One piece of text, read once per set of sites, and the SAE's figures on each."""
 
-    def __init__(self, model: LanguageModel, sae: SAE, rows: Tokens, every_token: bool) -> None:
-        self.model, self.sae, self.rows, self.every_token = model, sae, rows, every_token
+    def __init__(self, model: LanguageModel, sae: SAE, rows: Tokens, every_token: bool, advance: Advance) -> None:
+        self.model, self.sae, self.rows, self.every_token, self.advance = model, sae, rows, every_token, advance
         self.trials: list[Trial] = []
         self.count = 0
         self._captured: dict[Site, Captured] = {}
 
-    def try_sites(self, sites: Iterable[Site]) -> None:
-        """A trial of every site not tried yet."""
+    def try_around(self, site: Site, everywhere: Iterable[Site]) -> bool:
+        """A trial of a site and of those easily taken for it; False when all have been tried before."""
+        return self.try_sites([site, *(other for other in everywhere if _confusable(other, site))])
+
+    def promising(self, sites: Iterable[Site]) -> list[Site]:
+        """The few sites that do best on a few tokens: hundreds of them on all tokens would take minutes."""
+        rough = _Bench(self.model, self.sae, self.rows.first(1, _FEW), self.every_token, self.advance)
+        rough.try_sites(sites)
+        best = sorted(rough.trials, key=lambda trial: (not _plausible(trial, self.sae), trial.fvu))
+        return [Site.parse(trial.site) for trial in best[:5]]
+
+    def try_sites(self, sites: Iterable[Site]) -> bool:
+        """A trial of every site not tried yet; False when there is none."""
         tried = {trial.site for trial in self.trials}
         fresh = [site for site in dict.fromkeys(sites) if str(site) not in tried]
         # A transcoder writes to a place of its own in each layer; an autoencoder to where it reads.
@@ -269,6 +292,7 @@ class _Bench:
                 if len(self.trials) == 1:
                     self.count = int(acts.counted.sum())
                     self._captured[site] = captured
+        return bool(fresh)
 
     def try_scales(self, site: Site) -> None:
         """The factors that training pipelines use: mean norm √d, mean squared norm 1, embeddings times or over √d."""
@@ -302,6 +326,7 @@ class _Bench:
         # The scaled SAE reconstructs scaled activations; a transcoder's target is scaled the same way.
         target = target.to(x.device, torch.float32) * scale
         features, out = self.sae.read(x)
+        self.advance(1)
         return Trial(
             site=str(site), scale=scale, explained_variance=explained_variance(target, out), l0=features.mean_l0
         )

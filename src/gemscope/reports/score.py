@@ -1,9 +1,10 @@
-"""How good an SAE is on a corpus: sparsity, reconstruction, and what the model loses when it reads the reconstruction."""
+"""How good an SAE is on a corpus: sparsity, reconstruction, and what the model loses by reading the reconstruction."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,7 +104,8 @@ def score(
             squares += features.l0.double().pow(2).sum().item()
             if spliced and captured.logits is not None:
                 with model.edited(Splice(sae, acts.counted)):
-                    losses.add(rows.ids, acts.counted & _has_next(rows.real).to(acts.counted.device), captured.logits, model.logits(rows))
+                    followed = acts.counted & _has_next(rows.real).to(acts.counted.device)
+                    losses.add(rows.ids, followed, captured.logits, model.logits(rows))
             step = int(rows.real.sum())
             read += step
             advance(step)
@@ -152,7 +154,7 @@ class _Losses:
         self.spliced += next_token_loss(spliced, ids)[keep].double().sum().item()
         self.kl += kl_divergence(clean[:, :-1], spliced[:, :-1])[keep].double().sum().item()
 
-    def means(self) -> dict[str, float | int | None]:
+    def means(self) -> dict[str, Any]:
         if not self.n:
             return {}
         clean, spliced = self.clean / self.n, self.spliced / self.n

@@ -68,6 +68,15 @@ class Tokens:
         """The same ids with everything but padding counted."""
         return replace(self, counted=self.real)
 
+    def first(self, rows: int, positions: int) -> Tokens:
+        """The beginnings of the first rows."""
+
+        def cut(tensor: Tensor) -> Tensor:
+            return tensor[:rows, :positions]
+
+        document, offset = (None if part is None else cut(part) for part in (self.document, self.offset))
+        return Tokens(cut(self.ids), cut(self.real), cut(self.counted), document, offset)
+
     def __len__(self) -> int:
         return len(self.ids)
 

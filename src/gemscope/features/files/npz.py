@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,6 +31,13 @@ _PIECE = 1 << 22
 _LONGEST_HEADER = 1 << 16
 
 _DTYPES = {"f2": torch.float16, "f4": torch.float32, "f8": torch.float64}
+
+
+@runtime_checkable
+class _Readable(Protocol):
+    """As much of a file as reading needs."""
+
+    def read(self, n: int, /) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Mem
     return member
 
 
-def _npy_header(start: bytes, file: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+def _npy_header(start: bytes, file: _Readable) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
     """Shape, Fortran order, dtype, and how many bytes came before the data."""
     rest = file.read(6)
     if start + rest[:4] != b"\x93NUMPY":
@@ -192,7 +199,7 @@ def _pieces(archive: zipfile.ZipFile, member: _Member, advance: Advance) -> Iter
         file.read(1)  # past the end: now the checksum is compared
 
 
-def _exactly(file: zipfile.ZipExtFile, n: int, member: _Member) -> bytes:
+def _exactly(file: _Readable, n: int, member: _Member) -> bytes:
     parts, left = [], n
     while left:
         part = file.read(left)

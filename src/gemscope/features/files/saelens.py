@@ -201,6 +201,7 @@ def _input_scale(config: dict[str, Any], folder: Folder, source: str) -> float:
 def _folded(stored: Mapping[str, Tensor], config: dict[str, Any], scale: float, source: str) -> dict[str, Tensor]:
     """The weights of an SAE that does the same on plain activations. In float64 where something is folded."""
     tensors = dict(stored)
+    _drop_scaling_factor(tensors, source)
     _complete(tensors, config["architecture"], source)
     if config["architecture"] == "gated":
         _fold_gate(tensors)
@@ -221,7 +222,17 @@ def _folded(stored: Mapping[str, Tensor], config: dict[str, Any], scale: float, 
         tensors["W_enc"] = _times(tensors["W_enc"], norm)
         tensors["b_enc"] = _times(tensors["b_enc"], norm)
         tensors["W_dec"] = _times(tensors["W_dec"], torch.where(norm > 0, 1 / norm, 0.0).unsqueeze(1))
+        if "threshold" in tensors:
+            # It was learned beside the norm of W_dec as stored, which `scale` has divided since.
+            tensors["threshold"] = _times(tensors["threshold"], 1 / scale)
     return tensors
+
+
+def _drop_scaling_factor(tensors: dict[str, Tensor], source: str) -> None:
+    """Versions before 6 wrote a factor for every feature: ones, unless the SAE was finetuned."""
+    factor = tensors.pop("scaling_factor", None)
+    if factor is not None and not factor.eq(1).all():
+        raise FileError(f"{source} scales its features by a scaling_factor other than 1, which is not read here")
 
 
 def _complete(tensors: Mapping[str, Tensor], architecture: str, source: str) -> None:
