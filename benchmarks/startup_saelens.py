@@ -17,7 +17,7 @@ from typing import Any
 from startup_clock import Stopwatch, rss_mb, since, warm
 
 
-class _Enough(Exception):  # noqa: N818  (no error: the pass need go no further)
+class _Enough(Exception):
     pass
 
 

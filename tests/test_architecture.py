@@ -80,7 +80,9 @@ def test_only_one_file_knows_transformers_and_only_the_shell_parses_arguments() 
         for path in _modules():
             place = path.relative_to(ROOT).as_posix()
             if any(name.split(".")[0] == package for name in _imports(path)):
-                assert any(place == home or place.startswith(f"{home}/") for home in homes), f"{place} imports {package}"
+                assert any(place == home or place.startswith(f"{home}/") for home in homes), (
+                    f"{place} imports {package}"
+                )
 
 
 def test_only_one_file_touches_the_hooks_of_torch() -> None:

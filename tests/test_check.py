@@ -20,7 +20,9 @@ def gemma() -> gs.LanguageModel:
 
 def fitted(model: gs.LanguageModel, site: str, *, scale: float = 1.0, keep: int = 12) -> SAE:
     """An SAE whose features are the principal directions of one site, both ways: it fits there and not elsewhere."""
-    rows = torch.cat([model.capture(tokens, [site])[site].rows for tokens in model.rows(gs.Corpus.of([TEXT] * 3), length=64)])
+    rows = torch.cat(
+        [model.capture(tokens, [site])[site].rows for tokens in model.rows(gs.Corpus.of([TEXT] * 3), length=64)]
+    )
     x = rows.float() * scale
     mean = x.mean(0)
     axes = torch.linalg.svd(x - mean, full_matrices=False).Vh[:keep]
@@ -121,7 +123,9 @@ def test_the_bundled_sae_passes_on_the_bundled_text(bundled: tuple[gs.LanguageMo
 
 
 @pytest.mark.parametrize("wrong", ["14.res", "16.res", "15.mid", "15.mlp", "15.transcoder", "3.res"])
-def test_three_hundred_tokens_tell_a_wrong_site_from_the_right_one(bundled: tuple[gs.LanguageModel, SAE], wrong: str) -> None:
+def test_three_hundred_tokens_tell_a_wrong_site_from_the_right_one(
+    bundled: tuple[gs.LanguageModel, SAE], wrong: str
+) -> None:
     found = gs.check(*bundled, site=wrong, tokens=300)
     assert not found.ok
     assert f"it fits 15.res, not {wrong}" in (found.suggestion or "")
@@ -129,7 +133,9 @@ def test_three_hundred_tokens_tell_a_wrong_site_from_the_right_one(bundled: tupl
 
 def test_a_missing_input_scale_is_found(bundled: tuple[gs.LanguageModel, SAE]) -> None:
     model, sae = bundled
-    rows = model.capture("It is a truth universally acknowledged, that a single man must be in want of a wife.", ["15.res"])
+    rows = model.capture(
+        "It is a truth universally acknowledged, that a single man must be in want of a wife.", ["15.res"]
+    )
     scale = 1 / rows["15.res"].rows.float().norm(dim=-1).pow(2).mean().sqrt().item()
     # The same SAE, had it been trained on activations of mean squared norm 1.
     for weight in (sae.b_enc, sae.threshold, sae.b_dec):

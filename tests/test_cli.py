@@ -14,7 +14,9 @@ PROMPT = "Would you be able to travel through time using a wormhole?"
 
 
 def shell(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "gemscope", *words], capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload,no-any-return]
+    return subprocess.run(
+        [sys.executable, "-m", "gemscope", *words], capture_output=True, text=True, check=False, **options
+    )  # type: ignore[call-overload,no-any-return]
 
 
 def test_look_at_a_text_with_the_bundled_model_and_sae(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,10 +86,41 @@ def test_the_catalogue_is_listed_without_a_network(capsys: pytest.CaptureFixture
 
 def test_harvest_and_train_from_the_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store, run = str(tmp_path / "store"), str(tmp_path / "run")
-    words = ["harvest", "smollm2", "sample", "--sites", "3.res", "-o", store, "--tokens", "1024", "--length", "64", "--json"]
+    words = [
+        "harvest",
+        "smollm2",
+        "sample",
+        "--sites",
+        "3.res",
+        "-o",
+        store,
+        "--tokens",
+        "1024",
+        "--length",
+        "64",
+        "--json",
+    ]
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out)["sites"]["3.res"] > 900
-    assert main(["train", store, "-o", run, "--set", "width=64", "--set", "rows=2_560", "--set", "batch=128", "--set", "target_l0=8"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                store,
+                "-o",
+                run,
+                "--set",
+                "width=64",
+                "--set",
+                "rows=2_560",
+                "--set",
+                "batch=128",
+                "--set",
+                "target_l0=8",
+            ]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert "64 features at 3.res" in out
     assert main(["look", "smollm2", f"{run}/sae", "Once upon a time", "--json"]) == 0
@@ -99,7 +132,10 @@ def test_harvest_and_train_from_the_shell(tmp_path: Path, capsys: pytest.Capture
     [
         (["look", ""], "the text is empty"),
         (["look", "smollm2", "no/such/sae/anywhere", "hi", "--offline"], "no/such/sae"),
-        (["look", "smollm2", "google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_70", "hi", "--offline"], "average_l0_71"),
+        (
+            ["look", "smollm2", "google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_70", "hi", "--offline"],
+            "average_l0_71",
+        ),
         (["look", "/no/such/model", "smollm2", "hi", "--offline"], "/no/such/model"),
         (["look", "smollm2", "smollm2", "hi", "--site", "99.res"], "no layer 99: this model has layers 0 to 29"),
         (["look", "smollm2", "smollm2", "hi", "--site", "15.nose"], "nose"),
@@ -123,7 +159,9 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_1(
     assert expected in said.err
 
 
-@pytest.mark.parametrize("words", [[], ["look"], ["look", "a", "b"], ["check", "one"], ["frobnicate"], ["look", "hi", "--no-such"]])
+@pytest.mark.parametrize(
+    "words", [[], ["look"], ["look", "a", "b"], ["check", "one"], ["frobnicate"], ["look", "hi", "--no-such"]]
+)
 def test_wrong_usage_is_exit_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         main(words)
@@ -137,7 +175,11 @@ def test_nothing_but_the_answer_goes_to_a_pipe_and_a_closed_pipe_is_no_error() -
     assert done.stderr == ""
     json.loads(done.stdout)
     cut = subprocess.run(
-        f"{sys.executable} -m gemscope catalog --offline --limit 0 | head -1", shell=True, capture_output=True, text=True, check=False
+        f"{sys.executable} -m gemscope catalog --offline --limit 0 | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "Traceback" not in cut.stderr
 

@@ -39,7 +39,9 @@ def test_every_token_carries_the_features_that_the_saes_own_arithmetic_gives(mod
         strengths, ids = dense[token.position].sort(descending=True)
         assert token.l0 == int((dense[token.position] > 0).sum())
         assert [one.feature for one in token.features] == ids[: min(3, token.l0)].tolist()
-        assert [one.activation for one in token.features] == pytest.approx(strengths[: min(3, token.l0)].tolist(), rel=1e-5)
+        assert [one.activation for one in token.features] == pytest.approx(
+            strengths[: min(3, token.l0)].tolist(), rel=1e-5
+        )
 
 
 def test_bos_is_shown_but_enters_no_number(model: gs.LanguageModel, sae: SAE) -> None:
@@ -58,12 +60,16 @@ def test_a_perfect_sae_explains_everything(model: gs.LanguageModel) -> None:
     assert seen.explained_variance == pytest.approx(1, abs=1e-6)
 
 
-def test_explained_variance_is_one_ratio_around_the_mean_of_the_counted_tokens(model: gs.LanguageModel, sae: SAE) -> None:
+def test_explained_variance_is_one_ratio_around_the_mean_of_the_counted_tokens(
+    model: gs.LanguageModel, sae: SAE
+) -> None:
     seen = gs.look(model, sae, "the cat sat on the mat")
     acts = model.capture("the cat sat on the mat", ["1.res"])["1.res"]
     x = acts.rows.double()
     out = sae.decode(sae.encode_dense(acts.rows)).double()
-    assert seen.explained_variance == pytest.approx(1 - ((x - out) ** 2).sum().item() / ((x - x.mean(0)) ** 2).sum().item(), abs=1e-5)
+    assert seen.explained_variance == pytest.approx(
+        1 - ((x - out) ** 2).sum().item() / ((x - x.mean(0)) ** 2).sum().item(), abs=1e-5
+    )
 
 
 def test_json_says_null_where_a_figure_does_not_exist(model: gs.LanguageModel, sae: SAE) -> None:
@@ -105,7 +111,9 @@ def test_a_token_is_shown_as_one_printable_line() -> None:
     assert visible(" a\nb\tc\u202e\x00") == "·a↵b⇥c\\u202e\\u0000"
 
 
-def test_features_link_to_their_page_and_embed_gives_the_frame_of_the_tutorial(model: gs.LanguageModel, sae: SAE) -> None:
+def test_features_link_to_their_page_and_embed_gives_the_frame_of_the_tutorial(
+    model: gs.LanguageModel, sae: SAE
+) -> None:
     seen = gs.look(model, sae, "the cat")
     assert seen.url(7) == "https://www.neuronpedia.org/tiny/1-res-128/7"
     frame = str(seen.embed(7))
@@ -120,11 +128,11 @@ def test_what_cannot_be_looked_at_is_one_clear_line(model: gs.LanguageModel, sae
         gs.look(model, sae, "")
     with pytest.raises(InputError, match="k=0"):
         gs.look(model, sae, "the", k=0)
-    with pytest.raises(Mismatch, match="reads 5 numbers per token, .* has 32 at 1.res"):
+    with pytest.raises(Mismatch, match=r"reads 5 numbers per token, .* has 32 at 1\.res"):
         gs.look(model, identity_sae(5), "the cat")
+    nowhere = identity_sae(model.d_model)
+    nowhere.site = nowhere.site_out = None
     with pytest.raises(InputError, match="does not say where it reads"):
-        nowhere = identity_sae(model.d_model)
-        nowhere.site = nowhere.site_out = None
         gs.look(model, nowhere, "the cat")
 
 

@@ -13,6 +13,7 @@ import os
 import random
 import sys
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ HELD_OUT = 0.025
 def mixed(corpora: list[Path], to: Path, seed: int) -> None:
     """Documents of all corpora in one shuffled file, long ones and large sources cut."""
     dice = random.Random(seed)
-    documents = [json.loads(line) for path in corpora for line in gzip.open(path, "rt", encoding="utf-8")]
+    documents = [asdict(document) for document in gs.Corpus.read(corpora)]
     dice.shuffle(documents)
     held: Counter[str] = Counter()
     aside = to.with_name(f".{to.name}")

@@ -25,7 +25,9 @@ def cells(source: str) -> list[tuple[str, str]]:
     for block in source.split("# %%")[1:]:
         head, _, body = block.partition("\n")
         if "[markdown]" in head:
-            out.append(("text", "\n".join(line.removeprefix("#").removeprefix(" ") for line in body.strip().splitlines())))
+            out.append(
+                ("text", "\n".join(line.removeprefix("#").removeprefix(" ") for line in body.strip().splitlines()))
+            )
         else:
             out.append(("code", body.strip()))
     return out
@@ -57,7 +59,9 @@ def picture() -> str:
     console = Console(record=True, width=108, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     console.print(gs.look(gs.load_model(), gs.load_sae("smollm2"), PROMPT))
     svg = console.export_svg(title=f'gemscope look "{PROMPT}"')
-    return re.sub(r"@font-face \{.*?\}\n", "", svg, flags=re.DOTALL).replace("Fira Code, monospace", "ui-monospace, monospace")
+    return re.sub(r"@font-face \{.*?\}\n", "", svg, flags=re.DOTALL).replace(
+        "Fira Code, monospace", "ui-monospace, monospace"
+    )
 
 
 def written(path: Path, text: str) -> None:

@@ -18,7 +18,7 @@ from gemscope.activations.site import Point
 Key = TypeVar("Key")
 
 
-class Enough(Exception):  # noqa: N818  (not an error: it ends a forward pass whose rest nobody needs)
+class Enough(Exception):
     """Raised inside a forward pass once every point has been read."""
 
 

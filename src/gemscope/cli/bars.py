@@ -12,7 +12,8 @@ from gemscope.progress import Advance, Progress, silent
 def bars() -> Iterator[Progress]:
     """A `Progress` that draws, or `silent` where stderr is no terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress as Drawing, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Drawing
     from rich.text import Text
 
     console = Console(stderr=True)
@@ -32,7 +33,13 @@ def bars() -> Iterator[Progress]:
             return Text(f"{_short(task.completed)}{total} {task.fields['unit']}", style="green")
 
     drawing = Drawing(
-        TextColumn("{task.description}"), BarColumn(), Done(), Rate(), TimeRemainingColumn(), console=console, transient=True
+        TextColumn("{task.description}"),
+        BarColumn(),
+        Done(),
+        Rate(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
     )
 
     @contextmanager

@@ -23,7 +23,9 @@ def add_to(commands: Any) -> None:
     catalog.add_argument("--width", help="16k, 65k, ... or a number of features")
     catalog.add_argument("--l0", help="a number, a range such as 50-150, or small, medium, big")
     catalog.add_argument("--canonical", action="store_true", default=None, help="only those with L0 closest to 100")
-    catalog.add_argument("--limit", type=int, default=50, help="rows shown (default 50; 0 shows all; --json always prints all)")
+    catalog.add_argument(
+        "--limit", type=int, default=50, help="rows shown (default 50; 0 shows all; --json always prints all)"
+    )
     catalog.add_argument("--offline", action="store_true", help="the bundled snapshot, ask nobody")
     catalog.add_argument("--token", help="Hugging Face token")
     options.add_json(catalog)
@@ -33,7 +35,7 @@ def add_to(commands: Any) -> None:
         "info",
         help="what an SAE is, and the versions in use",
         usage="gemscope info [SAE] [options]",
-        description="What an SAE's file says: sites, width, gate, declared L0, where it came from. Without one: versions and paths.",
+        description="What an SAE's file says: sites, width, gate, declared L0, origin. Without one: versions.",
     )
     info.add_argument("sae", nargs="?")
     options.add_json(info)
@@ -71,7 +73,13 @@ def _catalog(args: argparse.Namespace) -> int:
         site = str(entry.site) if entry.site == entry.site_out else f"{entry.site} → {entry.site_out}"
         marks = " canonical" if entry.canonical else ""
         table.add_row(
-            Text(entry.address), entry.model, site, entry.width_label, l0 + marks, entry.neuronpedia_id or "", style="bold" if marks else ""
+            Text(entry.address),
+            entry.model,
+            site,
+            entry.width_label,
+            l0 + marks,
+            entry.neuronpedia_id or "",
+            style="bold" if marks else "",
         )
     if found:
         options.show(table, False)
@@ -138,7 +146,18 @@ def _environment() -> dict[str, Any]:
         except PackageNotFoundError:
             return "not installed"
 
-    packages = ("gemscope", "torch", "transformers", "huggingface_hub", "safetensors", "numpy", "gguf", "accelerate", "datasets", "pyarrow")
+    packages = (
+        "gemscope",
+        "torch",
+        "transformers",
+        "huggingface_hub",
+        "safetensors",
+        "numpy",
+        "gguf",
+        "accelerate",
+        "datasets",
+        "pyarrow",
+    )
     return {
         "python": platform.python_version(),
         **{package: of(package) for package in packages},

@@ -16,10 +16,15 @@ def add_to(commands: Any) -> None:
         "harvest",
         help="store a model's activations on a corpus",
         usage="gemscope harvest MODEL CORPUS --sites 15.res -o FOLDER [options]",
-        description="Reads a corpus through a model once and keeps the activations of the tokens that count, in float16.",
+        description="Reads a corpus through a model once; keeps the activations of the tokens that count, in float16.",
     )
     harvest.add_argument("model", metavar="MODEL")
-    harvest.add_argument("corpus", nargs="+", metavar="CORPUS", help="text, jsonl or parquet files or folders; `sample` for the bundled one")
+    harvest.add_argument(
+        "corpus",
+        nargs="+",
+        metavar="CORPUS",
+        help="text, jsonl or parquet files or folders; `sample` for the bundled one",
+    )
     harvest.add_argument("--sites", required=True, help="where to read, such as 15.res or 15.res,15.mlp")
     harvest.add_argument("-o", "--out", required=True, metavar="FOLDER", help="must not exist")
     harvest.add_argument("--tokens", type=int, help="stop after about this many (default: the whole corpus)")
@@ -37,9 +42,17 @@ def add_to(commands: Any) -> None:
         description="Trains a JumpReLU SAE. A run that was cut off goes on when started again with the same settings.",
     )
     train.add_argument("store", metavar="STORE", help="what `gemscope harvest` made")
-    train.add_argument("-o", "--out", required=True, metavar="FOLDER", help="the run: checkpoints, log.jsonl, and sae/ at the end")
+    train.add_argument(
+        "-o", "--out", required=True, metavar="FOLDER", help="the run: checkpoints, log.jsonl, and sae/ at the end"
+    )
     train.add_argument("--recipe", metavar="FILE", help="TOML file with a [train] table")
-    train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="one setting over the recipe's, such as width=4096")
+    train.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="one setting over the recipe's, such as width=4096",
+    )
     train.add_argument("--site", help="which site of a store that holds several")
     train.add_argument("--held-out", metavar="STORE", help="other text's activations, to watch FVU and L0 on")
     options.add_json(train)
@@ -65,7 +78,9 @@ def _harvest(args: argparse.Namespace) -> int:
         )
     manifest = store.manifest
     if args.json:
-        options.show({"folder": args.out, "sites": dict(manifest.sites), "read": manifest.read, "model": manifest.model}, True)
+        options.show(
+            {"folder": args.out, "sites": dict(manifest.sites), "read": manifest.read, "model": manifest.model}, True
+        )
         return 0
     for site, count in manifest.sites.items():
         print(f"{args.out}: {count:,} rows at {site} of {manifest.model}, from {manifest.read:,} tokens")
@@ -80,14 +95,19 @@ def _train(args: argparse.Namespace) -> int:
     config = TrainConfig.read(args.recipe) if args.recipe else TrainConfig()
     if args.set:
         changed = {name: _value(name, text) for name, _, text in (one.partition("=") for one in args.set)}
-        config = TrainConfig.of({field.name: getattr(config, field.name) for field in fields(config)} | changed, where="--set")
+        config = TrainConfig.of(
+            {field.name: getattr(config, field.name) for field in fields(config)} | changed, where="--set"
+        )
     with bars() as progress:
         sae = train(args.store, config, to=args.out, site=args.site, held_out=args.held_out, progress=progress)
     facts = {"sae": f"{args.out}/sae", "site": str(sae.site), "d_sae": sae.d_sae, "log": f"{args.out}/log.jsonl"}
     if args.json:
         options.show(facts, True)
         return 0
-    print(f"{facts['sae']}: {sae.d_sae} features at {sae.site}, a folder that SAELens reads too; the run's log is {facts['log']}")
+    print(
+        f"{facts['sae']}: {sae.d_sae} features at {sae.site}, a folder that SAELens reads too; "
+        f"the run's log is {facts['log']}"
+    )
     print(f"Next: gemscope score {sae.info.model} {facts['sae']}")
     return 0
 

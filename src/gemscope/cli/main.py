@@ -16,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
     """Every command and option; loads neither torch nor transformers."""
     top = argparse.ArgumentParser(
         prog="gemscope",
-        description="A microscope for language models: which features of a sparse autoencoder (SAE) fire on which token.",
+        description="A microscope for language models: which features of a sparse autoencoder (SAE) fire where.",
         epilog='Start with: gemscope look "Would you be able to travel through time using a wormhole?"',
     )
     top.add_argument("--version", action="version", version=f"gemscope {__version__}")

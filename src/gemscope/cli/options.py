@@ -29,7 +29,9 @@ def add_model(command: argparse.ArgumentParser) -> None:
     """How the model is loaded."""
     group = command.add_argument_group("how the model is loaded")
     group.add_argument("--model-revision", metavar="REV", help="branch, tag or commit of the model's repository")
-    group.add_argument("--dtype", default="auto", help="number format of the weights: auto (as stored), float32, bfloat16, float16")
+    group.add_argument(
+        "--dtype", default="auto", help="number format of the weights: auto (as stored), float32, bfloat16, float16"
+    )
     group.add_argument("--device", help="where the model runs, such as cuda:0 (default cpu)")
     group.add_argument("--device-map", help="split the model over devices: auto, balanced (needs accelerate)")
     group.add_argument("--attn-implementation", metavar="NAME", help="eager, sdpa, flash_attention_2")
@@ -92,4 +94,3 @@ def show(value: Any, as_json: bool) -> None:
     # A pipe or a file gets whole lines, not lines folded at the 80 columns that rich would assume.
     console = Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 160)
     console.print(value)
-

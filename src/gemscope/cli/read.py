@@ -20,7 +20,7 @@ def add_to(commands: Any) -> None:
         "look",
         help="which features fire on each token of a text",
         usage="gemscope look [MODEL SAE] TEXT [options]",
-        description="Reads a text through a model and an SAE; with no MODEL and SAE through the bundled ones. TEXT - reads stdin.",
+        description="Reads a text through a model and an SAE (default: the bundled ones). TEXT - reads stdin.",
     )
     look.add_argument("words", nargs="+", metavar="[MODEL SAE] TEXT")
     look.add_argument("-k", type=int, default=5, help="features shown per token (default 5)")
@@ -31,7 +31,7 @@ def add_to(commands: Any) -> None:
         "check",
         help="is this the right site, scale and token mask for the SAE?",
         usage="gemscope check [MODEL SAE [CORPUS]] [options]",
-        description="Runs the SAE where it says it reads, and where else it might belong, on a few hundred tokens of text.",
+        description="Runs the SAE where it says it reads, and where else it might belong, on a few hundred tokens.",
     )
     check.add_argument("words", nargs="*", metavar="[MODEL SAE [CORPUS]]")
     check.add_argument("--tokens", type=int, default=512, help="about how many to read (default 512)")
@@ -46,14 +46,18 @@ def add_to(commands: Any) -> None:
     )
     score.add_argument("words", nargs="*", metavar="[MODEL SAE [CORPUS]]")
     score.add_argument("--tokens", type=int, default=50_000, help="about how many to read (default 50000)")
-    score.add_argument("--loss-tokens", type=int, default=10_000, help="how many of them a second time, spliced (default 10000)")
+    score.add_argument(
+        "--loss-tokens", type=int, default=10_000, help="how many of them a second time, spliced (default 10000)"
+    )
     _common(score, every_token=False)
     score.set_defaults(run=_score, parser=score)
 
 
 def _common(command: argparse.ArgumentParser, *, every_token: bool = True) -> None:
     if every_token:
-        command.add_argument("--every-token", action="store_true", help="count special tokens, first positions and sinks too")
+        command.add_argument(
+            "--every-token", action="store_true", help="count special tokens, first positions and sinks too"
+        )
     options.add_json(command)
     options.add_model(command)
     options.add_sae(command)
@@ -67,14 +71,16 @@ def _named(args: argparse.Namespace, most: int) -> tuple[str, str, str | None]:
         return words[0], words[1], words[2] if len(words) == 3 else None
     if not words:
         return options.DEFAULT, options.DEFAULT, None
-    args.parser.error(f"{len(words)} arguments: MODEL and SAE go together")
+    raise SystemExit(args.parser.error(f"{len(words)} arguments: MODEL and SAE go together"))
 
 
 def _look(args: argparse.Namespace) -> int:
     from gemscope.reports.look import look
 
     if len(args.words) not in (1, 3):
-        args.parser.error(f"{len(args.words)} arguments: give TEXT, or MODEL, SAE and TEXT (a text of several words in quotes)")
+        args.parser.error(
+            f"{len(args.words)} arguments: give TEXT, or MODEL, SAE and TEXT (a text of several words in quotes)"
+        )
     *named, text = args.words
     name, address = named or (options.DEFAULT, options.DEFAULT)
     text = sys.stdin.read() if text == "-" else text
@@ -83,7 +89,7 @@ def _look(args: argparse.Namespace) -> int:
         seen = look(model, sae, text, k=args.k, every_token=args.every_token)
     options.show(seen, args.json)
     if not args.json:
-        print(f"\nNext: is this the right place and scale?   gemscope check{''.join(' ' + shlex.quote(word) for word in named)}")
+        print("\nNext: is this the right place and scale?  ", shlex.join(["gemscope", "check", *named]))
     return 0
 
 
@@ -93,9 +99,7 @@ def _check(args: argparse.Namespace) -> int:
     name, address, corpus = _named(args, 3)
     with bars() as progress:
         model, sae = options.model_of(args, name, progress), options.sae_of(args, address, progress)
-        found = check(
-            model, sae, _corpus(corpus), tokens=args.tokens, every_token=args.every_token, progress=progress
-        )
+        found = check(model, sae, _corpus(corpus), tokens=args.tokens, every_token=args.every_token, progress=progress)
     options.show(found, args.json)
     return 0
 
@@ -106,9 +110,7 @@ def _score(args: argparse.Namespace) -> int:
     name, address, corpus = _named(args, 3)
     with bars() as progress:
         model, sae = options.model_of(args, name, progress), options.sae_of(args, address, progress)
-        found = score(
-            model, sae, _corpus(corpus), tokens=args.tokens, loss_tokens=args.loss_tokens, progress=progress
-        )
+        found = score(model, sae, _corpus(corpus), tokens=args.tokens, loss_tokens=args.loss_tokens, progress=progress)
     options.show(found.to_dict() if args.json else str(found), args.json)
     return 0
 

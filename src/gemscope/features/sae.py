@@ -174,7 +174,7 @@ class SAE(nn.Module):
     @property
     def is_transcoder(self) -> bool:
         """Whether it writes somewhere else than it reads."""
-        return self.site != self.site_out
+        return self.site_out is not None and self.site != self.site_out
 
     @property
     def digest(self) -> str:

@@ -93,9 +93,15 @@ class Check:
         verdict.append(f"{self.sae} at {self.site} of {self.model}", style="default")
         facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 2))
         declared = "not declared" if self.declared_l0 is None else f"declared {self.declared_l0:g}"
-        facts.add_row("explained variance", f"{self.explained_variance:.4f}", f"FVU {1 - self.explained_variance:.4f}, global mean")
+        facts.add_row(
+            "explained variance",
+            f"{self.explained_variance:.4f}",
+            f"FVU {1 - self.explained_variance:.4f}, global mean",
+        )
         facts.add_row("L0", f"{self.l0:.1f}", declared)
-        facts.add_row("tokens", f"{self.tokens:,}", f"{self.masked_tokens:,} masked: special, first of a row, attention sinks")
+        facts.add_row(
+            "tokens", f"{self.tokens:,}", f"{self.masked_tokens:,} masked: special, first of a row, attention sinks"
+        )
         if self.masked_l0 is not None:
             facts.add_row("L0 on masked tokens", f"{self.masked_l0:,.0f}", "SAEs are not trained on them")
         parts: list[RenderableType] = [verdict, Text(), facts]
@@ -134,8 +140,8 @@ def check(
     """Runs the SAE on about `tokens` tokens where it says it reads (or at `site`) and where else it might belong.
 
     The other kinds of site in its layer (raw and post-norm MLP output, with and without the norm's gain) and the layers
-    beside it are always tried, and so on around any that fits better; when none does and the figures are off, every site
-    of the same width and the usual input scales are. Raises Mismatch where the widths rule it out from the start.
+    beside it are always tried, and so on around any that fits better. When none does and the figures are off, every
+    site of the same width and the usual input scales are. Raises Mismatch where the widths rule it out from the start.
     """
     if site is not None:
         sae = _at(sae, Site.parse(site))
@@ -184,7 +190,17 @@ def _searched(bench: _Bench, declared: Site, everywhere: list[Site]) -> tuple[Tr
 
 def _at(sae: SAE, site: Site) -> SAE:
     """The same weights, said to read at another site."""
-    out = SAE(sae.d_in, sae.d_sae, sae.d_out, gate=sae.gate, k=sae.k, skip=sae.W_skip is not None, site=site, device="meta", info=sae.info)
+    out = SAE(
+        sae.d_in,
+        sae.d_sae,
+        sae.d_out,
+        gate=sae.gate,
+        k=sae.k,
+        skip=sae.W_skip is not None,
+        site=site,
+        device="meta",
+        info=sae.info,
+    )
     out.load_state_dict(sae.state_dict(), assign=True)
     if sae.is_transcoder:
         out.site_out = sae.site_out
@@ -193,7 +209,9 @@ def _at(sae: SAE, site: Site) -> SAE:
 
 def _read(model: LanguageModel, corpus: Corpus, tokens: int, every_token: bool) -> Tokens:
     length = min(256, model.context)
-    first = next(model.rows(corpus, length=length, batch=max(1, math.ceil(tokens / length)), every_token=every_token), None)
+    first = next(
+        model.rows(corpus, length=length, batch=max(1, math.ceil(tokens / length)), every_token=every_token), None
+    )
     if first is None or not first.counted.any():
         raise InputError(f"{corpus.name} gave no token that counts: nothing to check with")
     return first
@@ -208,7 +226,10 @@ def _confusable(site: Site, declared: Site) -> bool:
 
 def _of_same_width(model: LanguageModel, sae: SAE) -> list[Site]:
     """Every site of the model that the SAE could read, going by its width."""
-    sites = [Site(None, "embed"), *(Site(layer, kind) for layer in range(model.n_layers) for kind in KINDS if kind != "embed")]
+    sites = [
+        Site(None, "embed"),
+        *(Site(layer, kind) for layer in range(model.n_layers) for kind in KINDS if kind != "embed"),
+    ]
     out = []
     for site in sites:
         try:
@@ -238,8 +259,14 @@ def _better(given: Trial, others: Iterable[Trial], sae: SAE) -> Trial | None:
 def _suggestion(given: Trial, best: Trial | None, sae: SAE, model: LanguageModel) -> str:
     if best is None:
         made = f"it was made for {sae.info.model}" if sae.info.model else "its file names no model"
-        return f"no site of {model.name} of this width fits, at any usual scale: is it the model that it was trained on ({made})?"
-    figures = f"explained variance {best.explained_variance:.3f} instead of {given.explained_variance:.3f}, L0 {best.l0:.0f} instead of {given.l0:.0f}"
+        return (
+            f"no site of {model.name} of this width fits, at any usual scale: "
+            f"is it the model that it was trained on ({made})?"
+        )
+    figures = (
+        f"explained variance {best.explained_variance:.3f} instead of {given.explained_variance:.3f}, "
+        f"L0 {best.l0:.0f} instead of {given.l0:.0f}"
+    )
     if best.site != given.site:
         return f"it fits {best.site}, not {given.site}: {figures}; set sae.site, or pass --site {best.site}"
     return f"it fits {best.site} scaled by {best.scale:.4g}: {figures}; fold that factor into its weights"
@@ -285,7 +312,9 @@ class _Bench:
         each = max(1, _HELD // (self.rows.ids.numel() * max(self.sae.d_in, self.sae.d_out) * 8))
         for start in range(0, len(fresh), each):
             group = fresh[start : start + each]
-            captured = self.model.capture(self.rows, {*group, *(pairs[site] for site in group)}, every_token=self.every_token)
+            captured = self.model.capture(
+                self.rows, {*group, *(pairs[site] for site in group)}, every_token=self.every_token
+            )
             for site in group:
                 acts, target = captured[site], captured[pairs[site]]
                 self.trials.append(self._trial(site, acts.rows, target.values[acts.counted], 1.0))

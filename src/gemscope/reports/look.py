@@ -130,7 +130,9 @@ class Look:
         rows = []
         for token in self.tokens:
             cells = "".join(self._html_feature(one, strongest, token.counted) for one in token.features)
-            quiet = "" if token.counted else ' style="opacity:.5" title="not counted: special, first or an attention sink"'
+            quiet = (
+                "" if token.counted else ' style="opacity:.5" title="not counted: special, first or an attention sink"'
+            )
             rows.append(
                 f"<tr{quiet}><td><code style='white-space:pre'>{html.escape(visible(token.token))}</code></td>"
                 f"<td style='text-align:right'>{token.l0}</td><td style='text-align:left'>{cells}</td></tr>"
@@ -143,11 +145,13 @@ class Look:
 
     def _html_feature(self, one: Fired, strongest: float, counted: bool) -> str:
         share = one.activation / strongest if counted else 0.0
-        style = f"background:rgba(16,160,110,{0.1 + 0.6 * min(1.0, share):.2f});border-radius:3px;padding:0 4px;margin-right:4px"
+        green = f"rgba(16,160,110,{0.1 + 0.6 * min(1.0, share):.2f})"
+        style = f"background:{green};border-radius:3px;padding:0 4px;margin-right:4px"
         text = f"<span style='{style}'>{one.feature}&thinsp;<small>{one.activation:.1f}</small></span>"
         if self.neuronpedia_id is None:
             return text
-        return f"<a href='{html.escape(self.url(one.feature))}' target='_blank' rel='noopener' style='color:inherit'>{text}</a>"
+        url = html.escape(self.url(one.feature))
+        return f"<a href='{url}' target='_blank' rel='noopener' style='color:inherit'>{text}</a>"
 
     def _strongest(self) -> float:
         """The strongest activation on a counted token: what colours are relative to."""
@@ -175,7 +179,8 @@ class Embed:
     height: int
 
     def __str__(self) -> str:
-        return f'<iframe src="{html.escape(self.src)}" width="{self.width}" height="{self.height}" frameborder="0"></iframe>'
+        src = html.escape(self.src)
+        return f'<iframe src="{src}" width="{self.width}" height="{self.height}" frameborder="0"></iframe>'
 
     def _repr_html_(self) -> str:
         return str(self)
@@ -223,7 +228,7 @@ def look(model: LanguageModel, sae: SAE, text: str, *, k: int = 5, every_token: 
 
 
 def visible(token: str) -> str:
-    """A token as one printable line: a leading blank as ·, line ends and tabs as signs, control characters spelt out."""
+    """A token as one printable line: blanks as ·, line ends and tabs as signs, control characters spelt out."""
     signs = {"\n": "↵", "\t": "⇥", "\r": "␍", " ": "·"}
     out = []
     for letter in token:
