@@ -177,10 +177,11 @@ def _searched(bench: _Bench, declared: Site, everywhere: list[Site]) -> tuple[Tr
     """The trial of the given site, and the best of the others if it is clearly better."""
     bench.try_around(declared, everywhere)
     given = bench.trials[0]
+    # The best of a neighbourhood may lie beside the right place, and be little better: two layers off, the next layer
+    # is. So the search follows any improvement until there is none; the verdict asks for a clear one.
+    while (lead := bench.best()) is not None and bench.try_around(Site.parse(lead.site), everywhere):
+        pass
     best = _better(given, bench.trials[1:], bench.sae)
-    while best is not None and bench.try_around(Site.parse(best.site), everywhere):
-        # The best of a neighbourhood may still lie beside the right place: go on until nothing around it is better.
-        best = _better(given, bench.trials[1:], bench.sae)
     if best is None and not _plausible(given, bench.sae):
         bench.try_sites(bench.promising(everywhere))
         bench.try_scales(declared)
@@ -247,10 +248,13 @@ def _plausible(trial: Trial, sae: SAE) -> bool:
     return fits and trial.explained_variance >= LEAST_EXPLAINED
 
 
+def _best(trials: Iterable[Trial], sae: SAE) -> Trial | None:
+    return min((trial for trial in trials if _plausible(trial, sae)), key=lambda trial: trial.fvu, default=None)
+
+
 def _better(given: Trial, others: Iterable[Trial], sae: SAE) -> Trial | None:
     """The best of the others, if it is clearly better than the given one."""
-    fitting = [trial for trial in others if _plausible(trial, sae)]
-    best = min(fitting, key=lambda trial: trial.fvu, default=None)
+    best = _best(others, sae)
     if best is None or (_plausible(given, sae) and best.fvu > CLEARLY_BETTER * given.fvu):
         return None
     return best
@@ -290,6 +294,10 @@ class _Bench:
         self.trials: list[Trial] = []
         self.count = 0
         self._captured: dict[Site, Captured] = {}
+
+    def best(self) -> Trial | None:
+        """The plausible one that leaves least unexplained."""
+        return _best(self.trials, self.sae)
 
     def try_around(self, site: Site, everywhere: Iterable[Site]) -> bool:
         """A trial of a site and of those easily taken for it; False when all have been tried before."""
