@@ -184,6 +184,38 @@ def test_nothing_but_the_answer_goes_to_a_pipe_and_a_closed_pipe_is_no_error() -
     assert "Traceback" not in cut.stderr
 
 
+def test_in_a_terminal_bars_are_drawn_on_stderr_and_nothing_else_changes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any stream for a terminal
+    for words in (
+        ["look", "Once upon a time"],
+        ["check", "--tokens", "64", "--site", "14.res"],
+        ["score", "--tokens", "300", "--loss-tokens", "0"],
+        ["harvest", "smollm2", "sample", "--sites", "1.res", "--tokens", "600", "-o", str(tmp_path / "store")],
+        [
+            "train",
+            str(tmp_path / "store"),
+            "--set",
+            "width=64",
+            "--set",
+            "rows=256",
+            "--set",
+            "batch=128",
+            "--set",
+            "target_l0=8",
+            "-o",
+            str(tmp_path / "run"),
+        ],
+    ):
+        assert main([*words, "--json"]) == 0
+        said = capsys.readouterr()
+        json.loads(said.out)
+        assert "load smollm2" in said.err or words[0] == "train"
+    assert "train 1.res" in said.err
+    assert "/256 rows" in said.err
+
+
 def test_help_names_every_command_and_each_has_help_of_its_own() -> None:
     done = shell("--help", env={**os.environ, "COLUMNS": "100"})
     assert done.returncode == 0

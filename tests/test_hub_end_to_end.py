@@ -22,7 +22,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
-def test_look_reads_gemma_through_gemma_scope_by_their_real_names_and_again_offline(server: HubServer, home: Path) -> None:
+def test_look_reads_gemma_through_gemma_scope_by_their_real_names_and_again_offline(
+    server: HubServer, home: Path
+) -> None:
     words = ("-m", "gemscope", "look", GEMMA, SAE, "Would you be able to travel through time?", "--json")
     first = child(*words, env=server.env(home, token=GRANTED))
     assert first.code == 0, first.stderr
@@ -46,7 +48,11 @@ def test_look_reads_gemma_through_gemma_scope_by_their_real_names_and_again_offl
     [
         ((GEMMA, SAE, "hi"), None, "google/gemma-2-2b is gated: accept its terms at"),
         ((GEMMA, f"{GEMMA_SCOPE}/layer_20/width_16k/average_l0_70", "hi"), GRANTED, "average_l0_71"),
-        ((GEMMA, f"{GEMMA_SCOPE}/layer_20/width_16k/average_l0_71", "hi"), GRANTED, "no layer 20: this model has layers 0 to 3"),
+        (
+            (GEMMA, f"{GEMMA_SCOPE}/layer_20/width_16k/average_l0_71", "hi"),
+            GRANTED,
+            "no layer 20: this model has layers 0 to 3",
+        ),
     ],
     ids=["gated without a token", "a near miss", "a layer that the model lacks"],
 )

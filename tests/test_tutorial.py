@@ -41,11 +41,17 @@ def test_the_page_holds_the_example_s_text_and_code() -> None:
         place = found + len(shown)
 
 
-def test_the_readme_s_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_readme_s_code_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     code = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
     # As written, but for the amount of text: the test shows that it runs, not how long it takes.
-    for full, short in ((".take(50), sites", ".take(2), sites"), ("rows=100_000", "rows=4_096"), ("sample().take(50))", "sample().take(3))")):
+    for full, short in (
+        (".take(50), sites", ".take(2), sites"),
+        ("rows=100_000", "rows=4_096"),
+        ("sample().take(50))", "sample().take(3))"),
+    ):
         assert full in code
         code = code.replace(full, short)
     exec(compile(code, "README.md", "exec"), {})

@@ -25,10 +25,12 @@ def bars() -> Iterator[Progress]:
         def render(self, task: Task) -> Text:
             speed = task.finished_speed or task.speed
             unit = task.fields["unit"]
-            return Text("" if speed is None else f"{_short(speed)} {unit}/s", style="cyan")
+            return Text("" if speed is None or not unit else f"{_short(speed)} {unit}/s", style="cyan")
 
     class Done(ProgressColumn):
         def render(self, task: Task) -> Text:
+            if not task.fields["unit"]:  # something that cannot say how far it is
+                return Text()
             total = "" if task.total is None else f"/{_short(task.total)}"
             return Text(f"{_short(task.completed)}{total} {task.fields['unit']}", style="green")
 

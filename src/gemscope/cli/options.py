@@ -54,34 +54,36 @@ def model_of(args: argparse.Namespace, name: str, progress: Progress) -> Languag
     """The model that the options ask for."""
     from gemscope.activations.load import load_model
 
-    return load_model(
-        name,
-        revision=args.model_revision,
-        token=args.token,
-        dtype=args.dtype,
-        device=args.device,
-        device_map=args.device_map,
-        attn_implementation=args.attn_implementation,
-        cache_dir=args.cache_dir,
-        offline=args.offline,
-        progress=progress,
-    )
+    with progress(f"load {name}", None, ""):
+        return load_model(
+            name,
+            revision=args.model_revision,
+            token=args.token,
+            dtype=args.dtype,
+            device=args.device,
+            device_map=args.device_map,
+            attn_implementation=args.attn_implementation,
+            cache_dir=args.cache_dir,
+            offline=args.offline,
+            progress=progress,
+        )
 
 
 def sae_of(args: argparse.Namespace, name: str, progress: Progress) -> SAE:
     """The SAE that the options ask for."""
     from gemscope.features.load import load_sae
 
-    return load_sae(
-        name,
-        site=args.site,
-        revision=args.sae_revision,
-        token=args.token,
-        cache_dir=args.cache_dir,
-        offline=args.offline,
-        device=args.sae_device,
-        progress=progress,
-    )
+    with progress(f"load {name}", None, ""):
+        return load_sae(
+            name,
+            site=args.site,
+            revision=args.sae_revision,
+            token=args.token,
+            cache_dir=args.cache_dir,
+            offline=args.offline,
+            device=args.sae_device,
+            progress=progress,
+        )
 
 
 def show(value: Any, as_json: bool) -> None:

@@ -88,10 +88,13 @@ class FeatureActivations:
         """
         ids = self.features.new_full((self.n_tokens, k), -1)
         strengths = self.values.new_zeros(self.n_tokens, k)
-        for token in range(self.n_tokens):
-            features, values = self.row(token)
-            ids[token, : len(features)] = features[:k]
-            strengths[token, : len(values)] = values[:k]
+        # Entries by token and, within one, by strength: two stable sorts, the less important first.
+        order = self.values.argsort(descending=True, stable=True)
+        order = order[self.tokens[order].argsort(stable=True)]
+        rank = torch.arange(len(order), device=order.device) - self.offsets[:-1][self.tokens]
+        kept = rank < k
+        ids[self.tokens[kept], rank[kept]] = self.features[order[kept]]
+        strengths[self.tokens[kept], rank[kept]] = self.values[order[kept]]
         return ids.reshape(*self.lead, k), strengths.reshape(*self.lead, k)
 
     def of(self, feature: int) -> Float[Tensor, "..."]:

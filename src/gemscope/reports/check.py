@@ -152,9 +152,9 @@ def check(
     with progress("check", None, "sites") as advance:
         bench = _Bench(model, sae, rows, every_token, advance)
         given, best = _searched(bench, declared, everywhere)
+        masked_l0, with_masked = bench.masked(declared)
     plausible = _plausible(given, sae)
     ok = plausible and best is None
-    masked = bench.masked(declared)
     return Check(
         ok=ok,
         model=model.name,
@@ -165,8 +165,8 @@ def check(
         l0=given.l0,
         declared_l0=sae.info.declared_l0,
         masked_tokens=int(rows.real.sum()) - bench.count,
-        masked_l0=masked[0],
-        explained_variance_with_masked=masked[1],
+        masked_l0=masked_l0,
+        explained_variance_with_masked=with_masked,
         suggestion=None if ok else _suggestion(given, best, sae, model),
         notes=tuple(_notes(model, sae, bench.count)),
         trials=(given, *sorted(bench.trials[1:], key=lambda trial: trial.fvu)),

@@ -105,14 +105,19 @@ class Look:
         table.add_column("L0", justify="right")
         table.add_column("strongest features (feature:activation)")
         strongest = self._strongest()
+        # Ids end and numbers start below one another on counted tokens; others are far larger and may stick out.
+        shown = [one for token in self.tokens if token.counted for one in token.features]
+        wide = max((len(str(one.feature)) for one in shown), default=1)
+        long = max((len(f"{one.activation:.1f}") for one in shown), default=1)
         for token in self.tokens:
             quiet = "" if token.counted else "dim"
             row = Text(style=quiet)
             for one in token.features:
                 style = "" if quiet else _shade(one.activation / strongest)
                 link = "" if self.neuronpedia_id is None else f" link {self.url(one.feature)}"
+                row.append(" " * (wide - len(str(one.feature))))
                 row.append(f"{one.feature}", style=f"{style}{link}".strip())
-                row.append(f":{one.activation:.1f}  ", style="dim")
+                row.append(f":{one.activation:<{long}.1f}  ", style="dim")
             if not token.counted:
                 row.append("(not counted)")
             table.add_row(Text(visible(token.token), style=quiet or "bold"), Text(str(token.l0), style=quiet), row)
