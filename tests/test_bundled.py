@@ -163,7 +163,7 @@ def test_a_converted_llama_is_the_llama_that_was_packed(llama, package, cache):
 
 
 def test_weights_are_kept_in_bf16_and_tied(package, cache):
-    model = transformers.AutoModelForCausalLM.from_pretrained(smollm2_folder(cache))
+    model = transformers.AutoModelForCausalLM.from_pretrained(smollm2_folder(cache), dtype="auto")
     assert model.dtype == torch.bfloat16
     assert model.lm_head.weight is model.model.embed_tokens.weight
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from hub_content import GEMMA, GEMMA_SCOPE, published
 from hub_server import GRANTED, HubServer, child, hub
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from typing import TYPE_CHECKING, Any
@@ -93,6 +94,10 @@ def show(value: Any, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    # A pipe or a file gets whole lines, not lines folded at the 80 columns that rich would assume.
-    console = Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 160)
+    if sys.stdout.isatty():
+        Console(highlight=False).print(value)
+        return
+    # A pipe or a file gets whole lines: rich would fold them at 80 columns and fill them up with blanks.
+    console = Console(highlight=False, width=160, file=io.StringIO(), color_system=None)
     console.print(value)
+    print("\n".join(line.rstrip() for line in console.file.getvalue().splitlines()))  # type: ignore[attr-defined]
