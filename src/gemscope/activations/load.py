@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from gemscope.activations import hub
 from gemscope.activations import site as places
 from gemscope.activations.bundled import smollm2_folder
 from gemscope.activations.model import LanguageModel
@@ -58,7 +59,7 @@ def load_model(
     dtype, device = _dtype(dtype), _device(device)
     source, shown = _source(name, progress)
     near = bool(offline) or Path(source).is_dir() or not _reachable()
-    hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": near}
+    where = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": near}
     options: dict[str, Any] = {"device_map": device_map, "attn_implementation": attn_implementation}
     options = {key: value for key, value in options.items() if value is not None}
     try:
@@ -66,14 +67,14 @@ def load_model(
 
         # transformers draws its own bar over the reading of local weights and logs what it thinks of the config.
         with _quiet(transformers):
-            config, _ = transformers.PretrainedConfig.get_config_dict(source, **hub)
+            config, _ = transformers.PretrainedConfig.get_config_dict(source, **where)
             if "model_type" not in config:
                 raise ModelNotFound(f"{shown} has no config.json with a model_type: expected a model of transformers")
             places.family(config["model_type"])  # before gigabytes of something else are downloaded
-            hub["trust_remote_code"] = False  # said, or else transformers asks on the terminal
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **hub)
+            where["trust_remote_code"] = False  # said, or else transformers asks on the terminal
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **where)
             hf, report = transformers.AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, output_loading_info=True, **hub, **options
+                source, dtype=dtype, use_safetensors=True, output_loading_info=True, **where, **options
             )
     except GemscopeError:
         raise
@@ -133,14 +134,9 @@ def _commit(repo: str, revision: str | None, cache_dir: str | Path | None) -> st
 
 
 def _reachable() -> bool:
-    """Whether the Hub answers, found out in seconds: its client alone would try for most of a minute."""
-    from huggingface_hub import constants, get_session
-
-    if constants.HF_HUB_OFFLINE:
-        return False
     try:
-        get_session().head(constants.ENDPOINT, timeout=5.0)
-    except Exception:  # the client's own library changes between versions of huggingface_hub, and its errors with it
+        hub.reach()
+    except HubUnreachable:
         return False
     return True
 
@@ -162,8 +158,7 @@ def _quiet(transformers: Any) -> Iterator[None]:
 
 def _explained(error: BaseException, name: str, source: str, revision: str | None) -> GemscopeError:
     """The user's mistake behind what transformers and the Hub's client raise, in one line."""
-    from huggingface_hub import constants
-    from huggingface_hub import errors as hub
+    from huggingface_hub import constants, errors
 
     first = _first_line(error)
     page = f"{constants.ENDPOINT}/{source}"
@@ -174,11 +169,11 @@ def _explained(error: BaseException, name: str, source: str, revision: str | Non
 
     if any(isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT) for one in chain):
         return StorageFull(f"no room left on the disk for {name}: free some, or pass cache_dir=...")
-    if among(hub.GatedRepoError):  # a RepositoryNotFoundError too, so it comes first
+    if among(errors.GatedRepoError):  # a RepositoryNotFoundError too, so it comes first
         return GatedRepository(f"{name} is gated: accept its terms at {page}, then `hf auth login` or pass token=...")
-    if among(hub.RevisionNotFoundError):
+    if among(errors.RevisionNotFoundError):
         return ModelNotFound(f"{name} has no revision {revision!r}: see {page}/commits/main")
-    if among(hub.RepositoryNotFoundError):
+    if among(errors.RepositoryNotFoundError):
         return ModelNotFound(f"no model {name!r} on the Hub: check the spelling; a private one needs token=...")
     if "trust_remote_code" in str(error):
         return UnsafeFile(
@@ -190,17 +185,17 @@ def _explained(error: BaseException, name: str, source: str, revision: str | Non
         return MissingDependency(f"{name}: {first}")
     if Path(source).is_dir():
         return _explained_folder(Path(source), first)
-    if among(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError):
+    if among(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError):
         return HubUnreachable(
             f"{name} is not in the cache and the Hub cannot be reached: check the name, the network and HF_HUB_OFFLINE"
         )
     for refused in chain:
-        if isinstance(refused, hub.HfHubHTTPError):
+        if isinstance(refused, errors.HfHubHTTPError):
             status = getattr(refused.response, "status_code", None)
             if status in (401, 403):
                 return GatedRepository(f"{name} may not be read with this token (HTTP {status}): see {page}")
             return HubUnreachable(f"{constants.ENDPOINT} answered HTTP {status} for {name}: try again later")
-    if among(hub.EntryNotFoundError, hub.HFValidationError) or isinstance(error, OSError):
+    if among(errors.EntryNotFoundError, errors.HFValidationError) or isinstance(error, OSError):
         return ModelNotFound(f"no model {name!r}: expected a Hub id, a local folder or 'smollm2' ({first})")
     return CorruptFile(f"{name} cannot be loaded: {first}")
 

@@ -423,7 +423,7 @@ def _listed(wanted: Sequence[Entry], *, online: bool | None, token: str | bool |
     """What the Hub lists today in the repositories of the entries wanted, or those entries themselves."""
     if online is False:
         return Catalog(tuple(wanted), _SNAPSHOT)
-    from gemscope.features.files import hub
+    from gemscope.activations import hub
 
     repos = sorted({entry.repo for entry in wanted})
     try:

@@ -13,12 +13,13 @@ from urllib.parse import unquote, urlsplit
 
 import torch
 
+from gemscope.activations import hub
 from gemscope.activations.bundled import cache_dir as own_cache_dir
 from gemscope.activations.site import Site
 from gemscope.errors import HubUnreachable, SAENotFound, UnsafeFile
 from gemscope.features import catalog
 from gemscope.features.catalog import Entry
-from gemscope.features.files import gemma_scope_1, gemma_scope_2, hub, saelens
+from gemscope.features.files import gemma_scope_1, gemma_scope_2, saelens
 from gemscope.features.files.contents import Contents, Folder, build
 from gemscope.features.sae import SAE
 from gemscope.progress import Progress, silent
