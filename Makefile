@@ -7,7 +7,7 @@ PEER := .venv-peer
 PROMPT := Would you be able to travel through time using a wormhole?
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help setup demo test test-old check format docs peer corpus own-words default-sae bench-startup clean
+.PHONY: help setup demo test test-hub test-old check format docs peer corpus own-words default-sae bench-startup clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -34,6 +34,9 @@ $(OLD)/ready: $(VENV)/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(OLD) \
 		transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2
 	touch $@
+
+test-hub: setup  ## the original tutorial's numbers on Gemma 2, where its gated weights can be had
+	$(BIN)/pytest -m hub
 
 test-old: setup $(OLD)/ready
 	PYTHONPATH=$(OLD) $(BIN)/pytest $(OLD_TESTS)

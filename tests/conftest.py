@@ -1,15 +1,19 @@
-"""What all tests share: shapes are checked while they run, and torch keeps to one thread."""
+"""What all tests share: shapes are checked while they run, torch keeps to one thread, and the Hub is left alone."""
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
+import pytest
 from jaxtyping import install_import_hook
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 install_import_hook("gemscope", "typecheck.checked")
 
-import torch  # noqa: E402
 
-torch.set_num_threads(1)
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any test module, and with it the Hub's client, is imported."""
+    if config.option.markexpr != "hub":
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import torch
+
+    torch.set_num_threads(1)
