@@ -77,7 +77,9 @@ def test_an_sae_of_another_model_fits_nowhere(gemma: gs.LanguageModel) -> None:
 def test_an_l0_far_from_the_declared_one_is_not_ok(gemma: gs.LanguageModel) -> None:
     sae = fitted(gemma, "2.res")
     sae.info = SAEInfo(name="principal", declared_l0=100)
-    assert not gs.check(gemma, sae, gs.Corpus.of([TEXT])).ok
+    found = gs.check(gemma, sae, gs.Corpus.of([TEXT]))
+    assert not found.ok
+    assert "L0 is 12 where 100 is declared" in (found.suggestion or "")
 
 
 def test_the_numbers_are_those_of_the_counted_tokens_alone(gemma: gs.LanguageModel) -> None:

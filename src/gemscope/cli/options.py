@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 from typing import TYPE_CHECKING, Any
@@ -92,12 +91,12 @@ def show(value: Any, as_json: bool) -> None:
     if as_json:
         print(json.dumps(value.to_dict() if hasattr(value, "to_dict") else value, ensure_ascii=False, allow_nan=False))
         return
-    from rich.console import Console
-
     if sys.stdout.isatty():
+        from rich.console import Console
+
         Console(highlight=False).print(value)
-        return
-    # A pipe or a file gets whole lines: rich would fold them at 80 columns and fill them up with blanks.
-    console = Console(highlight=False, width=160, file=io.StringIO(), color_system=None)
-    console.print(value)
-    print("\n".join(line.rstrip() for line in console.file.getvalue().splitlines()))  # type: ignore[attr-defined]
+    else:
+        from gemscope.reports.plain import plain
+
+        # Whole lines: rich would take a pipe for 80 columns wide and fold a long address.
+        print(plain(value, width=160))

@@ -111,7 +111,10 @@ def _score(args: argparse.Namespace) -> int:
     with bars() as progress:
         model, sae = options.model_of(args, name, progress), options.sae_of(args, address, progress)
         found = score(model, sae, _corpus(corpus), tokens=args.tokens, loss_tokens=args.loss_tokens, progress=progress)
-    options.show(found.to_dict() if args.json else str(found), args.json)
+    if args.json:
+        options.show(found, True)
+    else:
+        print(found)
     return 0
 
 

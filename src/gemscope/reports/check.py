@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from gemscope.features.metrics import explained_variance
 from gemscope.features.sae import SAE
 from gemscope.progress import Advance, Progress, silent
 from gemscope.reports.fit import require_fit
+from gemscope.reports.plain import plain
 from gemscope.text.corpus import Corpus
 from gemscope.text.tokens import Tokens
 
@@ -120,11 +120,7 @@ class Check:
         return Group(*parts)
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        out = io.StringIO()
-        Console(file=out, width=120, color_system=None, legacy_windows=False).print(self)
-        return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+        return plain(self)
 
 
 def check(
@@ -261,6 +257,11 @@ def _better(given: Trial, others: Iterable[Trial], sae: SAE) -> Trial | None:
 
 
 def _suggestion(given: Trial, best: Trial | None, sae: SAE, model: LanguageModel) -> str:
+    if best is None and given.explained_variance >= LEAST_EXPLAINED:
+        return (
+            f"explained variance is plausible, but L0 is {given.l0:.0f} where {sae.info.declared_l0:g} is declared: "
+            f"is the text very unlike its training text, or is this another SAE than its card says?"
+        )
     if best is None:
         made = f"it was made for {sae.info.model}" if sae.info.model else "its file names no model"
         return (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import io
 import math
 import unicodedata
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from gemscope.errors import EmptyText, InputError
 from gemscope.features.metrics import explained_variance
 from gemscope.features.sae import SAE
 from gemscope.reports.fit import require_fit
+from gemscope.reports.plain import plain
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -124,11 +124,7 @@ class Look:
         return Group(Text(self._title(), style="bold"), Text(), table, Text(), Text(self._summary()))
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        out = io.StringIO()
-        Console(file=out, width=120, color_system=None, legacy_windows=False).print(self)
-        return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+        return plain(self)
 
     def _repr_html_(self) -> str:
         strongest = self._strongest()
