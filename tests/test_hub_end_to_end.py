@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from hub_content import GEMMA, GEMMA_SCOPE, published
-from hub_server import GRANTED, HubServer, child, hub
+from hub_content import GEMMA, GEMMA_SCOPE, gemma_2, published
+from hub_server import GRANTED, HubServer, Repo, child, hub
 
 SAE = f"{GEMMA_SCOPE}/layer_2/width_16k/average_l0_71"
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[HubServer]:
-    with hub(published()) as server:
+    stand_in = {"HuggingFaceTB/SmolLM2-135M-Instruct": Repo(gemma_2())}
+    with hub(published() | stand_in) as server:
         yield server
 
 
@@ -65,3 +66,29 @@ def test_what_cannot_be_had_is_one_line(
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
     assert expected in done.stderr
+
+
+WITHOUT_THE_PACKAGE = """
+import warnings
+import gemscope as gs
+from gemscope.activations import load
+from gemscope.errors import MissingDependency
+
+def missing(progress):
+    raise MissingDependency("the package is not installed")
+
+load.smollm2_folder = missing
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    model = gs.load_model()
+print(json.dumps([model.name, model.origin, [str(one.message) for one in said if one.category is UserWarning]]))
+"""
+
+
+def test_where_the_default_s_package_is_missing_it_comes_from_the_hub_and_says_so(
+    server: HubServer, tmp_path: Path
+) -> None:
+    name, origin, said = child(WITHOUT_THE_PACKAGE, env=server.env(tmp_path)).json()
+    assert name == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert origin == "the Hub"
+    assert any("taking HuggingFaceTB/SmolLM2-135M-Instruct from the Hub instead" in one for one in said)

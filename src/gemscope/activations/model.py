@@ -37,11 +37,15 @@ class Edit(Protocol):
 class LanguageModel:
     """A causal language model as transformers loads it (`hf`, untouched) and its tokenizer."""
 
-    def __init__(self, hf: nn.Module, tokenizer: Any, *, name: str, revision: str | None = None) -> None:
+    def __init__(
+        self, hf: nn.Module, tokenizer: Any, *, name: str, revision: str | None = None, origin: str = "memory"
+    ) -> None:
         self.hf = hf.eval()
         self.tokenizer = tokenizer
         self.name = name
         self.revision = revision
+        self.origin = origin
+        """Where its weights come from, in words: the Hub, a folder, a package."""
         places.family_of(hf)
 
     # --- what it is -------------------------------------------------------------------------------------------
@@ -83,7 +87,8 @@ class LanguageModel:
 
     def __repr__(self) -> str:
         return (
-            f"LanguageModel({self.name}, {self.n_layers} layers, d_model={self.d_model}, {self.dtype}, {self.device})"
+            f"LanguageModel({self.name} from {self.origin}, {self.n_layers} layers, d_model={self.d_model}, "
+            f"{self.dtype}, {self.device})"
         )
 
     # --- text to tokens ---------------------------------------------------------------------------------------
