@@ -576,3 +576,13 @@ def test_the_toy_with_rare_features_meets_its_bar(tmp_path: Path) -> None:
     figures = toy(tmp_path, seed=0, zipf=True)
     print(figures)  # noqa: T201
     assert figures["mmcs"] >= 0.90
+
+
+@pytest.mark.parametrize("patience", [10 * SMALL.batch, 10**9], ids=["revived", "left alone"])
+def test_a_feature_that_fell_silent_is_brought_back(small: Store, tmp_path: Path, patience: int) -> None:
+    run = training._Run(small, replace(SMALL, patience=patience, rows=300 * SMALL.batch), tmp_path, SITE, None)
+    run.weights.threshold[:5] = 1.0  # far above anything that these rows give at first
+    for _ in run.steps(training.silent):
+        pass
+    back = (run.done - run.fired_at[:5]) * SMALL.batch < 10 * SMALL.batch
+    assert bool(back.all()) == (patience < 10**9)

@@ -204,9 +204,15 @@ class _Run:
         self.adam.step()
         weights.threshold.clamp_(min=0)
         self.fired_at[told.firings > 0] = now
+        weights.threshold[self.silent] *= 0.99
         if now % 25 == 24:
             self._steer_bandwidth(told)
         return told
+
+    @property
+    def silent(self) -> Tensor:
+        """Features [F] that have not fired for `patience` rows."""
+        return self.done - self.fired_at > self.config.patience / self.config.batch
 
     def _steer_bandwidth(self, told: Step) -> None:
         """Keeps enough entries within ε/2 of their thresholds for the estimate, few enough for it to stay local.
@@ -237,7 +243,7 @@ class _Run:
             "window": told.window,
             "bandwidth": self.bandwidth,
             "median_threshold": self.weights.threshold.median().item(),
-            "silent": int((self.done - self.fired_at > 250).sum()),
+            "silent": int(self.silent.sum()),
         }
         if self.test is not None and (self.done % (10 * _LOG_EVERY) == 0 or self.done == self.config.steps):
             l0, fvu = self._measure(self.test)
