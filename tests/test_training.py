@@ -584,5 +584,5 @@ def test_a_feature_that_fell_silent_is_brought_back(small: Store, tmp_path: Path
     run.weights.threshold[:5] = 1.0  # far above anything that these rows give at first
     for _ in run.steps(training.silent):
         pass
-    back = (run.done - run.fired_at[:5]) * SMALL.batch < 10 * SMALL.batch
-    assert bool(back.all()) == (patience < 10**9)
+    assert bool((run.fired_at[:5] > 0).all()) == (patience < 10**9)
+    assert bool((run.fired_at[:5] > 0).any()) == (patience < 10**9)

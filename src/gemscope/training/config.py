@@ -43,8 +43,8 @@ class TrainConfig:
     """The thresholds' learning rate, in units of `lr`, until a quarter of the run is over; it is 1 from 40 % on.
     Pre-activations grow by many weights at once, a threshold by one step at a time: it could not keep up."""
     patience: int = 256_000
-    """Rows without firing after which a feature's threshold sinks, by 1 % a step until it fires again. Nothing else would
-    bring it back: a threshold's gradient comes from activations close to it, and a silent feature's are far below."""
+    """Rows without firing after which a feature's threshold sinks, by 1 % a step until it fires again. Nothing else
+    would bring it back: a threshold's gradient comes from activations close to it, a silent feature's are far below."""
     clip: float = 1.0
     """Largest norm of the weights' gradient; the thresholds' is left out of it, being far larger."""
     init_norm: float = 0.1
@@ -54,8 +54,8 @@ class TrainConfig:
     """Steps."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "target_l0", "rows", "batch", "lr", "patience", "checkpoint_every", "init_norm", "anneal_from",
-                     "threshold_lr", "clip"):  # fmt: skip
+        for name in ("width", "target_l0", "rows", "batch", "lr", "patience", "checkpoint_every", "init_norm",
+                     "anneal_from", "threshold_lr", "clip"):  # fmt: skip
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name}={getattr(self, name)}: must be above 0")
         if not 0 <= self.sparsity < math.inf:
