@@ -36,7 +36,7 @@ def test_a_model_says_what_it_is(family):
     model = model_of(family)
     assert (model.n_layers, model.d_model, model.vocab, model.context) == (3, 32, 320, 128)
     assert (model.device, model.dtype) == (torch.device("cpu"), torch.float32)
-    assert repr(model) == f"LanguageModel(tiny-{family}, 3 layers, d_model=32, torch.float32, cpu)"
+    assert repr(model) == f"LanguageModel(tiny-{family} from memory, 3 layers, d_model=32, torch.float32, cpu)"
     assert not model.hf.training
 
 

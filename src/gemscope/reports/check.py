@@ -135,9 +135,10 @@ def check(
 ) -> Check:
     """Runs the SAE on about `tokens` tokens where it says it reads (or at `site`) and where else it might belong.
 
-    The other kinds of site in its layer (raw and post-norm MLP output, with and without the norm's gain) and the layers
-    beside it are always tried, and so on around any that fits better. When none does and the figures are off, every
-    site of the same width and the usual input scales are. Raises Mismatch where the widths rule it out from the start.
+    The other kinds of site in its layer (raw and post-norm MLP output, with and without the norm's gain) and the same
+    kind in all layers are always tried (roughly at first), and what lies around any that fits better. When none does
+    and the figures are off, every site of the same width and the usual input scales are. Raises Mismatch where the
+    widths rule it out from the start.
     """
     if site is not None:
         sae = _at(sae, Site.parse(site))
@@ -173,8 +174,9 @@ def _searched(bench: _Bench, declared: Site, everywhere: list[Site]) -> tuple[Tr
     """The trial of the given site, and the best of the others if it is clearly better."""
     bench.try_around(declared, everywhere)
     given = bench.trials[0]
-    # The best of a neighbourhood may lie beside the right place, and be little better: two layers off, the next layer
-    # is. So the search follows any improvement until there is none; the verdict asks for a clear one.
+    bench.try_sites(bench.promising(site for site in everywhere if site.kind == declared.kind))
+    # The best so far may lie beside the right place, and be little better than the given one. So the search follows any
+    # improvement until there is none around it; the verdict asks for a clear one.
     while (lead := bench.best()) is not None and bench.try_around(Site.parse(lead.site), everywhere):
         pass
     best = _better(given, bench.trials[1:], bench.sae)
