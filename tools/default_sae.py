@@ -116,7 +116,8 @@ hundred times better and mean nothing. The figures are those of the weights as s
 ## Data
 
 {manifest.read:,} tokens read in rows of {manifest.length}, {count:,} of them kept; activations of the model in {manifest.dtype}, stored in float16.
-Text in millions of characters, at most {PER_SOURCE / 1e6:.0f} of each source: {texts}.
+They are the beginning of a shuffled mix of documents, in millions of characters, at most {PER_SOURCE / 1e6:.0f} of each source:
+{texts}.
 Nearly all of it is documentation, dictionaries and Jane Austen, the permissive English text at hand (`make corpus` rebuilds
 it and lists the licences). `own-words` is everyday prose and conversation that the model itself wrote (`tools/own_words.py`),
 sampled from varied openings: it is what this model believes such text to be. Expect features of that world, and few others.
@@ -133,7 +134,7 @@ To make it again: `make corpus own-words default-sae`.
 
 The strongest activations of most features read clearly. The weakest, just above the threshold, are often noise. Another
 seed gives a dictionary that is as good and shares few features with this one: take single features as one reading of the
-model, not the reading. Each SHA-256 of the weights is in `gemscope info smollm2`: this one is `{sae.digest[:16]}…`.
+model, not the reading. `gemscope info smollm2` gives the SHA-256 of the weights; these are `{sae.digest[:16]}…`.
 """
 
 

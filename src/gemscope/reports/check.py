@@ -136,9 +136,9 @@ def check(
     """Runs the SAE on about `tokens` tokens where it says it reads (or at `site`) and where else it might belong.
 
     The other kinds of site in its layer (raw and post-norm MLP output, with and without the norm's gain) and the same
-    kind in all layers are always tried (roughly at first), and what lies around any that fits better. When none does
-    and the figures are off, every site of the same width and the usual input scales are. Raises Mismatch where the
-    widths rule it out from the start.
+    kind in all layers are always tried; when one of them does better, every site of the same width (roughly at first);
+    when none does and the figures are off, the usual input scales. Raises Mismatch where the widths rule it out from
+    the start.
     """
     if site is not None:
         sae = _at(sae, Site.parse(site))
@@ -175,13 +175,16 @@ def _searched(bench: _Bench, declared: Site, everywhere: list[Site]) -> tuple[Tr
     bench.try_around(declared, everywhere)
     given = bench.trials[0]
     bench.try_sites(bench.promising(site for site in everywhere if site.kind == declared.kind))
-    # The best so far may lie beside the right place, and be little better than the given one. So the search follows any
-    # improvement until there is none around it; the verdict asks for a clear one.
+    plausible = _plausible(given, bench.sae)
+    if plausible and bench.best() is given:
+        return given, None
+    # Something is better, if only a little: as the next layer is where the given one is several off. The verdict asks
+    # for a clear difference, the search does not.
+    bench.try_sites(bench.promising(everywhere))
     while (lead := bench.best()) is not None and bench.try_around(Site.parse(lead.site), everywhere):
         pass
     best = _better(given, bench.trials[1:], bench.sae)
-    if best is None and not _plausible(given, bench.sae):
-        bench.try_sites(bench.promising(everywhere))
+    if best is None and not plausible:
         bench.try_scales(declared)
         best = _better(given, bench.trials[1:], bench.sae)
     return given, best
