@@ -26,7 +26,7 @@ prompt = "Would you be able to travel through time using a wormhole?"
 
 print(model)
 print(model.tokens(prompt).ids)
-print(prompt + model.generate(prompt, max_new_tokens=50))
+print("A wormhole is" + model.generate("A wormhole is", max_new_tokens=50))
 
 # %% [markdown]
 # ## The sparse autoencoder
