@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLD := $(VENV)/transformers-4
 PEER := .venv-peer
+CORES := --numprocesses auto --maxprocesses 4
 PROMPT := Would you be able to travel through time using a wormhole?
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -27,7 +28,7 @@ demo: setup  ## read a prompt through a real model and a real SAE
 	@$(BIN)/gemscope look "$(PROMPT)"
 
 test: setup test-old  ## all tests but the marked ones; first what touches transformers or the Hub, under their 4.57 and 0.36
-	$(BIN)/pytest
+	$(BIN)/pytest $(CORES)
 
 # transformers 4.57 and its companions in a folder of their own, in front of .venv's on the path.
 $(OLD)/ready: $(VENV)/ready
@@ -39,7 +40,7 @@ test-hub: setup  ## the original tutorial's numbers on Gemma 2, where its gated 
 	$(BIN)/pytest -m hub
 
 test-old: setup $(OLD)/ready
-	PYTHONPATH=$(OLD) $(BIN)/pytest $(OLD_TESTS)
+	PYTHONPATH=$(OLD) $(BIN)/pytest $(CORES) $(OLD_TESTS)
 
 OLD_TESTS := $(addprefix tests/test_,$(addsuffix .py,\
 	site capture tokens model load_model bundled look check load_sae score hub_server hub_end_to_end))
