@@ -125,7 +125,7 @@ def test_the_bundled_sae_passes_on_the_bundled_text(bundled: tuple[gs.LanguageMo
 
 
 @pytest.mark.parametrize(
-    "wrong", ["14.res", "16.res", "13.res", "18.res", "20.res", "15.mid", "15.mlp", "15.transcoder", "3.res"]
+    "wrong", ["14.res", "16.res", "13.res", "18.res", "20.res", "16.mid", "15.mid", "15.mlp", "15.transcoder", "3.res"]
 )
 def test_three_hundred_tokens_tell_a_wrong_site_from_the_right_one(
     bundled: tuple[gs.LanguageModel, SAE], wrong: str

@@ -220,10 +220,12 @@ def _read(model: LanguageModel, corpus: Corpus, tokens: int, every_token: bool) 
 
 
 def _confusable(site: Site, declared: Site) -> bool:
-    """The other kinds of the same layer (raw or post-norm, with or without gain), the same kind one layer off."""
+    """The other kinds of the same layer (raw or post-norm, with or without gain), the same kind one layer off, and the
+    residual stream half a layer off."""
     if site.layer is None or declared.layer is None:
         return site == declared
-    return site.layer == declared.layer or (site.kind == declared.kind and abs(site.layer - declared.layer) == 1)
+    alike = site.kind == declared.kind or {site.kind, declared.kind} <= {"res", "mid"}
+    return site.layer == declared.layer or (alike and abs(site.layer - declared.layer) == 1)
 
 
 def _of_same_width(model: LanguageModel, sae: SAE) -> list[Site]:
