@@ -10,9 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from gemscope.training.objective import Weights, entries, prefilter_dtype, reconstruct, step
+from gemscope.features.kernels.plain import Plain
+from gemscope.training import objective
+from gemscope.training.objective import Weights, reconstruct, step
 
-BOTH = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+SPARSE: dict[str, Any] = {"kernels": Plain(torch.bfloat16), "dense": False}
+WAYS = pytest.mark.parametrize(
+    "way",
+    [SPARSE, {"kernels": Plain(torch.float32), "dense": False}, {"dense": True}],
+    ids=["bfloat16 search", "float32 search", "dense"],
+)
 
 
 # --- a dense version, of the formulas as the paper writes them ------------------------------------------------------
@@ -83,9 +90,9 @@ def random_weights(features: int, d: int, seed: int, *, theta: float = 0.3, spre
     )
 
 
-def assert_equals_dense(weights: Weights, x: Tensor, dtype: torch.dtype, **options: float) -> None:
+def assert_equals_dense(weights: Weights, x: Tensor, way: dict[str, Any], **options: float) -> None:
     expected, expected_grads = dense(weights, x, **options)
-    told, grads = step(weights, x, dtype=dtype, **options)
+    told, grads = step(weights, x, **way, **options)
     for name, value in expected.items():
         assert getattr(told, name) == pytest.approx(value, rel=1e-5, abs=1e-7), name
     for name, grad in grads.tensors().items():
@@ -94,43 +101,43 @@ def assert_equals_dense(weights: Weights, x: Tensor, dtype: torch.dtype, **optio
         torch.testing.assert_close(grad.double(), wanted, rtol=1e-4, atol=1e-5 * wanted.abs().max().item() + 1e-12)
 
 
-@BOTH
+@WAYS
 @pytest.mark.parametrize("seed", range(4))
-def test_gradients_equal_a_dense_version_by_autograd(seed: int, dtype: torch.dtype) -> None:
+def test_gradients_equal_a_dense_version_by_autograd(seed: int, way: dict[str, Any]) -> None:
     weights = random_weights(96, 20, seed)
     x = torch.randn(64, 20, generator=torch.Generator().manual_seed(100 + seed))
     assert (weights.threshold < 0.1).any()
     assert (weights.threshold > 0.1).any()
-    assert_equals_dense(weights, x, dtype, bandwidth=0.2, target=7.0, sparsity=1.5)
+    assert_equals_dense(weights, x, way, bandwidth=0.2, target=7.0, sparsity=1.5)
 
 
-@BOTH
-def test_gradients_are_right_below_half_a_bandwidth_where_the_window_reaches_below_zero(dtype: torch.dtype) -> None:
+@WAYS
+def test_gradients_are_right_below_half_a_bandwidth_where_the_window_reaches_below_zero(way: dict[str, Any]) -> None:
     weights = random_weights(64, 16, 7, theta=0.05, spread=0.02)
     x = torch.randn(50, 16, generator=torch.Generator().manual_seed(1))
     assert (weights.threshold < 0.4).all()
-    assert_equals_dense(weights, x, dtype, bandwidth=0.8, target=3.0, sparsity=0.7)
+    assert_equals_dense(weights, x, way, bandwidth=0.8, target=3.0, sparsity=0.7)
 
 
-@BOTH
-def test_rows_without_a_feature_and_features_in_every_row(dtype: torch.dtype) -> None:
+@WAYS
+def test_rows_without_a_feature_and_features_in_every_row(way: dict[str, Any]) -> None:
     weights = random_weights(40, 12, 3, theta=1.5, spread=0.1)
     weights.b_enc[5] = 50.0  # fires on every row
     weights.b_enc[6] = -50.0  # on none
     x = torch.randn(30, 12, generator=torch.Generator().manual_seed(2))
-    told, grads = step(weights, x, bandwidth=0.3, target=2.0, sparsity=1.0, dtype=dtype)
+    told, grads = step(weights, x, bandwidth=0.3, target=2.0, sparsity=1.0, **way)
     assert told.firings[5] == 30
     assert told.firings[6] == 0
     assert grads.W_enc[6].abs().max() == grads.W_dec[6].abs().max() == grads.threshold[6] == 0
-    assert_equals_dense(weights, x, dtype, bandwidth=0.3, target=2.0, sparsity=1.0)
+    assert_equals_dense(weights, x, way, bandwidth=0.3, target=2.0, sparsity=1.0)
     weights.b_enc[5] = -50.0
-    lone = step(weights, 0.1 * x, bandwidth=0.3, target=2.0, sparsity=1.0, dtype=dtype)[0]
+    lone = step(weights, 0.1 * x, bandwidth=0.3, target=2.0, sparsity=1.0, **way)[0]
     assert lone.l0 == lone.window == 0
-    assert_equals_dense(weights, 0.1 * x, dtype, bandwidth=0.3, target=2.0, sparsity=1.0)  # nothing active anywhere
+    assert_equals_dense(weights, 0.1 * x, way, bandwidth=0.3, target=2.0, sparsity=1.0)  # nothing active anywhere
 
 
-@BOTH
-def test_the_edges_are_strict(dtype: torch.dtype) -> None:
+@WAYS
+def test_the_edges_are_strict(way: dict[str, Any]) -> None:
     """z = θ is not active, |z − θ| = ε/2 is not in the window, z = 0 is neither: all exact in binary."""
     z = torch.tensor([[0.5, 0.75, 0.25, 0.5625, 0.0, -0.25, 1.0, 0.375]])
     weights = Weights(
@@ -141,11 +148,11 @@ def test_the_edges_are_strict(dtype: torch.dtype) -> None:
         threshold=torch.tensor([0.5, 0.5, 0.5, 0.5, 0.0, 0.0, 0.5, 0.5]),
     )
     x = torch.ones(1, 1)
-    told, grads = step(weights, x, bandwidth=0.5, target=1.0, sparsity=1.0, dtype=dtype)
+    told, grads = step(weights, x, bandwidth=0.5, target=1.0, sparsity=1.0, **way)
     assert told.firings.tolist() == [0, 1, 0, 1, 0, 0, 1, 0]
     assert told.window == 3  # 0.5, 0.5625 and 0.375; not 0.75, 0.25
     assert (grads.threshold != 0).tolist() == [True, False, False, True, False, False, False, True]
-    assert_equals_dense(weights, x, dtype, bandwidth=0.5, target=1.0, sparsity=1.0)
+    assert_equals_dense(weights, x, way, bandwidth=0.5, target=1.0, sparsity=1.0)
 
 
 def test_no_feature_leaves_the_decoder_bias_alone() -> None:
@@ -170,56 +177,23 @@ def test_reconstruction_equals_the_dense_forward() -> None:
     assert torch.equal(counts, (f > 0).sum(0))
 
 
-# --- the low-precision product that finds the entries ---------------------------------------------------------------
+# --- sparse or dense ------------------------------------------------------------------------------------------------
 
 
-@BOTH
-@pytest.mark.parametrize("bandwidth", [0.0, 0.02])
-def test_the_prefilter_loses_no_entry_however_near_the_threshold(bandwidth: float, dtype: torch.dtype) -> None:
-    """Thresholds are planted a hair below one row's own pre-activations, where bfloat16 alone errs by far more."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(256, 64, generator=generator) * torch.logspace(-2, 1.5, 256)[:, None]  # small rows and huge ones
-    W = torch.randn(512, 64, generator=generator)
-    b = torch.randn(512, generator=generator)
-    b[::3] = 5.0  # floors below 0, and near it
-    z = x.double() @ W.double().T + b
-    theta = torch.empty(512)
-    for feature in range(512):
-        positive = z[:, feature][z[:, feature] > 0.01].sort().values
-        theta[feature] = positive[len(positive) // 2] * (1 - 1e-5)
-    weights = Weights(W, b, W.clone(), torch.zeros(64), theta)
-    wanted = z > (theta.double() - bandwidth / 2 + 1e-5 * theta)
-    found = entries(weights, x, bandwidth, dtype)
-    mask = torch.zeros(256, 512, dtype=torch.bool)
-    mask[found.rows, found.features] = True
-    assert (wanted & ~mask).sum() == 0
-    assert len(found.z) < 1.3 * wanted.sum() + 512  # and it does filter
-    rough = (x.bfloat16() @ W.bfloat16().T).double() + b
-    assert (wanted & (rough <= theta - bandwidth / 2)).sum() > 50  # bfloat16 alone would have lost these
-
-
-@pytest.mark.parametrize("bandwidth", [0.0, 0.1])
-def test_both_prefilters_find_the_same_active_entries(bandwidth: float) -> None:
-    weights = random_weights(256, 48, 11, theta=1.0, spread=0.4)
-    x = torch.randn(128, 48, generator=torch.Generator().manual_seed(3))
-    active = []
-    for dtype in (torch.float32, torch.bfloat16):
-        found = entries(weights, x, bandwidth, dtype)
-        near = (found.z > weights.threshold[found.features] - bandwidth / 2) & (found.z > 0)
-        active.append((found.rows[near], found.features[near], found.z[near]))
-    for one, other in zip(*active, strict=True):
-        assert torch.equal(one, other)
-
-
-def test_entries_come_in_row_major_order() -> None:
-    found = entries(random_weights(64, 16, 1), torch.randn(32, 16), 0.1)
-    place = found.rows * 64 + found.features
-    assert (place.diff() > 0).all()
-    assert torch.equal(found.offsets.diff(), torch.bincount(found.rows, minlength=32))
-
-
-def test_the_prefilters_format_is_one_of_two() -> None:
-    assert prefilter_dtype() in (torch.float32, torch.bfloat16)
+@pytest.mark.parametrize(("theta", "expected"), [(0.01, "_dense_step"), (3.5, "_sparse_step")])
+def test_the_batch_itself_says_whether_dense_products_are_cheaper(
+    theta: float, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+    for name in ("_dense_step", "_sparse_step"):
+        original = getattr(objective, name)
+        monkeypatch.setattr(
+            objective, name, lambda *given, name=name, original=original: taken.append(name) or original(*given)
+        )
+    weights = random_weights(96, 20, 1, theta=theta, spread=0.01)
+    x = torch.randn(64, 20, generator=torch.Generator().manual_seed(0))
+    step(weights, x, bandwidth=0.01, target=5.0, sparsity=1.0)
+    assert taken == [expected]
 
 
 # --- what a threshold's gradient is for -----------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from gemscope.activations.capture import Activations
 from gemscope.activations.site import Site
 from gemscope.errors import InputError, Mismatch, NotFinite
 from gemscope.features.activations import FeatureActivations
-from gemscope.features.encode import encode_sparse
 from gemscope.features.sae import SAE, SAEInfo
 from gemscope.testing import planted_sae
 from gemscope.text.tokens import Tokens
@@ -111,16 +110,6 @@ def test_planted_features_come_back_exactly() -> None:
     planted = planted_sae(16, 32, tokens=60, active=3)
     torch.testing.assert_close(planted.sae.encode(planted.x).to_dense(), planted.features, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(planted.sae(planted.x), planted.x, rtol=1e-5, atol=1e-5)
-
-
-def test_tiles_do_not_show(sae: SAE, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = sae.encode(x)
-    for tile in (1, 3 * F, 5 * F + 1):
-        monkeypatch.setattr("gemscope.features.encode._TILE", tile)
-        tiled = encode_sparse(sae, x, None)
-        assert torch.equal(tiled.offsets, whole.offsets)
-        assert torch.equal(tiled.features, whole.features)
-        torch.testing.assert_close(tiled.values, whole.values, rtol=1e-6, atol=1e-6)
 
 
 # --- other gates ----------------------------------------------------------------------------------------------------

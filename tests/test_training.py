@@ -20,6 +20,7 @@ from gemscope.activations.capture import Activations
 from gemscope.activations.site import Site
 from gemscope.activations.store import FORMAT, Manifest, Store, Writer
 from gemscope.errors import CorruptFile, InputError, Mismatch, NotFinite, NotFound, StorageFull
+from gemscope.features.kernels.plain import Plain
 from gemscope.features.metrics import Variance
 from gemscope.features.sae import SAE
 from gemscope.text.tokens import Tokens
@@ -180,7 +181,7 @@ def test_the_prefilters_number_format_changes_no_bit(
     small: Store, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        monkeypatch.setattr("gemscope.training.objective.prefilter_dtype", lambda dtype=dtype: dtype)
+        monkeypatch.setattr("gemscope.training.objective.choose", lambda _, dtype=dtype: Plain(dtype))
         train(small, SMALL, to=tmp_path / str(dtype))
         assert_same(weights_in(tmp_path / str(dtype)), weights_in(whole))
 

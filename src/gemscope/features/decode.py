@@ -4,28 +4,64 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from gemscope.errors import Mismatch
 from gemscope.features.activations import FeatureActivations
+from gemscope.features.kernels import Kernels, Rows
+from gemscope.features.kernels.choice import choose
+from gemscope.features.prepared import decoder_tiles
 from gemscope.shapes import Float
 
 if TYPE_CHECKING:
     from gemscope.features.sae import SAE
 
+_HEAVY = 1 / 20
+"""Share of active features from which on a token is cheaper in a dense product."""
+_ENTRIES = 1 << 23
+"""Entries of dense activations held at a time: 32 MB."""
 
+
+@torch.no_grad()
 def decode_sparse(sae: SAE, features: FeatureActivations) -> Float[Tensor, "... O"]:
     """f @ W_dec + b_dec, reading only the decoder rows of active features."""
     if features.d_sae != sae.d_sae:
         raise Mismatch(f"activations of {features.d_sae} features given to an SAE of {sae.d_sae}")
     features = features.to(sae.W_dec.device)
-    out = F.embedding_bag(
-        features.features.long(),
-        sae.W_dec.float(),
-        features.offsets.long(),
-        mode="sum",
-        per_sample_weights=features.values,
-        include_last_offset=True,
-    )
-    return (out + sae.b_dec.float()).reshape(*features.lead, sae.d_out)
+    rows = Rows(features.offsets.long(), features.features.to(torch.int32), features.values.float())
+    out = _decoded(sae, choose(rows.values.device), rows)
+    return out.add_(sae.b_dec.float()).reshape(*features.lead, sae.d_out)
+
+
+def _decoded(sae: SAE, kernels: Kernels, rows: Rows) -> Tensor:
+    heavy = rows.offsets.diff() > _HEAVY * sae.d_sae
+    # A dense product of few tokens reads all weights for little.
+    few = int(heavy.sum()) < 8
+    light = rows if few else rows.where(~heavy[rows.rows])
+    out = None
+    for features, W_dec in decoder_tiles(sae, kernels):
+        part = kernels.sums(_columns(light, features, sae.d_sae), W_dec)
+        out = part if out is None else out.add_(part)
+        if not few:
+            _add_dense(out, _columns(rows, features, sae.d_sae), W_dec, heavy)
+    assert out is not None
+    return out
+
+
+def _columns(rows: Rows, features: slice, d_sae: int) -> Rows:
+    """The entries of some features, counted from the first of them."""
+    if features == slice(0, d_sae):
+        return rows
+    part = rows.where((rows.ids >= features.start) & (rows.ids < features.stop))
+    return Rows(part.offsets, part.ids - features.start, part.values)
+
+
+def _add_dense(out: Tensor, rows: Rows, W_dec: Tensor, heavy: Tensor) -> None:
+    for tokens in torch.split(heavy.nonzero().flatten(), max(1, _ENTRIES // len(W_dec))):
+        place = torch.full_like(heavy, -1, dtype=torch.int64)
+        place[tokens] = torch.arange(len(tokens), device=tokens.device)
+        at = place[rows.rows]
+        dense = W_dec.new_zeros(len(tokens), len(W_dec))
+        dense[at[at >= 0], rows.ids[at >= 0].long()] = rows.values[at >= 0]
+        out[tokens] += dense @ W_dec

@@ -1,4 +1,6 @@
-"""Dense activations to sparse feature activations, without ever holding [tokens, features] at once."""
+"""Dense activations to sparse feature activations: which floors an SAE's gate sets, and what comes out above them. How
+entries above a floor are found, `kernels` knows.
+"""
 
 from __future__ import annotations
 
@@ -7,36 +9,93 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gemscope.features.activations import FeatureActivations
-from gemscope.shapes import Bool, Float
+from gemscope.features.kernels import Kernels, Rows
+from gemscope.features.kernels.choice import choose
+from gemscope.features.kernels.rows import below, beside, empty, offsets_of
+from gemscope.features.prepared import encoder_tiles, pack
+from gemscope.shapes import Float
 
 if TYPE_CHECKING:
     from gemscope.features.sae import SAE
 
-_TILE = 1 << 24
-"""Pre-activations held at a time: 64 MB in float32."""
+_TOKENS = 1 << 14
+"""Tokens encoded at a time: what is found of them in several tiles is put together once."""
+_SAMPLE = 1024
+"""Features, at least, from whose pre-activations a token's k-th largest is guessed."""
 
 
-def encode_sparse(sae: SAE, x: Float[Tensor, "... D"], counted: Bool[Tensor, "..."] | None) -> FeatureActivations:
-    """`sae.gated(x @ W_enc + b_enc)` in tiles of tokens, keeping the non-zero entries."""
-    flat = x.reshape(-1, sae.d_in)
-    W_enc, b_enc = sae.W_enc.float(), sae.b_enc.float()
-    each = max(1, _TILE // sae.d_sae)
-    counts, features, values = [], [], []
-    for tile in torch.split(flat, each):
-        acts = sae.gated(torch.addmm(b_enc, tile, W_enc))
-        tokens, ids = acts.nonzero(as_tuple=True)
-        counts.append(torch.bincount(tokens, minlength=len(tile)))
-        features.append(ids.to(torch.int32))
-        values.append(acts[tokens, ids])
-    offsets = torch.zeros(len(flat) + 1, dtype=torch.int64, device=x.device)
-    if counts:
-        offsets[1:] = torch.cat(counts).cumsum(0)
-    return FeatureActivations(
-        offsets,
-        torch.cat(features) if features else torch.zeros(0, dtype=torch.int32, device=x.device),
-        torch.cat(values) if values else x.new_zeros(0),
-        sae.d_sae,
-        tuple(x.shape[:-1]),
-        counted,
-    )
+@torch.no_grad()
+def encode_rows(sae: SAE, x: Float[Tensor, "N D"]) -> Rows:
+    """The active entries of every token; `x` is float32 and finite, on the SAE's device."""
+    if not len(x):
+        return empty(0, x.device)
+    kernels = choose(x.device)
+    find = _above if sae.k is None else _largest
+    return below([find(sae, kernels, block) for block in torch.split(x.contiguous(), _TOKENS)])
+
+
+@torch.no_grad()
+def encode_subset(sae: SAE, x: Float[Tensor, "N D"], features: Tensor) -> Rows:
+    """The active entries among chosen features (ascending ids), at the cost of those alone."""
+    if sae.k is not None:  # whether one is among the k largest depends on all
+        rows = encode_rows(sae, x)
+        return rows.where(torch.isin(rows.ids, features))
+    kernels = choose(x.device)
+    rows = kernels.above(pack(sae, kernels, features), x.contiguous())
+    return Rows(rows.offsets, features.to(torch.int32)[rows.ids.long()], rows.values)
+
+
+def _above(sae: SAE, kernels: Kernels, x: Tensor, token_floor: Tensor | None = None) -> Rows:
+    parts, widths = [], []
+    for packed in encoder_tiles(sae, kernels):
+        parts.append(kernels.above(packed, x, token_floor))
+        widths.append(len(packed.b))
+    return beside(parts, widths)
+
+
+def _largest(sae: SAE, kernels: Kernels, x: Tensor) -> Rows:
+    """The k largest entries of each token, of those above zero.
+
+    A floor that lets through about twice as many is guessed from some of the features; where it let through too few
+    it is lowered, in the end to zero. What it lets through holds the k largest: the guess costs time, never truth.
+    """
+    assert sae.k is not None
+    step = max(1, sae.d_sae // max(_SAMPLE, sae.d_sae // 16))
+    sample = x @ sae.W_enc[:, ::step].float() + sae.b_enc[::step].float()
+    wanted = 2 * -(-sae.k // step) + 4
+    parts: list[Rows] = []
+    whose: list[Tensor] = []
+    missing = torch.arange(len(x), device=x.device)
+    while len(missing):
+        if wanted < sample.shape[1]:
+            floor = sample[missing].topk(wanted, dim=-1).values[:, -1].clamp(min=0)
+        else:
+            floor = torch.zeros(len(missing), device=x.device)
+        rows = _above(sae, kernels, x[missing], floor)
+        enough = (rows.offsets.diff() >= sae.k) | (floor == 0)
+        whose.append(missing[enough])
+        parts.append(_strongest(_rows_at(rows, enough.nonzero().flatten()), sae.k))
+        missing, wanted = missing[~enough], 2 * wanted
+    return _rows_at(below(parts), torch.cat(whose).argsort())
+
+
+def _strongest(rows: Rows, k: int) -> Rows:
+    """At most k entries of each row."""
+    if not len(rows.ids) or int(rows.offsets.diff().max()) <= k:
+        return rows
+    # By row, and in it by strength: two stable sorts, the less important first.
+    order = rows.values.argsort(descending=True, stable=True)
+    order = order[rows.rows[order].argsort(stable=True)]
+    rank = torch.arange(len(order), device=order.device) - rows.offsets[:-1][rows.rows]
+    kept = torch.zeros(len(order), dtype=torch.bool, device=order.device)
+    kept[order[rank < k]] = True
+    return rows.where(kept)
+
+
+def _rows_at(rows: Rows, chosen: Tensor) -> Rows:
+    """Chosen rows, in the order of `chosen`."""
+    counts = rows.offsets.diff()[chosen]
+    offsets = offsets_of(counts)
+    places = torch.arange(int(offsets[-1]), device=chosen.device)
+    places += torch.repeat_interleave(rows.offsets[:-1][chosen] - offsets[:-1], counts)
+    return Rows(offsets, rows.ids[places], rows.values[places])

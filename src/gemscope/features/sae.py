@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,10 +15,16 @@ from gemscope.activations.site import Site
 from gemscope.errors import InputError, Mismatch, NotFinite
 from gemscope.features.activations import FeatureActivations
 from gemscope.features.decode import decode_sparse
-from gemscope.features.encode import encode_sparse
+from gemscope.features.encode import encode_rows, encode_subset
+from gemscope.features.kernels import Rows
+from gemscope.features.mapped import release
+from gemscope.features.prepared import Prepared
 from gemscope.shapes import Float
 
 Gate = Literal["jumprelu", "relu", "topk"]
+
+_PIECE = 1 << 22
+"""Numbers hashed at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +92,13 @@ class SAE(nn.Module):
         self.site_out = self.site if site_out is None else Site.parse(site_out)
         self.info = info or SAEInfo()
         self._digested: tuple[tuple[tuple[int, int], ...], str] = ((), "")
+        self.prepared: Prepared | None = None
 
         def zeros(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.zeros(*shape, dtype=dtype, device=device), requires_grad=False)
 
-        self.W_enc = zeros(d_in, d_sae)
+        # A feature's encoder weights lie side by side in memory: they are read by feature.
+        self.W_enc = nn.Parameter(zeros(d_sae, d_in).T, requires_grad=False)
         self.b_enc = zeros(d_sae)
         self.W_dec = zeros(d_sae, d_out)
         self.b_dec = zeros(d_out)
@@ -100,14 +108,22 @@ class SAE(nn.Module):
     # --- what it computes -------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode(self, x: Activations | Float[Tensor, "... D"]) -> FeatureActivations:
+    def encode(
+        self, x: Activations | Float[Tensor, "... D"], *, features: Sequence[int] | None = None
+    ) -> FeatureActivations:
         """The active features of every token, sparse. In float32, on the SAE's device, whatever `x` comes in.
 
-        Raises Mismatch when `x` has another width, NotFinite when it holds NaN or Inf.
+        These are the features and values of `encode_dense`, up to the order in which float32 sums are taken: every
+        feature whose pre-activation exceeds its threshold by more than `kernels.tie_bound` is there, none that falls
+        short by more. With `features`, only those are looked at, at their cost alone (a topk gate asks for all).
+
+        Raises Mismatch when `x` has another width, NotFinite when it holds NaN or Inf, InputError for features that
+        there are not.
         """
-        counted = x.counted.to(self.W_enc.device) if isinstance(x, Activations) else None
         values = self._input(x)
-        return encode_sparse(self, values, counted)
+        flat = values.reshape(-1, self.d_in)
+        rows = encode_rows(self, flat) if features is None else encode_subset(self, flat, self._ids(features))
+        return self._found(rows, x)
 
     def encode_dense(self, x: Activations | Float[Tensor, "... D"]) -> Float[Tensor, "... F"]:
         """[..., d_sae] with the zeros, differentiable in `x` and the weights. The tutorial's own arithmetic.
@@ -146,17 +162,34 @@ class SAE(nn.Module):
     @torch.no_grad()
     def read(self, x: Activations | Float[Tensor, "... D"]) -> tuple[FeatureActivations, Float[Tensor, "... O"]]:
         """Both at once: the active features, and what `forward` makes of them."""
-        features = self.encode(x)
-        return features, self._with_skip(self.decode(features), self._input(x))
+        values = self._input(x)
+        features = self._found(encode_rows(self, values.reshape(-1, self.d_in)), x)
+        return features, self._with_skip(self.decode(features), values)
 
     def _with_skip(self, out: Float[Tensor, "... O"], x: Float[Tensor, "... D"]) -> Float[Tensor, "... O"]:
         return out if self.W_skip is None else out + x @ self.W_skip.float().T
 
     def direction(self, feature: int) -> Float[Tensor, "O"]:
         """What one unit of a feature writes: its decoder row, in the units of the site."""
-        if not 0 <= feature < self.d_sae:
-            raise InputError(f"no feature {feature}: this SAE has features 0 to {self.d_sae - 1}")
+        self._ids([feature])
         return self.W_dec[feature].float()
+
+    def _ids(self, features: Sequence[int]) -> Tensor:
+        for feature in features:
+            if not 0 <= feature < self.d_sae:
+                raise InputError(f"no feature {feature}: this SAE has features 0 to {self.d_sae - 1}")
+        return torch.tensor(sorted(set(features)), dtype=torch.int64, device=self.W_enc.device)
+
+    def _found(self, rows: Rows, x: Activations | Float[Tensor, "... D"]) -> FeatureActivations:
+        values, counted = (x.values, x.counted) if isinstance(x, Activations) else (x, None)
+        return FeatureActivations(
+            rows.offsets,
+            rows.ids,
+            rows.values,
+            self.d_sae,
+            tuple(values.shape[:-1]),
+            None if counted is None else counted.to(rows.values.device),
+        )
 
     def _input(self, x: Activations | Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         values = x.values if isinstance(x, Activations) else x
@@ -165,7 +198,8 @@ class SAE(nn.Module):
             width = f"{values.shape[-1]}{at}"
             raise Mismatch(f"activations of width {width} given to an SAE that reads {self.d_in}: {self}")
         values = values.to(self.W_enc.device, torch.float32)
-        if not values.isfinite().all():
+        # A sum is finite where all are, but for overflow: many times cheaper than looking at each.
+        if not values.sum().isfinite() and not values.isfinite().all():
             raise NotFinite(f"NaN or Inf in activations given to {self.info.name}: check the model's dtype and weights")
         return values
 
@@ -189,7 +223,9 @@ class SAE(nn.Module):
         hashed = hashlib.sha256(f"{self.gate}:{self.k}".encode())
         for name, weight in sorted(self.state_dict().items()):
             hashed.update(f"{name}{tuple(weight.shape)}".encode())
-            hashed.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
+            for piece in _pieces(weight):
+                hashed.update(piece.float().cpu().contiguous().numpy().data)
+            release(weight)
         return hashed.hexdigest()
 
     def extra_repr(self) -> str:
@@ -198,3 +234,9 @@ class SAE(nn.Module):
 
     def __repr__(self) -> str:
         return f"SAE({self.extra_repr()})"
+
+
+def _pieces(weight: Tensor) -> Iterator[Tensor]:
+    """Rows of a matrix, as many at a time as make a moderate copy."""
+    each = max(1, _PIECE // max(1, weight[0].numel())) if weight.ndim > 1 else _PIECE
+    yield from torch.split(weight.detach(), each)

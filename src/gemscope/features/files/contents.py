@@ -15,6 +15,7 @@ from torch import Tensor
 from gemscope.activations.site import Site
 from gemscope.errors import CorruptFile, NotFinite
 from gemscope.features.catalog import Entry
+from gemscope.features.mapped import Mapped
 from gemscope.features.sae import SAE, Gate, SAEInfo
 
 _PIECE = 1 << 22
@@ -131,12 +132,15 @@ def _finite(tensor: Tensor, dtype: torch.dtype | None, name: str, source: str) -
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Piece by piece, so that a map of 19 GB is read, and not copied."""
+    """Piece by piece, so that a map of 19 GB is read, and neither copied nor held."""
+    mapping = Mapped.of(tensor) if tensor.numel() > 16 * _PIECE else None
     if tensor.ndim > 1 and not tensor.is_contiguous():
         tensor = tensor.T  # along the disk's order
     rows = max(1, _PIECE // max(1, tensor[0].numel())) if tensor.ndim > 1 else _PIECE
     for piece in torch.split(tensor, rows):
         low, high = piece.aminmax()  # NaN comes through, and no temporary of the piece's size is made
+        if mapping is not None:
+            mapping.release()
         if not (low.isfinite() and high.isfinite()):
             return False
     return True

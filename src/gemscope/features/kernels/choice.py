@@ -1,0 +1,46 @@
+"""Which implementation of the kernels runs where."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+
+from gemscope.errors import InputError
+from gemscope.features.kernels import Kernels, plain
+
+_forced: ContextVar[str | None] = ContextVar("kernels", default=None)
+
+
+def choose(device: torch.device) -> Kernels:
+    """The fastest implementation that runs on a device; the one named by `using` or GEMSCOPE_KERNELS if there is one.
+
+    Raises InputError for a name that is not known or does not run here.
+    """
+    name = _forced.get() or os.environ.get("GEMSCOPE_KERNELS")
+    for known, load in _KNOWN.items():
+        if name in (None, known) and (kernels := load(device)) is not None:
+            return kernels
+    running = [known for known, load in _KNOWN.items() if load(device) is not None]
+    raise InputError(f"kernels {name!r} do not run on {device}: expected one of {', '.join(running)}")
+
+
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """Forces one implementation within a block: "triton", "native" or "torch"."""
+    before = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(before)
+
+
+def _plain(_: torch.device) -> Kernels | None:
+    return plain.load()
+
+
+_KNOWN: dict[str, Callable[[torch.device], Kernels | None]] = {"torch": _plain}
+"""Fastest first."""

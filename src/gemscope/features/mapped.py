@@ -1,0 +1,58 @@
+"""Tensors that lie in a file on disk, mapped into memory: telling them, and letting go of what has been read of them.
+
+What has been read counts as memory of this process until it is let go of. The file's pages stay in the system's cache,
+so reading them again is cheap. Linux alone tells enough; elsewhere no tensor counts as mapped.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """The part of a file's map in which a tensor lies."""
+
+    start: int
+    length: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Mapped | None:
+        """None for a tensor in ordinary memory, and for a map that has been written into.
+
+        Such a map is private: what was written exists nowhere else, and would be lost on letting go.
+        """
+        if sys.platform != "linux" or tensor.device.type != "cpu" or not tensor.numel():
+            return None
+        storage = tensor.untyped_storage()
+        first, last = storage.data_ptr(), storage.data_ptr() + storage.nbytes()
+        inside = False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            head = line.split()
+            if not head[0].endswith(":"):
+                begin, end = (int(address, 16) for address in head[0].split("-"))
+                inside = begin <= first and last <= end and head[4] != "0"
+            elif inside and head[0] == "Anonymous:":
+                if head[1] != "0":
+                    return None
+                aligned = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE
+                return cls(aligned, max(0, last // mmap.PAGESIZE * mmap.PAGESIZE - aligned))
+        return None
+
+    def release(self) -> None:
+        """Lets go of all that has been read."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.madvise(ctypes.c_void_p(self.start), ctypes.c_size_t(self.length), mmap.MADV_DONTNEED)
+
+
+def release(tensor: Tensor) -> None:
+    """Lets go of what has been read of a tensor, if it is mapped."""
+    mapping = Mapped.of(tensor)
+    if mapping is not None:
+        mapping.release()

@@ -1,0 +1,94 @@
+"""What computing with an SAE keeps beside its weights: encoder rows ready to be searched, a decoder in float32.
+
+Wide SAEs whose weights are mapped from a file are prepared a tile of features at a time, and nothing is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from gemscope.features.kernels import Kernels, Packed
+from gemscope.features.mapped import Mapped, release
+from gemscope.shapes import Float
+
+if TYPE_CHECKING:
+    from gemscope.features.sae import SAE
+
+_KEPT = 1 << 30
+"""Bytes beside mapped weights from which on nothing is kept."""
+_TILE = 1 << 24
+"""Weights at a time where nothing is kept: 64 MB in float32."""
+
+
+@dataclass
+class Prepared:
+    """Of one SAE, for one implementation of the kernels."""
+
+    content: tuple[object, ...]
+    """What the weights were when it was made."""
+    encoder: Packed | None = None
+    decoder: Float[Tensor, "F O"] | None = None
+
+
+def encoder_tiles(sae: SAE, kernels: Kernels) -> Iterator[Packed]:
+    """The encoder of all features in order: in one piece, where that may be kept."""
+    mapping = _streamed(sae.W_enc)
+    if mapping is not None:
+        for features in _tiles(sae.d_sae, sae.d_in):
+            yield pack(sae, kernels, features)
+            mapping.release()
+        return
+    kept = _kept(sae, kernels)
+    if kept.encoder is None:
+        kept.encoder = pack(sae, kernels, slice(0, sae.d_sae))
+        release(sae.W_enc)
+    yield kept.encoder
+
+
+def pack(sae: SAE, kernels: Kernels, features: slice | Tensor) -> Packed:
+    """The encoder of some features, ready to be searched for what their gate lets through."""
+    columns = sae.W_enc.detach()[:, features]
+    if not columns.T.is_contiguous():
+        columns = columns.contiguous()  # a file is read along its rows, once, and turned in memory
+    b = sae.b_enc.detach()[features].float()
+    floor = torch.zeros_like(b) if sae.threshold is None else sae.threshold.detach()[features].float().clamp(min=0)
+    return kernels.pack(columns.T.float().contiguous(), b.contiguous(), floor.contiguous())
+
+
+def decoder_tiles(sae: SAE, kernels: Kernels) -> Iterator[tuple[slice, Float[Tensor, "F O"]]]:
+    """The decoder's rows in float32 with the features that they are of: in one piece, where that may be kept."""
+    W_dec = sae.W_dec.detach()
+    mapping = _streamed(sae.W_dec)
+    if mapping is not None:
+        for features in _tiles(sae.d_sae, sae.d_out):
+            yield features, W_dec[features].float().contiguous()
+            mapping.release()
+        return
+    kept = _kept(sae, kernels)
+    if kept.decoder is None:
+        kept.decoder = W_dec.float().contiguous()
+    yield slice(0, sae.d_sae), kept.decoder
+
+
+def _kept(sae: SAE, kernels: Kernels) -> Prepared:
+    # Writing into a weight raises its version; moving it gives it another address.
+    content = (kernels, *((weight.data_ptr(), weight._version, weight.dtype) for weight in sae.parameters()))
+    if sae.prepared is None or sae.prepared.content != content:
+        sae.prepared = Prepared(content)
+    return sae.prepared
+
+
+def _streamed(weight: Tensor) -> Mapped | None:
+    """The map of a weight that is too large to keep its rows in float32 beside it, and a copy in half of that."""
+    return Mapped.of(weight) if 6 * weight.numel() > _KEPT else None
+
+
+def _tiles(d_sae: int, d: int) -> Iterator[slice]:
+    each = max(64, _TILE // d // 64 * 64)
+    for start in range(0, d_sae, each):
+        yield slice(start, min(start + each, d_sae))
