@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLD := $(VENV)/transformers-4
 PEER := .venv-peer
-CORES := --numprocesses auto --maxprocesses 4
+CORES := --numprocesses auto --maxprocesses 4 --dist worksteal
 PROMPT := Would you be able to travel through time using a wormhole?
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -42,8 +42,11 @@ test-hub: setup  ## the original tutorial's numbers on Gemma 2, where its gated 
 test-old: setup $(OLD)/ready
 	PYTHONPATH=$(OLD) $(BIN)/pytest $(CORES) $(OLD_TESTS)
 
+# What depends on the version: models, tokenizers, the Hub's client, and one reading of each kind through all of them.
+# The long files first, then the long ones of the second half: with two cores that is where the second one starts.
 OLD_TESTS := $(addprefix tests/test_,$(addsuffix .py,\
-	site capture tokens model load_model bundled look check load_sae score hub_server hub_end_to_end))
+	hub_end_to_end hub_server site capture load_model load_sae bundled model look score))\
+	tests/test_check.py::test_the_bundled_sae_passes_on_the_bundled_text
 
 check: setup  ## lint, format and types
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ import os
 import pytest
 from jaxtyping import install_import_hook
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"  # read by torch when it is imported
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 install_import_hook("gemscope", "typecheck.checked")
 
@@ -14,6 +14,3 @@ def pytest_configure(config: pytest.Config) -> None:
     """Before any test module, and with it the Hub's client, is imported."""
     if config.option.markexpr != "hub":
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    import torch
-
-    torch.set_num_threads(1)

@@ -173,8 +173,8 @@ print(json.dumps({{"first": first, "sha256": hashlib.sha256(open(path, "rb").rea
 
 
 def test_the_tiny_gemma_loads_like_the_real_one_once_the_reader_is_logged_in(server, tmp_path):
-    load = f"""
-import torch
+    refused, online = child(
+        f"""
 from transformers import AutoModelForCausalLM, AutoTokenizer
 def load(**options):
     tokenizer = AutoTokenizer.from_pretrained({GEMMA!r}, **options)
@@ -189,11 +189,6 @@ def load(**options):
         "text": tokenizer.decode(tokenizer("naïve  日本\\n\\tx").input_ids, skip_special_tokens=True),
         "logits": model(ids).logits[0, -1].tolist(),
     }}
-"""
-    refused, online = child(
-        load
-        + f"""
-from pathlib import Path
 try:
     AutoModelForCausalLM.from_pretrained({GEMMA!r}, token=False)
 except OSError as error:
@@ -210,11 +205,6 @@ print(json.dumps([refused, load()]))""",
     assert "▁travel" in online["tokens"]
     assert online["text"] == "naïve  日本\n\tx"
     assert len(set(online["logits"])) > VOCAB // 2
-
-    server.requests.clear()
-    offline = child(load + "print(json.dumps(load()))", env=server.env(tmp_path, offline=True)).json()
-    assert offline == online
-    assert server.requests == []
 
 
 def test_a_fault_of_the_imitation_is_not_swallowed():

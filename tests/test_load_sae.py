@@ -49,77 +49,95 @@ def asked(server, home, body, **environment):
     return child(PRELUDE + body, env=server.env(home, **environment)).json()
 
 
-def test_every_way_to_write_an_address_of_the_hub(server, tmp_path):
-    names = [
-        TUTORIAL,
-        f"{TUTORIAL}/params.npz",
-        f"{TUTORIAL}/",
-        "gemma-scope-2b-pt-res-canonical layer_20/width_16k/canonical",
-        "gemma-scope-2b-pt-res layer_20/width_16k/average_l0_71",
-        "gemma-2-2b/20-gemmascope-res-16k",
-        "https://www.neuronpedia.org/gemma-2-2b/20-gemmascope-res-16k/10004?embed=true",
-        f"https://huggingface.co/{GEMMA_SCOPE}/tree/main/layer_20/width_16k/average_l0_71",
-        f"https://huggingface.co/{GEMMA_SCOPE}/blob/main/layer_20/width_16k/average_l0_71/params.npz",
-    ]
-    others = [PACKED, RESID, AFFINE, FOLDER, f"{SAELENS} blocks.2.hook_resid_post", f"{FOLDER}/sae_weights.safetensors"]
-    answers = asked(server, tmp_path, f"print(json.dumps(ask(*{names + others!r})))")
-    (commit,) = {answers[name]["revision"] for name in names}
+NAMES = [
+    TUTORIAL,
+    f"{TUTORIAL}/params.npz",
+    f"{TUTORIAL}/",
+    "gemma-scope-2b-pt-res-canonical layer_20/width_16k/canonical",
+    "gemma-scope-2b-pt-res layer_20/width_16k/average_l0_71",
+    "gemma-2-2b/20-gemmascope-res-16k",
+    "https://www.neuronpedia.org/gemma-2-2b/20-gemmascope-res-16k/10004?embed=true",
+    f"https://huggingface.co/{GEMMA_SCOPE}/tree/main/layer_20/width_16k/average_l0_71",
+    f"https://huggingface.co/{GEMMA_SCOPE}/blob/main/layer_20/width_16k/average_l0_71/params.npz",
+]
+OTHERS = [PACKED, RESID, AFFINE, FOLDER, f"{SAELENS} blocks.2.hook_resid_post", f"{FOLDER}/sae_weights.safetensors"]
+NEVER_LOADED = PACKED.replace("71", "24")
+GATED = "a-lab/gated/blocks.2.hook_resid_post"
+DATED = "a-lab/dated/blocks.2.hook_resid_post"
+OTHER_L0, OTHER_REPO = TUTORIAL.replace("71", "70"), TUTORIAL.replace("2b-pt-res", "2b-res")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def online(server, home, tmp_path_factory):
+    """All that one process with an empty cache asks of the Hub: each start of one costs seconds."""
+    elsewhere = str(tmp_path_factory.mktemp("elsewhere"))
+    return asked(
+        server,
+        home,
+        f"""
+loaded = ask(*{NAMES + OTHERS!r})
+refused = ask({GATED!r}, "a-lab/nothing/there", "a-lab/empty", {OTHER_L0!r}, {OTHER_REPO!r}, {DATED!r})
+refused["token"] = told({GATED!r}, token={GRANTED!r})
+refused["stranger"] = told({GATED!r}, token="hf_stranger", cache_dir={elsewhere!r})
+refused["expired"] = told({FOLDER!r}, token={EXPIRED!r}, cache_dir={elsewhere!r})
+refused["v1"] = told({DATED!r}, revision="v1")
+refused["v9"] = told({DATED!r}, revision="v9")
+found = gs.catalog("gemma-3-270m-pt", online=True)
+listed = [found.source, [[entry.address, entry.l0, entry.canonical] for entry in found]]
+print(json.dumps({{"loaded": loaded, "refused": refused, "listed": listed}}))""",
+    )
+
+
+def test_every_way_to_write_an_address_of_the_hub(server, online):
+    answers = online["loaded"]
+    (commit,) = {answers[name]["revision"] for name in NAMES}
     assert commit == server.repos[GEMMA_SCOPE].snapshots["main"].commit
-    for name in names:
+    for name in NAMES:
         about = answers[name]
         assert (about["site"], about["model"], about["l0"]) == ("20.res", "google/gemma-2-2b", 71)
         assert (about["size"], about["page"], about["name"]) == ([64, D_SAE], "gemma-2-2b/20-gemmascope-res-16k", name)
-    assert len({answers[name]["digest"] for name in names}) == 1
+    assert len({answers[name]["digest"] for name in NAMES}) == 1
     assert answers[PACKED]["site"] == "2.res"
     assert (answers[RESID]["site"], answers[RESID]["l0"], answers[RESID]["skip"]) == ("5.res", 50, False)
     assert (answers[AFFINE]["site"], answers[AFFINE]["out"], answers[AFFINE]["skip"]) == ("2.transcoder", "2.mlp", True)
-    saelens_folders = [answers[name] for name in others[3:]]
+    saelens_folders = [answers[name] for name in OTHERS[3:]]
     assert {about["site"] for about in saelens_folders} == {"2.res"}
     assert {about["l0"] for about in saelens_folders} == {33.5}
 
 
-def test_what_was_loaded_once_needs_no_network(server, tmp_path):
+def test_what_was_loaded_once_needs_no_network(server, home, online):
     names = [TUTORIAL, PACKED, RESID, FOLDER]
-    first = asked(server, tmp_path, f"print(json.dumps(ask(*{names!r})))")
+    first = {name: online["loaded"][name] for name in names}
     before = len(server.requests)
-    assert asked(server, tmp_path, f"print(json.dumps(ask(*{names!r})))") == first
+    assert asked(server, home, f"print(json.dumps(ask(*{names!r})))") == first
     assert len(server.requests) == before
     offline = asked(
         server,
-        tmp_path,
+        home,
         f"""
 pinned = ask({TUTORIAL!r}, revision={first[TUTORIAL]["revision"]!r})
-print(json.dumps([ask(*{names!r}), ask({AFFINE!r}), pinned]))""",
+print(json.dumps([ask(*{names!r}), ask({NEVER_LOADED!r}), pinned]))""",
         offline=True,
     )
     assert offline[0] == first
-    assert offline[1][AFFINE][0] == "HubUnreachable"
-    assert "offline" in offline[1][AFFINE][1]
+    assert offline[1][NEVER_LOADED][0] == "HubUnreachable"
+    assert "offline" in offline[1][NEVER_LOADED][1]
     assert offline[2] == {TUTORIAL: first[TUTORIAL]}
     assert len(server.requests) == before
 
 
-def test_what_the_hub_refuses_is_one_clear_line(server, tmp_path):
-    gated = "a-lab/gated/blocks.2.hook_resid_post"
-    dated = "a-lab/dated/blocks.2.hook_resid_post"
-    other_l0, other_repo = TUTORIAL.replace("71", "70"), TUTORIAL.replace("2b-pt-res", "2b-res")
-    answers = asked(
-        server,
-        tmp_path,
-        f"""
-answers = ask({gated!r}, "a-lab/nothing/there", "a-lab/empty", {other_l0!r}, {other_repo!r}, {dated!r})
-answers["token"] = told({gated!r}, token={GRANTED!r})
-answers["stranger"] = told({gated!r}, token="hf_stranger", cache_dir={str(tmp_path / "other")!r})
-answers["expired"] = told({FOLDER!r}, token={EXPIRED!r})
-answers["v1"] = told({dated!r}, revision="v1")
-answers["v9"] = told({dated!r}, revision="v9")
-print(json.dumps(answers))""",
-    )
+def test_what_the_hub_refuses_is_one_clear_line(online):
+    answers = online["refused"]
     for name, about in answers.items():
         assert isinstance(about, dict) == (name in ("token", "v1")), (name, about)
         if isinstance(about, list):
             assert "\n" not in about[1]
-    kind, message = answers[gated]
+    kind, message = answers[GATED]
     assert kind == "GatedRepository"
     assert "hf auth login" in message
     assert "a-lab/gated" in message
@@ -129,24 +147,18 @@ print(json.dumps(answers))""",
     assert "no repository a-lab/nothing" in answers["a-lab/nothing/there"][1]
     assert answers["a-lab/empty"][0] == "SAENotFound"
     assert "cfg.json" in answers["a-lab/empty"][1] or "sae_weights" in answers["a-lab/empty"][1]
-    kind, message = answers[other_l0]
+    kind, message = answers[OTHER_L0]
     assert kind == "SAENotFound"
     assert f"nearest: {TUTORIAL}," in message
-    assert TUTORIAL in answers[other_repo][1]
+    assert TUTORIAL in answers[OTHER_REPO][1]
     assert answers["v9"][0] == "SAENotFound"
     assert "v9" in answers["v9"][1]
 
 
-def test_the_catalogue_lists_what_the_hub_has(server, tmp_path):
-    listed = asked(
-        server,
-        tmp_path,
-        """
-found = gs.catalog("gemma-3-270m-pt", online=True)
-print(json.dumps([found.source, [[entry.address, entry.l0, entry.canonical] for entry in found]]))""",
-    )
-    assert "Hub" in listed[0]
-    assert sorted(address for address, _, _ in listed[1]) == sorted([RESID, AFFINE])
+def test_the_catalogue_lists_what_the_hub_has(online):
+    source, entries = online["listed"]
+    assert "Hub" in source
+    assert sorted(address for address, _, _ in entries) == sorted([RESID, AFFINE])
 
 
 def test_without_a_network_the_answer_comes_at_once(tmp_path):

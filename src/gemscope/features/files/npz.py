@@ -82,7 +82,7 @@ def read_npz(path: Path, cache: Path, *, progress: Progress = silent) -> dict[st
             _unpack(path, members, unpacked, progress)
             stored = read_safetensors(unpacked)
     # Fortran order is the transpose of row-major order.
-    return {member.name: stored[member.name].T if member.fortran else stored[member.name] for member in members}
+    return {member.name: _turned(stored[member.name]) if member.fortran else stored[member.name] for member in members}
 
 
 def _key(path: Path) -> str:
@@ -165,7 +165,12 @@ def _mapped(path: Path, member: _Member) -> Tensor:
     # Copy on write: what a program changes in the tensor stays its own, and never reaches the file.
     in_order = member.shape[::-1] if member.fortran else member.shape
     array = torch.from_numpy(np.memmap(path, member.dtype, mode="c", offset=offset, shape=in_order))
-    return array.T if member.fortran else array
+    return _turned(array) if member.fortran else array
+
+
+def _turned(array: Tensor) -> Tensor:
+    """All axes in reverse order."""
+    return array.permute(*range(array.ndim - 1, -1, -1))
 
 
 def _data_offset(path: Path, member: _Member) -> int:
