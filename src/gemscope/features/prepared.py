@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gemscope.features.kernels import Kernels, Packed
 from gemscope.features.mapped import Mapped, release
-from gemscope.shapes import Float
+from gemscope.shapes import Float, Int
 
 if TYPE_CHECKING:
     from gemscope.features.sae import SAE
@@ -37,22 +37,25 @@ class Prepared:
 
 def encoder_tiles(sae: SAE, kernels: Kernels) -> Iterator[Packed]:
     """The encoder of all features in order: in one piece, where that may be kept."""
-    mapping = _streamed(sae.W_enc)
-    if mapping is not None:
+    mapped = _streamed(sae.W_enc)
+    if mapped is not None:
         for features in _tiles(sae.d_sae, sae.d_in):
-            yield pack(sae, kernels, features)
-            mapping.release()
+            yield _pack(sae, kernels, features, _columns(sae.W_enc, mapped, features))
         return
     kept = _kept(sae, kernels)
     if kept.encoder is None:
-        kept.encoder = pack(sae, kernels, slice(0, sae.d_sae))
+        kept.encoder = _pack(sae, kernels, slice(0, sae.d_sae), sae.W_enc.detach())
         release(sae.W_enc)
     yield kept.encoder
 
 
-def pack(sae: SAE, kernels: Kernels, features: slice | Tensor) -> Packed:
-    """The encoder of some features, ready to be searched for what their gate lets through."""
-    columns = sae.W_enc.detach()[:, features]
+def encoder_of(sae: SAE, kernels: Kernels, features: Int[Tensor, "f"]) -> Packed:
+    """The encoder of chosen features."""
+    return _pack(sae, kernels, features, _columns(sae.W_enc, _streamed(sae.W_enc), features))
+
+
+def _pack(sae: SAE, kernels: Kernels, features: slice | Tensor, columns: Tensor) -> Packed:
+    """Ready to be searched for what the gate lets through."""
     if not columns.T.is_contiguous():
         columns = columns.contiguous()  # a file is read along its rows, once, and turned in memory
     b = sae.b_enc.detach()[features].float()
@@ -60,14 +63,27 @@ def pack(sae: SAE, kernels: Kernels, features: slice | Tensor) -> Packed:
     return kernels.pack(columns.T.float().contiguous(), b.contiguous(), floor.contiguous())
 
 
+def _columns(weight: Tensor, mapped: Mapped | None, features: slice | Tensor) -> Tensor:
+    """Some columns of a matrix. Of a mapped one a few rows at a time: to read a number may bring megabytes with it."""
+    if mapped is None:
+        return weight.detach()[:, features]
+    n_columns = features.stop - features.start if isinstance(features, slice) else len(features)
+    columns = weight.new_empty(len(weight), n_columns)
+    each = max(1, _TILE // weight.shape[1])
+    for some, rows in zip(torch.split(columns, each), torch.split(weight.detach(), each), strict=True):
+        some.copy_(rows[:, features])
+        mapped.release()
+    return columns
+
+
 def decoder_tiles(sae: SAE, kernels: Kernels) -> Iterator[tuple[slice, Float[Tensor, "F O"]]]:
     """The decoder's rows in float32 with the features that they are of: in one piece, where that may be kept."""
     W_dec = sae.W_dec.detach()
-    mapping = _streamed(sae.W_dec)
-    if mapping is not None:
+    mapped = _streamed(sae.W_dec)
+    if mapped is not None:
         for features in _tiles(sae.d_sae, sae.d_out):
             yield features, W_dec[features].float().contiguous()
-            mapping.release()
+            mapped.release()
         return
     kept = _kept(sae, kernels)
     if kept.decoder is None:

@@ -133,7 +133,7 @@ def _finite(tensor: Tensor, dtype: torch.dtype | None, name: str, source: str) -
 
 def _is_finite(tensor: Tensor) -> bool:
     """Piece by piece, so that a map of 19 GB is read, and neither copied nor held."""
-    mapping = Mapped.of(tensor) if tensor.numel() > 16 * _PIECE else None
+    mapping = Mapped.of(tensor) if tensor.numel() > _PIECE else None
     if tensor.ndim > 1 and not tensor.is_contiguous():
         tensor = tensor.T  # along the disk's order
     rows = max(1, _PIECE // max(1, tensor[0].numel())) if tensor.ndim > 1 else _PIECE

@@ -10,7 +10,7 @@ from contextvars import ContextVar
 import torch
 
 from gemscope.errors import InputError
-from gemscope.features.kernels import Kernels, plain
+from gemscope.features.kernels import Kernels, native, plain, triton_gpu
 
 _forced: ContextVar[str | None] = ContextVar("kernels", default=None)
 
@@ -38,9 +38,17 @@ def using(name: str) -> Iterator[None]:
         _forced.reset(before)
 
 
+def _native(device: torch.device) -> Kernels | None:
+    return native.load() if device.type == "cpu" else None
+
+
 def _plain(_: torch.device) -> Kernels | None:
     return plain.load()
 
 
-_KNOWN: dict[str, Callable[[torch.device], Kernels | None]] = {"torch": _plain}
+_KNOWN: dict[str, Callable[[torch.device], Kernels | None]] = {
+    "triton": triton_gpu.load,
+    "native": _native,
+    "torch": _plain,
+}
 """Fastest first."""
