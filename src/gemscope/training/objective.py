@@ -104,10 +104,12 @@ class _Terms:
         """The loss that the error and the L0 make."""
         return Step(error + self.sparsity * (l0 / self.target - 1) ** 2, error, l0, window / self.count, firings)
 
-    def pulls(self, theta: Tensor, df: Tensor, l0: float) -> Tensor:
-        """∂loss/∂θ at entries in the window: θ times ∂loss/∂f, and what the sparsity term adds to each."""
+    def pulls(self, theta: Tensor, df: Tensor, near: Tensor, l0: float) -> Tensor:
+        """∂loss/∂θ: of all entries in a feature's window, θ times ∂loss/∂f and what the sparsity term adds to each.
+
+        `df` is the sum of ∂loss/∂f over the window's entries, `near` their number."""
         each = self.sparsity * 2 * (l0 / self.target - 1) / (self.target * self.count)
-        return (theta * df).add_(each).mul_(-1 / self.bandwidth)
+        return (theta * df).add_(near, alpha=each).mul_(-1 / self.bandwidth)
 
 
 def _is_dense(weights: Weights, floor: Tensor, x: Tensor) -> bool:
@@ -132,38 +134,41 @@ def _sparse_step(weights: Weights, floor: Tensor, x: Tensor, terms: _Terms, kern
     g = residual.mul_(2 / count)
     # ∂loss/∂f wherever it is needed: at active entries for the weights, in the window for the thresholds.
     df = kernels.dots(found.offsets, found.ids, g, weights.W_dec)
-    pulls = terms.pulls(theta, df, l0)[window]
+    df_on, ids_near = df[active], found.ids[window]
+    near = torch.bincount(ids_near, minlength=n_features)
     by_feature, origin = kernels.transposed(on, n_features)
-    dz = Rows(by_feature.offsets, by_feature.ids, df[active][origin])
+    dz = Rows(by_feature.offsets, by_feature.ids, df_on[origin])
     grads = Weights(
         W_enc=kernels.sums(dz, x),
-        b_enc=_summed(on.ids, df[active], n_features),
+        b_enc=_summed(on.ids, df_on, n_features),
         W_dec=kernels.sums(by_feature, g),
         b_dec=g.sum(0),
-        threshold=_summed(found.ids[window], pulls, n_features),
+        threshold=terms.pulls(weights.threshold, _summed(ids_near, df[window], n_features), near, l0),
     )
-    return terms.step(error, l0, int(window.sum()), by_feature.offsets.diff()), grads
+    return terms.step(error, l0, len(ids_near), by_feature.offsets.diff()), grads
 
 
 def _dense_step(weights: Weights, x: Tensor, terms: _Terms) -> tuple[Step, Weights]:
     count, theta = len(x), weights.threshold
     z = torch.addmm(weights.b_enc, x, weights.W_enc.T)
-    window = ((z - theta).abs_() < terms.bandwidth / 2).logical_and_(z > 0)
-    active = (z > theta).logical_and_(z > 0)
+    # Masks as numbers: torch multiplies and sums those many times faster than booleans.
+    active, window, df = (torch.empty_like(z) for _ in range(3))
+    torch.gt(z, theta.clamp(min=0), out=active)
+    torch.gt(z, (theta - terms.bandwidth / 2).clamp(min=0), out=window)
+    window.mul_(torch.lt(z, theta + terms.bandwidth / 2, out=df))
     f = z.mul_(active)
     residual = torch.addmm(weights.b_dec, f, weights.W_dec).sub_(x)
     error = residual.pow(2).sum().item() / count
-    firings = active.sum(0)
-    l0 = int(firings.sum()) / count
+    firings, near = active.sum(0), window.sum(0)
+    l0 = firings.double().sum().item() / count
 
     g = residual.mul_(2 / count)
-    df = g @ weights.W_dec.T
-    grad_dec = f.T @ g
-    del z, f
-    pulls = terms.pulls(theta, df, l0).mul_(window)
+    torch.mm(g, weights.W_dec.T, out=df)
+    W_dec = f.T @ g
+    threshold = terms.pulls(theta, window.mul_(df).sum(0), near, l0)
     dz = df.mul_(active)
-    grads = Weights(W_enc=dz.T @ x, b_enc=dz.sum(0), W_dec=grad_dec, b_dec=g.sum(0), threshold=pulls.sum(0))
-    return terms.step(error, l0, int(window.sum()), firings), grads
+    grads = Weights(W_enc=dz.T @ x, b_enc=dz.sum(0), W_dec=W_dec, b_dec=g.sum(0), threshold=threshold)
+    return terms.step(error, l0, int(near.double().sum()), firings.to(torch.int64)), grads
 
 
 def _summed(features: Tensor, values: Tensor, n_features: int) -> Tensor:
