@@ -1,5 +1,5 @@
-// The library as C sees it: plain pointers to contiguous arrays, which the caller keeps alive. A function that needs memory
-// of its own says whether it had enough.
+// The library as C sees it: plain pointers to contiguous arrays, which the caller keeps alive. A function that needs
+// memory of its own says whether it had enough.
 #include <new>
 
 #include "machine.h"
@@ -54,12 +54,13 @@ bool gsn_pack(int isa, const float* W, int64_t F, int64_t D, void* strips, float
 
 // The answer stays here until it is taken or dropped; null if there was not enough memory. `entries`: how many.
 void* gsn_above(int isa, const float* W, const void* strips, const float* norm, const float* lost, const float* x,
-                const float* b, const float* floor, const float* token_floor, int64_t T, int64_t F, int64_t D, int threads,
-                int64_t* entries) {
+                const float* b, const float* floor, const float* token_floor, int64_t T, int64_t F, int64_t D,
+                int threads, int64_t* entries) {
     const Query query{W, strips, norm, lost, x, b, floor, token_floor, T, F, D, threads};
     Found* found = nullptr;
     enough_memory([&] {
-        found = new Found(isa == AVX512 ? search_f32(query) : isa == AVX512_BF16 ? search_bf16(query) : search_amx(query));
+        const auto search = isa == AVX512 ? search_f32 : isa == AVX512_BF16 ? search_bf16 : search_amx;
+        found = new Found(search(query));
         *entries = 0;
         for (const Piece& piece : found->pieces) *entries += piece.entries.size();
     });
@@ -89,8 +90,8 @@ bool gsn_take(void* answer, int64_t* offsets, int32_t* ids, float* values, int t
 
 void gsn_drop(void* answer) { delete static_cast<Found*>(answer); }
 
-bool gsn_dots(const int64_t* offsets, const int32_t* ids, int64_t rows, int64_t columns, const float* left, const float* right,
-              int64_t D, float* out, int threads) {
+bool gsn_dots(const int64_t* offsets, const int32_t* ids, int64_t rows, int64_t columns, const float* left,
+              const float* right, int64_t D, float* out, int threads) {
     return enough_memory([&] { dots({offsets, ids, rows, columns}, left, right, D, out, threads); });
 }
 

@@ -13,7 +13,7 @@ struct Bf16 {
     static constexpr int STRIPS = 6;
     struct Session {};
 
-    // 32 values rounded to bfloat16, denormals to zero: as such the product would take them, so what is lost counts them.
+    // 32 values rounded to bfloat16, denormals to zero (the product would take them for it): what is lost counts them.
     static __m512 unit(const float* row, long k, long d, Squares& all, Squares& lost) {
         const __m512 low = _mm512_maskz_loadu_ps(lanes(d - k), row + k);
         const __m512 high = _mm512_maskz_loadu_ps(lanes(d - k - 16), row + k + 16);
@@ -33,7 +33,8 @@ struct Bf16 {
         return static_cast<const char*>(q.strips) + feature / 16 * blocks * BLOCK;
     }
 
-    static void multiply(const char* tiles, int tokens, const char* strips, int n, long blocks, float* out, long stride) {
+    static void multiply(const char* tiles, int tokens, const char* strips, int n, long blocks, float* out,
+                         long stride) {
         ::multiply<PairOfBf16>(tiles, tokens, strips, n, blocks, out, stride);
     }
 };

@@ -77,7 +77,8 @@ inline float at_least(double norm) { return above(norm * (1 + 1e-6)); }
 struct Squares {
     __m512d even = _mm512_setzero_pd(), odd = _mm512_setzero_pd();
     void add(__m512 v) {
-        const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(v)), high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
+        const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(v));
+        const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
         even = _mm512_fmadd_pd(low, low, even);
         odd = _mm512_fmadd_pd(high, high, odd);
     }

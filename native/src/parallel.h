@@ -4,7 +4,6 @@
 
 #include <atomic>
 #include <new>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -29,8 +28,9 @@ void parallel_for(int threads, long items, Work work) {
     };
     std::vector<std::thread> others;
     try {
+        others.reserve(threads);
         for (int worker = 1; worker < threads && worker < items; worker++) others.emplace_back(run, worker);
-    } catch (const std::system_error&) {
+    } catch (...) {
     }  // no more threads to be had: the ones there are do the work
     run(0);
     for (auto& other : others) other.join();

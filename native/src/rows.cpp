@@ -10,7 +10,8 @@ namespace {
 
 // out = sum of value · row over V·16 columns, whose sums stay in registers. `last`: which lanes of the last 16 exist.
 template <int V>
-void sum_of(const int32_t* ids, const float* values, long count, const float* table, long D, float* out, __mmask16 last) {
+void sum_of(const int32_t* ids, const float* values, long count, const float* table, long D, float* out,
+            __mmask16 last) {
     constexpr long AHEAD = 4;
     __m512 sum[V];
     for (auto& one : sum) one = _mm512_setzero_ps();
@@ -53,7 +54,8 @@ void sums(const Pattern& pattern, const float* values, const float* table, long 
     });
 }
 
-// A counting sort. Each worker has some of the columns and passes over all entries: stable, and no two write the same place.
+// A counting sort. Each worker has some of the columns and passes over all entries: stable, and no two write to the
+// same place.
 void transposed(const Pattern& pattern, int64_t* offsets, int32_t* rows, int64_t* from, int threads) {
     const long entries = pattern.entries(), parts = entries < 1 << 16 ? 1 : threads;
     const auto first = [&](long part) { return pattern.columns * part / parts; };

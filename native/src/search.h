@@ -1,8 +1,8 @@
-// Which (token, feature) pairs have x·w + b above their floor. A fast product finds the candidates, with a margin that is
-// a proof; the float32 product of dot.h decides. What multiplies fast is the files' work that include this one.
+// Which (token, feature) pairs have x·w + b above their floor. A fast product finds the candidates, with a margin that
+// is a proof; the float32 product of dot.h decides. What multiplies fast is the files' work that include this one.
 //
-// Why nothing is missed. z = fl(s + b) > floor only if s > floor - b, for rounding is monotonic. With x', w' the rounded
-// operands and a the fast product,
+// Why nothing is missed. z = fl(s + b) > floor only if s > floor - b, for rounding is monotonic. With x', w' the
+// rounded operands and a the fast product,
 //     |s - a| <= |s - x·w| + |x·w - x'·w'| + |x'·w' - a|
 //             <= e ‖x‖‖w‖  + ‖x - x'‖‖w‖ + ‖x'‖‖w - w'‖ + e' ‖x'‖‖w'‖     (Cauchy-Schwarz)
 //             <= alpha norm + beta lost,     alpha = ‖x - x'‖ + e‖x‖,  beta = ‖x'‖,  lost = ‖w - w'‖ + e'‖w'‖,
@@ -128,7 +128,8 @@ void multiply(const char* tiles, int tokens, const char* strips, int n_strips, l
 template <class Product>
 class Search {
     const Query& q;
-    const long blocks = ceil_div(q.D, Product::K), panels = ceil_div(q.F, 16 * Product::STRIPS);
+    const long blocks = ceil_div(q.D, Product::K);
+    const long panels = ceil_div(q.F, 16 * Product::STRIPS);
     std::vector<Scratch> scratch{size_t(q.threads)};
     Tokens packed;
 
@@ -137,6 +138,7 @@ class Search {
 
     Found run() {
         Found found{q.T, {}};
+        if (!q.F) return found;
         for (long first = 0; first < q.T; first += AT_ONCE) {
             const long count = std::min(q.T - first, AT_ONCE);
             pack(first, count);
@@ -177,7 +179,8 @@ class Search {
         piece.first_feature = feature;
         own.masks.assign(Product::STRIPS * padded(length), 0);
         if (length <= Product::DIRECTLY)
-            for (int s = 0; s < Product::STRIPS; s++) std::fill_n(own.masks.begin() + s * padded(length), length, 0xffff);
+            for (int s = 0; s < Product::STRIPS; s++)
+                std::fill_n(own.masks.begin() + s * padded(length), length, 0xffff);
         else
             find(own, piece.first_token, start, length, feature, features);
         refine(piece, own, length, features);
@@ -225,8 +228,8 @@ class Search {
         }
     }
 
-    // The candidates' products in float32: feature by feature, so that the feature's row stays in the first-level cache;
-    // or, when there are many, four tokens by all features of the panel, which stay in the second-level one.
+    // The candidates' products in float32: feature by feature, so that its row stays in the first-level cache; or, when
+    // there are many, four tokens by all features of the panel, which stay in the second-level one.
     void refine(Piece& piece, Scratch& own, long length, int features) {
         const long stride = padded(length);
         if (features % 16)  // of the last strip not all are there

@@ -16,7 +16,8 @@ struct Amx : Bf16 {
         ~Session() { tile_release(); }
     };
 
-    static void multiply(const char* tiles, int tokens, const char* strips, int n, long blocks, float* out, long stride) {
+    static void multiply(const char* tiles, int tokens, const char* strips, int n, long blocks, float* out,
+                         long stride) {
         const long step = blocks * BLOCK;
         const int whole = tokens / 16 * 16;
         for (int s = 0; s < n; s += 2)

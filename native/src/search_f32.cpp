@@ -1,4 +1,4 @@
-// The search by float32 products: for machines without bfloat16 instructions. Its margin is that of summation order alone.
+// The search by float32 products, for machines without bfloat16 instructions. Its margin is that of rounding alone.
 #include "search.h"
 #include "transpose.h"
 
@@ -35,7 +35,8 @@ struct F32 {
         return own.strips[0].bytes;
     }
 
-    static void multiply(const char* tiles, int tokens, const char* strips, int n, long blocks, float* out, long stride) {
+    static void multiply(const char* tiles, int tokens, const char* strips, int n, long blocks, float* out,
+                         long stride) {
         ::multiply<Float>(tiles, tokens, strips, n, blocks, out, stride);
     }
 };

@@ -1,5 +1,5 @@
-// The handful of AMX operations in use: the instructions, or the same in plain C++ so that machines without AMX can test
-// what is built of them.
+// The handful of AMX operations in use: the instructions, or the same in plain C++ so that machines without AMX can
+// test what is built of them.
 #pragma once
 #include <immintrin.h>
 
