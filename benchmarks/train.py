@@ -220,6 +220,7 @@ def _gemscope(weights: Weights, target: float, kernel: str | None) -> Trainer:
             part.grad = grads[name]
         torch.nn.utils.clip_grad_norm_([own.W_enc, own.b_enc, own.W_dec, own.b_dec], CLIP)
         adam.step()
+        adam.zero_grad()
         own.threshold.clamp_(min=0)
 
     def gradients(x: Tensor) -> Weights:

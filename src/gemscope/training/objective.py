@@ -23,8 +23,8 @@ from gemscope.features.kernels import Kernels, Rows
 from gemscope.features.kernels.choice import choose
 from gemscope.shapes import Float, Int
 
-_DENSE = 1 / 12
-"""Share of entries above θ − ε/2 from which on the dense step is the faster one."""
+_ROWS = 512
+"""Rows of a dense step held at a time."""
 
 
 @dataclass
@@ -74,9 +74,10 @@ def step(
     # A little below θ − ε/2, for the window's edge is computed in another order below.
     floor = weights.threshold * (1 - 2.0**-22) - bandwidth / 2 * (1 + 2.0**-22)
     floor.clamp_(min=0)
-    if _is_dense(weights, floor, x) if dense is None else dense:
+    kernels = kernels or choose(x.device)
+    if _share_above(weights, floor, x) > kernels.sparse_below if dense is None else dense:
         return _dense_step(weights, x, terms)
-    return _sparse_step(weights, floor, x, terms, kernels or choose(x.device))
+    return _sparse_step(weights, floor, x, terms, kernels)
 
 
 @torch.no_grad()
@@ -112,11 +113,10 @@ class _Terms:
         return (theta * df).add_(near, alpha=each).mul_(-1 / self.bandwidth)
 
 
-def _is_dense(weights: Weights, floor: Tensor, x: Tensor) -> bool:
-    """From a few rows spread over the batch: a function of the batch alone, so that a run can be repeated."""
+def _share_above(weights: Weights, floor: Tensor, x: Tensor) -> float:
+    """Of a few rows spread over the batch: a function of the batch alone, so that a run can be repeated."""
     few = x[:: max(1, len(x) // 16)]
-    above = torch.addmm(weights.b_enc, few, weights.W_enc.T) > floor
-    return int(above.sum()) > _DENSE * above.numel()
+    return (torch.addmm(weights.b_enc, few, weights.W_enc.T) > floor).float().mean().item()
 
 
 def _sparse_step(weights: Weights, floor: Tensor, x: Tensor, terms: _Terms, kernels: Kernels) -> tuple[Step, Weights]:
@@ -150,24 +150,33 @@ def _sparse_step(weights: Weights, floor: Tensor, x: Tensor, terms: _Terms, kern
 
 def _dense_step(weights: Weights, x: Tensor, terms: _Terms) -> tuple[Step, Weights]:
     count, theta = len(x), weights.threshold
-    z = torch.addmm(weights.b_enc, x, weights.W_enc.T)
-    # Masks as numbers: torch multiplies and sums those many times faster than booleans.
-    active, window, df = (torch.empty_like(z) for _ in range(3))
-    torch.gt(z, theta.clamp(min=0), out=active)
-    torch.gt(z, (theta - terms.bandwidth / 2).clamp(min=0), out=window)
-    window.mul_(torch.lt(z, theta + terms.bandwidth / 2, out=df))
-    f = z.mul_(active)
-    residual = torch.addmm(weights.b_dec, f, weights.W_dec).sub_(x)
-    error = residual.pow(2).sum().item() / count
-    firings, near = active.sum(0), window.sum(0)
-    l0 = firings.double().sum().item() / count
+    grads = Weights(**{name: torch.zeros_like(tensor) for name, tensor in weights.tensors().items()})
+    firings, near, pulled = (torch.zeros_like(theta) for _ in range(3))
+    error = 0.0
+    buffers = torch.empty(4, min(count, _ROWS), len(theta), device=x.device)
+    for rows in torch.split(x, _ROWS):
+        z, active, window, df = buffers[:, : len(rows)]
+        torch.addmm(weights.b_enc, rows, weights.W_enc.T, out=z)
+        # Masks as numbers: torch multiplies and sums those many times faster than booleans.
+        torch.gt(z, theta.clamp(min=0), out=active)
+        torch.gt(z, (theta - terms.bandwidth / 2).clamp(min=0), out=window)
+        window.mul_(torch.lt(z, theta + terms.bandwidth / 2, out=df))
+        firings += active.sum(0)
+        near += window.sum(0)
+        f = z.mul_(active)
+        residual = torch.addmm(weights.b_dec, f, weights.W_dec).sub_(rows)
+        error += residual.pow(2).sum().item() / count
 
-    g = residual.mul_(2 / count)
-    torch.mm(g, weights.W_dec.T, out=df)
-    W_dec = f.T @ g
-    threshold = terms.pulls(theta, window.mul_(df).sum(0), near, l0)
-    dz = df.mul_(active)
-    grads = Weights(W_enc=dz.T @ x, b_enc=dz.sum(0), W_dec=W_dec, b_dec=g.sum(0), threshold=threshold)
+        g = residual.mul_(2 / count)
+        torch.mm(g, weights.W_dec.T, out=df)
+        pulled += window.mul_(df).sum(0)
+        dz = df.mul_(active)
+        grads.W_enc.addmm_(dz.T, rows)
+        grads.b_enc += dz.sum(0)
+        grads.W_dec.addmm_(f.T, g)
+        grads.b_dec += g.sum(0)
+    l0 = firings.double().sum().item() / count
+    grads.threshold = terms.pulls(theta, pulled, near, l0)
     return terms.step(error, l0, int(near.double().sum()), firings.to(torch.int64)), grads
 
 

@@ -202,6 +202,7 @@ class _Run:
         self.adam.param_groups[0]["lr"] = config.lr_at(now)
         self.adam.param_groups[1]["lr"] = config.threshold_lr_at(now)
         self.adam.step()
+        self.adam.zero_grad()  # or the old gradients would lie beside the new ones
         weights.threshold.clamp_(min=0)
         self.fired_at[told.firings > 0] = now
         weights.threshold[self.silent] *= 0.99

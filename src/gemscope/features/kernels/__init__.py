@@ -44,6 +44,11 @@ class Kernels(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def sparse_below(self) -> float:
+        """Share of entries above their floors up to which `dots` and `sums` beat dense products, as measured."""
+        ...
+
     def pack(self, W: Float[Tensor, "F D"], b: Float[Tensor, "F"], floor: Float[Tensor, "F"]) -> Packed:
         """`W`, `b` and `floor` are float32 and contiguous, one feature a row."""
         ...

@@ -44,6 +44,7 @@ class Native:
     """`Kernels` in C++. Whatever `isa` finds the candidates, the same code decides and sums: the same bits."""
 
     name = "native"
+    sparse_below = 1 / 5
 
     def __init__(self, library: Path, isa: str) -> None:
         """The library at a path, and the best instructions up to `isa` (`self.isa` says which: "none" can only refuse).

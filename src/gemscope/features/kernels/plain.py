@@ -54,6 +54,7 @@ class Plain:
 
     search: torch.dtype
     name: str = "torch"
+    sparse_below: float = 1 / 12
 
     # --- finding ----------------------------------------------------------------------------------------------
 

@@ -94,6 +94,7 @@ class Triton:
     tile: Tile | None = None
     """None: as the device's shared memory allows."""
     name: str = "triton"
+    sparse_below: float = 1 / 17  # an estimate: not measured yet
 
     def pack(self, W: Float[Tensor, "F D"], b: Float[Tensor, "F"], floor: Float[Tensor, "F"]) -> Packed:
         """See Kernels. Keeps a copy of W in bfloat16."""
