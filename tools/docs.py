@@ -1,10 +1,12 @@
 """The parts of docs/ that come out of running the thing (`make docs`).
 
-docs/tutorial.md: examples/tutorial.py's text, its code, and what the code prints. docs/look.svg: the demo's output.
+docs/tutorial.md: examples/tutorial.py's text, its code, and what the code prints. docs/look.svg: the demo's output. The
+README's tables of speed: what benchmarks/results/ says (alone with `tools/docs.py --figures`).
 """
 
 import contextlib
 import io
+import json
 import os
 import re
 import sys
@@ -16,6 +18,8 @@ import gemscope as gs
 EXAMPLE = Path("examples/tutorial.py")
 PAGE = Path("docs/tutorial.md")
 PICTURE = Path("docs/look.svg")
+README = Path("README.md")
+RESULTS = Path("benchmarks/results")
 PROMPT = "Would you be able to travel through time using a wormhole?"
 
 
@@ -64,6 +68,58 @@ def picture() -> str:
     )
 
 
+def figures() -> str:
+    """The README with its tables of speed made anew."""
+    text = README.read_text()
+    for name, table in {"encode": encoding(), "train": training()}.items():
+        between = re.compile(f"(<!-- {name}: .*? -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
+        text = between.sub(lambda found, table=table: found[1] + table + found[2], text)
+    return text
+
+
+def rows(name: str) -> list[dict]:
+    """A benchmark's rows, as saved."""
+    return json.loads((RESULTS / f"{name}.json").read_text())["rows"]
+
+
+def encoding() -> str:
+    """Times and memory of gemscope's two kernels beside SAELens, and with the processor's bfloat16 switched off."""
+    found = {(row["op"], row["d_sae"], row["impl"]): row for row in rows("encode")}
+    limited = {(row["op"], row["d_sae"], row["impl"]): row for row in rows("encode-avx512_core")}
+    lines = [
+        "| 2,048 tokens × 2304, L0 70 | SAELens | torch alone | native kernels | memory: SAELens, torch, native |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for d_sae in (16_384, 65_536):
+        for op in ("encode", "decode", "forward"):
+            peer, plain, native = (found[op, d_sae, impl] for impl in ("saelens", "gemscope-torch", "gemscope"))
+            memory = ", ".join(f"{row['peak_mb']:,.0f}" for row in (peer, plain, native))
+            lines.append(f"| {op}, {d_sae:,} features | {ms(peer)} | {ms(plain)} | {ms(native)} | {memory} MB |")
+        peer, plain, native = (limited["forward", d_sae, impl] for impl in ("saelens", "gemscope-torch", "gemscope"))
+        lines.append(f"| forward, {d_sae:,}, without bfloat16 | {ms(peer)} | {ms(plain)} | {ms(native)} | |")
+    return "\n".join(lines)
+
+
+def training() -> str:
+    """One step beside SAELens's trainer and a tuned dense step."""
+    found = {(row["d_sae"], row["impl"]): row for row in rows("train") if row["op"] == "step"}
+    lines = [
+        "| one training step, L0 70 | SAELens | dense, tuned | torch alone | native kernels | memory: SAELens, native |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for size, d_sae in (("2304 × 16,384, batch 2,048", 16_384), ("576 × 4,608, batch 4,096", 4_608)):
+        peer, dense, plain, native = (found[d_sae, i] for i in ("saelens", "dense", "gemscope-torch", "gemscope"))
+        memory = f"{peer['peak_mb']:,.0f}, {native['peak_mb']:,.0f} MB"
+        lines.append(f"| {size} | {ms(peer)} | {ms(dense)} | {ms(plain)} | {ms(native)} | {memory} |")
+    return "\n".join(lines)
+
+
+def ms(row: dict) -> str:
+    """A median, and how many times as fast as SAELens."""
+    times = row.get("ratio_vs_saelens") or 1
+    return f"{row['median_s'] * 1e3:,.0f} ms" + (f" ({times:.1f} ×)" if row["impl"] != "saelens" else "")
+
+
 def written(path: Path, text: str) -> None:
     """Beside its place, then moved there."""
     aside = path.with_name(f".{path.name}")
@@ -72,6 +128,9 @@ def written(path: Path, text: str) -> None:
 
 
 def main() -> None:
+    written(README, figures())
+    if "--figures" in sys.argv:
+        return
     sys.argv = [str(EXAMPLE)]
     source, to = EXAMPLE.read_text(), PAGE.resolve()
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):

@@ -36,44 +36,48 @@ class Prepared:
 
 
 def encoder_tiles(sae: SAE, kernels: Kernels) -> Iterator[Packed]:
-    """The encoder of all features in order: in one piece, where that may be kept."""
+    """The encoder of all features in order: in one piece, where that may be kept. Otherwise a piece is good until the
+    next one, which takes its place in memory."""
     mapped = _streamed(sae.W_enc)
-    if mapped is not None:
-        for features in _tiles(sae.d_sae, sae.d_in):
-            yield _pack(sae, kernels, features, _columns(sae.W_enc, mapped, features))
+    if mapped is None:
+        kept = _kept(sae, kernels)
+        if kept.encoder is None:
+            kept.encoder = _pack(sae, kernels, slice(0, sae.d_sae), sae.W_enc.detach().T.float().contiguous())
+            release(sae.W_enc)
+        yield kept.encoder
         return
-    kept = _kept(sae, kernels)
-    if kept.encoder is None:
-        kept.encoder = _pack(sae, kernels, slice(0, sae.d_sae), sae.W_enc.detach())
-        release(sae.W_enc)
-    yield kept.encoder
+    space = torch.empty(0)
+    for features in _tiles(sae.d_sae, sae.d_in):
+        n_features = features.stop - features.start
+        space = space if len(space) else torch.empty(n_features, sae.d_in)
+        rows = space[:n_features]
+        _read(sae.W_enc, mapped, features, rows)
+        yield _pack(sae, kernels, features, rows)
 
 
 def encoder_of(sae: SAE, kernels: Kernels, features: Int[Tensor, "f"]) -> Packed:
     """The encoder of chosen features."""
-    return _pack(sae, kernels, features, _columns(sae.W_enc, _streamed(sae.W_enc), features))
+    mapped = _streamed(sae.W_enc)
+    if mapped is None:
+        return _pack(sae, kernels, features, sae.W_enc.detach()[:, features].T.float().contiguous())
+    rows = torch.empty(len(features), sae.d_in)
+    _read(sae.W_enc, mapped, features, rows)
+    return _pack(sae, kernels, features, rows)
 
 
-def _pack(sae: SAE, kernels: Kernels, features: slice | Tensor, columns: Tensor) -> Packed:
+def _pack(sae: SAE, kernels: Kernels, features: slice | Tensor, rows: Tensor) -> Packed:
     """Ready to be searched for what the gate lets through."""
-    if not columns.T.is_contiguous():
-        columns = columns.contiguous()  # a file is read along its rows, once, and turned in memory
     b = sae.b_enc.detach()[features].float()
     floor = torch.zeros_like(b) if sae.threshold is None else sae.threshold.detach()[features].float().clamp(min=0)
-    return kernels.pack(columns.T.float().contiguous(), b.contiguous(), floor.contiguous())
+    return kernels.pack(rows, b.contiguous(), floor.contiguous())
 
 
-def _columns(weight: Tensor, mapped: Mapped | None, features: slice | Tensor) -> Tensor:
-    """Some columns of a matrix. Of a mapped one a few rows at a time: to read a number may bring megabytes with it."""
-    if mapped is None:
-        return weight.detach()[:, features]
-    n_columns = features.stop - features.start if isinstance(features, slice) else len(features)
-    columns = weight.new_empty(len(weight), n_columns)
-    each = max(1, _TILE // weight.shape[1])
-    for some, rows in zip(torch.split(columns, each), torch.split(weight.detach(), each), strict=True):
-        some.copy_(rows[:, features])
+def _read(weight: Tensor, mapped: Mapped, features: slice | Tensor, to: Tensor) -> None:
+    """Some columns of a mapped matrix, as rows. A little at a time: to read a number may bring megabytes with it."""
+    for start in range(0, len(weight), each := max(1, _TILE // weight.shape[1])):
+        some = slice(start, start + each)
+        to[:, some] = weight.detach()[some, features].T
         mapped.release()
-    return columns
 
 
 def decoder_tiles(sae: SAE, kernels: Kernels) -> Iterator[tuple[slice, Float[Tensor, "F O"]]]:
