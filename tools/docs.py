@@ -109,7 +109,7 @@ def training() -> str:
     ]
     for size, d_sae in (("2304 × 16,384, batch 2,048", 16_384), ("576 × 4,608, batch 4,096", 4_608)):
         peer, dense, plain, native = (found[d_sae, i] for i in ("saelens", "dense", "gemscope-torch", "gemscope"))
-        memory = f"{peer['peak_mb']:,.0f}, {native['peak_mb']:,.0f} MB"
+        memory = f"{peer['transient_mb']:,.0f}, {native['transient_mb']:,.0f} MB"
         lines.append(f"| {size} | {ms(peer)} | {ms(dense)} | {ms(plain)} | {ms(native)} | {memory} |")
     return "\n".join(lines)
 
