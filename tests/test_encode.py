@@ -162,6 +162,21 @@ def test_streaming_weights_in_tiles_changes_no_bit(stored: Path, x: Tensor, monk
     assert sae.digest == whole.digest
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
+def test_the_k_largest_are_found_in_a_streamed_file_too(
+    tmp_path: Path, x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = random_sae("topk", k=9, seed=9)
+    folder = gs.save_sae(whole, tmp_path / "sae")
+    monkeypatch.setattr(prepared, "_KEPT", 0)
+    monkeypatch.setattr(prepared, "_TILE", 128 * D)
+    sae = gs.load_sae(str(folder))
+    one, other = sae.encode(x), whole.encode(x)
+    assert sae.prepared is None
+    assert torch.equal(one.features, other.features)
+    assert torch.equal(one.values, other.values)
+
+
 WIDE = """
 import resource, sys, threading, time
 import torch

@@ -61,7 +61,8 @@ def _largest(sae: SAE, kernels: Kernels, x: Tensor) -> Rows:
     """
     assert sae.k is not None
     step = max(1, sae.d_sae // max(_SAMPLE, sae.d_sae // 16))
-    sample = x @ sae.W_enc[:, ::step].float() + sae.b_enc[::step].float()
+    some = encoder_of(sae, kernels, torch.arange(0, sae.d_sae, step, device=x.device))
+    sample = torch.addmm(some.b, x, some.W.T)
     wanted = 2 * -(-sae.k // step) + 4
     parts: list[Rows] = []
     whose: list[Tensor] = []
