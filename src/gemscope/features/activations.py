@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gemscope.errors import InputError
+from gemscope.features.kernels.rows import by_strength
 from gemscope.shapes import Bool, Float, Int
 
 
@@ -88,10 +89,7 @@ class FeatureActivations:
         """
         ids = self.features.new_full((self.n_tokens, k), -1)
         strengths = self.values.new_zeros(self.n_tokens, k)
-        # Entries by token and, within one, by strength: two stable sorts, the less important first.
-        order = self.values.argsort(descending=True, stable=True)
-        order = order[self.tokens[order].argsort(stable=True)]
-        rank = torch.arange(len(order), device=order.device) - self.offsets[:-1][self.tokens]
+        order, rank = by_strength(self.offsets, self.tokens, self.values)
         kept = rank < k
         ids[self.tokens[kept], rank[kept]] = self.features[order[kept]]
         strengths[self.tokens[kept], rank[kept]] = self.values[order[kept]]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gemscope.features.kernels import Kernels, Rows
 from gemscope.features.kernels.choice import choose
-from gemscope.features.kernels.rows import below, beside, empty, offsets_of
+from gemscope.features.kernels.rows import below, beside, by_strength, empty, offsets_of
 from gemscope.features.prepared import encoder_of, encoder_tiles
 from gemscope.shapes import Float
 
@@ -84,10 +84,7 @@ def _strongest(rows: Rows, k: int) -> Rows:
     """At most k entries of each row."""
     if not len(rows.ids) or int(rows.offsets.diff().max()) <= k:
         return rows
-    # By row, and in it by strength: two stable sorts, the less important first.
-    order = rows.values.argsort(descending=True, stable=True)
-    order = order[rows.rows[order].argsort(stable=True)]
-    rank = torch.arange(len(order), device=order.device) - rows.offsets[:-1][rows.rows]
+    order, rank = by_strength(rows.offsets, rows.rows, rows.values)
     kept = torch.zeros(len(order), dtype=torch.bool, device=order.device)
     kept[order[rank < k]] = True
     return rows.where(kept)

@@ -40,6 +40,16 @@ class Rows:
         return Rows(offsets, self.rows[order].to(torch.int32), self.values[order]), order
 
 
+def by_strength(
+    offsets: Int[Tensor, "starts"], rows: Int[Tensor, "Z"], values: Float[Tensor, "Z"]
+) -> tuple[Int[Tensor, "Z"], Int[Tensor, "Z"]]:
+    """What sorts entries by row and, within one, strongest first; and the rank of each in its row, in that order."""
+    # Two stable sorts, the less important first.
+    order = values.argsort(descending=True, stable=True)
+    order = order[rows[order].argsort(stable=True)]
+    return order, torch.arange(len(order), device=order.device) - offsets[:-1][rows]
+
+
 def below(parts: list[Rows]) -> Rows:
     """Blocks of rows below each other."""
     if len(parts) == 1:
