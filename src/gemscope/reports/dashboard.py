@@ -1,0 +1,232 @@
+"""Everything that one feature's page shows, as plain values. `atlas.py` keeps them, `pages/` draws them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A place in the corpus where the feature fires, with the text around it."""
+
+    document: int
+    """Which document of the corpus, from 0; -1 where that is not known."""
+    position: int
+    """Index of the firing token in its document; -1 where that is not known."""
+    peak: int
+    """Index of the firing token in `tokens`."""
+    ids: list[int]
+    tokens: list[str]
+    """The text that each token completes: "" for one that ends within a character."""
+    values: list[float]
+    """The feature's activation on each token; 0 where it is silent or the token does not count."""
+    interval: int | None = None
+    """None among the strongest; else which of the dashboard's intervals it was drawn from."""
+
+    @property
+    def value(self) -> float:
+        """The activation that the example stands for."""
+        return self.values[self.peak]
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts in bins of equal width: bin i holds values from `low + i * step` up to, not including, the next."""
+
+    low: float
+    step: float
+    counts: list[int]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A range of activations, low ≤ value < high, and how many of the feature's firings fall into it."""
+
+    low: float
+    high: float
+    count: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Logit:
+    """A token of the vocabulary and what one unit of the feature adds to its logit."""
+
+    id: int
+    token: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """Another feature, how close its decoder direction is (cosine), and its label."""
+
+    feature: int
+    cosine: float
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Partner:
+    """Another feature that fires on the same tokens."""
+
+    feature: int
+    jaccard: float
+    """Tokens on which both fire over tokens on which either fires."""
+    share: float
+    """Share of this feature's tokens on which the other fires too."""
+    label: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """What somebody, or some method, says that a feature stands for."""
+
+    id: int
+    text: str
+    method: str = "user"
+    """How it came about: `user`, `import`, or the name of an explainer."""
+    author: str = ""
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One feature as a line of a list."""
+
+    feature: int
+    count: int
+    density: float
+    max: float
+    mean: float
+    label: str | None = None
+    token: str | None = None
+    """The token on which its strongest example fires."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dashboard:
+    """One feature of one SAE: figures over all `tokens` counted tokens of the corpus, examples, logits, relatives.
+
+    Special tokens, first positions, padding and attention sinks are in none of it.
+    """
+
+    model: str
+    """As in the address of its page: `smollm2-135m-instruct`."""
+    source: str
+    """As in the address of its page: `15-res-6k`."""
+    index: int
+    count: int
+    """Counted tokens on which it fires."""
+    tokens: int
+    """Counted tokens read."""
+    max: float
+    mean: float
+    """Over the tokens on which it fires."""
+    encoder_cosine: float | None = None
+    """Between its encoder column and its decoder row; None where they are of different widths or not known."""
+    decoder_norm: float | None = None
+    """Activations are in units of this decoder norm."""
+    histogram: Histogram | None = None
+    intervals: list[Interval] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+    """The strongest, strongest first; then those of the intervals, from the highest interval down."""
+    promoted: list[Logit] = field(default_factory=list)
+    suppressed: list[Logit] = field(default_factory=list)
+    logit_histogram: Histogram | None = None
+    neighbours: list[Neighbour] = field(default_factory=list)
+    coactive: list[Partner] = field(default_factory=list)
+    explanations: list[Explanation] = field(default_factory=list)
+    """Newest first."""
+
+    @property
+    def density(self) -> float:
+        """Share of the counted tokens on which it fires."""
+        return self.count / self.tokens if self.tokens else 0.0
+
+    @property
+    def dead(self) -> bool:
+        """Whether it fired nowhere."""
+        return self.count == 0
+
+    @property
+    def label(self) -> str | None:
+        """The explanation to show where there is room for one."""
+        return self.explanations[0].text if self.explanations else None
+
+    @property
+    def strongest(self) -> list[Example]:
+        """The strongest examples."""
+        return [one for one in self.examples if one.interval is None]
+
+    def within(self, interval: int) -> list[Example]:
+        """The examples drawn from one interval."""
+        return [one for one in self.examples if one.interval == interval]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, with Neuronpedia's names where it has them."""
+        logits = self.logit_histogram
+        return {
+            "modelId": self.model,
+            "layer": self.source,
+            "index": str(self.index),
+            "maxActApprox": self.max,
+            "frac_nonzero": self.density,
+            "count": self.count,
+            "tokens_counted": self.tokens,
+            "mean_activation": self.mean,
+            "encoder_decoder_cosine": self.encoder_cosine,
+            "decoder_norm": self.decoder_norm,
+            "pos_str": [one.token for one in self.promoted],
+            "pos_values": [one.value for one in self.promoted],
+            "neg_str": [one.token for one in self.suppressed],
+            "neg_values": [one.value for one in self.suppressed],
+            "freq_hist_data_bar_heights": self.histogram.counts if self.histogram else [],
+            "freq_hist_data_bar_values": _middles(self.histogram),
+            "logits_hist_data_bar_heights": logits.counts if logits else [],
+            "logits_hist_data_bar_values": _middles(logits),
+            "topkCosSimIndices": [one.feature for one in self.neighbours],
+            "topkCosSimValues": [one.cosine for one in self.neighbours],
+            "coactivation": [
+                {"index": one.feature, "jaccard": one.jaccard, "share": one.share} for one in self.coactive
+            ],
+            "explanations": [
+                {
+                    "id": str(one.id),
+                    "description": one.text,
+                    "typeName": one.method,
+                    "authorId": one.author,
+                    "score": one.score,
+                }
+                for one in self.explanations
+            ],
+            "activations": [self._activation(one) for one in self.examples],
+        }
+
+    def _activation(self, one: Example) -> dict[str, Any]:
+        # Neuronpedia's groups: -1 and -1 mark the strongest; others carry their interval and its share of firings.
+        low, high, share = -1.0, self.max, -1.0
+        if one.interval is not None:
+            found = self.intervals[one.interval]
+            low, high, share = found.low, found.high, found.share
+        return {
+            "tokens": one.tokens,
+            "values": one.values,
+            "maxValue": max(one.values),
+            "minValue": min(one.values),
+            "maxValueTokenIndex": max(range(len(one.values)), key=one.values.__getitem__),
+            "qualifyingTokenIndex": one.peak,
+            "binMin": low,
+            "binMax": high,
+            "binContains": share,
+            "dataIndex": one.document,
+            "position": one.position,
+            "token_ids": one.ids,
+        }
+
+
+def _middles(histogram: Histogram | None) -> list[float]:
+    if histogram is None:
+        return []
+    return [histogram.low + (index + 0.5) * histogram.step for index in range(len(histogram.counts))]
