@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 OLD := $(VENV)/transformers-4
 PEER := .venv-peer
 BENCH := .venv-bench
+PEER_DASHBOARD := .venv-peer-dashboard
 CORES := --numprocesses auto --maxprocesses 4 --dist worksteal
 PROMPT := Would you be able to travel through time using a wormhole?
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 BENCH_PIP := $(BENCH)/bin/pip install --quiet --disable-pip-version-check
 
 .PHONY: help setup demo test test-hub test-old check format docs peer corpus own-words default-sae clean \
-	bench-startup bench-encode bench-train bench-scaling bench-smoke
+	bench-startup bench-encode bench-train bench-scaling bench-describe bench-pages bench-smoke
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -73,6 +74,16 @@ $(PEER)/ready: constraints.txt
 	$(PEER)/bin/pip install --quiet --disable-pip-version-check sae-lens==6.54.12
 	touch $@
 
+# torchvision and torchaudio, which only its cross-layer transcoders want, come built for another torch than the CPU's.
+$(PEER_DASHBOARD)/ready:
+	@echo "setting up $(PEER_DASHBOARD) (once; a few minutes)" >&2
+	@$(PYTHON) -m venv $(PEER_DASHBOARD) >&2
+	@$(PEER_DASHBOARD)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 >&2
+	@$(PEER_DASHBOARD)/bin/pip install --quiet --disable-pip-version-check \
+		torch==2.13.0 sae-dashboard==0.8.0 sae-lens==6.54.12 'pyarrow<21' >&2
+	@$(PEER_DASHBOARD)/bin/pip uninstall --quiet --yes torchvision torchaudio >&2
+	@touch $@
+
 $(BENCH)/ready: pyproject.toml $(wildcard native/pyproject.toml native/CMakeLists.txt native/src/*)
 	@echo "setting up $(BENCH) (once; a few minutes)" >&2
 	@$(PYTHON) -m venv $(BENCH) >&2
@@ -91,10 +102,18 @@ bench-train: $(BENCH)/ready  ## one training step beside SAELens's and a tuned d
 bench-scaling: $(BENCH)/ready  ## time and memory against width and tokens: JSON on stdout (10 GB of weights)
 	@$(BENCH)/bin/python benchmarks/scaling.py --json
 
+bench-describe: setup $(PEER_DASHBOARD)/ready  ## making an atlas beside sae-dashboard: JSON on stdout (an hour or two)
+	@$(BIN)/python benchmarks/describe.py --json
+
+bench-pages: setup  ## latency of pages at 16k and 131k features: JSON on stdout (a quarter of an hour)
+	@$(BIN)/python benchmarks/pages.py --json
+
 bench-smoke: setup  ## small benchmarks without SAELens: fail on a wrong result, never on a slow one
 	@$(BIN)/python benchmarks/encode.py --smoke
 	@$(BIN)/python benchmarks/train.py --smoke
 	@$(BIN)/python benchmarks/scaling.py --smoke
+	@$(BIN)/python benchmarks/describe.py --smoke
+	@$(BIN)/python benchmarks/pages.py --smoke
 
 bench-startup: setup $(PEER)/ready  ## import, --help and prompt-to-table times beside SAELens's
 	$(BIN)/python benchmarks/startup.py
@@ -113,4 +132,4 @@ default-sae: corpus own-words  ## the bundled SAE anew: harvest, training, card 
 	$(BIN)/python tools/default_sae.py
 
 clean:  ## removes the environments (corpora and runs stay)
-	rm -rf $(VENV) $(PEER) $(BENCH) benchmarks/.cache
+	rm -rf $(VENV) $(PEER) $(PEER_DASHBOARD) $(BENCH) benchmarks/.cache

@@ -22,6 +22,9 @@ _HOME = {
     "Score": "reports.score",
     "Splice": "edits.splice",
     "TrainConfig": "training.config",
+    "Atlas": "reports.atlas",
+    "Dashboard": "reports.dashboard",
+    "DescribeConfig": "reports.describe",
     # verbs
     "load_model": "activations.load",
     "load_sae": "features.load",
@@ -30,6 +33,11 @@ _HOME = {
     "look": "reports.look",
     "check": "reports.check",
     "score": "reports.score",
+    "describe": "reports.describe",
+    "merge": "reports.describe",
+    "serve": "app.server",
+    "export": "reports.exchange.verbs",
+    "import_atlas": "reports.exchange.verbs",
     "harvest": "activations.harvest",
     "train": "training.train",
 }

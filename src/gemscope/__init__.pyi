@@ -5,6 +5,7 @@ from gemscope.activations.load import load_model as load_model
 from gemscope.activations.model import LanguageModel as LanguageModel
 from gemscope.activations.site import Site as Site
 from gemscope.activations.store import Store as Store
+from gemscope.app.server import serve as serve
 from gemscope.edits.splice import Splice as Splice
 from gemscope.features.activations import FeatureActivations as FeatureActivations
 from gemscope.features.catalog import catalog as catalog
@@ -12,8 +13,15 @@ from gemscope.features.files.saelens import save_sae as save_sae
 from gemscope.features.load import load_sae as load_sae
 from gemscope.features.sae import SAE as SAE
 from gemscope.features.sae import SAEInfo as SAEInfo
+from gemscope.reports.atlas import Atlas as Atlas
 from gemscope.reports.check import Check as Check
 from gemscope.reports.check import check as check
+from gemscope.reports.dashboard import Dashboard as Dashboard
+from gemscope.reports.describe import DescribeConfig as DescribeConfig
+from gemscope.reports.describe import describe as describe
+from gemscope.reports.describe import merge as merge
+from gemscope.reports.exchange.verbs import export as export
+from gemscope.reports.exchange.verbs import import_atlas as import_atlas
 from gemscope.reports.look import Look as Look
 from gemscope.reports.look import look as look
 from gemscope.reports.score import Score as Score

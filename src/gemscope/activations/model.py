@@ -5,6 +5,8 @@ Loading is `load.py`'s work; where a site lies is `site.py`'s.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -20,7 +22,7 @@ from gemscope.activations.hooks import Enough, reading, replacing
 from gemscope.activations.site import Site
 from gemscope.errors import EmptyText, InputError, TextTooLong, TokenOutOfRange
 from gemscope.shapes import Float
-from gemscope.text.corpus import Corpus
+from gemscope.text.corpus import Document
 from gemscope.text.tokens import Side, Tokens, pack
 
 
@@ -174,7 +176,7 @@ class LanguageModel:
                 raise TokenOutOfRange(f"no token {wrong}: {self.name} has tokens 0 to {self.vocab - 1}")
 
     def rows(
-        self, corpus: Corpus, *, length: int = 256, batch: int = 16, every_token: bool = False
+        self, corpus: Iterable[Document], *, length: int = 256, batch: int = 16, every_token: bool = False
     ) -> Iterator[Tokens]:
         """A corpus as packed rows of `length` tokens, `batch` rows at a time. Raises TextTooLong."""
         if length > self.context:
@@ -190,7 +192,7 @@ class LanguageModel:
         )
         return (tokens.every_token for tokens in packed) if every_token else packed
 
-    def _documents(self, corpus: Iterable[Any]) -> Iterator[list[int]]:
+    def _documents(self, corpus: Iterable[Document]) -> Iterator[list[int]]:
         for document in corpus:
             # A document at a time: handing the tokenizer many at once gains little beside a forward pass.
             yield self.tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -198,6 +200,32 @@ class LanguageModel:
     def strings(self, ids: Iterable[int]) -> list[str]:
         """Each token as the text it stands for, blanks included."""
         return [self._string(int(id_)) for id_ in ids]
+
+    def token_bytes(self, ids: Iterable[int]) -> list[bytes]:
+        """Each token as the bytes it stands for: a token may end within a character. Special tokens are their names."""
+        ids = [int(id_) for id_ in ids]
+        pieces = self.tokenizer.convert_ids_to_tokens(ids)
+        return [self._bytes(id_, piece) for id_, piece in zip(ids, pieces, strict=True)]
+
+    def _bytes(self, id_: int, piece: str | None) -> bytes:
+        if piece is None:  # a row of the embedding that no token of the vocabulary uses
+            return b""
+        if id_ not in self._added:
+            if self._byte_level and all(letter in _BYTES for letter in piece):
+                return bytes(_BYTES[letter] for letter in piece)
+            if found := _BYTE_PIECE.fullmatch(piece):
+                return bytes([int(found[1], 16)])
+        return self._string(id_).encode()
+
+    @cached_property
+    def _added(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.added_tokens_decoder)
+
+    @cached_property
+    def _byte_level(self) -> bool:
+        """Whether its pieces are bytes written as letters, as GPT-2's are."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        return backend is not None and "ByteLevel" in str(json.loads(backend.to_str())["decoder"])
 
     def _string(self, id_: int) -> str:
         # Mistral's decoder takes the blank off a text's first token, so the second of two is looked at.
@@ -299,6 +327,17 @@ class LanguageModel:
                 **options,
             )
         return str(self.tokenizer.decode(out[0, length:], skip_special_tokens=True))
+
+
+def _letters_of_bytes() -> dict[str, int]:
+    """GPT-2's letter for each byte: printable Latin-1 stands for itself, the others for letters from 256 up."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+_BYTES = _letters_of_bytes()
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def _id_rows(ids: Tensor) -> list[list[int]]:

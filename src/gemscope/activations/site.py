@@ -107,6 +107,17 @@ class Family:
     points: Mapping[str, Point]
     head: str
     """The module whose input width is that of `att`."""
+    onward: Mapping[str, tuple[str, ...]]
+    """By kind, the modules of a block that what is written there goes through on its way into the residual stream."""
+    final_norm: tuple[str, ...]
+    one_plus: bool = False
+    """Whether a norm's gain is 1 + its weight."""
+    scaled_embedding: bool = False
+    """Whether embeddings are multiplied by the root of d_model."""
+
+
+_ADDED: Mapping[str, tuple[str, ...]] = {"att_out": (), "mid": (), "mlp": (), "res": ()}
+"""What is part of the residual stream, or added to it as it is."""
 
 
 def _points(*, attention: str, mlp_norm: str, att_out: Point, mlp: Point, **more: Point) -> dict[str, Point]:
@@ -132,6 +143,8 @@ _LLAMA = Family(
         mlp=Point("mlp", "output"),
     ),
     head="self_attn.o_proj",
+    onward={**_ADDED, "att": ("self_attn.o_proj",)},
+    final_norm=("model.norm",),
 )
 # Gemma 2 and 3 put a norm behind attention and MLP too, so what reaches the residual stream is that norm's output.
 _GEMMA = Family(
@@ -145,6 +158,14 @@ _GEMMA = Family(
         mlp_raw=Point("mlp", "output"),
     ),
     head="self_attn.o_proj",
+    onward={
+        **_ADDED,
+        "att": ("self_attn.o_proj", "post_attention_layernorm"),
+        "mlp_raw": ("post_feedforward_layernorm",),
+    },
+    final_norm=("model.norm", "model.language_model.norm"),
+    one_plus=True,
+    scaled_embedding=True,
 )
 _GPT2 = Family(
     layers=("transformer.h",),
@@ -156,6 +177,8 @@ _GPT2 = Family(
         mlp=Point("mlp", "output"),
     ),
     head="attn.c_proj",
+    onward={**_ADDED, "att": ("attn.c_proj",)},
+    final_norm=("transformer.ln_f",),
 )
 _NEOX = Family(
     layers=("gpt_neox.layers",),
@@ -167,6 +190,8 @@ _NEOX = Family(
         mlp=Point("mlp", "output"),
     ),
     head="attention.dense",
+    onward={**_ADDED, "att": ("attention.dense",)},
+    final_norm=("gpt_neox.final_layer_norm",),
 )
 
 FAMILIES: Mapping[str, Family] = {
@@ -236,6 +261,25 @@ def locate(model: nn.Module, site: Site) -> Point:
         )
     block = f"{_first(model, family.layers)}.{site.layer}"
     return Point(f"{block}.{point.module}" if point.module else block, point.end, point.transform)
+
+
+def onward(model: nn.Module, site: Site) -> tuple[str, ...] | None:
+    """Paths of the modules between `site` and the residual stream, in order; None where nothing written there gets
+    into it but through the MLP. Raises what `locate` raises.
+    """
+    locate(model, site)
+    if site.layer is None:
+        return ()
+    through = family_of(model).onward.get(site.kind)
+    if through is None:
+        return None
+    block = f"{_first(model, family_of(model).layers)}.{site.layer}"
+    return tuple(f"{block}.{module}" for module in through)
+
+
+def final_norm(model: nn.Module) -> str:
+    """Path of the norm between the last block and the unembedding."""
+    return _first(model, family_of(model).final_norm)
 
 
 def width(model: nn.Module, site: Site) -> int:

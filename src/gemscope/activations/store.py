@@ -81,6 +81,10 @@ class Rows:
         """Which document of the corpus each row comes from."""
         return self._gather("document", index)
 
+    def offsets(self, index: Int[Tensor, "n"] | slice) -> Int[Tensor, "n"]:
+        """Which token of its document each row is."""
+        return self._gather("offset", index)
+
     def _gather(self, name: str, index: Tensor | slice) -> Tensor:
         if isinstance(index, slice):
             start, stop, stride = index.indices(len(self))

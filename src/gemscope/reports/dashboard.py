@@ -164,6 +164,30 @@ class Dashboard:
         """The examples drawn from one interval."""
         return [one for one in self.examples if one.interval == interval]
 
+    def __str__(self) -> str:
+        from gemscope.text.printable import visible
+
+        lines = [f"{self.model} · {self.source} · feature {self.index}" + (f": {self.label}" if self.label else "")]
+        if self.dead:
+            return f"{lines[0]}\n  fired on none of {self.tokens:,} tokens"
+        lines.append(
+            f"  fired on {self.count:,} of {self.tokens:,} tokens ({self.density:.3%}), "
+            f"max {self.max:.4g}, mean {self.mean:.4g}"
+        )
+        for name, logits in (("promotes", self.promoted), ("suppresses", self.suppressed)):
+            if logits:
+                lines.append(f"  {name}  " + "  ".join(visible(one.token) for one in logits[:8]))
+        for one in self.strongest[:5]:
+            before, after = one.tokens[max(0, one.peak - 12) : one.peak], one.tokens[one.peak + 1 : one.peak + 6]
+            text = f"{''.join(before)}[[{one.tokens[one.peak]}]]{''.join(after)}"
+            lines.append(f"  {one.value:8.3f}  {visible(text).replace('·', ' ')}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        from gemscope.pages.standalone import feature_frame
+
+        return feature_frame(self, None)
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON, with Neuronpedia's names where it has them."""
         logits = self.logit_histogram

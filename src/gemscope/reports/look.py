@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import math
-import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from gemscope.features.metrics import explained_variance
 from gemscope.features.sae import SAE
 from gemscope.reports.fit import require_fit
 from gemscope.reports.plain import plain
+from gemscope.text.printable import visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -226,21 +226,6 @@ def look(model: LanguageModel, sae: SAE, text: str, *, k: int = 5, every_token: 
         explained_variance=explained_variance(target[counted], out[counted]),
         neuronpedia_id=sae.info.neuronpedia_id,
     )
-
-
-def visible(token: str) -> str:
-    """A token as one printable line: blanks as ·, line ends and tabs as signs, control characters spelt out."""
-    signs = {"\n": "↵", "\t": "⇥", "\r": "␍", " ": "·"}
-    out = []
-    for letter in token:
-        if letter in signs:
-            out.append(signs[letter])
-        elif unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
-            # Direction marks and their like could rearrange the line around them.
-            out.append(f"\\u{ord(letter):04x}")
-        else:
-            out.append(letter)
-    return "".join(out)
 
 
 def _shade(share: float) -> str:

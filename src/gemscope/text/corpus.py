@@ -180,6 +180,11 @@ class Corpus:
         """Where the text is from and how it was narrowed, for people: `sample.take(200)`."""
         return ".".join([self._source.name, *(label for label, _ in self._steps)])
 
+    @property
+    def streamed(self) -> bool:
+        """Whether reading it means downloading it."""
+        return isinstance(self._source, _Dataset)
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 in hex that tells this corpus from others in a manifest, wherever its files lie.

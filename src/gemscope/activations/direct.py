@@ -1,0 +1,118 @@
+"""The direct path from a site to the logits: what the model makes of a direction written there when no later attention
+or MLP answers to it, up to the scales of its norms. Which modules lie on the path, `site.py` knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from gemscope.activations import site as places
+from gemscope.activations.model import LanguageModel
+from gemscope.activations.site import Site
+from gemscope.errors import SiteNotFound
+from gemscope.shapes import Float
+
+
+class DirectPath:
+    """The linear maps between a site and the logits, each norm counting as its gain alone.
+
+    With W_U the unembedding, a direction d at the site adds `unembedding @ carried(d)` to the logits, in units of the
+    final norm's scale (the RMS of the stream that it reads, for LayerNorm its standard deviation).
+    """
+
+    def __init__(self, model: LanguageModel, site: Site) -> None:
+        """Raises SiteNotFound for a site that the model does not have, or that has no such path (see `obstacle`)."""
+        through = places.onward(model.hf, site)
+        if through is None:
+            raise SiteNotFound(f"no direct path to the logits: {obstacle(site)}")
+        self.site = site
+        self._model = model.hf
+        self._modules = [model.hf.get_submodule(path) for path in (*through, places.final_norm(model.hf))]
+        self._family = places.family_of(model.hf)
+
+    @contextmanager
+    def unembedding(self) -> Iterator[Float[Tensor, "V D"]]:
+        """Within the block, the matrix as the model stores it: in its dtype, rows that no token has included."""
+        head: nn.Module = self._model.get_output_embeddings()  # type: ignore[operator]
+        with _at_hand(head):
+            yield head.weight.detach()  # type: ignore[operator]
+
+    @torch.no_grad()
+    def carried(self, directions: Float[Tensor, "F O"]) -> Float[Tensor, "F D"]:
+        """Directions written at the site as they meet the rows of the unembedding; float32."""
+        directions = directions.float()
+        if self._scale is not None:
+            directions = directions * self._scale
+        for module in self._modules:
+            with _at_hand(module):
+                directions = self._gain(module, directions) if _is_norm(module) else _projected(module, directions)
+        return directions
+
+    def _gain(self, norm: nn.Module, directions: Tensor) -> Tensor:
+        weight: Tensor = norm.weight.detach().to(directions)  # type: ignore[operator]
+        if isinstance(norm, nn.LayerNorm):  # it takes the mean out of what it reads, so out of each part of that
+            directions = directions - directions.mean(-1, keepdim=True)
+        return directions * (1 + weight if self._family.one_plus else weight)
+
+    @property
+    def _scale(self) -> float | None:
+        if self.site.layer is not None or not self._family.scaled_embedding:
+            return None
+        root = places.text_config(self._model).hidden_size ** 0.5
+        # The model rounds the root to its own dtype before it multiplies.
+        weight: Tensor = self._model.get_input_embeddings().weight  # type: ignore[operator]
+        return torch.tensor(root, dtype=weight.dtype).item()
+
+    @property
+    def words(self) -> str:
+        """The path in words, from the site on."""
+        said = ["times the root of d_model, as the model scales embeddings"] if self._scale is not None else []
+        for module in self._modules[:-1]:
+            if _is_norm(module):
+                said.append("times the gain of the norm after it, without a division by that norm's scale")
+            else:
+                said.append("through the attention's output projection")
+        final = self._modules[-1]
+        said.append("centred as LayerNorm does" if isinstance(final, nn.LayerNorm) else "")
+        gain = "times the final norm's gain (1 + weight)" if self._family.one_plus else "times the final norm's gain"
+        said += [gain, "through the unembedding", "without a division by the final norm's scale"]
+        return ", ".join(filter(None, said))
+
+    @property
+    def softcap(self) -> float | None:
+        """The bound that the model bends its logits to stay below, which is no part of the path; None without one."""
+        return getattr(places.text_config(self._model), "final_logit_softcapping", None)
+
+
+def obstacle(site: Site) -> str | None:
+    """Why nothing written at `site` reaches the logits directly, in one line; None where something does."""
+    if site.kind in ("transcoder", "transcoder_nogain"):
+        return f"{site} is what the MLP reads, and only the MLP's answer gets into the residual stream"
+    return None
+
+
+def _is_norm(module: nn.Module) -> bool:
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    return weight.ndim == 1
+
+
+def _projected(module: nn.Module, directions: Tensor) -> Tensor:
+    weight: Tensor = module.weight.detach().to(directions)  # type: ignore[operator]
+    # GPT-2's Conv1D stores its weight as [in, out].
+    return directions @ (weight if type(module).__name__ == "Conv1D" else weight.T)
+
+
+@contextmanager
+def _at_hand(module: nn.Module) -> Iterator[None]:
+    """With the weights there that accelerate may keep elsewhere until the module runs."""
+    if not hasattr(module, "_hf_hook"):
+        yield
+        return
+    from accelerate.utils import align_module_device
+
+    with align_module_device(module):
+        yield

@@ -1,0 +1,117 @@
+"""From a request to arguments, and from a reader to the worker: the half of a handler that is the same everywhere."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from gemscope.app.live import Off
+from gemscope.app.requests import read_as
+from gemscope.app.shelf import Shelf, Source
+from gemscope.app.worker import Full, Job, Overtime, Worker
+from gemscope.errors import InputError, NotFound
+
+T = TypeVar("T")
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+_INDEX = re.compile(r"[0-9]{1,12}")  # not \d: that is any script's digits
+_FIELDS = 100
+
+
+def shelf_of(request: Request) -> Shelf:
+    """The atlases that are served."""
+    found: Shelf = request.app.state.shelf
+    return found
+
+
+def worker_of(request: Request) -> Worker:
+    """Who runs models."""
+    found: Worker = request.app.state.worker
+    return found
+
+
+def source_of(request: Request) -> Source:
+    """The atlas that the address names. Raises NotFound."""
+    return shelf_of(request).get(request.path_params["model"], request.path_params["source"])
+
+
+def index_of(request: Request, name: str = "index") -> int:
+    """A number in the address. Raises NotFound for what is none."""
+    found: str = request.path_params[name]
+    if not _INDEX.fullmatch(found):
+        raise NotFound(f"no {'feature' if name == 'index' else name} {found[:40]!r}: expected a number")
+    return int(found)
+
+
+def query_of(request: Request, cls: type[T]) -> T:
+    """What the address asks for. Raises InputError."""
+    return read_as(cls, request.query_params)
+
+
+async def body_of(request: Request, cls: type[T]) -> T:
+    """What a form or JSON asks for. Raises InputError, and HTTPException for other kinds of content."""
+    return read_as(cls, await _fields(request))
+
+
+async def _fields(request: Request) -> Mapping[str, Any]:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    body = await request.body()
+    if kind == "application/x-www-form-urlencoded":
+        try:
+            return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_FIELDS))
+        except ValueError:
+            raise InputError(f"the form cannot be read: expected UTF-8 and at most {_FIELDS} fields") from None
+    if kind == "application/json":
+        try:
+            found = json.loads(body)
+        except (ValueError, RecursionError):
+            raise InputError("the request is not JSON") from None
+        if not isinstance(found, dict):
+            raise InputError("the request is not a JSON object")
+        return found
+    raise HTTPException(415, "expected application/json or application/x-www-form-urlencoded")
+
+
+async def ask(request: Request, work: Callable[[Job[T]], T]) -> T:
+    """Has the worker do something for the reader of this request, and stops it when the reader leaves.
+
+    Raises what the work raises; HTTPException 503 where too many wait, it takes too long or there is no model;
+    ClientDisconnect.
+    """
+    try:
+        job = worker_of(request).submit(work)
+    except Full as full:
+        raise HTTPException(503, str(full), {"retry-after": "5"}) from None
+    request.state.ahead = job.ahead
+    done = asyncio.wrap_future(job.outcome)
+    left = asyncio.ensure_future(_leaving(request))
+    either: set[asyncio.Future[Any]] = {done, left}
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not done.done():
+            raise ClientDisconnect
+        return done.result()
+    except Off as off:
+        raise HTTPException(503, str(off)) from None
+    except Overtime as overtime:
+        raise HTTPException(503, f"{overtime}: try a shorter text") from None
+    finally:
+        left.cancel()
+        if not done.done():
+            done.cancel()
+            job.cancel()
+
+
+async def _leaving(request: Request) -> None:
+    """Returns when the reader has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,130 @@
+"""One text, read through a model and an SAE: which features fire on it, and where. The pass can be ended half-way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from gemscope.activations.model import LanguageModel
+from gemscope.activations.site import Site
+from gemscope.app.worker import Job
+from gemscope.features.activations import FeatureActivations
+from gemscope.features.sae import SAE
+from gemscope.reports import look as looking
+from gemscope.reports.fit import require_fit
+from gemscope.reports.look import Look
+from gemscope.shapes import Float
+
+
+@dataclass(frozen=True)
+class Strong:
+    """A feature on a text: its strongest token there, and its activation on every token."""
+
+    feature: int
+    position: int
+    values: list[float]
+
+    @property
+    def value(self) -> float:
+        """Its activation on the strongest token."""
+        return self.values[self.position]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The T tokens of a text, which of them count, and the features that fire on them."""
+
+    tokens: list[str]
+    counted: list[bool]
+    found: FeatureActivations
+
+    def of(self, feature: int, *, every_token: bool = True) -> list[float]:
+        """[T] one feature's activations; 0 on tokens that do not count unless `every_token`."""
+        values: list[float] = self.found.of(feature)[0].tolist()
+        return [value if every_token or here else 0.0 for value, here in zip(values, self.counted, strict=True)]
+
+    def at(self, position: int) -> list[tuple[int, float]]:
+        """The features on one token, strongest first."""
+        features, values = self.found.row(position)
+        return list(zip(features.tolist(), values.tolist(), strict=True))
+
+    def cells(self, *, every_token: bool = False) -> Iterator[tuple[int, int, float]]:
+        """(feature, position, activation) of whatever is active, token by token."""
+        found = self.found
+        for position, feature, value in zip(
+            found.tokens.tolist(), found.features.tolist(), found.values.tolist(), strict=True
+        ):
+            if every_token or self.counted[position]:
+                yield feature, position, value
+
+    def strongest(
+        self,
+        limit: int,
+        *,
+        every_token: bool = False,
+        among: Sequence[int] = (),
+        without: np.ndarray[Any, np.dtype[np.bool_]] | None = None,
+    ) -> list[Strong]:
+        """The `limit` features with the strongest activation on any token (or any `among` these), strongest first.
+
+        `without` [d_sae] is True for features that are left out.
+        """
+        found = self.found
+        tokens, features, values = found.tokens.numpy(), found.features.long().numpy(), found.values.numpy()
+        kept = np.array(self.counted, bool) | every_token
+        if among:
+            kept &= np.isin(np.arange(len(kept)), among)
+        chosen = kept[tokens]
+        if without is not None:
+            chosen &= ~without[features]
+        cells = np.flatnonzero(chosen)
+        cells = cells[np.argsort(-values[cells], kind="stable")]
+        _, firsts = np.unique(features[cells], return_index=True)
+        best = cells[np.sort(firsts)[:limit]]
+        return [
+            Strong(feature, position, self.of(feature, every_token=every_token))
+            for feature, position in zip(features[best].tolist(), tokens[best].tolist(), strict=True)
+        ]
+
+
+def read(job: Job[Any], model: LanguageModel, sae: SAE, text: str, *, features: Sequence[int] | None = None) -> Reading:
+    """A text and the features that fire on it, or those of them that are named.
+
+    Raises what `model.capture` and `sae.encode` raise, and what `job.check` does.
+    """
+    site = require_fit(model, sae)
+    with _watched(model, job):
+        acts = model.capture(text, [site])[site]
+    job.check()
+    found = sae.encode(acts, features=features).to("cpu")
+    return Reading(model.strings(acts.tokens.ids[0].tolist()), acts.counted[0].tolist(), found)
+
+
+def look(job: Job[Any], model: LanguageModel, sae: SAE, text: str, *, k: int) -> Look:
+    """`gs.look`, which ends when nobody waits for it any more."""
+    with _watched(model, job):
+        return looking.look(model, sae, text, k=k)
+
+
+@dataclass(frozen=True)
+class _Watch:
+    """An edit that changes nothing: it ends the pass when nobody waits for it any more, or when it takes too long."""
+
+    site: Site
+    job: Job[Any]
+
+    def __call__(self, values: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        self.job.check()
+        return values
+
+
+@contextmanager
+def _watched(model: LanguageModel, job: Job[Any]) -> Iterator[None]:
+    job.check()
+    with model.edited(*(_Watch(Site.parse(f"{layer}.res"), job) for layer in range(model.n_layers))):
+        yield

@@ -1,0 +1,322 @@
+"""What a reader may ask, as small values: each knows its fields and what they may be, and is read from a form, a query
+or JSON alike. What is then done about it is the handlers' business. `schema` says the same to `openapi.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from gemscope.errors import InputError
+
+T = TypeVar("T")
+
+TEXT = 10_000
+"""Characters of a text to be read by a model."""
+LABEL = 2_000
+"""Characters of a label."""
+QUERY = 1_000
+"""Characters to search for."""
+
+_WHOLE = re.compile(r"-?[0-9]{1,12}")
+_REQUIRED: Any = dataclasses.MISSING
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one field may be: what it is called in a request, how it is read, how a schema describes it."""
+
+    name: str
+    read: Callable[[Any, str], Any]
+    schema: Mapping[str, Any]
+    blank: bool = False
+    """Whether "" is a value. Elsewhere it is a field of a form that was left empty."""
+
+
+def _field(rule: Rule, default: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"rule": rule})
+
+
+def string(name: str, *, most: int, least: int = 1, default: Any = _REQUIRED) -> Any:
+    """Text that can be written in UTF-8."""
+
+    def read(value: Any, name: str) -> str:
+        if not isinstance(value, str):
+            raise InputError(f"{name} is {_kind(value)}: expected text")
+        if any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise InputError(f"{name} holds half a surrogate pair, which is not text")
+        if len(value) > most:
+            raise InputError(f"{name} has {len(value):,} characters: at most {most:,} are read")
+        if len(value) < least:
+            raise InputError(f"{name} is {'empty' if not value else 'too short'}: at least {least} characters")
+        return value
+
+    return _field(Rule(name, read, {"type": "string", "minLength": least, "maxLength": most}, blank=True), default)
+
+
+def strings(name: str, *, most: int, count: int) -> Any:
+    """One text or a few; always a tuple here."""
+    one: Rule = string(name, most=most).metadata["rule"]
+
+    def read(value: Any, name: str) -> tuple[str, ...]:
+        many = value if isinstance(value, list) else [value]
+        if not 1 <= len(many) <= count:
+            raise InputError(f"{name} has {len(many)} texts: expected 1 to {count}")
+        return tuple(one.read(item, name) for item in many)
+
+    many = {"type": "array", "items": one.schema, "minItems": 1, "maxItems": count}
+    return _field(Rule(name, read, {"oneOf": [one.schema, many]}, blank=True), _REQUIRED)
+
+
+def integer(name: str, *, low: int, high: int, default: Any = _REQUIRED) -> Any:
+    """A whole number, from `low` to `high`."""
+
+    def read(value: Any, name: str) -> int:
+        if isinstance(value, str) and _WHOLE.fullmatch(value):
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise InputError(f"{name}={_shown(value)}: expected a whole number from {low} to {high:,}")
+        return value
+
+    return _field(Rule(name, read, {"type": "integer", "minimum": low, "maximum": high}), default)
+
+
+def real(name: str, *, default: Any = None) -> Any:
+    """A finite number."""
+
+    def read(value: Any, name: str) -> float:
+        try:
+            found = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+        except (ValueError, OverflowError):
+            found = math.nan
+        if not math.isfinite(found):
+            raise InputError(f"{name}={_shown(value)}: expected a number")
+        return found
+
+    return _field(Rule(name, read, {"type": "number"}), default)
+
+
+def flag(name: str, *, default: bool | None = None) -> Any:
+    """Yes or no."""
+    words = {"true": True, "1": True, "on": True, "false": False, "0": False, "off": False}
+
+    def read(value: Any, name: str) -> bool:
+        found = value if isinstance(value, bool) else words.get(value) if isinstance(value, str) else None
+        if found is None:
+            raise InputError(f"{name}={_shown(value)}: expected true or false")
+        return found
+
+    return _field(Rule(name, read, {"type": "boolean"}), default)
+
+
+def choice(name: str, *options: str) -> Any:
+    """One of some words, the first unless said."""
+
+    def read(value: Any, name: str) -> str:
+        if not isinstance(value, str) or value not in options:
+            raise InputError(f"{name}={_shown(value)}: expected {', '.join(options)}")
+        return value
+
+    return _field(Rule(name, read, {"type": "string", "enum": list(options)}), options[0])
+
+
+def several(name: str, each: Any, *, count: int) -> Any:
+    """A list of whatever the field `each` is."""
+    one: Rule = each.metadata["rule"]
+
+    def read(value: Any, name: str) -> tuple[Any, ...]:
+        if not isinstance(value, list) or len(value) > count:
+            raise InputError(f"{name} is {_kind(value)}: expected a list of at most {count}")
+        return tuple(one.read(item, name) for item in value)
+
+    return _field(Rule(name, read, {"type": "array", "items": one.schema, "maxItems": count}), ())
+
+
+def inner(name: str, cls: type[Any]) -> Any:
+    """Another of these values, within."""
+
+    def read(value: Any, name: str) -> Any:
+        if not isinstance(value, Mapping):
+            raise InputError(f"{name} is {_kind(value)}: expected an object")
+        return read_as(cls, value)
+
+    return _field(Rule(name, read, schema(cls)), _REQUIRED)
+
+
+def read_as(cls: type[T], given: Mapping[str, Any]) -> T:
+    """The value that a request gives. What it does not know it leaves alone. Raises InputError, naming the field."""
+    found = {}
+    for one in dataclasses.fields(cls):  # type: ignore[arg-type]
+        rule: Rule = one.metadata["rule"]
+        value = given.get(rule.name)
+        if value is None or (value == "" and not rule.blank):
+            if one.default is _REQUIRED:
+                raise InputError(f"{rule.name} is missing")
+            continue
+        found[one.name] = rule.read(value, rule.name)
+    return cls(**found)
+
+
+def schema(cls: type[Any]) -> dict[str, Any]:
+    """As JSON Schema has it."""
+    rules = [(one, one.metadata["rule"]) for one in dataclasses.fields(cls)]
+    properties = {}
+    for one, rule in rules:
+        properties[rule.name] = dict(rule.schema)
+        if one.default not in (_REQUIRED, None, ()):
+            properties[rule.name]["default"] = one.default
+    needed = [rule.name for one, rule in rules if one.default is _REQUIRED]
+    return {"type": "object", "properties": properties, **({"required": needed} if needed else {})}
+
+
+# --- the pages' ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A text to see one feature on."""
+
+    text: str = string("text", most=TEXT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """What a feature stands for, as somebody says."""
+
+    text: str = string("text", most=LABEL)
+    author: str = string("author", most=100, least=0, default="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forget:
+    """Which label to take away."""
+
+    id: int = integer("id", low=0, high=10**12)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Browse:
+    """Which features to list, and in which order: the arguments of `Atlas.summaries`."""
+
+    order: str = choice("order", "index", "density", "max", "mean", "label")
+    descending: bool = flag("descending", default=False)
+    dead: bool | None = flag("dead")
+    labelled: bool | None = flag("labelled")
+    min_density: float | None = real("min_density")
+    max_density: float | None = real("max_density")
+    min_max: float | None = real("min_max")
+    max_max: float | None = real("max_max")
+    text: str = string("text", most=QUERY, least=0, default="")
+    offset: int = integer("offset", low=0, high=10**9, default=0)
+    limit: int = integer("limit", low=1, high=1000, default=100)
+
+    @property
+    def filters(self) -> dict[str, Any]:
+        """What `Atlas.count` takes."""
+        beside = ("order", "descending", "offset", "limit")
+        return {name: value for name, value in vars(self).items() if name not in beside}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What to look for: labels, tokens, or features that fire on a text."""
+
+    kind: str = choice("kind", "label", "token", "text")
+    text: str = string("text", most=TEXT, least=0, default="")
+    token: int | None = integer("token", low=0, high=10**9, default=None)
+    """Which of several tokens that look like the text."""
+    offset: int = integer("offset", low=0, high=10**6, default=0)
+    limit: int = integer("limit", low=1, high=200, default=50)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A text to see all features on, and one of them to follow over the whole of it."""
+
+    text: str = string("text", most=TEXT, least=0, default="")
+    pin: int | None = integer("pin", low=0, high=10**9, default=None)
+    k: int = integer("k", low=1, high=20, default=5)
+
+
+# --- Neuronpedia's ---------------------------------------------------------------------------------------------------
+
+_NAME = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A feature by its address."""
+
+    model: str = string("modelId", most=_NAME)
+    source: str | None = string("source", most=_NAME, default=None)
+    layer: str | None = string("layer", most=_NAME, default=None)
+    """What `source` is called elsewhere."""
+    index: int = integer("index", low=0, high=10**9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationNew:
+    """One feature on a text, or on up to four."""
+
+    feature: Place = inner("feature", Place)  # noqa: RUF009
+    texts: tuple[str, ...] = strings("customText", most=TEXT, count=4)
+    ignore_bos: bool = flag("ignoreBos", default=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationSource:
+    """All features of a source on a text, or on up to four."""
+
+    model: str = string("modelId", most=_NAME)
+    source: str = string("source", most=_NAME)
+    texts: tuple[str, ...] = strings("customText", most=TEXT, count=4)
+    ignore_bos: bool = flag("ignoreBos", default=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchAll:
+    """The strongest features of several sources over a whole text."""
+
+    model: str = string("modelId", most=_NAME)
+    source_set: str = string("sourceSet", most=_NAME, least=0, default="")
+    text: str = string("text", most=TEXT)
+    sources: tuple[str, ...] = several("selectedLayers", string("selectedLayers", most=_NAME), count=200)
+    positions: tuple[int, ...] = several("sortIndexes", integer("sortIndexes", low=0, high=10**6), count=1000)
+    ignore_bos: bool = flag("ignoreBos", default=True)
+    density: float = real("densityThreshold", default=-1.0)
+    limit: int = integer("numResults", low=1, high=100, default=50)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopByToken:
+    """The strongest features of each token of a text."""
+
+    model: str = string("modelId", most=_NAME)
+    source: str = string("source", most=_NAME)
+    text: str = string("text", most=TEXT)
+    limit: int = integer("numResults", low=1, high=20, default=10)
+    ignore_bos: bool = flag("ignoreBos", default=True)
+    density: float = real("densityThreshold", default=0.01)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplanationSearch:
+    """Features by what their labels say."""
+
+    model: str = string("modelId", most=_NAME)
+    sources: tuple[str, ...] = several("layers", string("layers", most=_NAME), count=200)
+    query: str = string("query", most=QUERY, least=3)
+    offset: int = integer("offset", low=0, high=10**6, default=0)
+
+
+def _kind(value: Any) -> str:
+    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:40] if isinstance(value, str | int | float) else _kind(value)

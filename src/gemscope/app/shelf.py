@@ -1,0 +1,158 @@
+"""The atlases that are served, by the addresses of their pages."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from gemscope.app.live import Live
+from gemscope.errors import InputError, NotFound
+from gemscope.pages.links import ServerLinks
+from gemscope.reports.atlas import Atlas, Manifest
+from gemscope.reports.dashboard import Dashboard, Summary
+
+MANIFEST = "manifest.json"
+OURS = frozenset({"api", "health", "search", "static"})
+"""First parts of addresses that no model can have."""
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@=~-]{0,199}")
+_PAGES = frozenset({"search", "prompt"})
+
+
+@dataclass(frozen=True)
+class Source:
+    """One atlas: its pages lie at `/{model_id}/{source_id}` of this manifest, which may differ from the atlas's own."""
+
+    atlas: Atlas
+    manifest: Manifest
+    live: Live
+
+    @property
+    def address(self) -> tuple[str, str]:
+        """Model and source, as in the address of its pages."""
+        return self.manifest.model_id, self.manifest.source_id
+
+    @cached_property
+    def links(self) -> ServerLinks:
+        """To its pages."""
+        return ServerLinks(*self.address)
+
+    @cached_property
+    def dead(self) -> int:
+        """How many features fired nowhere."""
+        return self.atlas.count(dead=True)
+
+    @property
+    def living(self) -> int:
+        """How many fired somewhere."""
+        return len(self.atlas) - self.dead
+
+    @cached_property
+    def points(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`Atlas.scatter`: what labels say does not change it."""
+        return self.atlas.scatter()
+
+    @cached_property
+    def figures(self) -> tuple[np.ndarray, np.ndarray]:
+        """Densities and maxima [d_sae]."""
+        features, *figures = self.points
+        whole = np.zeros((2, len(self.atlas)))
+        whole[:, features] = figures
+        return whole[0], whole[1]
+
+    def denser_than(self, density: float) -> np.ndarray | None:
+        """[d_sae] which features fire on a greater share of tokens; None where the limit is negative: no limit."""
+        if density < 0:
+            return None
+        return self.figures[0] > density
+
+    def summary(self, index: int) -> Summary:
+        """One feature as a line of a list."""
+        one = self.atlas[index]
+        token = one.examples[0].tokens[one.examples[0].peak] if one.examples else None
+        return Summary(index, one.count, one.density, one.max, one.mean, one.label, token)
+
+    def __getitem__(self, index: int) -> Dashboard:
+        """One feature, as from this address. Raises NotFound."""
+        found = self.atlas[index]
+        if (found.model, found.source) == self.address:
+            return found
+        return replace(found, model=self.manifest.model_id, source=self.manifest.source_id)
+
+
+class Shelf:
+    """Sources by (model, source), in the order in which they were given."""
+
+    def __init__(self, sources: Iterable[Source]) -> None:
+        self._sources = {source.address: source for source in sources}
+
+    def __iter__(self) -> Iterator[Source]:
+        return iter(self._sources.values())
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def of(self, model: str) -> list[Source]:
+        """Those of one model. Raises NotFound."""
+        found = [source for source in self if source.manifest.model_id == model]
+        if not found:
+            raise NotFound(f"no atlas of a model {model[:80]!r} is served here")
+        return found
+
+    def get(self, model: str, source: str) -> Source:
+        """Raises NotFound."""
+        found = self._sources.get((model, source))
+        if found is None:
+            raise NotFound(f"no atlas {source[:80]!r} of model {model[:80]!r} is served here")
+        return found
+
+
+def shelf(atlases: Iterable[Atlas], *, off: str | None = None) -> Shelf:
+    """Atlases by address; those of one address are told apart by their SAEs' digests. `off`: no live reading, and why.
+
+    Raises InputError where there are none, and for names that can be no address.
+    """
+    sources: list[Source] = []
+    taken: dict[tuple[str, str], int] = defaultdict(int)
+    for atlas in atlases:
+        manifest = atlas.manifest
+        for name in (manifest.model_id, manifest.source_id):
+            if not _NAME.fullmatch(name) or manifest.model_id in OURS or manifest.source_id in _PAGES:
+                raise InputError(
+                    f"{name[:80]!r} cannot be part of an address: the atlas's model_id and source_id are made of "
+                    "letters, digits and _ . + @ = ~ -"
+                )
+        manifest = replace(manifest, source_id=_free(manifest, taken))
+        sources.append(Source(atlas, manifest, Live(off)))
+    if not sources:
+        raise InputError("no atlas given: name the folder of one")
+    return Shelf(sources)
+
+
+def _free(manifest: Manifest, taken: dict[tuple[str, str], int]) -> str:
+    """Its source id, or one that nobody has yet: Neuronpedia parts a suffix by two underscores, too."""
+    name = manifest.source_id
+    for candidate in (name, f"{name}__{manifest.sae_digest[:6]}"):
+        taken[manifest.model_id, candidate] += 1
+        if (count := taken[manifest.model_id, candidate]) == 1:
+            return candidate
+    return f"{name}__{manifest.sae_digest[:6]}-{count}"
+
+
+def folders(given: str | os.PathLike[str]) -> list[Path]:
+    """The atlas that a folder is, or those that lie in it. Raises NotFound."""
+    folder = Path(given).expanduser()
+    if (folder / MANIFEST).is_file():
+        return [folder]
+    if within := sorted(path.parent for path in folder.glob(f"*/{MANIFEST}")):
+        return within
+    raise NotFound(
+        f"no atlas at {folder}: expected a folder that `gemscope describe` made, or one that holds such folders"
+    )

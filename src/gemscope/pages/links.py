@@ -1,0 +1,181 @@
+"""Where pages lie: addresses on the server, in a folder of files, or nowhere. An empty address means: no such page."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property
+from hashlib import sha256
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from typing import Protocol, runtime_checkable
+from urllib.parse import quote, urlencode
+
+PAGE = 100
+"""Features on one page of a static site's table."""
+
+
+@runtime_checkable
+class Links(Protocol):
+    """What a template asks for. A query's values are as for `Atlas.summaries`; None and "" are left out."""
+
+    def home(self) -> str: ...
+    def source(self) -> str: ...
+    def feature(self, index: int) -> str: ...
+    def browse(self, **query: object) -> str: ...
+    def search(self, **query: object) -> str: ...
+    def prompt(self, **query: object) -> str: ...
+    def static(self, name: str) -> str: ...
+    def json(self, url: str) -> str:
+        """Where the data of the page at `url` lies."""
+
+
+@dataclass(frozen=True)
+class ServerLinks:
+    """Absolute addresses, in Neuronpedia's shape: `/{model}/{source}/{index}`. Without a model: of no atlas."""
+
+    model_id: str = ""
+    source_id: str = ""
+    root: str = ""
+    """What a proxy puts before every address."""
+
+    def home(self) -> str:
+        return f"{self.root}/"
+
+    def source(self) -> str:
+        return self._source
+
+    def feature(self, index: int) -> str:
+        return f"{self._source}/{index}" if self._source else ""
+
+    def browse(self, **query: object) -> str:
+        return self._below("", query)
+
+    def search(self, **query: object) -> str:
+        return self._below("/search", query)
+
+    def prompt(self, **query: object) -> str:
+        return self._below("/prompt", query)
+
+    def static(self, name: str) -> str:
+        return f"{self.root}/static/{name}?v={static_digest()}"
+
+    def json(self, url: str) -> str:
+        path, mark, query = url.partition("?")
+        return f"{path}.json{mark}{query}" if url else ""
+
+    @cached_property
+    def _source(self) -> str:
+        return f"{self.root}/{quote(self.model_id, safe='')}/{quote(self.source_id, safe='')}" if self.model_id else ""
+
+    def _below(self, path: str, query: dict[str, object]) -> str:
+        return f"{self._source}{path}{_query(query)}" if self._source else ""
+
+
+@dataclass(frozen=True)
+class SiteLinks:
+    """Relative addresses from a file that lies `depth` folders deep in a static site: they work from any file server.
+
+    The table of features is there in its own order, `PAGE` to a file; there is no search and no prompt.
+    """
+
+    depth: int
+    model_id: str = ""
+    source_id: str = ""
+
+    def home(self) -> str:
+        return f"{self._up}index.html"
+
+    def source(self) -> str:
+        return f"{self._up}{self._folder}/index.html" if self.model_id else ""
+
+    def feature(self, index: int) -> str:
+        return f"{self._up}{self._folder}/{index}/index.html"
+
+    def browse(self, **query: object) -> str:
+        """One of the table's files; "" for another order or a choice among features."""
+        asked = {name: value for name, value in query.items() if value not in (None, "", False)}
+        offset = asked.pop("offset", 0)
+        asked.pop("limit", None)
+        if asked.pop("order", "index") != "index" or asked or not isinstance(offset, int):
+            return ""
+        name = f"page-{offset // PAGE + 1}.html" if offset else "index.html"
+        return f"{self._up}{self._folder}/{name}" if self.model_id else ""
+
+    def search(self, **query: object) -> str:
+        return ""
+
+    def prompt(self, **query: object) -> str:
+        return ""
+
+    def static(self, name: str) -> str:
+        return f"{self._up}static/{name}"
+
+    def json(self, url: str) -> str:
+        return f"{url.removesuffix('.html')}.json" if url else ""
+
+    @property
+    def _up(self) -> str:
+        return "../" * self.depth
+
+    @property
+    def _folder(self) -> str:
+        return f"{quote(self.model_id, safe='')}/{quote(self.source_id, safe='')}"
+
+
+@dataclass(frozen=True)
+class NoLinks:
+    """For a single file: only the features `within` it can be reached."""
+
+    within: Collection[int] = ()
+
+    def home(self) -> str:
+        return ""
+
+    def source(self) -> str:
+        return ""
+
+    def feature(self, index: int) -> str:
+        return f"#feature-{index}" if index in self.within else ""
+
+    def browse(self, **query: object) -> str:
+        return ""
+
+    def search(self, **query: object) -> str:
+        return ""
+
+    def prompt(self, **query: object) -> str:
+        return ""
+
+    def static(self, name: str) -> str:
+        return ""
+
+    def json(self, url: str) -> str:
+        return ""
+
+
+@cache
+def static_digest() -> str:
+    """Of all static files: part of their addresses, so that they may be kept for ever."""
+    digest = sha256()
+    for content in _contents(files("gemscope.pages") / "static"):
+        digest.update(content)
+    return digest.hexdigest()[:12]
+
+
+def _contents(folder: Traversable) -> Iterator[bytes]:
+    for one in sorted(folder.iterdir(), key=lambda one: one.name):
+        if one.is_dir():
+            yield from _contents(one)
+        else:
+            yield one.read_bytes()
+
+
+def _query(query: dict[str, object]) -> str:
+    words = {True: "true", False: "false"}
+    kept = {
+        name: words[value] if isinstance(value, bool) else value
+        for name, value in query.items()
+        if value is not None and value != ""
+    }
+    return "?" + urlencode(kept, errors="replace") if kept else ""

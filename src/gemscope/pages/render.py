@@ -1,0 +1,85 @@
+"""Values in, HTML out: the one Jinja environment and the words that templates use for numbers and hostile text.
+
+Values are read by name alone: nothing here knows where a feature, a manifest or a look came from.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+from gemscope.pages import charts, strips
+from gemscope.pages.links import Links, NoLinks, ServerLinks, SiteLinks
+from gemscope.text.printable import clipped, readable
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+__all__ = ["Links", "NoLinks", "ServerLinks", "SiteLinks", "render"]
+
+
+def render(template: str, *, links: Links, **values: object) -> str:
+    """The page or fragment that `templates/{template}` makes of its values.
+
+    Everything is escaped that is not made here. A value that the template asks for and is not given is an error.
+    """
+    return _environment().get_template(template).render(links=links, **values)
+
+
+def line(text: str, length: int = 400) -> str:
+    """Text that others wrote, for one line: clipped, control characters spelt out."""
+    return readable(clipped(text, length))
+
+
+def typed(text: str) -> str:
+    """What a reader typed, given back to them as it was but for what HTML cannot hold."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+
+
+def often(density: float) -> str:
+    """A density as something to picture: one token in so many."""
+    return f"1 token in {1 / density:,.0f}" if density > 0 else "no token"
+
+
+def described(site: str, site_out: str) -> str:
+    """Where an SAE reads, and where it writes if that is elsewhere."""
+    return site if site == site_out else f"{site} → {site_out}"
+
+
+def many(count: int, noun: str) -> str:
+    """A count with its noun: 1 feature, 2,304 features."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    made = Environment(
+        loader=PackageLoader("gemscope.pages"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    made.filters |= {
+        "figure": strips.figure,
+        "percent": charts.percent,
+        "short": charts.short,
+        "token": strips.token,
+        "line": line,
+        "often": often,
+        "typed": typed,
+        "many": many,
+    }
+    made.globals |= {
+        "bar": charts.bar,
+        "described": described,
+        "examples": strips.examples,
+        "histogram": charts.histogram,
+        "scatter": charts.scatter,
+        "shade": strips.shade,
+        "strip": strips.strip,
+    }
+    return made

@@ -1,0 +1,25 @@
+// Keys that turn pages, and the reader's choice of how much of each text to show, remembered.
+{
+  const kept = (name, value) => {
+    try {
+      return value === undefined ? localStorage.getItem(name) : localStorage.setItem(name, value);
+    } catch {
+      return null;
+    }
+  };
+
+  const turns = { ArrowLeft: "prev", k: "prev", ArrowRight: "next", j: "next" };
+  document.addEventListener("keydown", (event) => {
+    const to = turns[event.key];
+    if (!to || event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
+    if (event.target.closest("input, textarea, select, [contenteditable], [tabindex='0']")) return;
+    document.querySelector(`.turn a[rel="${to}"]`)?.click();
+  });
+
+  const mode = kept("gemscope.mode");
+  for (const radio of document.querySelectorAll(".modes input")) {
+    if (!/-mode$/.test(radio.name)) continue;
+    if (radio.value === mode) radio.checked = true;
+    radio.addEventListener("change", () => kept("gemscope.mode", radio.value));
+  }
+}

@@ -1,0 +1,161 @@
+"""The SQL side of an atlas: its tables, the steps from one format to the next, and what is looked at on opening.
+
+feature        figures of every feature, one row each; the label is the newest explanation's text
+page           what else a feature's page shows, packed (packing.py)
+explanation    what features stand for; this and the labels change once an atlas is written, and nothing else
+label_text     full text search over explanations
+relabelled     how often labels changed: readers keep what they gathered from them until it does
+token          the vocabulary, packed, a thousand ids a row (vocabulary.py)
+token_feature  by token, the features whose examples peak on it, packed (hits.py)
+document       where each begins in the corpus
+source         where documents come from, and under which licence
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gemscope.errors import AccessError, CorruptFile, StorageFull
+from gemscope.reports.atlas.manifest import FORMAT
+
+NAME = "atlas.sqlite"
+APPLICATION = 0x47534154
+"""`GSAT`: what tells our files from other programs' SQLite files."""
+PAGE = 16384
+"""Bytes. Records of one or two thousand fill pages of this size to the brim, and one is still a single read."""
+_MAPPED = 1 << 30
+"""Bytes of a file that connections read without copying, all of them the same memory."""
+WAIT = 30.0
+"""Seconds to wait for another process that writes."""
+
+_FORMAT_1 = (
+    """CREATE TABLE feature (id INTEGER PRIMARY KEY, count INTEGER NOT NULL, max REAL NOT NULL, mean REAL NOT NULL,
+       encoder_cosine REAL, decoder_norm REAL, token INTEGER, label TEXT)""",
+    "CREATE TABLE page (id INTEGER PRIMARY KEY, packed BLOB NOT NULL)",
+    """CREATE TABLE explanation (id INTEGER PRIMARY KEY AUTOINCREMENT, feature INTEGER NOT NULL, text TEXT NOT NULL,
+       method TEXT NOT NULL, author TEXT NOT NULL, score REAL)""",
+    "CREATE INDEX explanation_feature ON explanation (feature)",
+    """CREATE VIRTUAL TABLE label_text
+       USING fts5 (text, content='explanation', content_rowid='id', tokenize='unicode61 remove_diacritics 2')""",
+    "CREATE TABLE relabelled (times INTEGER NOT NULL)",
+    "INSERT INTO relabelled VALUES (0)",
+    "CREATE TABLE token (first INTEGER PRIMARY KEY, packed BLOB NOT NULL)",
+    "CREATE TABLE token_feature (token INTEGER PRIMARY KEY, features INTEGER NOT NULL, packed BLOB NOT NULL)",
+    "CREATE TABLE document (start INTEGER PRIMARY KEY, source INTEGER NOT NULL)",
+    "CREATE TABLE source (id INTEGER PRIMARY KEY, name TEXT NOT NULL, license TEXT NOT NULL)",
+)
+
+STEPS: tuple[tuple[str, ...], ...] = (_FORMAT_1,)
+"""Step i leads from format i to i + 1; an empty file is of format 0."""
+CHECKED = ("feature", "explanation", "token", "token_feature", "document", "source")
+"""Looked through on opening: all but the pages, which make up nearly all of a large file."""
+
+
+def upgrade(db: sqlite3.Connection) -> None:
+    """Brings a file to the newest format, all steps or none."""
+    db.execute("BEGIN IMMEDIATE")  # before asking which format it is: another process may be at it
+    for number in range(version(db), len(STEPS)):
+        for statement in STEPS[number]:
+            db.execute(statement)
+    db.execute(f"PRAGMA user_version = {len(STEPS)}")
+    db.execute("COMMIT")
+
+
+def relabel(db: sqlite3.Connection, features: Iterable[int]) -> None:
+    """Gives features the label that follows from their explanations."""
+    db.executemany(
+        """UPDATE feature SET label = (SELECT text FROM explanation WHERE feature = feature.id ORDER BY id DESC LIMIT 1)
+           WHERE id = ?""",
+        ((feature,) for feature in features),
+    )
+
+
+def version(db: sqlite3.Connection) -> int:
+    """The format that a file says it is of."""
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def connect(path: Path, *, write: bool = False) -> sqlite3.Connection:
+    """A connection that one thread at a time may use. Nothing is created.
+
+    Where nobody can write, SQLite is told so: it would want to make files beside this one. Only what an interrupted
+    writer left there is a reason to let it.
+    """
+    mode = "rw" if write else "ro"
+    if not write and not writable(path.parent) and not logged(path):
+        mode += "&immutable=1"
+    db = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={mode}",
+        uri=True,
+        timeout=WAIT,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    db.execute("PRAGMA trusted_schema = OFF")
+    if not write:
+        db.execute(f"PRAGMA mmap_size = {_MAPPED}")
+    return db
+
+
+def logged(path: Path) -> bool:
+    """Whether there is a log of changes beside the file, which belongs to it."""
+    return path.with_name(path.name + "-wal").exists()
+
+
+def writable(folder: Path) -> bool:
+    """Whether files can be made in a folder."""
+    return os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Says in one line what is wrong with a file, where SQLite finds it damaged, locked, or has no room."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        if isinstance(error, sqlite3.ProgrammingError):
+            raise  # no fault of the file
+        name = getattr(error, "sqlite_errorname", "")
+        if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+            raise CorruptFile(
+                f"{path} is damaged: {error}; `verify` says where, a copy or describing anew helps"
+            ) from (error)
+        if name == "SQLITE_FULL":
+            raise StorageFull(f"no room left on the disk of {path}: nothing was changed") from error
+        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            raise AccessError(f"{path} is being written by another program for over {WAIT:.0f} s: {error}") from error
+        if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
+            raise AccessError(f"{path} cannot be reached or written ({error}): copy the atlas elsewhere") from error
+        raise CorruptFile(f"{path} cannot be read: {error}") from error
+
+
+def first_problem(db: sqlite3.Connection) -> str | None:
+    """What SQLite finds wrong with the tables that are looked through on opening."""
+    for table in CHECKED:
+        found = str(db.execute(f"PRAGMA quick_check({table})").fetchone()[0])
+        if found != "ok":
+            return found.splitlines()[-1]
+    return None
+
+
+def check(path: Path) -> None:
+    """A look at a file that takes far less than a second, whatever its size. Raises CorruptFile."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(100)
+    except FileNotFoundError:
+        raise CorruptFile(f"{path} is missing: the atlas was not copied whole") from None
+    if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
+        raise CorruptFile(f"{path} is not an SQLite file: it is no atlas's, or damaged")
+    if int.from_bytes(header[68:72]) != APPLICATION:
+        raise CorruptFile(f"{path} is another program's SQLite file: it is no atlas's")
+    number, size = int.from_bytes(header[60:64]), int.from_bytes(header[16:18])
+    if not 1 <= number <= FORMAT:
+        raise CorruptFile(f"{path} is of format {number}, this version reads up to {FORMAT}: update gemscope")
+    expected = int.from_bytes(header[28:32]) * (size if size != 1 else 65536)
+    if (actual := path.stat().st_size) < expected:
+        raise CorruptFile(f"{path} is truncated: {actual:,} bytes of {expected:,}; copy it again")

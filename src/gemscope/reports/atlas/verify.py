@@ -1,0 +1,151 @@
+"""Looks through a whole atlas for damage: what opening it leaves out because it would take long."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+
+from gemscope.errors import CorruptFile
+from gemscope.reports.atlas import corpus, hits, schema
+from gemscope.reports.atlas.manifest import Manifest, read_manifest
+from gemscope.reports.atlas.packing import Page, unpack_page
+from gemscope.reports.atlas.reader import Atlas
+from gemscope.reports.atlas.vocabulary import Vocabulary
+
+_MANY = 100
+"""Problems after which the rest is not looked for."""
+
+
+def verify(folder: str | Path) -> list[str]:
+    """Problems found, one line each; none when the atlas is sound. Raises NotFound where there is no atlas."""
+    try:
+        Atlas(folder).close()  # brings an older format up to date, and finds what opening finds
+        problems = []
+        for problem in _problems(Path(folder)):
+            problems.append(problem)
+            if len(problems) == _MANY:
+                return [*problems, f"and perhaps more: after {_MANY} the rest was not looked at"]
+        return problems
+    except CorruptFile as error:
+        return [str(error)]
+
+
+def _problems(folder: Path) -> Iterator[str]:
+    manifest, path = read_manifest(folder), folder / schema.NAME
+    rows = corpus.Corpus(folder / corpus.NAME, manifest.rows, manifest.length)
+    with schema.explained(path):
+        db = schema.connect(path)
+        try:
+            found = [str(line) for (line,) in db.execute("PRAGMA integrity_check")]
+            if found != ["ok"]:
+                yield from (f"{path.name}: {line}" for line in found)
+                return  # what is read from a damaged file means little
+            yield from _tables(db, manifest)
+            yield from _pages(db, manifest, rows)
+            yield from _labels(db)
+        finally:
+            db.close()
+
+
+def _tables(db: sqlite3.Connection, manifest: Manifest) -> Iterator[str]:
+    for table in ("feature", "page"):
+        held, last = db.execute(f"SELECT count(*), coalesce(max(id), -1) FROM {table}").fetchone()
+        if held != manifest.d_sae or last != held - 1:
+            missing = db.execute(
+                f"""WITH RECURSIVE n(id) AS (SELECT 0 UNION ALL SELECT id + 1 FROM n WHERE id + 1 < ?)
+                    SELECT id FROM n WHERE id NOT IN (SELECT id FROM {table}) LIMIT 1""",
+                (manifest.d_sae,),
+            ).fetchone()
+            which = f": the first missing is {missing[0]}" if missing else ""
+            yield f"table {table} has {held} rows up to {last}, the manifest says {manifest.d_sae} features{which}"
+    documents, last = db.execute("SELECT count(*), coalesce(max(start), -1) FROM document").fetchone()
+    if last >= max(1, manifest.rows * manifest.length):
+        yield f"a document starts at {last}, beyond the corpus"
+    if documents != manifest.documents:
+        yield f"table document has {documents} rows, the manifest says {manifest.documents}"
+
+
+def _pages(db: sqlite3.Connection, manifest: Manifest, rows: corpus.Corpus) -> Iterator[str]:
+    """Every page by itself, and that tokens lead to the features whose pages say so."""
+    try:
+        vocabulary = Vocabulary(db.execute("SELECT first, packed FROM token ORDER BY first"))
+    except CorruptFile as error:
+        yield f"the vocabulary: {error}"
+        return
+    by_token: dict[int, list[tuple[int, int]]] = {}
+    for index, count, top, token, packed in db.execute(
+        "SELECT id, count, max, token, packed FROM feature JOIN page USING (id) ORDER BY id"
+    ):
+        try:
+            page = unpack_page(packed)
+        except CorruptFile as error:
+            yield f"feature {index}: {error}"
+            continue
+        yield from (f"feature {index}: {problem}" for problem in _page(page, count, top, len(rows)))
+        if not len(page.positions) or int(page.positions.max()) >= len(rows):
+            continue
+        tokens = rows.at(page.positions.astype(np.int64))
+        if token != tokens[0]:
+            yield f"feature {index}: its strongest example is on token {tokens[0]}, its row says {token}"
+        named = np.concatenate((tokens, page.promoted, page.suppressed)).tolist()
+        if unknown := [one for one in named if one not in vocabulary.tokens]:
+            yield f"feature {index}: token {unknown[0]} is not in the vocabulary"
+        distinct = rows.at(np.unique(page.positions).astype(np.int64))
+        for one, examples in zip(*(part.tolist() for part in np.unique(distinct, return_counts=True)), strict=True):
+            by_token.setdefault(one, []).append((index, min(examples, hits.MOST)))
+    yield from _token_features(db, by_token)
+
+
+def _page(page: Page, count: int, top: float, corpus_length: int) -> Iterator[str]:
+    if len(page.histogram) and (total := int(page.histogram.sum())) != count:
+        yield f"its histogram counts {total} firings, its row says {count}"
+    if (total := int(page.interval_counts.sum())) > count:
+        yield f"its intervals hold {total} firings, its row says {count}"
+    if len(page.positions):
+        if int(page.positions.max()) >= corpus_length:
+            yield f"an example lies at {int(page.positions.max())}, beyond the corpus of {corpus_length} tokens"
+        if (strongest := float(page.peaks.max())) > top * 1.001:  # what others published may be rounded
+            yield f"an example of {strongest:g} is stronger than its maximum, {top:g}"
+
+
+def _token_features(db: sqlite3.Connection, expected: dict[int, list[tuple[int, int]]]) -> Iterator[str]:
+    for token, features, packed in db.execute("SELECT token, features, packed FROM token_feature"):
+        try:
+            found = hits.unpack(packed, features)
+        except CorruptFile as error:
+            yield f"token {token}: {error}"
+            continue
+        listed = sorted(zip(found["feature"].tolist(), found["examples"].tolist(), strict=True))
+        if listed != expected.pop(token, []):
+            yield f"token {token}: the features listed for it are not those whose examples peak on it"
+    for token in expected:
+        yield f"token {token}: it lists no features, though examples peak on it"
+
+
+def _labels(db: sqlite3.Connection) -> Iterator[str]:
+    """That labels follow from explanations, and that the search finds the words that explanations have."""
+    for feature, label, said in db.execute(
+        """SELECT feature.id, label, explanation.text FROM feature LEFT JOIN explanation ON explanation.id =
+           (SELECT max(id) FROM explanation WHERE explanation.feature = feature.id)
+           WHERE label IS NOT explanation.text"""
+    ):
+        yield f"feature {feature}: its label is {label!r}, its newest explanation {said!r}"
+    with sqlite3.connect(":memory:", isolation_level=None) as fresh:
+        sql = db.execute("SELECT sql FROM sqlite_schema WHERE name = 'label_text'").fetchone()[0]
+        fresh.execute(sql)
+        fresh.execute("CREATE TABLE explanation (id INTEGER PRIMARY KEY, text TEXT)")
+        fresh.executemany("INSERT INTO explanation VALUES (?, ?)", db.execute("SELECT id, text FROM explanation"))
+        fresh.execute("INSERT INTO label_text (label_text) VALUES ('rebuild')")
+        agree = all(one == other for one, other in zip_longest(_words(db), _words(fresh)))
+    if not agree:
+        yield "the full text index does not agree with the explanations"
+
+
+def _words(db: sqlite3.Connection) -> Iterator[tuple[str, int, int]]:
+    """Every word of the full text index: where it stands."""
+    db.execute("CREATE VIRTUAL TABLE temp.word USING fts5vocab(main, label_text, instance)")
+    return db.execute("SELECT term, doc, offset FROM temp.word")

@@ -1,0 +1,127 @@
+"""Token ids to text: what each token stands for alone, what it completes within a text, which ones a text names.
+
+Tokens are bytes: a character may be spread over several, and bytes may be no text at all.
+"""
+
+from __future__ import annotations
+
+import codecs
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from gemscope.reports.atlas.packing import pack, unpack
+from gemscope.reports.entry import Ints
+
+_CHUNK = 1024
+"""Tokens packed together."""
+UNKNOWN = "\ufffd"
+
+
+def packed(texts: Mapping[int, bytes], special: Collection[int]) -> Iterator[tuple[int, bytes]]:
+    """A vocabulary as records: the first id of each, and the tokens from there on."""
+    ids = np.array(sorted(texts), np.int64)
+    for start in range(0, len(ids), _CHUNK):
+        chunk = ids[start : start + _CHUNK]
+        tokens = [texts[id_] for id_ in chunk.tolist()]
+        yield (
+            int(chunk[0]),
+            pack(
+                (
+                    np.diff(chunk),
+                    np.array([len(token) for token in tokens], np.int64),
+                    np.flatnonzero([id_ in special for id_ in chunk.tolist()]),
+                    np.frombuffer(b"".join(tokens), np.uint8),
+                )
+            ),
+        )
+
+
+class Vocabulary:
+    """The tokens that an atlas knows."""
+
+    def __init__(self, records: Iterable[tuple[int, bytes]]) -> None:
+        """From what `packed` gave. Raises CorruptFile."""
+        self.tokens: dict[int, bytes] = {}
+        special: list[int] = []
+        for first, record in records:
+            steps, lengths, marked, content = unpack(record, 4)
+            ids = (np.concatenate((np.zeros(1, np.int64), np.cumsum(steps, dtype=np.int64))) + first).tolist()
+            whole, ends = content.tobytes(), np.cumsum(lengths, dtype=np.int64).tolist()
+            starts = [0, *ends[:-1]]
+            self.tokens.update(zip(ids, (whole[a:b] for a, b in zip(starts, ends, strict=True)), strict=True))
+            special += [ids[one] for one in marked.tolist()]
+        self.special = frozenset(special)
+        size = max(self.tokens, default=-1) + 1
+        # One beyond the last stands for every id that there is not, -1 among them: lookups need not ask.
+        self._texts: list[str] = [UNKNOWN] * (size + 1)
+        self.broken = np.zeros(size + 1, np.bool_)
+        """[size + 1] Whether a token's bytes are no text by themselves: such are decoded with those around them."""
+        for id_, token in self.tokens.items():
+            try:
+                self._texts[id_] = token.decode()
+            except UnicodeDecodeError:
+                self._texts[id_] = token.decode(errors="backslashreplace")
+                self.broken[id_] = True
+
+    @property
+    def size(self) -> int:
+        """One more than the highest id."""
+        return len(self._texts) - 1
+
+    def alone(self, id_: int) -> str:
+        """A token by itself; bytes that are no text are written `\\xe2`."""
+        return self._texts[id_] if 0 <= id_ < self.size else UNKNOWN
+
+    def plain(self, ids: Ints) -> list[list[str]]:
+        """[n, w] each by itself: the text, where no token is `broken`. Ids as `known` gives them."""
+        rows: list[list[str]] = self._table[ids].tolist()
+        return rows
+
+    @cached_property
+    def _table(self) -> np.ndarray[Any, np.dtype[np.object_]]:
+        table = np.empty(len(self._texts), np.object_)
+        table[:] = self._texts
+        return table
+
+    def text(self, ids: Iterable[int]) -> list[str]:
+        """Per token the text that it completes: "" for one that ends within a character."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        tokens, unknown = self.tokens, UNKNOWN.encode()
+        return [decoder.decode(tokens.get(id_, unknown)) for id_ in ids]
+
+    def like(self, text: str) -> list[list[int]]:
+        """Ids of tokens that are this text; that are but for case and blanks around; that begin so. Each once."""
+        exact, folded, ordered = self._index
+        first = exact.get(text, [])
+        bare = text.strip().casefold()
+        if not bare:
+            return [first, [], []]
+        second = [id_ for id_ in folded.get(bare, []) if id_ not in set(first)]
+        third: list[int] = []
+        for found in ordered[bisect_left(ordered, bare) :]:
+            if not found.startswith(bare):
+                break
+            if found != bare:
+                third += folded[found]
+        return [first, second, third]
+
+    @cached_property
+    def _index(self) -> tuple[dict[str, list[int]], dict[str, list[int]], list[str]]:
+        exact: dict[str, list[int]] = {}
+        folded: dict[str, list[int]] = {}
+        for id_ in self.tokens:
+            text = self._texts[id_]
+            exact.setdefault(text, []).append(id_)
+            if bare := text.strip().casefold():
+                folded.setdefault(bare, []).append(id_)
+        return exact, folded, sorted(folded)
+
+
+def known(ids: Ints, size: int) -> Ints:
+    """Ids with `size` in place of every one that a vocabulary of that size does not have."""
+    ids = ids.astype(np.int64)
+    return np.where((ids < 0) | (ids >= size), size, ids)

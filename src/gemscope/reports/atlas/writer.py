@@ -1,0 +1,250 @@
+"""Makes an atlas: takes rows, tokens and features one after another, and puts the folder in place when it is whole."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import shutil
+import sqlite3
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gemscope.errors import InputError, Mismatch, NotFinite, StorageFull
+from gemscope.reports.atlas import corpus, hits, schema, vocabulary
+from gemscope.reports.atlas.manifest import Manifest, write_manifest
+from gemscope.reports.atlas.packing import pack_page
+from gemscope.reports.atlas.reader import Atlas
+from gemscope.reports.entry import Entry, Ints
+
+_SCRATCH = "scratch.sqlite"
+
+
+class Writer:
+    """Writes an atlas beside its place and moves it there when it is whole. Use as a context manager.
+
+    Whatever goes in goes to the disk at once, but for the vocabulary. The same input gives the same bytes.
+    """
+
+    def __init__(self, to: str | Path) -> None:
+        self._to = Path(to)
+        if self._to.exists():
+            raise InputError(f"{to} exists: an atlas is never written over; name another folder or remove it")
+        self._aside = self._to.with_name(self._to.name + ".partial-atlas")
+        self._tokens: dict[int, bytes] = {}
+        self._special: set[int] = set()
+        self._sources: dict[tuple[str, str], int] = {}
+        self._next = 0
+        self._document = -1
+
+    def __enter__(self) -> Writer:
+        shutil.rmtree(self._aside, ignore_errors=True)
+        try:
+            with self._room():
+                self._aside.mkdir(parents=True)
+                self._rows = corpus.Rows(self._aside / corpus.NAME)
+                self._db = sqlite3.connect(self._aside / _SCRATCH, isolation_level=None)
+                self._prepare()
+        except BaseException:
+            shutil.rmtree(self._aside, ignore_errors=True)
+            raise
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Where the atlas lies until it is whole: what else is put here goes to its place with it."""
+        return self._aside
+
+    def _prepare(self) -> None:
+        # Nobody else looks at this file, and what is left of it after a crash is thrown away: no journal, no waiting.
+        self._db.execute(f"PRAGMA page_size = {schema.PAGE}")
+        self._db.execute("PRAGMA journal_mode = OFF")
+        self._db.execute("PRAGMA synchronous = OFF")
+        self._db.execute(f"PRAGMA application_id = {schema.APPLICATION}")
+        schema.upgrade(self._db)
+        self._db.execute("CREATE TABLE hit (token INTEGER, feature INTEGER, examples INTEGER, strength REAL)")
+        self._db.execute("BEGIN")
+
+    def __exit__(self, *raised: object) -> None:
+        self._rows.abandon()
+        self._db.close()
+        shutil.rmtree(self._aside, ignore_errors=True)
+
+    def add_rows(self, ids: Ints) -> None:
+        """Rows [R, length] of token ids, -1 where there is no token. Raises InputError, Mismatch, StorageFull."""
+        with self._room():
+            self._rows.append(ids)
+
+    def add_document(self, start: int, source: str, license: str) -> None:
+        """A document, by the flat position of its first token; in the order of the corpus. Raises InputError."""
+        if start <= self._document:
+            raise InputError(f"a document at position {start} given after one at {self._document}: they must ascend")
+        with self._room():
+            key = (_text(source), _text(license))
+            if key not in self._sources:
+                self._sources[key] = len(self._sources)
+                self._db.execute("INSERT INTO source VALUES (?, ?, ?)", (self._sources[key], *key))
+            self._db.execute("INSERT INTO document VALUES (?, ?)", (int(start), self._sources[key]))
+        self._document = start
+
+    def add_tokens(self, texts: Mapping[int, bytes], special: Collection[int] = ()) -> None:
+        """The bytes of every token of the corpus and the logits, UTF-8 when put together. Raises InputError."""
+        for id_, token in texts.items():
+            if id_ < 0 or not isinstance(token, bytes):
+                raise InputError(f"token {id_} is given as {type(token).__name__}: ids from 0 and bytes are expected")
+        self._tokens.update((int(id_), token) for id_, token in texts.items())
+        self._special.update(map(int, special))
+
+    def add(self, entry: Entry) -> None:
+        """A feature; in ascending order, the ones left out are dead. The rows that its examples lie in come first.
+
+        Raises InputError for an entry whose parts do not fit each other, NotFinite.
+        """
+        if entry.index < self._next:
+            raise InputError(f"feature {entry.index} given after {self._next - 1}: they must ascend")
+        _check_figures(entry)
+        length = self._rows.length or 1
+        packed = pack_page(entry, length)
+        tokens = self._rows.at(entry.positions.astype(np.int64))
+        if (tokens < 0).any():
+            wrong = int(entry.positions[tokens < 0][0])
+            raise InputError(
+                f"feature {entry.index} has an example at position {wrong}, where the {self._rows.count} rows of "
+                f"{length} tokens added so far have no token: add the rows first"
+            )
+        with self._room():
+            self._leave_out(entry.index)
+            self._insert(entry, packed, int(tokens[0]) if len(tokens) else None)
+            self._db.executemany("INSERT INTO hit VALUES (?, ?, ?, ?)", _hits(entry, tokens, length))
+        self._next = entry.index + 1
+
+    def _leave_out(self, until: int) -> None:
+        for index in range(self._next, until):
+            nothing = Entry(index=index, count=0, max=0.0, mean=0.0)
+            self._insert(nothing, pack_page(nothing, 1), None)
+
+    def _insert(self, entry: Entry, packed: bytes, token: int | None) -> None:
+        figures = (entry.max, entry.mean, entry.encoder_cosine, entry.decoder_norm)
+        self._db.execute(
+            "INSERT INTO feature VALUES (?, ?, ?, ?, ?, ?, ?, NULL)",
+            (int(entry.index), int(entry.count), *(None if one is None else float(one) for one in figures), token),
+        )
+        self._db.execute("INSERT INTO page VALUES (?, ?)", (int(entry.index), packed))
+
+    def add_explanation(
+        self, feature: int, text: str, method: str, author: str = "", score: float | None = None
+    ) -> None:
+        """What a feature stands for. Of several for one feature, the last is its label."""
+        with self._room():
+            self._db.execute(
+                "INSERT INTO explanation (feature, text, method, author, score) VALUES (?, ?, ?, ?, ?)",
+                (int(feature), _text(text), _text(method), _text(author), None if score is None else float(score)),
+            )
+
+    def finish(self, manifest: Manifest) -> Atlas:
+        """Puts the atlas in its place. Raises Mismatch where the manifest says other than was added, StorageFull."""
+        self._check(manifest)
+        with self._room():
+            self._leave_out(manifest.d_sae)
+            for record in vocabulary.packed(self._tokens, self._special):
+                self._db.execute("INSERT INTO token VALUES (?, ?)", record)
+            self._index_tokens()
+            self._settle()
+            self._rows.close()
+            write_manifest(manifest, self._aside)
+            if self._to.exists():
+                raise InputError(f"{self._to} appeared while the atlas was being made: name another folder")
+            os.replace(self._aside, self._to)
+        return Atlas(self._to)
+
+    def _check(self, manifest: Manifest) -> None:
+        if self._next > manifest.d_sae:
+            raise Mismatch(f"feature {self._next - 1} was added, but the manifest says d_sae={manifest.d_sae}")
+        if self._rows.count != manifest.rows or (self._rows.length or manifest.length) != manifest.length:
+            raise Mismatch(
+                f"{self._rows.count} rows of {self._rows.length} tokens were added, "
+                f"but the manifest says {manifest.rows} of {manifest.length}"
+            )
+        beyond = self._db.execute(
+            "SELECT feature FROM explanation WHERE feature NOT BETWEEN 0 AND ?", (manifest.d_sae - 1,)
+        )
+        if found := beyond.fetchone():
+            raise Mismatch(f"feature {found[0]} was explained, but the manifest says d_sae={manifest.d_sae}")
+
+    def _index_tokens(self) -> None:
+        """Token to features, out of the hits in the order that they came in."""
+        rows = self._db.execute("SELECT token, feature, examples, strength FROM hit ORDER BY token, feature")
+        inserting = self._db.cursor()
+        for token, group in groupby(rows, itemgetter(0)):
+            _, features, examples, strengths = map(list, zip(*group, strict=True))
+            packed = hits.pack(hits.of(features, examples, strengths))
+            inserting.execute("INSERT INTO token_feature VALUES (?, ?, ?)", (token, len(features), packed))
+
+    def _settle(self) -> None:
+        """Into its final file, laid out by content alone, whatever the order that things came in."""
+        self._db.execute("DROP TABLE hit")
+        self._db.execute("INSERT INTO label_text (label_text) VALUES ('rebuild')")
+        explained = self._db.execute("SELECT DISTINCT feature FROM explanation").fetchall()
+        schema.relabel(self._db, (feature for (feature,) in explained))
+        self._db.execute("COMMIT")
+        path = self._aside / schema.NAME
+        self._db.execute("VACUUM INTO ?", (str(path),))
+        self._db.close()
+        (self._aside / _SCRATCH).unlink()
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """Says in one line that the disk is full, where that is why writing failed."""
+        try:
+            yield
+        except (OSError, sqlite3.Error) as error:
+            full = getattr(error, "errno", None) == errno.ENOSPC or "SQLITE_FULL" in getattr(
+                error, "sqlite_errorname", ""
+            )
+            if full:
+                raise StorageFull(f"no room left for the atlas {self._to}: nothing of it is kept") from error
+            raise
+
+
+def _check_figures(entry: Entry) -> None:
+    for name in ("max", "mean", "encoder_cosine", "decoder_norm", "step", "logit_low", "logit_step"):
+        value = getattr(entry, name)
+        if value is not None and not math.isfinite(value):
+            raise NotFinite(f"feature {entry.index} has {name}={value}: numbers are expected")
+    if entry.count < 0:
+        raise InputError(f"feature {entry.index} has count={entry.count}: it cannot be below 0")
+
+
+def _hits(entry: Entry, tokens: Ints, length: int) -> list[tuple[Any, ...]]:
+    """Per token on which examples peak: how many do, and the strongest of them relative to the feature's maximum.
+
+    A place that is an example twice, among the strongest and of an interval, counts once.
+    """
+    if not len(tokens):
+        return []
+    home = (entry.positions.astype(np.int64) % length)[entry.owners]
+    peaks = entry.values[entry.columns == home]
+    found: dict[int, tuple[int, float]] = {}
+    distinct = dict(zip(entry.positions.tolist(), zip(tokens.tolist(), peaks.tolist(), strict=True), strict=True))
+    for token, peak in distinct.values():
+        examples, strongest = found.get(token, (0, 0.0))
+        found[token] = examples + 1, max(strongest, peak)
+    most = entry.max if entry.max > 0 else math.inf
+    return [(token, int(entry.index), examples, min(1.0, peak / most)) for token, (examples, peak) in found.items()]
+
+
+def _text(text: str) -> str:
+    """Raises InputError for what is not text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"half a surrogate pair is not text ({error}): decode it properly first") from error
+    return text

@@ -1,0 +1,236 @@
+"""From what was gathered and from weights, an atlas: every feature's entry in order, and what it all came from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+from gemscope.activations.harvest import versions
+from gemscope.activations.model import LanguageModel
+from gemscope.features.examples import INTERVALS, Places
+from gemscope.features.logit_lens import convention, logit_effects, no_logits
+from gemscope.features.neighbours import encoder_cosines, nearest
+from gemscope.features.sae import SAE
+from gemscope.progress import Progress, silent
+from gemscope.reports.atlas import FORMAT, Atlas, Manifest, Writer
+from gemscope.reports.describe.gather import DescribeConfig, Described, Statistics
+from gemscope.reports.entry import Entry
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+SUMS = "sums.safetensors"
+"""Beside an atlas: what merging it with another needs and no page shows."""
+_BLOCK = 1024
+"""Features composed at a time."""
+
+
+@runtime_checkable
+class Weights(Protocol):
+    """What is known of an SAE's features without any text."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Of the manifest: model, SAE, convention of the logits."""
+
+    def features(self) -> Iterator[dict[str, Any]]:
+        """For each feature in order, the fields of its entry that weights alone decide."""
+
+    def texts(self, ids: Sequence[int]) -> tuple[Mapping[int, bytes], Collection[int]]:
+        """What tokens stand for, and which of them are special."""
+
+
+def compose(
+    weights: Weights,
+    described: Described,
+    *,
+    to: Path,
+    config: DescribeConfig,
+    progress: Progress = silent,
+) -> Atlas:
+    """Writes an atlas. The same input gives the same bytes. Raises InputError where `to` exists, StorageFull."""
+    statistics, facts = described.statistics, weights.facts
+    with Writer(to) as writer:
+        used: set[int] = set()
+        for rows in described.blocks():
+            used.update(np.unique(rows[rows >= 0]).tolist())
+            writer.add_rows(rows)
+        for start in described.starts():
+            writer.add_document(*start)
+        with progress("pages", statistics.tally.d_sae, "features") as advance:
+            for entry in _entries(weights.features(), statistics, config):
+                used.update(entry.promoted.tolist(), entry.suppressed.tolist())
+                writer.add(entry)
+                advance(1)
+        writer.add_tokens(*weights.texts(sorted(used)))
+        save_file(statistics.sums(), writer.folder / SUMS)
+        seen, counted = statistics.sample.tokens, statistics.tally.tokens
+        return writer.finish(
+            Manifest(
+                **facts,
+                parts=tuple(described.parts),
+                length=config.length,
+                before=config.before,
+                after=config.after,
+                bos=described.bos,
+                coactivation=f"counted on {seen:,} of {counted:,} counted tokens" if config.partners else "not counted",
+                options=asdict(config),
+            )
+        )
+
+
+class FromModel:
+    """What weights at hand say."""
+
+    def __init__(self, model: LanguageModel, sae: SAE, config: DescribeConfig) -> None:
+        self.model, self.sae, self.config = model, sae, config
+        self._no_logits = no_logits(sae) if config.logits else "none were asked for"
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Of the manifest."""
+        model, sae = self.model, self.sae
+        model_id, source_id = address_of(model.name, sae)
+        return {
+            "format": FORMAT,
+            "model": model.name,
+            "model_id": model_id,
+            "source_id": source_id,
+            "revision": model.revision,
+            "sae": sae.info.name,
+            "sae_digest": sae.digest,
+            "site": str(sae.site),
+            "site_out": str(sae.site_out),
+            "gate": sae.gate,
+            "d_sae": sae.d_sae,
+            "logits": convention(model, sae) if self._no_logits is None else None,
+            "no_logits": self._no_logits,
+            "versions": versions(),
+            "neuronpedia_id": sae.info.neuronpedia_id,
+        }
+
+    def texts(self, ids: Sequence[int]) -> tuple[Mapping[int, bytes], Collection[int]]:
+        """What tokens stand for, and which of them are special."""
+        return dict(zip(ids, self.model.token_bytes(ids), strict=True)), self.model.special_ids.intersection(ids)
+
+    def features(self) -> Iterator[dict[str, Any]]:
+        """For each feature in order, the fields of its entry that weights alone decide."""
+        W_dec = self.sae.W_dec.detach()
+        norms = torch.linalg.vector_norm(W_dec, dim=-1, dtype=torch.float64).float().tolist()
+        cosines = encoder_cosines(self.sae)
+        near = None
+        if self.config.neighbours:
+            near = tuple(part.cpu().numpy() for part in nearest(W_dec, self.config.neighbours))
+        logits = self._logits()
+        for feature, norm in enumerate(norms):
+            yield {
+                "encoder_cosine": None if cosines is None else float(cosines[feature]),
+                "decoder_norm": norm,
+                **next(logits),
+                **_present(("neighbours", "cosines"), near, feature),
+            }
+
+    def _logits(self) -> Iterator[dict[str, Any]]:
+        """Feature after feature; nothing where there is no direct path to the logits."""
+        while self._no_logits is not None:
+            yield {}
+        for block in logit_effects(self.model, self.sae, k=self.config.logits):
+            columns = {
+                "promoted": block.promoted,
+                "promoted_values": block.promoted_values,
+                "suppressed": block.suppressed,
+                "suppressed_values": block.suppressed_values,
+                "logit_low": block.low,
+                "logit_step": block.step,
+                "logit_histogram": block.counts,
+            }
+            arrays = {name: column.numpy() for name, column in columns.items()}
+            for index in range(len(block.features)):
+                row = {name: array[index] for name, array in arrays.items()}
+                yield row | {name: float(row[name]) for name in ("logit_low", "logit_step")}
+
+
+def address_of(model: str, sae: SAE) -> tuple[str, str]:
+    """The first two parts of the addresses of an SAE's pages: Neuronpedia's where it has them, else of that kind."""
+    known = re.fullmatch(r"([\w.-]+)/([\w.-]+)", sae.info.neuronpedia_id or "")
+    if known:
+        return known[1], known[2]
+    site = sae.site
+    layer = "" if site is None or site.layer is None else f"{site.layer}-"
+    kind = "sae" if site is None else site.kind
+    width = f"{sae.d_sae // 1024}k" if sae.d_sae % 1024 == 0 else str(sae.d_sae)
+    return re.sub(r"[^a-z0-9._-]+", "-", model.rstrip("/").split("/")[-1].lower()) or "model", f"{layer}{kind}-{width}"
+
+
+def _entries(weights: Iterator[dict[str, Any]], statistics: Statistics, config: DescribeConfig) -> Iterator[Entry]:
+    tally = statistics.tally
+    exponents, steps, means = tally.exponents.numpy(), tally.steps.numpy(), tally.means.numpy()
+    counts, maxima, bins = tally.counts.numpy(), tally.max.numpy(), tally.bins.numpy()
+    edges = np.ldexp(np.arange(INTERVALS + 1) / INTERVALS, exponents[:, None]).astype(np.float32)
+    top, drawn = statistics.examples.sorted()
+    partners = statistics.sample.partners(config.partners) if config.partners else None
+    for start in range(0, tally.d_sae, _BLOCK):
+        some = range(start, min(tally.d_sae, start + _BLOCK))
+        shown = _shown(top, drawn, some, config)
+        for feature in some:
+            found: dict[str, Any] = {}
+            if counts[feature]:
+                found = {
+                    "histogram": bins[feature],
+                    "edges": edges[feature],
+                    "interval_counts": bins[feature].reshape(INTERVALS, -1).sum(1),
+                }
+            yield Entry(
+                index=feature,
+                count=int(counts[feature]),
+                max=float(maxima[feature]),
+                mean=float(means[feature]),
+                step=float(steps[feature]),
+                **found,
+                **shown[feature - start],
+                **next(weights),
+                **_present(("partners", "jaccards", "shares"), partners, feature),
+            )
+
+
+def _present(names: tuple[str, ...], columns: tuple[Array, ...] | None, feature: int) -> dict[str, Any]:
+    """A feature's relatives; -1 stands where there are no more."""
+    if columns is None:
+        return {}
+    there = columns[0][feature] >= 0
+    return {name: column[feature][there] for name, column in zip(names, columns, strict=True)}
+
+
+def _shown(top: Places, drawn: Places, some: range, config: DescribeConfig) -> list[Mapping[str, Any]]:
+    """The examples of some features: the strongest, then from the highest interval down; by strength in each."""
+    mine = top[slice(*np.searchsorted(top.group, (some.start, some.stop)))]
+    theirs = drawn[slice(*np.searchsorted(drawn.group, (some.start * INTERVALS, some.stop * INTERVALS)))]
+    feature = np.concatenate([mine.group, theirs.group // INTERVALS])
+    interval = np.concatenate([np.full(len(mine), -1), theirs.group % INTERVALS])
+    value = np.concatenate([mine.value, theirs.value])
+    position = np.concatenate([mine.position, theirs.position])
+    window = np.concatenate([mine.window, theirs.window])
+    rank = np.where(interval < 0, INTERVALS, interval)
+    order = np.lexsort((position, -value, -rank, feature))
+    feature, interval, value, position, window = (part[order] for part in (feature, interval, value, position, window))
+    owner, place = window.nonzero()
+    columns = position[owner] % config.length - config.before + place
+    values = window[owner, place].astype(np.float32) * value[owner]
+    firsts = np.searchsorted(feature, np.arange(some.start, some.stop + 1))
+    cells = np.searchsorted(owner, firsts)
+    return [
+        {
+            "positions": position[a:b],
+            "intervals": interval[a:b],
+            "owners": owner[c:d] - a,
+            "columns": columns[c:d],
+            "values": values[c:d],
+        }
+        for a, b, c, d in zip(firsts, firsts[1:], cells, cells[1:], strict=False)
+    ]

@@ -1,0 +1,131 @@
+"""What a pass over text gathers for one SAE, and what is asked of it. Reading is the work of `reading.py`; what becomes
+of what was gathered is that of `compose.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from gemscope.errors import InputError
+from gemscope.features.cofiring import Sample
+from gemscope.features.examples import Examples, Firings
+from gemscope.features.tally import Tally
+from gemscope.reports.atlas import Part
+from gemscope.reports.describe.reading import Batch, Found
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_ROOM = 1 << 24
+"""Entries, at least, in the sample of tokens that co-activation is counted on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescribeConfig:
+    """What an atlas holds of each feature."""
+
+    top: int = 20
+    """Strongest examples."""
+    each: int = 5
+    """Examples from each range of activations (eighths of the power of two above the maximum; half or more in use)."""
+    before: int = 40
+    """Tokens shown in front of an example's own."""
+    after: int = 23
+    """Tokens shown behind it."""
+    logits: int = 10
+    """Promoted tokens, and as many suppressed ones."""
+    neighbours: int = 20
+    """Features closest by decoder cosine."""
+    partners: int = 20
+    """Features that fire on the same tokens."""
+    length: int = 256
+    """Tokens per row of text."""
+    batch: int = 16
+    """Rows per pass of the model."""
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            least = 1 if name in ("top", "length", "batch") else 0
+            if value < least:
+                raise InputError(f"{name}={value}: at least {least} is needed")
+        if self.before + self.after >= self.length:
+            raise InputError(
+                f"before={self.before} and after={self.after} reach beyond a row of length={self.length} tokens"
+            )
+
+
+class Statistics:
+    """What a pass gathers for one SAE."""
+
+    def __init__(self, d_sae: int, config: DescribeConfig) -> None:
+        self.tally = Tally(d_sae)
+        self.examples = Examples(d_sae, top=config.top, each=config.each, before=config.before, after=config.after)
+        self.sample = Sample(d_sae, max(_ROOM, 128 * d_sae) if config.partners else 0)
+
+    def add(self, batch: Batch, found: Found, keys: Array, first: int) -> None:
+        """One batch, whose rows start at flat position `first` of the corpus."""
+        features = found.features
+        self.tally.add(features)
+        entries = features.tokens.numpy()
+        ids = features.features.numpy().astype(np.int64)
+        flat = keys.reshape(-1)
+        firings = Firings(
+            features=ids,
+            values=features.values.numpy(),
+            tokens=found.tokens[entries],
+            key=flat[found.tokens][entries],
+            first=first,
+            rows=len(batch.ids),
+            length=batch.ids.shape[1],
+            d_sae=features.d_sae,
+        )
+        self.examples.add(firings, self.tally.exponents.numpy())
+        if self.sample.room:
+            self.sample.add(flat[found.tokens], found.tokens + first, features.offsets.diff().numpy(), ids)
+
+    def merge(self, other: Statistics, shift: int) -> None:
+        """What another text gave, whose positions start at `shift` here."""
+        self.tally.merge(other.tally)
+        self.examples.merge(other.examples, self.tally.exponents.numpy(), shift)
+        self.sample.merge(other.sample, shift)
+
+    def sums(self) -> dict[str, Array]:
+        """The tally and the sample: what merging needs beyond an atlas's pages."""
+        tally = {f"tally.{name}": value.numpy() for name, value in self.tally.state().items()}
+        return tally | {f"sample.{name}": value for name, value in self.sample.state().items()}
+
+    def restore_sums(self, state: Mapping[str, Array]) -> None:
+        """What `sums` gave."""
+        self.tally = Tally.of({name: torch.from_numpy(value) for name, value in under("tally", state).items()})
+        self.sample = Sample.of(under("sample", state), self.tally.d_sae)
+
+    def state(self) -> dict[str, Array]:
+        """All of it, to be stored."""
+        return self.sums() | {f"examples.{name}": value for name, value in self.examples.state().items()}
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """What was stored."""
+        self.restore_sums(state)
+        self.examples.restore(under("examples", state))
+
+
+def under(prefix: str, state: Mapping[str, Array]) -> dict[str, Array]:
+    return {name.removeprefix(f"{prefix}."): state[name] for name in state if name.startswith(f"{prefix}.")}
+
+
+@dataclass(frozen=True)
+class Described:
+    """All that an atlas is made of, weights apart."""
+
+    statistics: Statistics
+    parts: Sequence[Part]
+    blocks: Callable[[], Iterator[Array]]
+    """The corpus: ids [R, length], some rows at a time."""
+    starts: Callable[[], Iterator[tuple[int, str, str]]]
+    """Its documents: flat position of the first token, source, licence."""
+    bos: bool
+    """Whether each row opens with a token that is no document's."""

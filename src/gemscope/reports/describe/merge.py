@@ -1,0 +1,172 @@
+"""Atlases of several texts put together: the same, byte for byte, as one pass over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from gemscope.errors import CorruptFile, InputError, Mismatch, NotFound
+from gemscope.features.examples import REACH, Kept, text_keys
+from gemscope.progress import Progress, silent
+from gemscope.reports.atlas import Atlas
+from gemscope.reports.describe.compose import SUMS, compose
+from gemscope.reports.describe.gather import DescribeConfig, Described, Statistics
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_ALIKE = (
+    "model",
+    "revision",
+    "sae_digest",
+    "site",
+    "site_out",
+    "length",
+    "before",
+    "after",
+    "bos",
+    "options",
+    "logits",
+)
+_OF_WEIGHTS = (
+    *("encoder_cosine", "decoder_norm", "promoted", "promoted_values", "suppressed", "suppressed_values"),
+    *("logit_low", "logit_step", "logit_histogram", "neighbours", "cosines"),
+)
+_ROWS = 4096
+"""Of the corpus, copied at a time."""
+_BLOCK = 256
+"""Features whose examples are taken over at a time."""
+
+
+def merge(atlases: Sequence[Atlas | str | Path], *, to: str | Path, progress: Progress = silent) -> Atlas:
+    """One atlas of all the texts that several atlases of one SAE were made of, in the order given.
+
+    Each needs its `sums.safetensors`, which `describe` leaves beside it. Labels come along. Raises Mismatch where the
+    atlases are not of one SAE made with the same settings, NotFound for missing sums, InputError for fewer than two.
+    """
+    opened = [one if isinstance(one, Atlas) else Atlas(one) for one in atlases]
+    if len(opened) < 2:
+        raise InputError(f"{len(opened)} atlases given: at least two make one")
+    first = opened[0]
+    for other in opened[1:]:
+        _require_alike(first, other)
+    config = DescribeConfig(**first.manifest.options)
+    with progress("merge", sum(map(len, opened)), "features") as advance:
+        whole = _statistics(first, config)
+        advance(len(first))
+        shift = first.manifest.rows * config.length
+        for other in opened[1:]:
+            whole.merge(_statistics(other, config), shift)
+            shift += other.manifest.rows * config.length
+            advance(len(other))
+    described = Described(
+        whole,
+        [part for one in opened for part in one.manifest.parts],
+        lambda: (block for one in opened for block in _blocks(one)),
+        lambda: _documents(opened),
+        first.manifest.bos,
+    )
+    return compose(_FromAtlases(opened), described, to=Path(to), config=config, progress=progress)
+
+
+def _require_alike(one: Atlas, other: Atlas) -> None:
+    for name in _ALIKE:
+        ours, theirs = getattr(one.manifest, name), getattr(other.manifest, name)
+        if ours != theirs:
+            raise Mismatch(
+                f"{one.folder} and {other.folder} cannot be merged: their {name} differ ({ours!r} and {theirs!r})"
+            )
+
+
+def _statistics(atlas: Atlas, config: DescribeConfig) -> Statistics:
+    """What was gathered for an atlas, from its pages and the sums beside it."""
+    path = atlas.folder / SUMS
+    if not path.exists():
+        raise NotFound(f"no {SUMS} in {atlas.folder}: merging needs what describe leaves there")
+    statistics = Statistics(len(atlas), config)
+    try:
+        statistics.restore_sums(load_file(path))
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise CorruptFile(f"{path} is damaged: {error}") from error
+    exponents = statistics.tally.exponents.numpy()
+    for start in range(0, len(atlas), _BLOCK):
+        statistics.examples.keep(_kept(atlas, range(start, min(len(atlas), start + _BLOCK)), config), exponents)
+    return statistics
+
+
+def _kept(atlas: Atlas, some: range, config: DescribeConfig) -> Kept:
+    entries = [atlas.entry(feature) for feature in some]
+    counts = [len(entry.positions) for entry in entries]
+    positions = np.concatenate([entry.positions.astype(np.int64) for entry in entries])
+    first = np.cumsum([0, *counts[:-1]])
+    owners = np.concatenate([entry.owners + start for entry, start in zip(entries, first, strict=True)])
+    columns = np.concatenate([entry.columns for entry in entries]) - positions[owners] % config.length
+    cells = np.concatenate([entry.values for entry in entries])
+    values = np.zeros(len(positions), np.float32)
+    values[owners[columns == 0]] = cells[columns == 0]
+    windows = np.zeros((len(positions), config.before + 1 + config.after), np.float16)
+    windows[owners, config.before + columns] = cells / values[owners]
+    back = np.arange(REACH, -1, -1)
+    context = atlas.ids(np.maximum(0, positions[:, None] - back))
+    context[positions[:, None] % config.length < back] = -1
+    return Kept(
+        features=np.repeat(np.arange(some.start, some.stop), counts),
+        drawn=np.concatenate([entry.intervals for entry in entries]) >= 0,
+        keys=text_keys(context)[:, -1],
+        positions=positions,
+        values=values,
+        windows=windows,
+    )
+
+
+def _blocks(atlas: Atlas) -> Iterator[Array]:
+    """The corpus, some rows at a time."""
+    length = atlas.manifest.length
+    for first in range(0, atlas.manifest.rows, _ROWS):
+        some = np.arange(first * length, min(atlas.manifest.rows, first + _ROWS) * length)
+        yield atlas.ids(some).reshape(-1, length)
+
+
+def _documents(atlases: Sequence[Atlas]) -> Iterator[tuple[int, str, str]]:
+    shift = 0
+    for atlas in atlases:
+        for start, source, license_ in atlas.documents():
+            yield start + shift, source, license_
+        shift += atlas.manifest.rows * atlas.manifest.length
+
+
+class _FromAtlases:
+    """What weights say, from the atlas that it was written into before."""
+
+    def __init__(self, atlases: Sequence[Atlas]) -> None:
+        self._atlases = atlases
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Of the manifest."""
+        manifest = self._atlases[0].manifest
+        names = (
+            *("format", "model", "model_id", "source_id", "revision", "sae", "sae_digest", "site", "site_out"),
+            *("gate", "d_sae", "logits", "no_logits", "versions", "neuronpedia_id"),
+        )
+        return {name: getattr(manifest, name) for name in names}
+
+    def features(self) -> Iterator[dict[str, Any]]:
+        """For each feature in order, the fields of its entry that weights alone decide."""
+        atlas = self._atlases[0]
+        for feature in range(len(atlas)):
+            entry = atlas.entry(feature)
+            yield {name: getattr(entry, name) for name in _OF_WEIGHTS}
+
+    def texts(self, ids: Sequence[int]) -> tuple[Mapping[int, bytes], Collection[int]]:
+        """What tokens stand for, and which of them are special."""
+        texts: dict[int, bytes] = {}
+        special: set[int] = set()
+        for atlas in self._atlases:
+            texts |= atlas.tokens()
+            special |= atlas.special
+        return {id_: texts[id_] for id_ in ids}, special.intersection(ids)

@@ -1,0 +1,147 @@
+"""Text on its way into an atlas: batches of whole rows, with the features that each SAE finds on the tokens that count.
+A live model gives them, or a harvest; whoever takes them cannot tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from gemscope.activations.model import LanguageModel
+from gemscope.activations.store import Store
+from gemscope.errors import InputError
+from gemscope.features.activations import FeatureActivations
+from gemscope.features.sae import SAE
+from gemscope.reports.fit import require_fit
+from gemscope.text.corpus import Corpus, Document
+from gemscope.text.tokens import Tokens
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_GAP = 8
+"""More tokens than this missing from a harvested document, and the gap is shown no longer."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one SAE finds in a batch."""
+
+    tokens: Array
+    """int64 [n]: the counted tokens, as flat indices into the batch."""
+    features: FeatureActivations
+    """Of those n tokens."""
+    masked: Mapping[str, int]
+    """Tokens that do not count, by reason."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Whole rows of text."""
+
+    ids: Array
+    """int64 [R, T]; -1 where there is no token, or none that is known."""
+    starts: Sequence[tuple[int, str, str]]
+    """Documents that begin here: flat index of the first token, source, licence."""
+    read: int
+    """Tokens, padding apart."""
+    found: Sequence[Found]
+    """By SAE; empty where the batch was passed over."""
+
+
+def live(
+    model: LanguageModel, saes: Sequence[SAE], corpus: Corpus, *, length: int, batch: int, skip: int = 0
+) -> Iterator[Batch]:
+    """A corpus through a model, once for all SAEs. The first `skip` batches are not run: they have `found` empty."""
+    documents = _Recorded(corpus)
+    sites = [require_fit(model, sae) for sae in saes]
+    for number, rows in enumerate(model.rows(documents, length=length, batch=batch)):
+        captured = {} if number < skip else model.capture(rows, sites)
+        found = [
+            _found(rows, captured[site].counted, sae.encode(captured[site].rows))
+            for sae, site in zip(saes, sites, strict=True)
+            if captured
+        ]
+        ids = rows.ids.masked_fill(~rows.real, -1).numpy()
+        yield Batch(ids, documents.starting(rows), int(rows.real.sum()), found)
+
+
+def _found(rows: Tokens, counted: torch.Tensor, features: FeatureActivations) -> Found:
+    counted = counted.cpu()
+    first = rows.real & (rows.positions == 0)
+    masked = {
+        "first": first,
+        "special": rows.real & ~first & ~rows.counted,
+        "sink": rows.counted & ~counted,
+    }
+    return Found(
+        counted.flatten().nonzero().flatten().numpy(),
+        features.to("cpu"),
+        {reason: int(mask.sum()) for reason, mask in masked.items()},
+    )
+
+
+class _Recorded:
+    """Documents as they are read, remembered until the rows that begin with them come by."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._corpus = corpus
+        self._waiting: dict[int, tuple[str, str]] = {}
+
+    def __iter__(self) -> Iterator[Document]:
+        self._waiting = {}
+        for index, document in enumerate(self._corpus):
+            self._waiting[index] = document.source, document.license
+            yield document
+
+    def starting(self, rows: Tokens) -> list[tuple[int, str, str]]:
+        if rows.document is None or rows.offset is None:
+            return []
+        owners = rows.document.flatten()
+        at = ((rows.offset.flatten() == 0) & rows.real.flatten()).nonzero().flatten()
+        found = [(flat, *self._waiting[owner]) for flat, owner in zip(at.tolist(), owners[at].tolist(), strict=True)]
+        latest = int(owners.max())
+        self._waiting = {owner: facts for owner, facts in self._waiting.items() if owner > latest}
+        return found
+
+
+def stored(saes: Sequence[SAE], store: Store, *, length: int, batch: int, skip: int = 0) -> Iterator[Batch]:
+    """A harvest, laid out in rows again: its documents one after another, with a hole where tokens were not kept.
+
+    Only counted tokens are in a store, so the others (the first of each row, special ones, sinks) are holes.
+    """
+    sites = []
+    for sae in saes:
+        if sae.site is None:
+            raise InputError(f"{sae.info.name} does not say where it reads: set sae.site")
+        sites.append(sae.site)
+    if len(set(sites)) != 1:
+        # Each site has its own sinks, so rows of two sites are not the same tokens.
+        raise InputError("SAEs of several sites cannot be described from one store: describe them one site at a time")
+    rows = store[sites[0]]
+    size = length * batch
+    block = done = 0
+    place, document, offset = -1, -1, 0
+    while done < len(rows):
+        index = slice(done, min(len(rows), done + size))
+        documents, offsets = (part(index).numpy().astype(np.int64) for part in (rows.documents, rows.offsets))
+        new = np.diff(documents, prepend=document) != 0
+        # As many holes as tokens are missing within a document, one between two.
+        steps = np.where(new, 2, np.clip(np.diff(offsets, prepend=offset), 1, _GAP))
+        if done == 0:
+            steps[0] = 1
+        places = place + steps.cumsum()
+        inside = int(np.searchsorted(places, (block + 1) * size))
+        here = places[:inside] - block * size
+        kept = slice(done, done + inside)
+        ids = np.full(size, -1, np.int64)
+        ids[here] = rows.tokens(kept).numpy()
+        starts = [(int(at), store.manifest.corpus, "") for at in here[new[:inside]]]
+        found = [] if block < skip else [Found(here, sae.encode(rows[kept]).to("cpu"), {}) for sae in saes]
+        yield Batch(ids.reshape(batch, length), starts, inside, found)
+        done, block = done + inside, block + 1
+        if inside:
+            place, document, offset = (int(part[inside - 1]) for part in (places, documents, offsets))

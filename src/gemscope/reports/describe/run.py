@@ -1,0 +1,266 @@
+"""One pass over text, and every feature's page comes out: statistics and examples from the pass, the rest from weights.
+
+`reading.py` brings the text, `gather.py` keeps the running statistics, `unfinished.py` keeps them on disk, `compose.py`
+makes the atlas of them. Memory is that of the result: it does not grow with the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from gemscope.activations.harvest import versions
+from gemscope.activations.model import LanguageModel
+from gemscope.activations.store import Store
+from gemscope.errors import InputError
+from gemscope.features.examples import text_keys
+from gemscope.features.sae import SAE
+from gemscope.progress import Advance, Progress, silent
+from gemscope.reports.atlas import Atlas, Part
+from gemscope.reports.describe.compose import FromModel, address_of, compose
+from gemscope.reports.describe.gather import DescribeConfig, Described, Statistics, under
+from gemscope.reports.describe.reading import Batch, live, stored
+from gemscope.reports.describe.unfinished import Unfinished
+from gemscope.reports.fit import require_fit
+from gemscope.text.corpus import Corpus
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@overload
+def describe(
+    model: LanguageModel,
+    sae: SAE,
+    corpus: Corpus | Store | Sequence[Corpus | Store],
+    *,
+    to: str | Path,
+    tokens: int | None = None,
+    config: DescribeConfig | None = None,
+    progress: Progress = silent,
+) -> Atlas: ...
+
+
+@overload
+def describe(
+    model: LanguageModel,
+    sae: Sequence[SAE],
+    corpus: Corpus | Store | Sequence[Corpus | Store],
+    *,
+    to: str | Path,
+    tokens: int | None = None,
+    config: DescribeConfig | None = None,
+    progress: Progress = silent,
+) -> list[Atlas]: ...
+
+
+def describe(
+    model: LanguageModel,
+    sae: SAE | Sequence[SAE],
+    corpus: Corpus | Store | Sequence[Corpus | Store],
+    *,
+    to: str | Path,
+    tokens: int | None = None,
+    config: DescribeConfig | None = None,
+    progress: Progress = silent,
+) -> Atlas | list[Atlas]:
+    """Reads text through a model and one SAE, or several in one pass, and writes an atlas for each.
+
+    Several corpora are packed each by itself, so that atlases of each of them, merged, equal the atlas of all. A store
+    stands for the text it was harvested from: the model is not run. `tokens` stops after about as many (None: all).
+    `to` is the atlas's folder, which must not exist; with several SAEs it is the folder of their atlases.
+
+    A pass that was stopped, however it was stopped, goes on where it was when called again with the same arguments, and
+    its result is byte for byte that of a pass never stopped. Returns the Atlas, or a list of them.
+
+    Raises Mismatch where model and SAE do not fit, InputError for settings that do not go together or differ from those
+    of an unfinished pass, StorageFull, CorruptFile.
+    """
+    config = config or DescribeConfig()
+    saes = [sae] if isinstance(sae, SAE) else list(sae)
+    if not saes:
+        raise InputError("no SAEs given: name at least one")
+    to = Path(to)
+    places = [to] if isinstance(sae, SAE) else _places(to, saes)
+    missing = [place for place in places if not place.exists()]
+    unfinished = to.with_name(to.name + ".partial")
+    if len(missing) < len(places) and not unfinished.exists():
+        raise InputError(f"{to} exists: an atlas is never written over; name another folder or remove it")
+    sources: list[Corpus | Store] = [corpus] if isinstance(corpus, Corpus | Store) else list(corpus)
+    if not sources:
+        raise InputError("no text given: name at least one corpus")
+    for one in saes:
+        require_fit(model, one)
+    passing = _Pass(model, saes, sources, Unfinished(to, _settings(model, saes, sources, tokens, config)), config)
+    passing.run(tokens, progress)
+    atlases = []
+    for index, place in enumerate(places):
+        if place.exists():  # finished before it was stopped
+            atlases.append(Atlas(place))
+            continue
+        weights = FromModel(model, saes[index], config)
+        atlases.append(compose(weights, passing.described(index), to=place, config=config, progress=progress))
+    passing.unfinished.discard()
+    return atlases[0] if isinstance(sae, SAE) else atlases
+
+
+def _places(to: Path, saes: Sequence[SAE]) -> list[Path]:
+    """A folder for each SAE."""
+    names = [address_of("", sae)[1] for sae in saes]
+    if len(set(names)) < len(names):
+        names = [f"{name}__{sae.digest[:6]}" for name, sae in zip(names, saes, strict=True)]
+    if len(set(names)) < len(names):
+        raise InputError("the same SAE was given twice: name each once")
+    return [to / name for name in names]
+
+
+def _settings(
+    model: LanguageModel, saes: Sequence[SAE], sources: Sequence[Corpus | Store], tokens: int | None, config: object
+) -> dict[str, Any]:
+    """All that the result depends on."""
+    return {
+        "model": [model.name, model.revision, str(model.dtype)],
+        "sae": [[sae.digest, str(sae.site)] for sae in saes],
+        "corpus": [_named(source) for source in sources],
+        "tokens": tokens,
+        "options": asdict(config),  # type: ignore[call-overload]
+        "versions": versions(),
+    }
+
+
+def _named(source: Corpus | Store) -> tuple[str, str]:
+    if isinstance(source, Corpus):
+        return source.name, source.digest
+    return f"harvest of {source.manifest.corpus}", source.manifest.corpus_digest
+
+
+@dataclass
+class _Counts:
+    """How much of one part was read, as one SAE counts it."""
+
+    rows: int = 0
+    documents: int = 0
+    counted: int = 0
+    masked: dict[str, int] = field(default_factory=dict)
+
+
+class _Pass:
+    """The reading itself: from wherever the last snapshot was to the end."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        saes: Sequence[SAE],
+        sources: Sequence[Corpus | Store],
+        unfinished: Unfinished,
+        config: DescribeConfig,
+    ) -> None:
+        self.model, self.saes, self.sources, self.config = model, saes, sources, config
+        self.unfinished = unfinished
+        self.statistics = [Statistics(sae.d_sae, config) for sae in saes]
+        self.counts = [[_Counts() for _ in saes] for _ in sources]
+        self.read = self.rows = self.part = self.done = 0
+        self.finished = False
+        if saved := unfinished.resume():
+            self._restore(*saved)
+
+    def run(self, tokens: int | None, progress: Progress) -> None:
+        """Reads to the end, saving now and then."""
+        if self.finished:
+            return
+        config = self.config
+        batch = config.batch if tokens is None else max(1, min(config.batch, tokens // config.length))
+        total = tokens or _length(self.model, self.sources)
+        with progress("describe", total, "tokens") as advance:
+            advance(self.read)
+            while self.part < len(self.sources) and not (tokens is not None and self.read >= tokens):
+                self._read(self.sources[self.part], batch, tokens, advance)
+                self.part, self.done = self.part + 1, 0
+        self.finished = True
+        if not any(statistics.tally.tokens for statistics in self.statistics):
+            self.unfinished.discard()
+            raise InputError("the text gave no token that counts: nothing to describe")
+        self._save()
+
+    def _read(self, source: Corpus | Store, batch: int, tokens: int | None, advance: Advance) -> None:
+        config = self.config
+        batches = (
+            live(self.model, self.saes, source, length=config.length, batch=batch, skip=self.done)
+            if isinstance(source, Corpus)
+            else stored(self.saes, source, length=config.length, batch=batch, skip=self.done)
+        )
+        for rows in islice(batches, self.done, None):
+            self._add(rows)
+            advance(rows.read)
+            if tokens is not None and self.read >= tokens:
+                break
+            if self.unfinished.due:
+                self._save()
+
+    def _add(self, batch: Batch) -> None:
+        first = self.rows * self.config.length
+        self.unfinished.append(batch.ids, [(first + flat, *facts) for flat, *facts in batch.starts])
+        keys = text_keys(batch.ids)
+        for statistics, counts, found in zip(self.statistics, self.counts[self.part], batch.found, strict=True):
+            statistics.add(batch, found, keys, first)
+            counts.rows += len(batch.ids)
+            counts.documents += len(batch.starts)
+            counts.counted += len(found.tokens)
+            for reason, number in found.masked.items():
+                counts.masked[reason] = counts.masked.get(reason, 0) + number
+        self.rows += len(batch.ids)
+        self.read += batch.read
+        self.done += 1
+
+    def _save(self) -> None:
+        progress = {name: getattr(self, name) for name in ("read", "rows", "part", "done", "finished")}
+        counts = [[asdict(one) for one in part] for part in self.counts]
+        state = {
+            f"{index}.{name}": value
+            for index, statistics in enumerate(self.statistics)
+            for name, value in statistics.state().items()
+        }
+        self.unfinished.save({**progress, "counts": counts}, state)
+
+    def _restore(self, saved: dict[str, Any], state: dict[str, Array]) -> None:
+        for name in ("read", "rows", "part", "done", "finished"):
+            setattr(self, name, saved[name])
+        self.counts = [[_Counts(**one) for one in part] for part in saved["counts"]]
+        for index, statistics in enumerate(self.statistics):
+            statistics.restore(under(str(index), state))
+
+    def described(self, index: int) -> Described:
+        """What the pass gave for one SAE."""
+        parts = [
+            Part(name=name, digest=digest, **asdict(counts[index]))
+            for (name, digest), counts in zip(map(_named, self.sources), self.counts, strict=True)
+            if counts[index].rows
+        ]
+        bos = self.model.bos is not None and all(isinstance(source, Corpus) for source in self.sources)
+        length = self.config.length
+        return Described(
+            self.statistics[index], parts, lambda: self.unfinished.blocks(length), self.unfinished.starts, bos
+        )
+
+
+def _length(model: LanguageModel, sources: Sequence[Corpus | Store]) -> int | None:
+    """About how many tokens there are to read; None where finding out means downloading it all."""
+    total = 0.0
+    for source in sources:
+        if isinstance(source, Store):
+            total += max(source.manifest.sites.values())
+            continue
+        if source.streamed:
+            return None
+        letters = known = tokens = 0
+        for index, document in enumerate(source):
+            letters += len(document.text)
+            if index % 64 == 0:
+                known += len(document.text)
+                tokens += len(model.tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"])
+        total += letters * tokens / max(1, known)
+    return round(total)

@@ -1,0 +1,172 @@
+"""Pages that need no server: one file of chosen features, or a folder with all of them for any file server."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gemscope.errors import InputError
+from gemscope.features.files.aside import written_aside
+from gemscope.pages.links import PAGE, NoLinks, SiteLinks
+from gemscope.pages.render import line, render
+from gemscope.pages.standalone import article, document
+from gemscope.reports.exchange.folder import chosen, folder_aside, slug
+
+if TYPE_CHECKING:
+    from gemscope.reports.atlas import Atlas
+    from gemscope.reports.dashboard import Dashboard, Summary
+
+_MANY = 1000
+"""Features beyond which one file (18 kB each) is more than browsers like."""
+SHARD = 4096
+"""Features in one file of labels, which the site's own search reads."""
+
+
+# --- one file -------------------------------------------------------------------------------------------------------
+
+
+def export_html(atlas: Atlas, to: Path, *, features: Iterable[int] | None = None) -> Path:
+    """One HTML file with everything inside it. Raises InputError where that would be too many features, NotFound,
+    FileError, StorageFull."""
+    wanted = chosen(features, len(atlas))
+    if len(wanted) > _MANY:
+        raise InputError(f"{len(wanted):,} features are too many for one file: choose up to {_MANY:,}, or make a site")
+    manifest = atlas.manifest
+    links = NoLinks(within=frozenset(wanted))
+    name = f"{manifest.model_id}@{manifest.source_id}"
+    title = f"{name}:{wanted[0]}" if len(wanted) == 1 else f"{len(wanted)} features of {name}"
+    with written_aside(to) as aside:
+        pages = [atlas[index] for index in wanted]
+        body = [_contents(pages)] if len(pages) > 1 else []
+        body += [article(page, manifest, links=links) for page in pages]
+        aside.write_text(document("\n".join(body), title=title), encoding="utf-8", errors="replace")
+    return to
+
+
+def _contents(pages: Sequence[Dashboard]) -> str:
+    items = (
+        f'<li><a href="#feature-{page.index}">{page.index}</a> {escape(line(page.label or "", 160))}</li>'
+        for page in pages
+    )
+    return f'<nav aria-label="Features in this file"><ul>{"".join(items)}</ul></nav>'
+
+
+# --- a folder -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Within(SiteLinks):
+    """Where a site holds some features alone, the others cannot be reached."""
+
+    features: Collection[int] = ()
+
+    def feature(self, index: int) -> str:
+        return super().feature(index) if index in self.features else ""
+
+
+def export_site(atlas: Atlas, to: Path, *, features: Iterable[int] | None = None) -> Path:
+    """A folder `to`: `index.html`, `{model}/{source}/index.html` with the table of features, and for each feature
+    `{index}/index.html`, its data beside it as `index.json`. Works from any file server and from the disk, the search
+    in labels too; `?embed=true` works as on the server.
+
+    Raises FileError where the folder exists, StorageFull, NotFound, InputError.
+    """
+    wanted = chosen(features, len(atlas))
+    manifest = atlas.manifest
+    model, source = slug(manifest.model_id), slug(manifest.source_id)
+    with folder_aside(to) as aside:
+        _copy_static(aside / "static")
+        place = aside / model / source
+        place.mkdir(parents=True)
+
+        def links(depth: int) -> SiteLinks:
+            return _Within(depth, model, source, wanted)
+
+        living = sum(summary.count > 0 for summary in _summaries(atlas, wanted))
+        mine = {"manifest": manifest, "living": living, "dead": len(wanted) - living, "links": links(0)}
+        _write(aside / "index.html", render("home.html", links=SiteLinks(0), atlases=[mine]))
+        _write_table(atlas, place, wanted, links(2))
+        _write_labels(atlas, place / "labels", wanted)
+        for at, index in enumerate(wanted):
+            page = atlas[index]
+            (place / str(index)).mkdir()
+            html = render(
+                "feature.html",
+                links=links(3),
+                feature=page,
+                manifest=manifest,
+                live=False,
+                previous=wanted[at - 1] if at else None,
+                following=wanted[at + 1] if at + 1 < len(wanted) else None,
+                embed=None,
+                test_text="",
+                documents=_documents(atlas, page),
+            )
+            _write(place / str(index) / "index.html", html)
+            _write(place / str(index) / "index.json", json.dumps(page.to_dict(), ensure_ascii=False))
+    return to
+
+
+def _write_table(atlas: Atlas, place: Path, wanted: Sequence[int], links: SiteLinks) -> None:
+    query: dict[str, Any] = dict.fromkeys(
+        ("text", "dead", "labelled", "min_density", "max_density", "min_max", "max_max")
+    )
+    for number, start in enumerate(range(0, len(wanted), PAGE)):
+        html = render(
+            "browse.html",
+            links=links,
+            manifest=atlas.manifest,
+            summaries=list(_summaries(atlas, wanted[start : start + PAGE])),
+            total=len(wanted),
+            query=query | {"order": "index", "descending": False, "offset": start, "limit": PAGE},
+            points=atlas.scatter() if number == 0 and len(wanted) == len(atlas) else None,
+        )
+        _write(place / ("index.html" if number == 0 else f"page-{number + 1}.html"), html)
+
+
+def _write_labels(atlas: Atlas, folder: Path, wanted: Sequence[int]) -> None:
+    """What the site's search reads: index, label, and the token that the strongest example fires on."""
+    folder.mkdir()
+    shards = range(0, len(wanted), SHARD)
+    for number, start in enumerate(shards):
+        some = [
+            [one.feature, one.label or "", one.token or ""] for one in _summaries(atlas, wanted[start : start + SHARD])
+        ]
+        said = json.dumps({"of": len(shards), "features": some}, ensure_ascii=False)
+        # A script that calls: from the disk, browsers load scripts and refuse to read data.
+        _write(folder / f"{number}.js", f"gemscopeLabels({number},{said});\n")
+
+
+def _summaries(atlas: Atlas, wanted: Sequence[int]) -> Iterator[Summary]:
+    if not wanted:
+        return
+    kept = wanted if isinstance(wanted, range) else set(wanted)
+    for start in range(wanted[0], wanted[-1] + 1, SHARD):
+        for one in atlas.summaries(offset=start, limit=min(SHARD, wanted[-1] + 1 - start)):
+            if one.feature in kept:
+                yield one
+
+
+def _documents(atlas: Atlas, page: Dashboard) -> dict[int, tuple[str, str]]:
+    return {one.document: atlas.document(one.document) for one in page.examples if one.document >= 0}
+
+
+def _copy_static(to: Path) -> None:
+    """The server's own files; the script that every page loads does what the server does for frames and searches."""
+    with as_file(files("gemscope.pages") / "static") as folder:
+        shutil.copytree(folder, to)
+    for path in to.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    script = (files("gemscope.reports.exchange") / "site.js").read_text("utf-8")
+    with (to / "page.js").open("a", encoding="utf-8") as file:
+        file.write(f"\n{script}")
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", errors="replace")

@@ -1,0 +1,190 @@
+"""The whole dictionary as a table, a row a feature: CSV for spreadsheets, Parquet for programs."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gemscope.errors import MissingDependency
+from gemscope.features.files.aside import written_aside
+from gemscope.reports.dashboard import Dashboard, Example, Histogram, Logit
+from gemscope.reports.exchange.folder import chosen
+
+if TYPE_CHECKING:
+    from gemscope.reports.atlas import Atlas
+
+_ROWS = 128
+"""Features in a group of rows of a Parquet file."""
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a spreadsheet takes a cell for a formula by."""
+
+_COLUMNS: Mapping[str, Callable[[Dashboard], Any]] = {
+    "index": lambda page: page.index,
+    "label": lambda page: guarded(page.label or ""),
+    "density": lambda page: page.density,
+    "count": lambda page: page.count,
+    "tokens": lambda page: page.tokens,
+    "max": lambda page: page.max,
+    "mean": lambda page: page.mean,
+    "encoder_cosine": lambda page: page.encoder_cosine,
+    "decoder_norm": lambda page: page.decoder_norm,
+    "token": lambda page: guarded(_own(page.strongest[0])) if page.strongest else "",
+    "example": lambda page: guarded("".join(page.strongest[0].tokens)) if page.strongest else "",
+    "promoted_tokens": lambda page: _json([one.token for one in page.promoted]),
+    "promoted_logits": lambda page: _json([one.value for one in page.promoted]),
+    "suppressed_tokens": lambda page: _json([one.token for one in page.suppressed]),
+    "suppressed_logits": lambda page: _json([one.value for one in page.suppressed]),
+    "neighbours": lambda page: _json([one.feature for one in page.neighbours]),
+    "cosines": lambda page: _json([one.cosine for one in page.neighbours]),
+    "partners": lambda page: _json([one.feature for one in page.coactive]),
+    "jaccards": lambda page: _json([one.jaccard for one in page.coactive]),
+    "model": lambda page: page.model,
+    "source": lambda page: page.source,
+}
+
+
+def export_csv(atlas: Atlas, to: Path, *, features: Iterable[int] | None = None) -> Path:
+    """UTF-8, as RFC 4180 has it; lists are JSON within their cell.
+
+    A cell of text that a spreadsheet would take for a formula has an apostrophe put before it. Raises NotFound,
+    FileError, StorageFull.
+    """
+    wanted = chosen(features, len(atlas))
+    with written_aside(to) as aside, aside.open("w", encoding="utf-8", errors="replace", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(_COLUMNS)
+        for index in wanted:
+            page = atlas[index]
+            rows.writerow([_cell(column(page)) for column in _COLUMNS.values()])
+    return to
+
+
+def guarded(text: str) -> str:
+    """The text, with an apostrophe before it where a spreadsheet would run it as a formula."""
+    return f"'{text}" if text.startswith(_FORMULA) or text.lstrip().startswith(_FORMULA[:4]) else text
+
+
+def _cell(value: Any) -> Any:
+    return "" if value is None else value
+
+
+def _json(values: list[Any]) -> str:
+    return json.dumps(values, ensure_ascii=False)
+
+
+def _own(example: Example) -> str:
+    return example.tokens[example.peak]
+
+
+def export_parquet(atlas: Atlas, to: Path, *, features: Iterable[int] | None = None) -> Path:
+    """Everything that an atlas holds of each feature, lists nested. Raises MissingDependency without pyarrow, and what
+    `export_csv` raises."""
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingDependency("Parquet needs pyarrow: pip install 'gemscope[parquet]', or export csv") from error
+    wanted = chosen(features, len(atlas))
+    schema = _schema(pa).with_metadata(
+        {"gemscope": json.dumps({"model": atlas.manifest.model, "sae": atlas.manifest.sae})}
+    )
+    with written_aside(to) as aside, parquet.ParquetWriter(aside, schema, compression="zstd") as file:
+        for start in range(0, len(wanted), _ROWS):
+            rows = [_row(atlas[index]) for index in wanted[start : start + _ROWS]]
+            file.write_table(pa.Table.from_pylist(rows, schema=schema))
+    return to
+
+
+def _schema(pa: Any) -> Any:
+    def listed(**fields: Any) -> Any:
+        return pa.list_(pa.struct(list(fields.items())))
+
+    number, whole, text = pa.float64(), pa.int64(), pa.string()
+    histogram = pa.struct([("low", number), ("step", number), ("counts", pa.list_(whole))])
+    return pa.schema(
+        [
+            ("index", pa.int32()),
+            ("model", text),
+            ("source", text),
+            ("label", text),
+            ("density", number),
+            ("count", whole),
+            ("tokens", whole),
+            ("max", number),
+            ("mean", number),
+            ("encoder_cosine", number),
+            ("decoder_norm", number),
+            ("histogram", histogram),
+            ("intervals", listed(low=number, high=number, count=whole, share=number)),
+            ("promoted", listed(id=pa.int32(), token=text, value=number)),
+            ("suppressed", listed(id=pa.int32(), token=text, value=number)),
+            ("logit_histogram", histogram),
+            ("neighbours", listed(feature=pa.int32(), cosine=number)),
+            ("coactive", listed(feature=pa.int32(), jaccard=number, share=number)),
+            ("explanations", listed(text=text, method=text, author=text, score=number)),
+            (
+                "examples",
+                listed(
+                    interval=pa.int8(),
+                    document=whole,
+                    position=whole,
+                    peak=pa.int32(),
+                    value=number,
+                    ids=pa.list_(pa.int32()),
+                    tokens=pa.list_(text),
+                    values=pa.list_(pa.float32()),
+                ),
+            ),
+        ]
+    )
+
+
+def _row(page: Dashboard) -> dict[str, Any]:
+    return {
+        "index": page.index,
+        "model": page.model,
+        "source": page.source,
+        "label": page.label,
+        "density": page.density,
+        "count": page.count,
+        "tokens": page.tokens,
+        "max": page.max,
+        "mean": page.mean,
+        "encoder_cosine": page.encoder_cosine,
+        "decoder_norm": page.decoder_norm,
+        "histogram": _histogram(page.histogram),
+        "intervals": [vars(one) for one in page.intervals],
+        "promoted": _logits(page.promoted),
+        "suppressed": _logits(page.suppressed),
+        "logit_histogram": _histogram(page.logit_histogram),
+        "neighbours": [{"feature": one.feature, "cosine": one.cosine} for one in page.neighbours],
+        "coactive": [{"feature": one.feature, "jaccard": one.jaccard, "share": one.share} for one in page.coactive],
+        "explanations": [
+            {"text": one.text, "method": one.method, "author": one.author, "score": one.score}
+            for one in page.explanations
+        ],
+        "examples": [
+            {
+                "interval": one.interval,
+                "document": one.document,
+                "position": one.position,
+                "peak": one.peak,
+                "value": one.value,
+                "ids": one.ids,
+                "tokens": one.tokens,
+                "values": one.values,
+            }
+            for one in page.examples
+        ],
+    }
+
+
+def _histogram(histogram: Histogram | None) -> dict[str, Any] | None:
+    return None if histogram is None else vars(histogram)
+
+
+def _logits(logits: list[Logit]) -> list[dict[str, Any]]:
+    return [vars(one) for one in logits]

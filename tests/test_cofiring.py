@@ -1,0 +1,85 @@
+"""Which features fire together: against counting all pairs, and the sample against cutting and ordering."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gemscope.features.cofiring import Sample
+
+Array = np.ndarray[Any, np.dtype[Any]]
+ANY = st.integers(0, 2**32 - 1)
+D_SAE = 12
+
+
+def _text(seed: int, tokens: int = 200) -> tuple[Array, Array]:
+    """Keys and a matrix of what fires."""
+    random = np.random.default_rng(seed)
+    fires = random.random((tokens, D_SAE)) < np.linspace(0.01, 0.6, D_SAE)
+    fires[:, 1] = fires[:, 4] & (random.random(tokens) < 0.9)
+    return random.integers(-(2**63), 2**63 - 1, tokens), fires
+
+
+def _add(sample: Sample, key: Array, fires: Array, start: int) -> None:
+    sample.add(key, start + np.arange(len(key)), fires.sum(1), fires.nonzero()[1])
+
+
+@given(seed=ANY)
+@settings(max_examples=20, deadline=None)
+def test_partners_are_those_of_counting_all_pairs(seed: int) -> None:
+    key, fires = _text(seed)
+    sample = Sample(D_SAE, 10_000)
+    _add(sample, key, fires, 0)
+    ids, jaccard, share = sample.partners(4)
+    assert sample.tokens == len(key)
+    both = fires.T.astype(int) @ fires.astype(int)
+    for feature in range(D_SAE):
+        alone = both[feature, feature]
+        scores = [
+            (-both[feature, other] / (alone + both[other, other] - both[feature, other]), other)
+            for other in range(D_SAE)
+            if other != feature and both[feature, other] >= 2
+        ]
+        expected = sorted(scores)[:4]
+        assert ids[feature].tolist() == [other for _, other in expected] + [-1] * (4 - len(expected))
+        for nth, (score, other) in enumerate(expected):
+            assert jaccard[feature, nth] == pytest.approx(-score)
+            assert share[feature, nth] == pytest.approx(both[feature, other] / alone)
+
+
+@given(seed=ANY, cuts=st.lists(st.integers(0, 400), max_size=6), room=st.integers(50, 2500))
+@settings(max_examples=40, deadline=None)
+def test_a_full_sample_depends_on_the_text_alone(seed: int, cuts: list[int], room: int) -> None:
+    key, fires = _text(seed, 400)
+    whole = Sample(D_SAE, room)
+    _add(whole, key, fires, 0)
+    parts = Sample(D_SAE, room)
+    bounds = [0, *sorted(cuts), 400]
+    pieces = list(pairwise(bounds))
+    for start, stop in reversed(pieces):
+        _add(parts, key[start:stop], fires[start:stop], start)
+    merged = Sample(D_SAE, room)
+    for start, stop in pieces:
+        piece = Sample(D_SAE, room)
+        _add(piece, key[start:stop], fires[start:stop], 0)
+        merged.merge(Sample.of(piece.state(), D_SAE), start)
+    for other in (parts, merged):
+        for name in ("hash", "position", "sizes", "features"):
+            assert np.array_equal(whole.state()[name], other.state()[name]), name
+    lowest = np.argsort(key, kind="stable")
+    held = int((fires[lowest].sum(1).cumsum() <= room).sum())
+    assert whole.tokens == held
+    assert np.array_equal(whole.state()["hash"], key[lowest[:held]])
+
+
+def test_a_wide_dictionary_fits_too() -> None:
+    sample = Sample(100_000, 1000)
+    sample.add(np.arange(3), np.arange(3), np.array([2, 2, 1]), np.array([7, 99_999, 7, 99_999, 7]))
+    ids, jaccard, share = sample.partners(1)
+    assert ids[7, 0] == 99_999
+    assert ids[99_999, 0] == 7
+    assert share[99_999, 0] == 1
+    assert jaccard[7, 0] == pytest.approx(2 / 3)

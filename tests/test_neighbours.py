@@ -1,0 +1,155 @@
+"""Nearest features by decoder cosine against every pair in float64, and the cosine between encoder and decoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import gemscope as gs
+from gemscope.errors import InputError
+from gemscope.features import neighbours
+from gemscope.features.kernels import choice
+from gemscope.features.neighbours import encoder_cosines, nearest
+from gemscope.features.sae import SAE
+
+_RUNNING = [name for name, load in choice._KNOWN.items() if load(torch.device("cpu")) is not None]
+
+
+@pytest.fixture(params=_RUNNING, autouse=True)
+def kernels(request):
+    with choice.using(request.param):
+        yield request.param
+
+
+def directions(features: int = 700, width: int = 48, *, seed: int = 0) -> Tensor:
+    """Families of features that share a direction, so that near ones are near."""
+    draw = torch.Generator().manual_seed(seed)
+    shared = torch.randn(20, width, generator=draw)[torch.randint(20, (features,), generator=draw)]
+    return (0.6 * shared + torch.randn(features, width, generator=draw)) * torch.rand(features, 1, generator=draw)
+
+
+def every_pair(W_dec: Tensor) -> Tensor:
+    """Cosines [F, F] in float64; -inf with itself, 0 with a row of zeros."""
+    rows = W_dec.double()
+    norms = rows.norm(dim=1, keepdim=True)
+    units = torch.where(norms > 0, rows / norms, 0.0)
+    return (units @ units.T).fill_diagonal_(-torch.inf)
+
+
+def check(W_dec: Tensor, ids: Tensor, cosines: Tensor, k: int) -> None:
+    """Every list is a right one: the cosines are the k largest, and belong to the ids beside them."""
+    pairs = every_pair(W_dec)
+    expected = torch.zeros(len(W_dec), k, dtype=torch.float64)
+    best = pairs.clamp(min=0).topk(min(k, len(W_dec)), dim=1).values
+    expected[:, : best.shape[1]] = best
+    torch.testing.assert_close(cosines.double(), expected, atol=1e-6, rtol=0)
+    known = ids >= 0
+    own = pairs.gather(1, ids.clamp(min=0).long())
+    torch.testing.assert_close(own[known], cosines[known].double(), atol=1e-6, rtol=0)
+    assert (cosines[~known] == 0).all()
+    for row in ids.tolist():
+        real = [one for one in row if one >= 0]
+        assert len(set(real)) == len(real)
+        assert row[len(real) :] == [-1] * (k - len(real))
+
+
+def test_neighbours_are_those_of_all_pairs_in_float64():
+    W_dec = directions()
+    ids, cosines = nearest(W_dec, 20)
+    assert ids.shape == cosines.shape == (700, 20)
+    assert (ids.dtype, cosines.dtype) == (torch.int32, torch.float32)
+    check(W_dec, ids, cosines, 20)
+    exact = every_pair(W_dec).topk(21, dim=1)
+    clear = (exact.values.diff(dim=1).abs().min(dim=1).values > 1e-5).nonzero().flatten()
+    assert len(clear) > 400
+    assert torch.equal(ids[clear].long(), exact.indices[clear, :20])
+
+
+def test_tiles_and_blocks_change_nothing_but_the_order_of_sums(monkeypatch, kernels):
+    W_dec = directions()
+    whole = nearest(W_dec, 9)
+    monkeypatch.setattr(neighbours, "_TILE", 64 * 48)
+    monkeypatch.setattr(neighbours, "_SAMPLE", 16)
+    ids, cosines = nearest(W_dec, 9, block=128)
+    check(W_dec, ids, cosines, 9)
+    torch.testing.assert_close(cosines, whole[1], atol=1e-6, rtol=0)
+    if kernels == "native":  # it sums in one order always
+        assert torch.equal(ids, whole[0])
+        assert torch.equal(cosines, whole[1])
+
+
+def test_of_equal_cosines_the_lower_id_comes_first(monkeypatch):
+    monkeypatch.setattr(neighbours, "_TILE", 64 * 48)
+    one = directions(1)
+    W_dec = torch.cat([one, -one, one.repeat(298, 1) * 2])  # 0 and 2 to 299 all point one way
+    ids, cosines = nearest(W_dec, 5, block=77)
+    torch.testing.assert_close(cosines[[0, 2, 299]], torch.ones(3, 5))
+    assert ids[0].tolist() == [2, 3, 4, 5, 6]
+    assert ids[2].tolist() == [0, 3, 4, 5, 6]
+    assert ids[299].tolist() == [0, 2, 3, 4, 5]
+    assert ids[1].tolist() == [-1] * 5  # all others are opposite
+    assert (cosines <= 1).all()
+
+
+def test_dead_directions_have_no_neighbours_and_are_nobodys():
+    W_dec = directions()
+    W_dec[::10] = 0
+    ids, cosines = nearest(W_dec, 15)
+    assert (ids[::10] == -1).all()
+    assert (cosines[::10] == 0).all()
+    assert not (ids.remainder(10) == 0)[ids >= 0].any()
+    check(W_dec, ids, cosines, 15)
+    assert (nearest(torch.zeros(5, 8), 3)[0] == -1).all()
+
+
+def test_fewer_features_than_were_asked_for_leave_the_rest_empty():
+    W_dec = directions(6)
+    ids, cosines = nearest(W_dec, 20)
+    check(W_dec, ids, cosines, 20)
+    assert (ids[:, 5:] == -1).all()
+    ids, cosines = nearest(W_dec[:1], 3)
+    assert ids.tolist() == [[-1, -1, -1]]
+
+
+def test_lengths_of_directions_do_not_matter():
+    W_dec = directions()
+    scale = 10.0 ** torch.linspace(-12, 12, len(W_dec))[:, None]
+    ids, cosines = nearest(W_dec * scale, 10)
+    check(W_dec, ids, cosines, 10)
+
+
+def test_half_precision_mapped_from_a_file_gives_what_its_numbers_give(tmp_path: Path):
+    sae = SAE(48, 700, site="1.res", dtype=torch.float16)
+    sae.W_dec.copy_(directions())
+    sae.W_enc.copy_(directions(seed=1).T)
+    gs.save_sae(sae, tmp_path / "sae")
+    loaded = gs.load_sae(tmp_path / "sae", dtype=None)
+    assert loaded.W_dec.dtype == torch.float16
+    for mapped, plain in zip(nearest(loaded.W_dec), nearest(sae.W_dec.float()), strict=True):
+        assert torch.equal(mapped, plain)
+    cosines = encoder_cosines(loaded)
+    expected = torch.cosine_similarity(sae.W_enc.T.double(), sae.W_dec.double()).float()
+    torch.testing.assert_close(cosines, expected, atol=1e-6, rtol=0)
+
+
+def test_asking_for_no_neighbours_is_refused():
+    with pytest.raises(InputError, match="k=0"):
+        nearest(directions(5), 0)
+
+
+def test_the_encoder_cosine_is_one_for_tied_weights_and_nothing_between_widths(monkeypatch):
+    monkeypatch.setattr(neighbours, "_TILE", 64 * 48)
+    sae = SAE(48, 200, site="1.res")
+    sae.W_dec.copy_(directions(200))
+    sae.W_enc.copy_(3 * sae.W_dec.T)
+    sae.W_enc[:, 5] *= -1
+    sae.W_dec[7] = 0
+    cosines = encoder_cosines(sae)
+    assert cosines is not None
+    expected = torch.ones(200)
+    expected[5], expected[7] = -1, 0
+    torch.testing.assert_close(cosines, expected)
+    assert encoder_cosines(SAE(48, 10, 32, site="1.transcoder", site_out="1.mlp")) is None

@@ -1,0 +1,159 @@
+"""The line in front of the model: who waits, who runs, who leaves."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from gemscope.app.worker import Cancelled, Full, Job, Overtime, Worker
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    made = Worker(room=3, seconds=10)
+    yield made
+    made.close()
+
+
+class Held:
+    """A job that runs until it is let go, and looks whether it should."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.begun, self.go = threading.Event(), threading.Event()
+        self.job = worker.submit(self._work)
+        assert self.begun.wait(5)
+
+    def _work(self, job: Job[str]) -> str:
+        self.begun.set()
+        while not self.go.wait(0.005):
+            job.check()
+        return "done"
+
+
+def test_jobs_run_one_after_another_in_the_order_in_which_they_came(worker: Worker) -> None:
+    held = Held(worker)
+    order: list[int] = []
+    jobs = [worker.submit(lambda _, n=n: order.append(n) or n) for n in range(3)]  # type: ignore[misc]
+    assert [job.ahead for job in jobs] == [1, 2, 3]
+    assert worker.waiting == 3
+    assert worker.busy
+    held.go.set()
+    assert [job.outcome.result(5) for job in jobs] == [0, 1, 2]
+    assert order == [0, 1, 2]
+    assert held.job.outcome.result(5) == "done"
+    assert worker.waiting == 0
+
+
+def test_when_the_line_is_full_the_next_is_turned_away(worker: Worker) -> None:
+    held = Held(worker)
+    waiting = [worker.submit(lambda _: None) for _ in range(3)]
+    with pytest.raises(Full, match="3 texts wait"):
+        worker.submit(lambda _: None)
+    extra = worker.submit(lambda _: "let in", always=True)
+    held.go.set()
+    assert extra.outcome.result(5) == "let in"
+    assert all(job.outcome.done() for job in waiting)
+    assert worker.submit(lambda _: "again").outcome.result(5) == "again"
+
+
+def test_who_leaves_the_line_makes_room_and_is_never_run(worker: Worker) -> None:
+    held = Held(worker)
+    ran: list[str] = []
+    jobs = [worker.submit(lambda _, name=name: ran.append(name)) for name in "abc"]  # type: ignore[misc]
+    jobs[1].cancel()
+    assert worker.waiting == 2
+    late = worker.submit(lambda _: ran.append("d"))
+    assert late.ahead == 3
+    held.go.set()
+    late.outcome.result(5)
+    assert ran == ["a", "c", "d"]
+    assert jobs[1].outcome.cancelled()
+
+
+def test_a_running_job_ends_at_its_next_check_when_its_reader_leaves(worker: Worker) -> None:
+    held = Held(worker)
+    held.job.cancel()
+    with pytest.raises(Cancelled):
+        held.job.outcome.result(5)
+    assert worker.submit(lambda _: 1).outcome.result(5) == 1
+
+
+def test_a_job_that_takes_too_long_is_ended_and_the_next_one_runs(worker: Worker) -> None:
+    def slow(job: Job[None]) -> None:
+        while True:
+            time.sleep(0.005)
+            job.check()
+
+    started = time.monotonic()
+    job = worker.submit(slow, seconds=0.05)
+    with pytest.raises(Overtime, match=r"longer than 0\.05 seconds"):
+        job.outcome.result(5)
+    assert time.monotonic() - started < 2
+    assert worker.submit(lambda _: 1).outcome.result(5) == 1
+
+
+def test_time_spent_waiting_is_not_counted(worker: Worker) -> None:
+    held = Held(worker)
+    job = worker.submit(lambda job: job.check() or "in time", seconds=0.2)  # type: ignore[func-returns-value]
+    time.sleep(0.3)
+    held.go.set()
+    assert job.outcome.result(5) == "in time"
+
+
+def test_whatever_a_job_raises_reaches_its_reader_and_the_next_one_runs(worker: Worker) -> None:
+    def wrong(_: Job[None]) -> None:
+        raise SystemExit("no")
+
+    with pytest.raises(SystemExit):
+        worker.submit(wrong).outcome.result(5)
+    assert worker.submit(lambda _: 1).outcome.result(5) == 1
+
+
+def test_closing_drops_those_who_wait_ends_the_one_that_runs_and_takes_no_more() -> None:
+    worker = Worker(room=3)
+    held = Held(worker)
+    waiting = worker.submit(lambda _: None)
+    worker.close()
+    assert waiting.outcome.cancelled()
+    with pytest.raises(Cancelled):
+        held.job.outcome.result(5)
+    with pytest.raises(Full):
+        worker.submit(lambda _: None, always=True)
+    worker.close()
+
+
+def test_a_worker_that_is_never_asked_has_no_thread() -> None:
+    before = threading.active_count()
+    worker = Worker()
+    assert threading.active_count() == before
+    assert worker.waiting == 0
+    worker.close()
+
+
+def test_many_readers_who_come_and_go_leave_nothing_behind() -> None:
+    worker = Worker(room=64)
+    done: list[int] = []
+    turned_away = []
+
+    def reader(seed: int) -> None:
+        for turn in range(25):
+            try:
+                job = worker.submit(lambda job: job.check() or done.append(1))  # type: ignore[func-returns-value]
+            except Full:
+                turned_away.append(seed)
+                continue
+            if (seed + turn) % 3 == 0:
+                job.cancel()
+            else:
+                job.outcome.result(10)
+
+    readers = [threading.Thread(target=reader, args=(seed,)) for seed in range(8)]
+    for one in readers:
+        one.start()
+    for one in readers:
+        one.join(20)
+    assert not turned_away
+    assert len(done) >= 8 * 25 * 2 // 3 - 8
+    assert worker.waiting == 0
+    worker.close()
