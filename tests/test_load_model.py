@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from gemscope.activations import load
-from gemscope.activations.load import load_model
+from gemscope.activations.load import load_model, load_tokenizer
 from gemscope.errors import (
     CorruptFile,
     GemscopeError,
@@ -273,3 +273,13 @@ print(json.dumps({{
 
 def _bert() -> dict[str, bytes]:
     return {"config.json": json.dumps({"model_type": "bert"}).encode(), "model.safetensors": b"never read"}
+
+
+def test_a_tokenizer_comes_without_weights(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    model.tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer("the end")["input_ids"] == model.tokenizer("the end")["input_ids"]
+    with pytest.raises(ModelNotFound):
+        load_tokenizer(tmp_path / "nowhere")

@@ -1,6 +1,11 @@
-"""Makes the atlas that ships with the package: the bundled SAE's features, described on the bundled sample of text."""
+"""Makes the atlas that ships with the package: the bundled SAE's features, described on the bundled sample of text.
+
+The labels come from default_labels.jsonl beside this file: a language model wrote them, reading each feature's strongest
+examples and some from its lower ranges. "(when strong)" says that the lower ones do not fit.
+"""
 
 import argparse
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +16,11 @@ from gemscope.reports.describe import DescribeConfig
 from gemscope.reports.describe.compose import SUMS
 
 HOME = Path(gs.__file__).parent / "data" / "atlas"
+LABELS = Path(__file__).with_name("default_labels.jsonl")
+NOTICE = """The text in this atlas is that of `../sample`: its NOTICE and SOURCES.md say where each document is from and under
+which licence. Figures, examples and logits were computed from it, from SmolLM2-135M-Instruct (Apache-2.0) and from the SAE
+in `../smollm2-15-res`. Made by tools/default_atlas.py. Labels were written by a language model that read the examples.
+"""
 CONFIG = DescribeConfig(top=16, each=4, neighbours=12, partners=12)
 """Less than the default of everything: it has to stay under 10 MB."""
 
@@ -25,9 +35,13 @@ def main() -> None:
     with bars() as progress:
         model, sae = gs.load_model("smollm2"), gs.load_sae("smollm2")
         atlas = gs.describe(model, sae, gs.Corpus.sample(), to=fresh, config=CONFIG, progress=progress)
+    with atlas:
+        for line in LABELS.read_text().splitlines():
+            label = json.loads(line)
+            atlas.explain(label["feature"], label["text"], method="read", author="a language model")
         print(atlas)
-        atlas.close()
     (fresh / SUMS).unlink()
+    (fresh / "NOTICE.md").write_text(NOTICE)
     shutil.rmtree(out, ignore_errors=True)
     shutil.move(fresh, out)
     size = sum(path.stat().st_size for path in out.iterdir())

@@ -88,6 +88,33 @@ def load_model(
     return LanguageModel(hf, tokenizer, name=shown, revision=commit, origin=origin)
 
 
+def load_tokenizer(
+    name: str | Path = "smollm2",
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    offline: bool | None = None,
+    progress: Progress = silent,
+) -> Any:
+    """A model's tokenizer without its weights, for what only has to know what ids stand for. Named as for `load_model`.
+
+    Raises what `load_model` raises for a name.
+    """
+    source, shown, _ = _source(name, progress)
+    near = bool(offline) or Path(source).is_dir() or not _reachable()
+    where = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": near}
+    try:
+        import transformers
+
+        with _quiet(transformers):
+            return transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
+    except GemscopeError:
+        raise
+    except Exception as error:
+        raise _explained(error, shown, source, revision) from error
+
+
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     found = getattr(torch, dtype, None) if isinstance(dtype, str) and dtype != "auto" else dtype
     if found != "auto" and not (isinstance(found, torch.dtype) and found.is_floating_point):

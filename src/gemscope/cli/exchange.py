@@ -47,7 +47,7 @@ def add_to(commands: Any) -> None:
     taken.add_argument(
         "--model",
         metavar="NAME",
-        help="the model's Hugging Face id (gemma-scope-2: loaded, for what its tokens stand for)",
+        help="the model's Hugging Face id (gemma-scope-2: its tokenizer says what ids stand for)",
     )
     taken.add_argument("--sae", metavar="ADDRESS", help="gemma-scope-2: address of the SAE that the file lies beside")
     taken.add_argument("--d-sae", type=int, metavar="N", help="features of the SAE, where the files do not say")
@@ -91,9 +91,9 @@ def _import(args: argparse.Namespace) -> int:
         given["layer"] = args.layer
     with bars() as progress:
         if args.format == "gemma-scope-2" and args.model:
-            from gemscope.activations.load import load_model
+            from gemscope.activations.load import load_tokenizer
 
-            given["model"] = load_model(args.model, progress=progress)
+            given["model"] = load_tokenizer(args.model, progress=progress)
         with import_atlas(args.format, args.path, Path(args.output), progress=progress, **given) as atlas:
             found = _told(atlas)
     if args.json:
