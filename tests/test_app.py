@@ -1261,3 +1261,22 @@ def test_the_server_starts_without_torch_and_the_shell_without_the_server(folder
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_bundled_atlas_is_labelled_in_a_copy_of_the_reader_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted_atlas(tmp_path / "package").close()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "package").iterdir()}
+    monkeypatch.setattr(server_module, "BUNDLED", tmp_path / "package")
+    monkeypatch.setenv("GEMSCOPE_CACHE", str(tmp_path / "cache"))
+    for _ in range(2):
+        (folder,) = server_module._or_bundled(())
+        assert Path(folder).is_relative_to(tmp_path / "cache")
+        with Atlas(folder) as atlas:
+            atlas.explain(1, "mine")
+    with Atlas(folder) as atlas:
+        assert [one.text for one in atlas[1].explanations][:2] == ["mine", "mine"]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "package").iterdir()} == before
+    monkeypatch.setenv("GEMSCOPE_CACHE", "/proc/nowhere")
+    assert server_module._or_bundled(()) == [tmp_path / "package"]

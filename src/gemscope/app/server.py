@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import ipaddress
 import os
+import shutil
 import socket
 import sys
 import threading
@@ -19,6 +21,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
+from gemscope.activations.bundled import cache_dir
 from gemscope.app.connection import Connection
 from gemscope.app.guard import LOOPBACK, Guard
 from gemscope.app.live import Finder
@@ -220,7 +223,25 @@ def _or_bundled(
         return atlases
     if not BUNDLED.is_dir():
         raise NotFound("no atlas ships with this installation: name the folder that `gemscope describe` made")
-    return [BUNDLED]
+    return [_own_copy(BUNDLED)]
+
+
+def _own_copy(bundled: Path) -> Path:
+    """A copy for the reader to label: what belongs to the package stays as it came. The package's own where none can
+    be made.
+    """
+    digest = hashlib.sha256((bundled / "atlas.sqlite").read_bytes()).hexdigest()
+    copy = cache_dir() / "atlases" / f"bundled-{digest[:12]}"
+    aside = copy.with_name(f"{copy.name}.{os.getpid()}")
+    if copy.is_dir():
+        return copy
+    try:
+        shutil.copytree(bundled, aside)
+        os.replace(aside, copy)
+    except OSError:
+        shutil.rmtree(aside, ignore_errors=True)
+        return copy if copy.is_dir() else bundled  # somebody else was faster
+    return copy
 
 
 def _finder(model: Any, sae: Any) -> Finder:
