@@ -11,7 +11,7 @@ PROMPT := Would you be able to travel through time using a wormhole?
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 BENCH_PIP := $(BENCH)/bin/pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test test-hub test-old check format docs peer corpus own-words default-sae clean \
+.PHONY: help setup demo test test-browser test-hub test-old check format docs peer corpus own-words default-sae clean \
 	bench-startup bench-encode bench-train bench-scaling bench-describe bench-pages bench-smoke
 
 help:  ## this list
@@ -41,6 +41,9 @@ $(OLD)/ready: $(VENV)/ready
 		transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2
 	touch $@
 
+test-browser: setup  ## the pages in a real browser (GEMSCOPE_CHROMIUM, or the chromium on the path); pictures in tests/output
+	$(BIN)/pytest -m browser --durations=3
+
 test-hub: setup  ## the original tutorial's numbers on Gemma 2, where its gated weights can be had
 	$(BIN)/pytest -m hub
 
@@ -62,7 +65,8 @@ format: setup  ## mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: setup  ## the parts of docs/ that come out of running things
+# The pictures of docs/atlas.md need a browser: `.venv/bin/python tools/pictures.py`, by hand.
+docs: setup  ## the parts of docs/ that come out of running things (but for docs/pictures: tools/pictures.py)
 	$(BIN)/python tools/docs.py
 
 peer: setup $(PEER)/ready  ## SAELens in an environment of its own, and the tests against it

@@ -906,7 +906,14 @@ def test_a_body_that_cannot_be_read_is_refused(still: TestClient, content: bytes
 
 def test_names_of_atlases_that_can_be_no_address_are_refused(tmp_path: Path) -> None:
     for number, names in enumerate(
-        ({"model_id": "../etc"}, {"model_id": "api"}, {"source_id": "a/b"}, {"source_id": ""}, {"source_id": "search"})
+        (
+            {"model_id": "../etc"},
+            {"model_id": "api"},
+            {"source_id": "a/b"},
+            {"source_id": ""},
+            {"source_id": "search"},
+            {"model_id": "a.json"},
+        )
     ):
         planted_atlas(tmp_path / str(number), features=4, **names).close()
         with pytest.raises(InputError, match="cannot be part of an address"):
@@ -1206,6 +1213,7 @@ def test_serve_from_the_shell_says_where_it_is_and_ends_with_an_interrupt(folder
 def test_the_atlas_that_ships_with_the_package_is_served_when_none_is_named(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setenv("GEMSCOPE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(server_module, "BUNDLED", folder)
     with serve(live=False, port=0, block=False) as server:
         assert b" 200 " in fetched(f"{server.url}{AT}/3")
@@ -1280,3 +1288,28 @@ def test_the_bundled_atlas_is_labelled_in_a_copy_of_the_reader_s(
     assert {path.name: path.read_bytes() for path in (tmp_path / "package").iterdir()} == before
     monkeypatch.setenv("GEMSCOPE_CACHE", "/proc/nowhere")
     assert server_module._or_bundled(()) == [tmp_path / "package"]
+
+
+def test_a_package_that_nobody_may_write_and_a_home_that_nobody_may_enter_are_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted_atlas(tmp_path / "package").close()
+    for path in (*(tmp_path / "package").iterdir(), tmp_path / "package"):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    monkeypatch.setattr(server_module, "BUNDLED", tmp_path / "package")
+    monkeypatch.setenv("GEMSCOPE_CACHE", str(tmp_path / "cache"))
+    (folder,) = server_module._or_bundled(())
+    assert all(path.stat().st_mode & 0o200 for path in (Path(folder), *Path(folder).iterdir()))
+
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_file", refuse)
+        assert server_module._own_copy(tmp_path / "package") == tmp_path / "package"
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(server_module, "cache_dir", homeless)
+    assert server_module._own_copy(tmp_path / "package") == tmp_path / "package"

@@ -1044,6 +1044,23 @@ DAMAGES = {
     "below zero": (lambda at: _change_json(at, before=-1), "before is -1, below 0"),
     "no length": (lambda at: _change_json(at, length=0), "length is 0, below 1"),
     "other width": (lambda at: _change_json(at, d_sae=41), "40 features, its manifest says 41"),
+    "nested json": (lambda at: (at / "manifest.json").write_text("[" * 200_000), "not an atlas's manifest"),
+    "count in words": (
+        lambda at: _change_sql(at, "UPDATE feature SET count = 'many' WHERE id = 7"),
+        "row 7 of table feature holds what cannot stand there",
+    ),
+    "endless maximum": (
+        lambda at: _change_sql(at, "UPDATE feature SET max = 9e999 WHERE id = 7"),
+        "row 7 of table feature holds what cannot stand there",
+    ),
+    "label of bytes": (
+        lambda at: _change_sql(at, "UPDATE feature SET label = x'ff00' WHERE id = 7"),
+        "row 7 of table feature holds what cannot stand there",
+    ),
+    "explanation of bytes": (
+        lambda at: _change_sql(at, "UPDATE explanation SET text = x'ff00'"),
+        "of table explanation holds what cannot stand there",
+    ),
 }
 
 
@@ -1056,6 +1073,14 @@ def test_what_is_wrong_with_a_folder_is_said_in_one_line(copy: Path, name: str) 
     assert "\n" not in str(caught.value)
     assert verify(copy) == [str(caught.value)]
     assert str(copy) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "corpus.npy", "atlas.sqlite"])
+def test_a_file_that_cannot_be_read_is_named_in_one_line(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    (copy / name).mkdir()
+    with pytest.raises(AccessError, match=f"{name} cannot be read: Is a directory"):
+        Atlas(copy)
 
 
 def test_a_sound_atlas_has_no_problems(planted: Atlas) -> None:

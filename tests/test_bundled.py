@@ -523,3 +523,18 @@ def test_two_processes_converting_at_once_both_get_a_whole_model(real_folder, tm
     assert os.listdir(tmp_path / "models") == [Path(answers[0]).name]
     for path in set(real_folder.iterdir()) - {real_folder / "provenance.json"}:
         assert (Path(answers[0]) / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_the_bundled_atlas_is_sound_small_and_as_readable_where_nothing_can_be_written() -> None:
+    from gemscope.app.server import BUNDLED
+    from gemscope.features.load import load_sae
+    from gemscope.reports.atlas import Atlas, verify
+
+    with Atlas(BUNDLED) as atlas:
+        sae = load_sae("smollm2")
+        assert (atlas.manifest.sae_digest, len(atlas)) == (sae.digest, sae.d_sae)
+    assert verify(BUNDLED) == []
+    assert {path.name for path in BUNDLED.iterdir()} == {"NOTICE.md", "atlas.sqlite", "corpus.npy", "manifest.json"}
+    assert sum(path.stat().st_size for path in BUNDLED.iterdir()) < 10_000_000
+    # SQLite's header says whether changes go to a log beside the file: then it wants to make one to read it, too.
+    assert (BUNDLED / "atlas.sqlite").read_bytes()[18:20] == b"\1\1"

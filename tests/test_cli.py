@@ -1,5 +1,6 @@
 """The shell: what it prints, where, and with which exit code."""
 
+import errno
 import json
 import os
 import subprocess
@@ -145,6 +146,16 @@ def test_harvest_and_train_from_the_shell(tmp_path: Path, capsys: pytest.Capture
         (["train", "/no/such/store", "-o", "/tmp/never"], "no harvest in /no/such/store"),
         (["catalog", "--model", "gemma-9-2b", "--offline"], "gemma-9-2b"),
         (["look", "hi", "--dtype", "float13"], "float13"),
+        (["describe", "--tokens", "0", "-o", "/no/such/atlas"], "tokens=0: at least 1"),
+        (["describe", "--tokens", "600", "-o", "/dev/null/atlas"], "cannot write /dev/null/atlas.partial: Not a dir"),
+        (["describe", "smollm2", "smollm2", "/no/such.txt", "-o", "/no/such/atlas"], "/no/such.txt"),
+        (["describe", "--top", "0"], "top=0: at least 1"),
+        (["serve", "/no/such/atlas"], "no atlas at /no/such/atlas"),
+        (["serve", "--host", "0.0.0.0"], "give a token (--token)"),
+        (["atlas", "verify", "/no/such/atlas"], "no atlas in /no/such/atlas"),
+        (["atlas", "merge", "/no/such/atlas", "/no/such/other", "-o", "/no/such/place"], "no atlas in /no/such/atlas"),
+        (["export", "/no/such/atlas", "--format", "csv", "-o", "/no/such/place"], "no atlas in /no/such/atlas"),
+        (["import", "neuronpedia", "/no/such/folder", "-o", "/no/such/place"], "no folder /no/such/folder"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
@@ -160,13 +171,38 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_1(
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["look"], ["look", "a", "b"], ["check", "one"], ["frobnicate"], ["look", "hi", "--no-such"]]
+    "words",
+    [
+        [],
+        ["look"],
+        ["look", "a", "b"],
+        ["check", "one"],
+        ["frobnicate"],
+        ["look", "hi", "--no-such"],
+        ["describe", "one"],
+        ["describe", "--tokens", "many"],
+        ["atlas"],
+        ["export", "atlas", "--format", "csv"],
+        ["export", "atlas", "--format", "csv", "-o", "out", "--features", "0-99999999999"],
+        ["export", "atlas", "--format", "csv", "-o", "out", "--features", "9-1"],
+    ],
 )
 def test_wrong_usage_is_exit_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         main(words)
     assert raised.value.code == 2
     assert "usage: gemscope" in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/there")
+
+    monkeypatch.setattr("gemscope.cli.atlas._verify", refuse)
+    assert main(["atlas", "verify", "/no/such/atlas"]) == 1
+    assert capsys.readouterr().err == "gemscope: /there: Permission denied\n"
 
 
 def test_nothing_but_the_answer_goes_to_a_pipe_and_a_closed_pipe_is_no_error() -> None:

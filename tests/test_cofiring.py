@@ -70,9 +70,18 @@ def test_a_full_sample_depends_on_the_text_alone(seed: int, cuts: list[int], roo
         for name in ("hash", "position", "sizes", "features"):
             assert np.array_equal(whole.state()[name], other.state()[name]), name
     lowest = np.argsort(key, kind="stable")
-    held = int((fires[lowest].sum(1).cumsum() <= room).sum())
+    held = int(((fires[lowest].sum(1) + 1).cumsum() <= room).sum())
     assert whole.tokens == held
     assert np.array_equal(whole.state()["hash"], key[lowest[:held]])
+
+
+def test_tokens_on_which_nothing_fires_do_not_pile_up() -> None:
+    sample, random = Sample(D_SAE, 1000), np.random.default_rng(0)
+    for start in range(0, 200_000, 1000):
+        key = random.integers(-(2**63), 2**63 - 1, 1000)
+        _add(sample, key, np.zeros((1000, D_SAE), bool), start)
+        assert sum(len(part[0]) for part in sample._pending) < 3000
+    assert sample.tokens == 1000
 
 
 def test_a_wide_dictionary_fits_too() -> None:

@@ -12,16 +12,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import gemscope as gs
 from gemscope.activations.model import LanguageModel
-from gemscope.errors import CorruptFile, EmptyText, InputError, Mismatch, NotFound
+from gemscope.errors import AccessError, CorruptFile, EmptyText, FileError, InputError, Mismatch, NotFound, StorageFull
 from gemscope.features.sae import SAE
 from gemscope.reports.atlas import Atlas, verify
 from gemscope.reports.describe import DescribeConfig, describe, merge
+from gemscope.reports.describe import compose as compose_
 from gemscope.reports.describe import unfinished as unfinished_
 from gemscope.reports.describe.compose import SUMS, address_of
 from gemscope.testing import planted_sae, tiny_model
@@ -310,14 +313,99 @@ def test_kill_9_at_random_moments_changes_nothing(model: LanguageModel, sae: SAE
 
 
 def test_going_on_with_other_settings_is_refused(
-    model: LanguageModel, sae: SAE, corpora: list[Corpus], tmp_path: Path
+    model: LanguageModel, sae: SAE, corpora: list[Corpus], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(unfinished_, "_LEAST", 0.0)
+    monkeypatch.setattr(unfinished_, "_SHARE", 0.0)
     with pytest.raises(_Stop):
         describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG, progress=_stopping_after(2))
     with pytest.raises(InputError, match=r"another corpus.*same settings, or remove it"):
         describe(model, sae, corpora[1], to=tmp_path / "a", config=CONFIG)
     with pytest.raises(InputError, match=r"another tokens, options"):
         describe(model, sae, corpora[0], to=tmp_path / "a", tokens=48, config=DescribeConfig())
+
+
+def test_what_was_stopped_before_anything_was_saved_stands_in_nobody_s_way(
+    model: LanguageModel, sae: SAE, corpora: list[Corpus], tmp_path: Path
+) -> None:
+    with pytest.raises(_Stop):
+        describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG, progress=_stopping_after(2))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a.partial").mkdir()
+    (tmp_path / "a.partial" / "settings.json").write_text("{")  # killed at the very beginning
+    assert describe(model, sae, corpora[1], to=tmp_path / "a", tokens=48, config=CONFIG).manifest.tokens
+
+
+def test_two_passes_cannot_make_the_same_atlas_at_once(
+    model: LanguageModel, sae: SAE, corpora: list[Corpus], atlas: Atlas, tmp_path: Path
+) -> None:
+    refused = []
+
+    @contextmanager
+    def progress(what: str, total: int | None, unit: str) -> Iterator[object]:
+        def advance(done: int) -> None:
+            if not refused:
+                with pytest.raises(AccessError, match=r"a.partial is being written by another process") as error:
+                    describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG)
+                refused.append(str(error.value))
+
+        yield advance
+
+    made = describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG, progress=progress)
+    assert refused
+    assert _bytes(made.folder) == _bytes(atlas.folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_killed_while_cleaning_up_the_atlas_is_whole_and_the_rest_goes(
+    steps: int, model: LanguageModel, sae: SAE, corpora: list[Corpus], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make() -> Atlas:
+        return describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG)
+
+    def killed(path: Path, **_: object) -> None:
+        if steps == 2:
+            (path / "corpus.bin").unlink()
+        raise _Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(unfinished_, "shutil", SimpleNamespace(rmtree=killed))
+        patch.setattr(unfinished_.Unfinished, "close", lambda self: self._lock.close())
+        if steps == 0:
+            patch.setattr(unfinished_.Unfinished, "discard", lambda self: killed(self.folder))
+        with pytest.raises(_Stop):
+            make()
+    made = _bytes(tmp_path / "a")
+    monkeypatch.setattr(LanguageModel, "capture", None)  # no text is read again
+    if steps == 0:
+        assert _bytes(make().folder) == made
+    else:
+        with pytest.raises(InputError, match="exists: an atlas is never written over"):
+            make()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert _bytes(tmp_path / "a") == made
+
+
+def test_a_full_disk_is_one_line_and_what_was_saved_stays(
+    model: LanguageModel, sae: SAE, corpora: list[Corpus], atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    to = tmp_path / "a"
+    with monkeypatch.context() as patch:
+        patch.setattr(unfinished_, "save_file", full)
+        with pytest.raises(StorageFull, match=r"no room left in .*: make room and start again"):
+            describe(model, sae, corpora[0], to=to, config=CONFIG)
+    assert list(tmp_path.iterdir()) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(compose_, "save_file", full)
+        with pytest.raises(StorageFull, match="no room left for the atlas"):
+            describe(model, sae, corpora[0], to=to, config=CONFIG)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.partial"]
+    monkeypatch.setattr(LanguageModel, "capture", None)  # all was read
+    assert _bytes(describe(model, sae, corpora[0], to=to, config=CONFIG).folder) == _bytes(atlas.folder)
 
 
 def test_a_damaged_snapshot_is_one_clear_line(
@@ -352,6 +440,25 @@ def test_merged_atlases_equal_one_pass_over_all_texts(
     pair = merge([atlas, others[0]], to=tmp_path / "pair")
     again = merge([pair, others[1].folder], to=tmp_path / "again")
     assert _bytes(again.folder) == _bytes(whole.folder)
+    assert verify(merged.folder) == []
+
+
+def test_labels_come_along_when_atlases_are_merged(
+    model: LanguageModel, sae: SAE, corpora: list[Corpus], tmp_path: Path
+) -> None:
+    parts = [
+        describe(model, sae, corpus, to=tmp_path / f"part-{number}", config=CONFIG)
+        for number, corpus in enumerate(corpora[:2])
+    ]
+    for part, texts in zip(parts, (["in both", "first"], ["in both", "last"]), strict=True):
+        for text in texts:
+            part.explain(3, text, author="somebody")
+    parts[0].explain(5, "alone")
+    merged = merge(parts, to=tmp_path / "merged")
+    assert [one.text for one in merged[3].explanations] == ["last", "first", "in both"]
+    assert merged[3].explanations[0].author == "somebody"
+    assert merged.labels([3, 5]) == {3: "last", 5: "alone"}
+    assert [one.feature for one in merged.search("alone")] == [5]
     assert verify(merged.folder) == []
 
 
@@ -400,6 +507,20 @@ def test_a_harvest_gives_the_figures_of_the_live_model(
     assert same > 40
 
 
+@pytest.mark.parametrize("family", ["gemma2", "llama"])
+def test_places_in_documents_are_right_whether_text_or_its_harvest_was_read(
+    family: str, sae: SAE, corpora: list[Corpus], tmp_path: Path
+) -> None:
+    model = tiny_model(family)
+    store = gs.harvest(model, corpora[0], ["1.res"], to=tmp_path / "store", length=CONFIG.length, batch=CONFIG.batch)
+    mixed = describe(model, sae, [store, corpora[0]], to=tmp_path / "mixed", config=CONFIG)
+    ids = [model.tokenizer(document.text, add_special_tokens=False)["input_ids"] for document in corpora[0]]
+    examples = [one for page in mixed for one in page.examples]
+    assert {one.document < len(ids) for one in examples} == {True, False}
+    for one in examples:
+        assert ids[one.document % len(ids)][one.position] == one.ids[one.peak]
+
+
 def test_a_token_limit_ends_the_pass(model: LanguageModel, sae: SAE, corpora: list[Corpus], tmp_path: Path) -> None:
     some = describe(model, sae, corpora, to=tmp_path / "some", tokens=96, config=CONFIG)
     assert some.manifest.rows * CONFIG.length < 96 + CONFIG.length * CONFIG.batch
@@ -414,7 +535,9 @@ def test_an_atlas_is_never_written_over(model: LanguageModel, sae: SAE, corpora:
         describe(model, sae, corpora[0], to=atlas.folder, config=CONFIG)
 
 
-def test_what_cannot_be_described_leaves_nothing(model: LanguageModel, sae: SAE, tmp_path: Path) -> None:
+def test_what_cannot_be_described_leaves_nothing(
+    model: LanguageModel, sae: SAE, corpora: list[Corpus], tmp_path: Path
+) -> None:
     narrow = planted_sae(8, 12, active=2, site="1.res").sae
     with pytest.raises(Mismatch):
         describe(model, narrow, Corpus.of(["the end"]), to=tmp_path / "a", config=CONFIG)
@@ -426,7 +549,14 @@ def test_what_cannot_be_described_leaves_nothing(model: LanguageModel, sae: SAE,
         describe(model, [], Corpus.of(["the end"]), to=tmp_path / "a", config=CONFIG)
     with pytest.raises(InputError, match="no text"):
         describe(model, sae, [], to=tmp_path / "a", config=CONFIG)
-    assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".partial")] == []
+    with pytest.raises(InputError, match="leave no room"):
+        describe(model, sae, corpora[0], to=tmp_path / "a", config=DescribeConfig(length=1, before=0, after=0))
+    with pytest.raises(InputError, match="tokens=0: at least 1"):
+        describe(model, sae, corpora[0], to=tmp_path / "a", tokens=0, config=CONFIG)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match=r"cannot write .*file/a.partial: Not a directory"):
+        describe(model, sae, corpora[0], to=tmp_path / "file" / "a", config=CONFIG)
 
 
 @pytest.mark.parametrize(

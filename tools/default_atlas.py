@@ -7,7 +7,9 @@ examples and some from its lower ranges. "(when strong)" says that the lower one
 import argparse
 import json
 import shutil
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import gemscope as gs
@@ -40,6 +42,9 @@ def main() -> None:
             label = json.loads(line)
             atlas.explain(label["feature"], label["text"], method="read", author="a language model")
         print(atlas)
+    # Labels are written through a log beside the file; whoever may only read needs a file that knows of none.
+    with closing(sqlite3.connect(fresh / "atlas.sqlite")) as db:
+        db.execute("PRAGMA journal_mode = DELETE")
     (fresh / SUMS).unlink()
     (fresh / "NOTICE.md").write_text(NOTICE)
     shutil.rmtree(out, ignore_errors=True)

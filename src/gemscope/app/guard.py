@@ -31,7 +31,8 @@ _POLICY = (
     "form-action 'self'; frame-ancestors {ancestors}"
 )
 FRAMED = {
-    "content-security-policy": _POLICY.format(ancestors="*"),
+    # The star stands for the web alone: a file on the disk and the notebooks of an editor have schemes of their own.
+    "content-security-policy": _POLICY.format(ancestors="* file: vscode-file: vscode-webview:"),
     "cross-origin-resource-policy": "cross-origin",
 }
 """Headers of a page that others may put into a frame."""

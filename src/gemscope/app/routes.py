@@ -139,7 +139,6 @@ async def trial(request: Request) -> Response:
     source, index, asked = source_of(request), index_of(request), await body_of(request, Trial)
     dashboard = source[index]
     reading = await ask(request, lambda job: source.live.read(job, asked.text, features=[index]))
-    values = reading.of(index)
     if wants_data(request):
         return data(request, {**api.activation(reading, index, every_token=True), "counted": reading.counted})
     return page(
@@ -147,7 +146,7 @@ async def trial(request: Request) -> Response:
         "test_result.html",
         links=source.links,
         tokens=reading.tokens,
-        values=values,
+        values=reading.of(index, every_token=False),
         counted=reading.counted,
         max=dashboard.max,
         feature=dashboard,
@@ -268,10 +267,11 @@ async def prompt(request: Request) -> Response:
     asked = await body_of(request, Prompt) if request.method == "POST" else query_of(request, Prompt)
     looked, pinned = None, None
     labels: dict[int, str] = {}
+    hints: dict[int, str] = {}
     error = None if source.live.on else source.live.why
     if asked.text and error is None:
         try:
-            looked, pinned, labels = await ask(request, lambda job: _look(source, asked, job))
+            looked, pinned, labels, hints = await ask(request, lambda job: _look(source, asked, job))
         except GemscopeError as raised:
             error = " ".join(str(raised).split())
     status = 400 if error and source.live.on else 200
@@ -294,20 +294,30 @@ async def prompt(request: Request) -> Response:
         text=asked.text,
         look=looked,
         labels=labels,
+        hints=hints,
         pinned=asked.pin,
-        pinned_values=pinned,
+        pinned_values=pinned and _counted(looked, pinned),
         error=error,
     )
 
 
-def _look(source: Source, asked: Prompt, job: Job[Any]) -> tuple[Any, list[float] | None, dict[int, str]]:
-    """What is seen, the pinned feature's activations, and the labels of all that is shown."""
+def _counted(looked: Any, values: list[float]) -> list[float]:
+    """0 where a token does not count: a first position's activation would make all others look faint."""
+    return [value if token.counted else 0.0 for value, token in zip(values, looked.tokens, strict=True)]
+
+
+def _look(
+    source: Source, asked: Prompt, job: Job[Any]
+) -> tuple[Any, list[float] | None, dict[int, str], dict[int, str]]:
+    """What is seen, the pinned feature's activations, and the labels of all that is shown; where one has
+    none, the token that it fires on most."""
     looked, pinned = source.live.look(job, asked.text, k=asked.k), None
     shown = {one.feature for token in looked.tokens for one in token.features}
     if asked.pin is not None:
         pinned = source.live.read(job, asked.text, features=[asked.pin]).of(asked.pin)
         shown.add(asked.pin)
-    return looked, pinned, source.atlas.labels(shown)
+    labels = source.atlas.labels(shown)
+    return looked, pinned, labels, source.atlas.strongest_on(shown - labels.keys())
 
 
 async def everywhere(request: Request) -> Response:

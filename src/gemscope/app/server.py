@@ -231,17 +231,28 @@ def _own_copy(bundled: Path) -> Path:
     be made.
     """
     digest = hashlib.sha256((bundled / "atlas.sqlite").read_bytes()).hexdigest()
-    copy = cache_dir() / "atlases" / f"bundled-{digest[:12]}"
-    aside = copy.with_name(f"{copy.name}.{os.getpid()}")
-    if copy.is_dir():
-        return copy
     try:
-        shutil.copytree(bundled, aside)
-        os.replace(aside, copy)
-    except OSError:
-        shutil.rmtree(aside, ignore_errors=True)
-        return copy if copy.is_dir() else bundled  # somebody else was faster
+        copy = cache_dir() / "atlases" / f"bundled-{digest[:12]}"
+        if not (copy / "manifest.json").is_file():
+            _copied(bundled, copy)
+    except (OSError, RuntimeError):  # no place that can be written, or no home at all
+        return bundled
     return copy
+
+
+def _copied(folder: Path, to: Path) -> None:
+    """The files of a folder, without what it says of who may write them, under a new name. Raises OSError."""
+    aside = to.with_name(f"{to.name}.{os.getpid()}")
+    aside.mkdir(parents=True, exist_ok=True)
+    try:
+        for path in folder.iterdir():
+            shutil.copyfile(path, aside / path.name)
+        os.replace(aside, to)
+    except OSError:
+        if not (to / "manifest.json").is_file():  # else somebody else was faster
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _finder(model: Any, sae: Any) -> Finder:

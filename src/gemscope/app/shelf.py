@@ -124,7 +124,8 @@ def shelf(atlases: Iterable[Atlas], *, off: str | None = None) -> Shelf:
     for atlas in atlases:
         manifest = atlas.manifest
         for name in (manifest.model_id, manifest.source_id):
-            if not _NAME.fullmatch(name) or manifest.model_id in OURS or manifest.source_id in _PAGES:
+            ours = name.endswith(".json") or manifest.model_id in OURS or manifest.source_id in _PAGES
+            if not _NAME.fullmatch(name) or ours:
                 raise InputError(
                     f"{name[:80]!r} cannot be part of an address: the atlas's model_id and source_id are made of "
                     "letters, digits and _ . + @ = ~ -"

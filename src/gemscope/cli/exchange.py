@@ -57,14 +57,21 @@ def add_to(commands: Any) -> None:
     taken.set_defaults(run=_import, parser=taken)
 
 
+_MOST = 1 << 24
+"""Features that a range may name: more than any SAE has."""
+
+
 def _features(text: str) -> list[int]:
     """`1,5,9-12` as numbers."""
     out: list[int] = []
     try:
         for part in text.split(","):
             low, dash, high = part.partition("-")
-            out += range(int(low), int(high) + 1) if dash else [int(low)]
-    except ValueError:
+            some = range(int(low), int(high) + 1) if dash else range(int(low), int(low) + 1)
+            if not 0 < len(some) <= _MOST:
+                raise ValueError
+            out += some
+    except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(f"{text!r} is no list of features: expected such as 1,5,9 or 0-99") from None
     return out
 

@@ -43,3 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (head, less) has gone; what is left to flush must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # the disk's or the network's word, where nobody had a better one
+        what = f"{error.filename}: " if error.filename else ""
+        print(f"gemscope: {what}{error.strerror or error}", file=sys.stderr)
+        return 1

@@ -15,7 +15,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Sample:
-    """The active features of sampled tokens: at most `room` entries altogether."""
+    """The active features of sampled tokens: as many tokens, each with its features, as there is `room` for."""
 
     def __init__(self, d_sae: int, room: int) -> None:
         self.d_sae, self.room = d_sae, room
@@ -33,7 +33,7 @@ class Sample:
         kept = np.flatnonzero(key <= self._below)
         chosen = np.repeat(key <= self._below, sizes)
         self._pending.append((key[kept], position[kept], sizes[kept], features[chosen].astype(self._features.dtype)))
-        self._held += int(sizes[kept].sum())
+        self._held += len(kept) + int(sizes[kept].sum())
         if self._held > self.room + self.room // 4:
             self._settle()
 
@@ -47,7 +47,8 @@ class Sample:
         parts = [(self._hash, self._position, self._sizes, self._features), *self._pending]
         key, position, sizes, features = (np.concatenate(part) for part in zip(*parts, strict=True))
         order = np.lexsort((position, key))
-        kept = order[: np.searchsorted(sizes[order].cumsum(), self.room, side="right")]
+        # A token takes room itself: of those on which nothing fires there is no end.
+        kept = order[: np.searchsorted((sizes[order] + 1).cumsum(), self.room, side="right")]
         if len(kept) < len(order):
             self._below = int(key[order[len(kept)]])
         starts = sizes.cumsum() - sizes
@@ -56,7 +57,7 @@ class Sample:
             np.arange(within.sum()) - np.repeat(within.cumsum() - within, within) + np.repeat(starts[kept], within)
         )
         self._hash, self._position, self._sizes, self._features = key[kept], position[kept], within, features[entries]
-        self._pending, self._held = [], int(within.sum())
+        self._pending, self._held = [], len(kept) + len(entries)
 
     @property
     def tokens(self) -> int:
@@ -115,7 +116,7 @@ class Sample:
         )
         sample._features = state["features"].astype(sample._features.dtype)
         sample._below = int(state["below"][0])
-        sample._held = len(sample._features)
+        sample._held = len(sample._hash) + len(sample._features)
         return sample
 
 

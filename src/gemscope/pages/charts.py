@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from markupsafe import Markup, escape
@@ -49,19 +50,14 @@ def histogram(data: Histogram, *, title: str, across: str, things: str) -> Marku
     def x(value: float) -> float:
         return _LEFT + (value - low) / (high - low) * width
 
-    def y(count: float) -> float:
-        share = math.log10(1 + count) / math.log10(1 + top) if logarithmic else count / top
-        return _TOP + (1 - share) * height
+    floor = _TOP + height
+    unit = height / (math.log10(1 + top) if logarithmic else top)
 
-    floor, bar = y(0), width / len(counts)
-    across_and_back = f"h{max(bar - 0.8, bar / 2):.2f}V{floor:.1f}z"
-    bars = "".join(
-        [
-            f"M{_LEFT + index * bar:.1f} {floor:.1f}V{y(count):.1f}{across_and_back}"
-            for index, count in enumerate(counts)
-            if count
-        ]
-    )
+    def y(count: float) -> float:
+        return floor - unit * (math.log10(1 + count) if logarithmic else count)
+
+    starts, ends = _bars(len(counts))
+    bars = "".join([f"{start}{y(count):.1f}{ends}" for start, count in zip(starts, counts, strict=True) if count])
     out = [f'<path class="axis" d="M{_LEFT} {floor:.1f}h{width}"/>']
     for value in _steps(low, high, 5):
         out.append(f'<path class="axis" d="M{x(value):.1f} {floor:.1f}v3"/>')
@@ -79,6 +75,14 @@ def histogram(data: Histogram, *, title: str, across: str, things: str) -> Marku
         f'<svg class="chart" viewBox="0 0 {WIDE} {HIGH}" role="img"><title>{escape(title)}</title>'
         f"<desc>{escape(_in_words(counts, low, step, across, things))}</desc>{''.join(out)}</svg>"
     )
+
+
+@lru_cache(maxsize=64)
+def _bars(count: int) -> tuple[list[str], str]:
+    """What draws each of so many bars up to its height, and what draws the rest of it."""
+    wide, floor = (WIDE - _LEFT - _RIGHT) / count, HIGH - _BOTTOM
+    starts = [f"M{_LEFT + index * wide:.1f} {floor}V" for index in range(count)]
+    return starts, f"h{max(wide - 0.8, wide / 2):.2f}V{floor}z"
 
 
 def bar(share: float) -> Markup:

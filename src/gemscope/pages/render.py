@@ -5,10 +5,12 @@ Values are read by name alone: nothing here knows where a feature, a manifest or
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
-from gemscope.pages import charts, strips
+from markupsafe import Markup
+
+from gemscope.pages import charts, rows, strips
 from gemscope.pages.links import Links, NoLinks, ServerLinks, SiteLinks
 from gemscope.text.printable import clipped, readable
 
@@ -24,6 +26,12 @@ def render(template: str, *, links: Links, **values: object) -> str:
     Everything is escaped that is not made here. A value that the template asks for and is not given is an error.
     """
     return _environment().get_template(template).render(links=links, **values)
+
+
+@lru_cache(maxsize=512)
+def fixed(template: str, links: Links, here: str = "") -> Markup:
+    """A part that is the same on many pages, made once."""
+    return Markup(render(template, links=links, here=here))
 
 
 def line(text: str, length: int = 400) -> str:
@@ -77,7 +85,12 @@ def _environment() -> Environment:
         "bar": charts.bar,
         "described": described,
         "examples": strips.examples,
+        "fixed": fixed,
+        "hint": rows.hint,
         "histogram": charts.histogram,
+        "logit_rows": rows.logits,
+        "neighbour_rows": rows.neighbours,
+        "partner_rows": rows.partners,
         "scatter": charts.scatter,
         "shade": strips.shade,
         "strip": strips.strip,

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import re
-from bisect import bisect
+from bisect import bisect, bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
 from typing import Protocol, runtime_checkable
 
 from markupsafe import Markup, escape
@@ -18,8 +19,8 @@ from gemscope.text.printable import LONG, ODD, clipped, readable, sign, visible
 NEAR = 16
 """Tokens on either side of an example's own that a snippet shows."""
 
-_BETWEEN = "␞"
-"""Stands between tokens while they are escaped together."""
+_SHORT = 4 * LONG
+"""Characters of a text in which no token is looked at for being too long."""
 
 _ODD = re.compile(f"[{ODD}]")
 # Opacity is 0.05 + 0.95 · log10(1 + 9 · share), in ten steps: where each but the first begins.
@@ -46,7 +47,10 @@ class Example(Protocol):
 
 def examples(ones: Iterable[Example], maximum: float, documents: Mapping[int, Sequence[str]]) -> Markup:
     """Examples as a list: each with its activation, its text, and where that is from (`documents`: words by index)."""
-    return Markup(f'<ol class="strips">{"".join([_item(one, maximum, documents) for one in ones])}</ol>')
+    woven = _Woven(maximum)
+    for one in ones:
+        woven.example(one, f'<li><b class="value">{figure(one.value)}</b>', f"{_place(one, documents)}</li>")
+    return Markup(f'<ol class="strips">{woven.html()}</ol>')
 
 
 def example(one: Example, maximum: float) -> Markup:
@@ -54,19 +58,20 @@ def example(one: Example, maximum: float) -> Markup:
 
     What is further than `NEAR` tokens away is in elements of its own, for the style sheet to leave out.
     """
-    return Markup(_halves(one, maximum))
+    woven = _Woven(maximum)
+    woven.example(one)
+    return Markup(woven.html())
 
 
 def strip(
     tokens: Sequence[str], values: Sequence[float], maximum: float, *, counted: Sequence[bool] | None = None
 ) -> Markup:
     """A whole text; shades are relative to `maximum`. Tokens that are not `counted` are set apart."""
-    peak = max(range(len(values)), key=values.__getitem__, default=-1)
-    out = _marked(tokens, values, maximum, peak)
-    for index, counts in enumerate(counted or ()):
-        if not counts:
-            out[index] = f'<span class="u" title="not counted">{_escaped(clipped(tokens[index])) or _PART}</span>'
-    return Markup(f'<token-strip class="whole" dir="auto">{"".join(out)}</token-strip>')
+    woven = _Woven(maximum)
+    woven.tag('<token-strip class="whole" dir="auto">')
+    woven.whole(tokens, values, counted)
+    woven.tag("</token-strip>")
+    return Markup(woven.html())
 
 
 def token(text: str) -> Markup:
@@ -90,50 +95,125 @@ def figure(value: float) -> str:
 
 _PART = "◦"
 """Stands for a token that ends within a character and has no text of its own."""
+_CUT = "␞"
+"""Stands where a tag goes."""
+_END = "␟"
+"""Stands where a mark ends."""
+_HELD = {"\x1e": _CUT, "\x1f": _END}
+"""What stands for these signs where they are text. Itself it is spelt out, like all odd characters."""
+_HOLD = str.maketrans({held: sign(held) for held in _HELD} | {ours: held for held, ours in _HELD.items()})
+_OPEN = [f'<mark class="a{step}" title="' for step in range(len(_BOUNDS) + 1)]
+_HEAD, _MIDDLE, _TAIL = '<token-strip dir="auto"><span class="b">', '</span><span class="e">', "</span></token-strip>"
+_FAR, _NEAR = '<span class="f">', "</span>"
 
 
-def _item(one: Example, maximum: float, documents: Mapping[int, Sequence[str]]) -> str:
-    place = ""
-    if one.document >= 0:
-        source = documents.get(one.document)
-        title = f' title="{escape(readable(", ".join(source)))}"' if source else ""
-        place = (
-            f'<small class="at"{title}>{one.document}<span class="unseen">, token </span>'
-            f'<span aria-hidden="true">:</span>{one.position}</small>'
-        )
-    return f'<li><b class="value">{figure(one.value)}</b>{_halves(one, maximum)}{place}</li>'
+class _Woven:
+    """Texts with tags in them.
+
+    A page has thousands of tokens and marks few. So the text of all is escaped in one piece, with signs where the tags
+    go, which are woven in at last: no token is touched by itself but those that are marked.
+    """
+
+    def __init__(self, maximum: float) -> None:
+        self._scale = 1 / maximum if maximum > 0 else math.inf
+        self._text: list[str] = []
+        self._tags: list[str] = []
+        """In the order of the signs."""
+
+    def tag(self, html: str) -> None:
+        """Puts it after all that there is."""
+        self._text.append(_CUT)
+        self._tags.append(html)
+
+    def example(self, one: Example, before: str = "", after: str = "") -> None:
+        """Adds a strip in two halves, between tags."""
+        tokens, peak = _clean(one.tokens), one.peak
+        marks, tags = self._marked(tokens, one.values, peak)
+        near, far = peak - NEAR, peak + NEAR + 1
+        self.tag(before + _HEAD)
+        # From the last to the first: each goes in front of the tags of the token that it stands before.
+        if far < len(tokens):
+            tokens[far] = _CUT + tokens[far]
+            tags.insert(bisect_left(marks, far), _FAR)
+            after = _NEAR + _TAIL + after
+        else:
+            after = _TAIL + after
+        tokens[peak] = _CUT + tokens[peak]
+        tags.insert(bisect_left(marks, peak), _MIDDLE)
+        if near > 0:
+            tokens[near] = _CUT + tokens[near]
+            tags.insert(bisect_left(marks, near), _NEAR)
+            self._tags[-1] += _FAR
+        self._text += tokens
+        self._tags += tags
+        self.tag(after)
+
+    def whole(self, tokens: Sequence[str], values: Sequence[float], counted: Sequence[bool] | None) -> None:
+        """Adds a text."""
+        shown, peak = _clean(tokens), max(range(len(values)), key=values.__getitem__, default=-1)
+        if counted is not None:
+            values = [value if counts else 0.0 for value, counts in zip(values, counted, strict=True)]
+        marks, tags = self._marked(shown, values, peak)
+        for index in [index for index, counts in enumerate(counted or ()) if not counts][::-1]:
+            shown[index] = f"{_CUT}{shown[index] or _PART}{_CUT}"
+            place = bisect_left(marks, index)
+            tags[place:place] = ('<span class="u" title="not counted">', "</span>")
+        self._text += shown
+        self._tags += tags
+
+    def html(self) -> str:
+        """All of it."""
+        html = str(escape("".join(self._text))).replace(_END, "</mark>")
+        plain = html.isprintable()
+        if not plain:
+            # The line break itself follows its sign; the style sheet hides it unless the reader asks for line breaks.
+            html = html.replace("\n", "↵<br>")
+        pieces = html.split(_CUT)
+        if not plain and not html.isprintable():
+            pieces = [piece if piece.isprintable() else _ODD.sub(_spelt, piece) for piece in pieces]
+        out = [""] * (len(pieces) + len(self._tags))
+        out[::2], out[1::2] = pieces, self._tags
+        return "".join(out)
+
+    def _marked(self, tokens: list[str], values: Sequence[float], peak: int) -> tuple[list[int], list[str]]:
+        """Puts signs around active tokens. Which these are, and a tag for each."""
+        scale = self._scale
+        marks = [*compress(range(len(values)), values)]
+        found = [values[index] for index in marks]
+        if found and not min(found) > 0:
+            marks = [index for index in marks if values[index] > 0]
+            found = [values[index] for index in marks]
+        if found and max(found) >= 999.5:
+            tags = [f'{_OPEN[bisect(_BOUNDS, value * scale)]}{figure(value)}">' for value in found]
+        else:  # most are small, and this is quicker
+            tags = [f'{_OPEN[bisect(_BOUNDS, value * scale)]}{value:.3g}">' for value in found]
+        for index in marks:
+            tokens[index] = f"{_CUT}{tokens[index] or _PART}{_END}"
+        if peak in marks:
+            tags[marks.index(peak)] = tags[marks.index(peak)].replace('" title', ' p" title', 1)
+        return marks, tags
 
 
-def _halves(one: Example, maximum: float) -> str:
-    peak = one.peak
-    out = _marked(one.tokens, one.values, maximum, peak)
-    near = max(0, peak - NEAR)
-    before, after = "".join(out[near:peak]), "".join(out[peak : peak + NEAR + 1])
-    if near:
-        before = f'<span class="f">{"".join(out[:near])}</span>{before}'
-    if len(out) > peak + NEAR + 1:
-        after = f'{after}<span class="f">{"".join(out[peak + NEAR + 1 :])}</span>'
-    return f'<token-strip dir="auto"><span class="b">{before}</span><span class="e">{after}</span></token-strip>'
+def _clean(tokens: Sequence[str]) -> list[str]:
+    """Without our own signs in them, and without long tokens. A text that is not long as a whole keeps all of each."""
+    whole = "".join(tokens)
+    if len(whole) <= _SHORT and not (_CUT in whole or _END in whole or "\x1e" in whole or "\x1f" in whole):
+        return [*tokens]
+    return [clipped(token).translate(_HOLD) for token in tokens]
 
 
-def _marked(tokens: Sequence[str], values: Sequence[float], maximum: float, peak: int) -> list[str]:
-    """Each token as HTML: text, or a mark where it is active."""
-    out = _escaped(_BETWEEN.join(tokens)).split(_BETWEEN)
-    if len(out) != len(tokens) or max(map(len, out)) > LONG:  # a token that is long, or holds the sign
-        out = [_escaped(clipped(token)) for token in tokens]
-    scale = 1 / maximum if maximum > 0 else math.inf
-    for index in [index for index, value in enumerate(values) if value > 0]:
-        value = values[index]
-        shown = f"{value:.3g}" if value < 999.5 else figure(value)
-        place = f"a{bisect(_BOUNDS, value * scale)}{' p' if index == peak else ''}"
-        out[index] = f'<mark class="{place}" title="{shown}">{out[index] or _PART}</mark>'
-    return out
+def _spelt(found: re.Match[str]) -> str:
+    letter = found.group()
+    return _HELD.get(letter) or sign(letter)
 
 
-def _escaped(text: str) -> str:
-    html = str(escape(text))
-    if html.isprintable():
-        return html
-    # The line break itself follows its sign; the style sheet hides it unless the reader asks for line breaks.
-    html = html.replace("\n", "↵<br>")
-    return html if html.isprintable() else _ODD.sub(lambda found: sign(found.group()), html)
+def _place(one: Example, documents: Mapping[int, Sequence[str]]) -> str:
+    """Where an example is from."""
+    if one.document < 0:
+        return ""
+    source = documents.get(one.document)
+    title = f' title="{escape(readable(", ".join(source)))}"' if source else ""
+    return (
+        f'<small class="at"{title}>{one.document}<span class="unseen">, token </span>'
+        f'<span aria-hidden="true">:</span>{one.position}</small>'
+    )

@@ -65,6 +65,8 @@ class Neighbour:
     feature: int
     cosine: float
     label: str | None = None
+    token: str | None = None
+    """The token on which its strongest example fires."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Partner:
     share: float
     """Share of this feature's tokens on which the other fires too."""
     label: str | None = None
+    token: str | None = None
+    """The token on which its strongest example fires."""
 
 
 @dataclass(frozen=True, kw_only=True)

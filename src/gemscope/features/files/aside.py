@@ -21,6 +21,9 @@ def written_aside(target: Path) -> Iterator[Path]:
     When anything is raised, nothing is left and `target` is as it was. Raises StorageFull for a disk without room and
     FileError where writing is not allowed.
     """
+    if target.exists() and not target.is_file():
+        raise FileError(f"cannot write {target}: it is there and no file; name a file")
+    target = Path(os.path.realpath(target))  # a link goes on leading where it led
     aside = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

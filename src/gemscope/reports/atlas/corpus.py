@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from gemscope.errors import CorruptFile, InputError, Mismatch
+from gemscope.errors import AccessError, CorruptFile, InputError, Mismatch
 from gemscope.reports.entry import Ints
 
 NAME = "corpus.npy"
@@ -148,5 +148,7 @@ def _header(path: Path) -> tuple[np.dtype[Any], tuple[int, int]]:
         return dtype, (int(rows), int(length))
     except FileNotFoundError:
         raise CorruptFile(f"{path} is missing: the atlas was not copied whole") from None
+    except OSError as error:
+        raise AccessError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, TypeError, KeyError, SyntaxError) as error:
         raise CorruptFile(f"{path} is not an atlas's corpus: {error}") from error

@@ -9,7 +9,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from gemscope.errors import CorruptFile, NotFound
+from gemscope.errors import AccessError, CorruptFile, NotFound
 
 FORMAT = 1
 """Of the folder as a whole; `schema.py` has a step of migration for each."""
@@ -91,7 +91,9 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Raises NotFound where there is none, CorruptFile for what is not one or of a format that is not known yet."""
+    """Raises NotFound where there is none, CorruptFile for what is not one or of a format that is not known yet,
+    AccessError for one that cannot be read.
+    """
     path = folder / NAME
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
@@ -106,7 +108,11 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest(**{**facts, "parts": tuple(Part(**part) for part in facts["parts"])})
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound(f"no atlas in {folder}: it has no {NAME} (describe makes one)") from None
-    except (ValueError, TypeError, KeyError) as error:
+    except CorruptFile:
+        raise
+    except OSError as error:
+        raise AccessError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CorruptFile(f"{path} is not an atlas's manifest: {error}") from error
 
 

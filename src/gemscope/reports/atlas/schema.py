@@ -55,6 +55,18 @@ CHECKED = ("feature", "explanation", "token", "token_feature", "document", "sour
 """Looked through on opening: all but the pages, which make up nearly all of a large file."""
 
 
+_SENSIBLE = {
+    "feature": """typeof(count) = 'integer' AND count BETWEEN 0 AND 1 << 53
+                  AND typeof(max) = 'real' AND abs(max) < 1e300
+                  AND typeof(mean) = 'real' AND abs(mean) < 1e300 AND typeof(token) IN ('integer', 'null')
+                  AND typeof(encoder_cosine) IN ('real', 'null') AND typeof(decoder_norm) IN ('real', 'null')
+                  AND typeof(label) IN ('text', 'null')""",
+    "explanation": """typeof(text) = 'text' AND typeof(method) = 'text' AND typeof(author) = 'text'
+                      AND typeof(score) IN ('real', 'null')""",
+}
+"""What SQLite does not see to: a column takes values of any kind."""
+
+
 def upgrade(db: sqlite3.Connection) -> None:
     """Brings a file to the newest format, all steps or none."""
     db.execute("BEGIN IMMEDIATE")  # before asking which format it is: another process may be at it
@@ -139,6 +151,9 @@ def first_problem(db: sqlite3.Connection) -> str | None:
         found = str(db.execute(f"PRAGMA quick_check({table})").fetchone()[0])
         if found != "ok":
             return found.splitlines()[-1]
+    for table, sensible in _SENSIBLE.items():
+        if row := db.execute(f"SELECT id FROM {table} WHERE NOT ({sensible}) LIMIT 1").fetchone():
+            return f"row {row[0]} of table {table} holds what cannot stand there"
     return None
 
 
@@ -149,6 +164,8 @@ def check(path: Path) -> None:
             header = file.read(100)
     except FileNotFoundError:
         raise CorruptFile(f"{path} is missing: the atlas was not copied whole") from None
+    except OSError as error:
+        raise AccessError(f"{path} cannot be read: {error.strerror or error}") from error
     if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
         raise CorruptFile(f"{path} is not an SQLite file: it is no atlas's, or damaged")
     if int.from_bytes(header[68:72]) != APPLICATION:

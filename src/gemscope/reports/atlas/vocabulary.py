@@ -123,5 +123,5 @@ class Vocabulary:
 
 def known(ids: Ints, size: int) -> Ints:
     """Ids with `size` in place of every one that a vocabulary of that size does not have."""
-    ids = ids.astype(np.int64)
-    return np.where((ids < 0) | (ids >= size), size, ids)
+    # As unsigned numbers the negative ones are the largest.
+    return np.minimum(ids.astype(np.int64, copy=False).view(np.uint64), size).view(np.int64)

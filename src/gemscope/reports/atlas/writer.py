@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gemscope.errors import InputError, Mismatch, NotFinite, StorageFull
+from gemscope.errors import FileError, GemscopeError, InputError, Mismatch, NotFinite, StorageFull
 from gemscope.reports.atlas import corpus, hits, schema, vocabulary
 from gemscope.reports.atlas.manifest import Manifest, write_manifest
 from gemscope.reports.atlas.packing import pack_page
@@ -56,10 +56,11 @@ class Writer:
             raise
         return self
 
-    @property
-    def folder(self) -> Path:
-        """Where the atlas lies until it is whole: what else is put here goes to its place with it."""
-        return self._aside
+    @contextmanager
+    def beside(self, name: str) -> Iterator[Path]:
+        """Where to write another file, which goes to its place with the rest. Raises StorageFull."""
+        with self._room():
+            yield self._aside / name
 
     def _prepare(self) -> None:
         # Nobody else looks at this file, and what is left of it after a crash is thrown away: no journal, no waiting.
@@ -202,15 +203,18 @@ class Writer:
 
     @contextmanager
     def _room(self) -> Iterator[None]:
-        """Says in one line that the disk is full, where that is why writing failed."""
+        """Says in one line that the disk is full, or that nothing can be written, where that is why writing failed."""
         try:
             yield
-        except (OSError, sqlite3.Error) as error:
-            full = getattr(error, "errno", None) == errno.ENOSPC or "SQLITE_FULL" in getattr(
-                error, "sqlite_errorname", ""
-            )
-            if full:
+        except GemscopeError:
+            raise
+        except Exception as error:
+            # The system says so in a number, SQLite in a name, safetensors in words.
+            full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+            if full or "SQLITE_FULL" in getattr(error, "sqlite_errorname", ""):
                 raise StorageFull(f"no room left for the atlas {self._to}: nothing of it is kept") from error
+            if isinstance(error, OSError):
+                raise FileError(f"cannot write {self._to}: {error.strerror or error}") from error
             raise
 
 

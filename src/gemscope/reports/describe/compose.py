@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -20,6 +20,7 @@ from gemscope.features.neighbours import encoder_cosines, nearest
 from gemscope.features.sae import SAE
 from gemscope.progress import Progress, silent
 from gemscope.reports.atlas import FORMAT, Atlas, Manifest, Writer
+from gemscope.reports.dashboard import Explanation
 from gemscope.reports.describe.gather import DescribeConfig, Described, Statistics
 from gemscope.reports.entry import Entry
 
@@ -52,9 +53,13 @@ def compose(
     *,
     to: Path,
     config: DescribeConfig,
+    said: Iterable[tuple[int, Explanation]] = (),
     progress: Progress = silent,
 ) -> Atlas:
-    """Writes an atlas. The same input gives the same bytes. Raises InputError where `to` exists, StorageFull."""
+    """Writes an atlas, with what is `said` of features. The same input gives the same bytes.
+
+    Raises InputError where `to` exists, StorageFull, FileError.
+    """
     statistics, facts = described.statistics, weights.facts
     with Writer(to) as writer:
         used: set[int] = set()
@@ -68,8 +73,11 @@ def compose(
                 used.update(entry.promoted.tolist(), entry.suppressed.tolist())
                 writer.add(entry)
                 advance(1)
+        for feature, one in said:
+            writer.add_explanation(feature, one.text, one.method, one.author, one.score)
         writer.add_tokens(*weights.texts(sorted(used)))
-        save_file(statistics.sums(), writer.folder / SUMS)
+        with writer.beside(SUMS) as path:
+            save_file(statistics.sums(), path)
         seen, counted = statistics.sample.tokens, statistics.tally.tokens
         return writer.finish(
             Manifest(

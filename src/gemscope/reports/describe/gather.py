@@ -21,7 +21,7 @@ from gemscope.reports.describe.reading import Batch, Found
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _ROOM = 1 << 24
-"""Entries, at least, in the sample of tokens that co-activation is counted on."""
+"""Tokens and entries, at least, in the sample of tokens that co-activation is counted on."""
 
 
 @dataclass(frozen=True, kw_only=True)

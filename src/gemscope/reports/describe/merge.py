@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from gemscope.errors import CorruptFile, InputError, Mismatch, NotFound
 from gemscope.features.examples import REACH, Kept, text_keys
 from gemscope.progress import Progress, silent
 from gemscope.reports.atlas import Atlas
+from gemscope.reports.dashboard import Explanation
 from gemscope.reports.describe.compose import SUMS, compose
 from gemscope.reports.describe.gather import DescribeConfig, Described, Statistics
 
@@ -45,7 +47,8 @@ _BLOCK = 256
 def merge(atlases: Sequence[Atlas | str | Path], *, to: str | Path, progress: Progress = silent) -> Atlas:
     """One atlas of all the texts that several atlases of one SAE were made of, in the order given.
 
-    Each needs its `sums.safetensors`, which `describe` leaves beside it. Labels come along. Raises Mismatch where the
+    Each needs its `sums.safetensors`, which `describe` leaves beside it. Labels come along; where several say
+    something of a feature, the label is the last one's. Raises Mismatch where the
     atlases are not of one SAE made with the same settings, NotFound for missing sums, InputError for fewer than two.
     """
     opened = [one if isinstance(one, Atlas) else Atlas(one) for one in atlases]
@@ -70,7 +73,8 @@ def merge(atlases: Sequence[Atlas | str | Path], *, to: str | Path, progress: Pr
         lambda: _documents(opened),
         first.manifest.bos,
     )
-    return compose(_FromAtlases(opened), described, to=Path(to), config=config, progress=progress)
+    said = _explanations(opened)
+    return compose(_FromAtlases(opened), described, to=Path(to), config=config, said=said, progress=progress)
 
 
 def _require_alike(one: Atlas, other: Atlas) -> None:
@@ -137,6 +141,12 @@ def _documents(atlases: Sequence[Atlas]) -> Iterator[tuple[int, str, str]]:
         for start, source, license_ in atlas.documents():
             yield start + shift, source, license_
         shift += atlas.manifest.rows * atlas.manifest.length
+
+
+def _explanations(atlases: Sequence[Atlas]) -> list[tuple[int, Explanation]]:
+    """Of all, each once; what the last atlas says is the newest."""
+    every = [one for atlas in atlases for one in atlas.explanations()]
+    return list({(feature, replace(one, id=0)): (feature, one) for feature, one in every}.values())
 
 
 class _FromAtlases:

@@ -108,10 +108,11 @@ class _Recorded:
         return found
 
 
-def stored(saes: Sequence[SAE], store: Store, *, length: int, batch: int, skip: int = 0) -> Iterator[Batch]:
+def stored(saes: Sequence[SAE], store: Store, *, length: int, batch: int, bos: bool, skip: int = 0) -> Iterator[Batch]:
     """A harvest, laid out in rows again: its documents one after another, with a hole where tokens were not kept.
 
     Only counted tokens are in a store, so the others (the first of each row, special ones, sinks) are holes.
+    `bos`: rows open with a hole where live ones have a BOS, so that places in documents are counted alike.
     """
     sites = []
     for sae in saes:
@@ -122,7 +123,11 @@ def stored(saes: Sequence[SAE], store: Store, *, length: int, batch: int, skip: 
         # Each site has its own sinks, so rows of two sites are not the same tokens.
         raise InputError("SAEs of several sites cannot be described from one store: describe them one site at a time")
     rows = store[sites[0]]
-    size = length * batch
+    lead = int(bos)
+    room = length - lead
+    if room < 1:
+        raise InputError(f"rows of {length} tokens leave no room for text: at least {1 + lead} are needed")
+    size = room * batch
     block = done = 0
     place, document, offset = -1, -1, 0
     while done < len(rows):
@@ -130,18 +135,27 @@ def stored(saes: Sequence[SAE], store: Store, *, length: int, batch: int, skip: 
         documents, offsets = (part(index).numpy().astype(np.int64) for part in (rows.documents, rows.offsets))
         new = np.diff(documents, prepend=document) != 0
         # As many holes as tokens are missing within a document, one between two.
-        steps = np.where(new, 2, np.clip(np.diff(offsets, prepend=offset), 1, _GAP))
+        ahead = np.where(new, np.clip(offsets, 0, _GAP), 0)  # of a document, in front of its first token kept
+        steps = np.where(new, 2 + ahead, np.clip(np.diff(offsets, prepend=offset), 1, _GAP))
         if done == 0:
-            steps[0] = 1
+            steps[0] -= 1
         places = place + steps.cumsum()
         inside = int(np.searchsorted(places, (block + 1) * size))
-        here = places[:inside] - block * size
+        here = _flat(places[:inside] - block * size, room, lead)
         kept = slice(done, done + inside)
-        ids = np.full(size, -1, np.int64)
+        ids = np.full(length * batch, -1, np.int64)
         ids[here] = rows.tokens(kept).numpy()
-        starts = [(int(at), store.manifest.corpus, "") for at in here[new[:inside]]]
+        # One may begin in the block before, with tokens that were not kept.
+        begun = _flat((places - ahead)[:inside][new[:inside]] - block * size, room, lead)
+        starts = [(int(at), store.manifest.corpus, "") for at in begun]
         found = [] if block < skip else [Found(here, sae.encode(rows[kept]).to("cpu"), {}) for sae in saes]
         yield Batch(ids.reshape(batch, length), starts, inside, found)
         done, block = done + inside, block + 1
         if inside:
             place, document, offset = (int(part[inside - 1]) for part in (places, documents, offsets))
+
+
+def _flat(places: Array, room: int, lead: int) -> Array:
+    """Flat indices of places in text whose rows have `room` tokens behind `lead` others."""
+    flat: Array = places // room * (room + lead) + lead + places % room
+    return flat

@@ -78,7 +78,7 @@ def describe(
     its result is byte for byte that of a pass never stopped. Returns the Atlas, or a list of them.
 
     Raises Mismatch where model and SAE do not fit, InputError for settings that do not go together or differ from those
-    of an unfinished pass, StorageFull, CorruptFile.
+    of an unfinished pass, AccessError while another process makes the same atlas, StorageFull, FileError, CorruptFile.
     """
     config = config or DescribeConfig()
     saes = [sae] if isinstance(sae, SAE) else list(sae)
@@ -86,26 +86,37 @@ def describe(
         raise InputError("no SAEs given: name at least one")
     to = Path(to)
     places = [to] if isinstance(sae, SAE) else _places(to, saes)
-    missing = [place for place in places if not place.exists()]
-    unfinished = to.with_name(to.name + ".partial")
-    if len(missing) < len(places) and not unfinished.exists():
-        raise InputError(f"{to} exists: an atlas is never written over; name another folder or remove it")
+    if tokens is not None and tokens < 1:
+        raise InputError(f"tokens={tokens}: at least 1 is needed, or None for all of the text")
+    if not to.with_name(to.name + ".partial").exists():
+        _refuse_existing(to, places)
     sources: list[Corpus | Store] = [corpus] if isinstance(corpus, Corpus | Store) else list(corpus)
     if not sources:
         raise InputError("no text given: name at least one corpus")
     for one in saes:
         require_fit(model, one)
-    passing = _Pass(model, saes, sources, Unfinished(to, _settings(model, saes, sources, tokens, config)), config)
-    passing.run(tokens, progress)
-    atlases = []
-    for index, place in enumerate(places):
-        if place.exists():  # finished before it was stopped
-            atlases.append(Atlas(place))
-            continue
-        weights = FromModel(model, saes[index], config)
-        atlases.append(compose(weights, passing.described(index), to=place, config=config, progress=progress))
-    passing.unfinished.discard()
+    unfinished = Unfinished(to, _settings(model, saes, sources, tokens, config))
+    try:
+        if not unfinished.begun:
+            _refuse_existing(to, places)
+        passing = _Pass(model, saes, sources, unfinished, config)
+        passing.run(tokens, progress)
+        atlases = []
+        for index, place in enumerate(places):
+            if place.exists():  # finished before it was stopped
+                atlases.append(Atlas(place))
+                continue
+            weights = FromModel(model, saes[index], config)
+            atlases.append(compose(weights, passing.described(index), to=place, config=config, progress=progress))
+        unfinished.discard()
+    finally:
+        unfinished.close()
     return atlases[0] if isinstance(sae, SAE) else atlases
+
+
+def _refuse_existing(to: Path, places: Sequence[Path]) -> None:
+    if any(place.exists() for place in places):
+        raise InputError(f"{to} exists: an atlas is never written over; name another folder or remove it")
 
 
 def _places(to: Path, saes: Sequence[SAE]) -> list[Path]:
@@ -182,7 +193,6 @@ class _Pass:
                 self.part, self.done = self.part + 1, 0
         self.finished = True
         if not any(statistics.tally.tokens for statistics in self.statistics):
-            self.unfinished.discard()
             raise InputError("the text gave no token that counts: nothing to describe")
         self._save()
 
@@ -191,7 +201,9 @@ class _Pass:
         batches = (
             live(self.model, self.saes, source, length=config.length, batch=batch, skip=self.done)
             if isinstance(source, Corpus)
-            else stored(self.saes, source, length=config.length, batch=batch, skip=self.done)
+            else stored(
+                self.saes, source, length=config.length, batch=batch, bos=self.model.bos is not None, skip=self.done
+            )
         )
         for rows in islice(batches, self.done, None):
             self._add(rows)
@@ -240,7 +252,7 @@ class _Pass:
             for (name, digest), counts in zip(map(_named, self.sources), self.counts, strict=True)
             if counts[index].rows
         ]
-        bos = self.model.bos is not None and all(isinstance(source, Corpus) for source in self.sources)
+        bos = self.model.bos is not None
         length = self.config.length
         return Described(
             self.statistics[index], parts, lambda: self.unfinished.blocks(length), self.unfinished.starts, bos

@@ -4,6 +4,7 @@ NAME.partial/settings.json     what is being made; going on with other settings 
 NAME.partial/corpus.bin        rows of token ids (int32), appended
 NAME.partial/documents.jsonl   where documents begin, appended
 NAME.partial/state.safetensors the running statistics, replaced as a whole; says how much of the two above counts
+NAME.partial/lock              held by the process that is at it
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from gemscope.errors import CorruptFile, InputError, StorageFull
+from gemscope.errors import AccessError, CorruptFile, FileError, GemscopeError, InputError, StorageFull
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -36,24 +37,49 @@ class Unfinished:
     """The folder of a description that is not finished; `to` is where the finished one will be."""
 
     def __init__(self, to: Path, settings: Mapping[str, Any]) -> None:
-        """Opens what an earlier attempt left, or begins. Raises InputError where that was made with other settings."""
+        """Opens what an earlier attempt left, or begins.
+
+        Raises InputError where that was made with other settings, AccessError where another process is at it.
+        """
         self.folder = to.with_name(to.name + ".partial")
-        self._saved = time.monotonic()
-        self._cost = 0.0
-        path = self.folder / "settings.json"
-        if not path.exists():
-            shutil.rmtree(self.folder, ignore_errors=True)
-            with self._room():
-                self.folder.mkdir(parents=True)
-                _replace(path, json.dumps(settings, indent=1).encode())
-        self._refuse_others(path, settings)
         self.rows = self.folder / "corpus.bin"
         self.documents = self.folder / "documents.jsonl"
+        self._state = self.folder / "state.safetensors"
+        self._saved = time.monotonic()
+        self._cost = 0.0
+        with self._room():
+            self._lock = self._locked()
+        self.begun = self._state.exists()
+        """Whether there is something to go on from; what was made before the first snapshot is made again."""
+        path = self.folder / "settings.json"
+        try:
+            if self.begun:
+                self._refuse_others(path, settings)
+            else:
+                with self._room():
+                    _replace(path, json.dumps(settings, indent=1).encode())
+        except BaseException:
+            self.close()
+            raise
+
+    def _locked(self) -> BinaryIO:
+        """The open lock file. Whoever had it may have thrown it away with all else: then another is made."""
+        path = self.folder / "lock"
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                lock = path.open("ab")
+                if not _hold(lock):
+                    lock.close()
+                    raise AccessError(f"{self.folder} is being written by another process: wait for it, or end it")
+                if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                    return lock
+                lock.close()
 
     def _refuse_others(self, path: Path, settings: Mapping[str, Any]) -> None:
         try:
             earlier = json.loads(path.read_text())
-        except ValueError as error:
+        except (ValueError, FileNotFoundError) as error:
             raise CorruptFile(f"{path} is damaged: remove {self.folder} to begin anew") from error
         wanted = json.loads(json.dumps(settings))
         if other := [name for name in wanted if earlier.get(name) != wanted[name]]:
@@ -64,8 +90,8 @@ class Unfinished:
 
     def resume(self) -> tuple[dict[str, Any], dict[str, Array]] | None:
         """What was saved last: how far it was and the statistics. None at the beginning."""
-        path = self.folder / "state.safetensors"
-        if not path.exists():
+        path = self._state
+        if not self.begun:
             self.rows.write_bytes(b"")
             self.documents.write_bytes(b"")
             return None
@@ -106,7 +132,7 @@ class Unfinished:
             for path in (self.rows, self.documents, aside):
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
-            os.replace(aside, self.folder / "state.safetensors")
+            os.replace(aside, self._state)
         self._saved = time.monotonic()
         self._cost = self._saved - started
 
@@ -125,7 +151,14 @@ class Unfinished:
 
     def discard(self) -> None:
         """The finished atlas is in its place: this is needed no more."""
+        self._state.unlink(missing_ok=True)  # first: without it nobody goes on from what may be left of the rest
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Lets others at it. Where nothing was saved, nothing stays: there is nothing to go on from."""
+        if not self._state.exists():
+            self.discard()
+        self._lock.close()
 
     @contextmanager
     def _room(self) -> Iterator[None]:
@@ -133,11 +166,24 @@ class Unfinished:
             yield
         except (OSError, SafetensorError) as error:
             if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-                raise StorageFull(
-                    f"no room left in {self.folder.parent}: what was described so far is kept in {self.folder}; "
-                    f"make room and start again to go on"
-                ) from error
+                kept = f"what was described so far is kept in {self.folder}; " if self._state.exists() else ""
+                raise StorageFull(f"no room left in {self.folder.parent}: {kept}make room and start again") from error
+            if isinstance(error, OSError) and not isinstance(error, GemscopeError):
+                raise FileError(f"cannot write {self.folder}: {error.strerror or error}") from error
             raise
+
+
+def _hold(lock: BinaryIO) -> bool:
+    """Whether nobody else holds it; the system lets go of it when this process ends, however it does."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EAGAIN, errno.EACCES)  # some file systems know no locks
+    return True
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -1,0 +1,91 @@
+"""Rows of the tables that stand on every feature's page. They are most of its cells, so no template makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol, runtime_checkable
+
+from markupsafe import Markup, escape
+
+from gemscope.pages.charts import bar, percent
+from gemscope.pages.links import Links
+from gemscope.pages.strips import figure, token
+from gemscope.text.printable import clipped, readable
+
+
+@runtime_checkable
+class Logit(Protocol):
+    """What is read of a token and its logit."""
+
+    @property
+    def token(self) -> str: ...
+    @property
+    def value(self) -> float: ...
+
+
+@runtime_checkable
+class Relative(Protocol):
+    """What is read of a feature that is named in passing."""
+
+    @property
+    def feature(self) -> int: ...
+    @property
+    def label(self) -> str | None: ...
+    @property
+    def token(self) -> str | None: ...
+
+
+@runtime_checkable
+class Neighbour(Relative, Protocol):
+    """What is read of a feature with a direction that is near."""
+
+    @property
+    def cosine(self) -> float: ...
+
+
+@runtime_checkable
+class Partner(Relative, Protocol):
+    """What is read of a feature that fires along."""
+
+    @property
+    def share(self) -> float: ...
+    @property
+    def jaccard(self) -> float: ...
+
+
+def logits(ones: Sequence[Logit]) -> Markup:
+    """Tokens with their logits; bars are relative to the first."""
+    strongest = abs(ones[0].value) or 1
+    return _rows((token(one.token), f"{bar(abs(one.value) / strongest)}<span>{_signed(one.value)}</span>") for one in ones)
+
+
+def neighbours(ones: Iterable[Neighbour], links: Links) -> Markup:
+    """Features with their cosines."""
+    return _rows((_named(one, links), figure(one.cosine)) for one in ones)
+
+
+def partners(ones: Iterable[Partner], links: Links) -> Markup:
+    """Features with their share of firings, and Jaccard's index."""
+    return _rows((_named(one, links), percent(one.share), figure(one.jaccard)) for one in ones)
+
+
+def hint(label: str | None, strongest_on: str | None, length: int = 100) -> Markup:
+    """Of a feature named in passing: what is known of it in a few words."""
+    if label:
+        return escape(readable(clipped(label, length)))
+    return Markup("") if strongest_on is None else Markup(f'<span class="muted">on</span> {token(strongest_on)}')
+
+
+def _named(one: Relative, links: Links) -> str:
+    url = links.feature(one.feature)
+    name = f'<a href="{escape(url)}">{one.feature}</a>' if url else str(one.feature)
+    return f"{name} {hint(one.label, one.token)}"
+
+
+def _signed(value: float) -> str:
+    return f"+{figure(value)}" if value > 0 else figure(value)
+
+
+def _rows(rows: Iterable[tuple[str, ...]]) -> Markup:
+    """From cells that are HTML already."""
+    return Markup("".join([f"<tr><td>{'</td><td>'.join(cells)}</td></tr>" for cells in rows]))
