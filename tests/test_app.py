@@ -554,6 +554,16 @@ def test_activation_source_gives_every_active_feature(live: TestClient) -> None:
         assert cells == [[at, value] for at, value in enumerate(values) if value and counted[at]]
 
 
+def test_more_activations_than_an_answer_holds_are_refused(live: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"modelId": "tiny-model", "source": "1-res-tiny", "customText": ["the end and the river"] * 2}
+    answer = live.post("/api/activation/source", json=asked)
+    assert answer.status_code == 200, answer.text
+    monkeypatch.setattr("gemscope.app.api.CELLS", 3)
+    answer = live.post("/api/activation/source", json=asked)
+    assert answer.status_code == 400
+    assert "more than 3 activations: send less text" in answer.json()["error"]
+
+
 def test_search_all_ranks_features_over_the_text_or_over_chosen_tokens(live: TestClient) -> None:
     body = {"modelId": "tiny-model", "sourceSet": "res-tiny", "selectedLayers": [], "text": TEXT, "numResults": 5}
     found = live.post("/api/search-all", json=body).json()

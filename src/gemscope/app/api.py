@@ -22,6 +22,8 @@ from gemscope.errors import InputError
 
 _PAGE = 20
 """Labels that a search gives at a time."""
+CELLS = 1_000_000
+"""Activations in one answer: on odd text thousands of features fire on every token."""
 
 
 async def feature(request: Request) -> Response:
@@ -53,7 +55,15 @@ async def activation_source(request: Request) -> Response:
     source = shelf_of(request).get(asked.model, asked.source)
 
     def work(job: Job[Any]) -> list[dict[str, Any]]:
-        return [_active(source.live.read(job, text), every_token=not asked.ignore_bos) for text in asked.texts]
+        answers, left = [], CELLS
+        for text in asked.texts:
+            reading = source.live.read(job, text)
+            left -= len(reading.found.values)
+            if left < 0:
+                raise InputError(f"more than {CELLS:,} activations: send less text, or ask for single features")
+            answers.append(_active(reading, every_token=not asked.ignore_bos))
+            job.check()
+        return answers
 
     return data(request, {"results": await ask(request, work)})
 

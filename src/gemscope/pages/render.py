@@ -34,6 +34,20 @@ def fixed(template: str, links: Links, here: str = "") -> Markup:
     return Markup(render(template, links=links, here=here))
 
 
+def provenance(manifest: object) -> Markup:
+    """Where all features of an atlas came from: made once."""
+    kept = _PROVENANCE.get(id(manifest))
+    if kept is None:
+        if len(_PROVENANCE) >= 64:
+            _PROVENANCE.clear()
+        made = Markup(render("provenance.html", links=NoLinks(), manifest=manifest))
+        kept = _PROVENANCE[id(manifest)] = manifest, made  # as long as it is held here, nothing else has its id
+    return kept[1]
+
+
+_PROVENANCE: dict[int, tuple[object, Markup]] = {}
+
+
 def line(text: str, length: int = 400) -> str:
     """Text that others wrote, for one line: clipped, control characters spelt out."""
     return readable(clipped(text, length))
@@ -84,13 +98,14 @@ def _environment() -> Environment:
     made.globals |= {
         "bar": charts.bar,
         "described": described,
-        "examples": strips.examples,
+        "examples_of": rows.examples,
         "fixed": fixed,
         "hint": rows.hint,
         "histogram": charts.histogram,
         "logit_rows": rows.logits,
         "neighbour_rows": rows.neighbours,
         "partner_rows": rows.partners,
+        "provenance": provenance,
         "scatter": charts.scatter,
         "shade": strips.shade,
         "strip": strips.strip,

@@ -1,15 +1,15 @@
-"""Rows of the tables that stand on every feature's page. They are most of its cells, so no template makes them."""
+"""What a feature's page has many of, examples and rows of tables: made without a template, which would take longer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from markupsafe import Markup, escape
 
 from gemscope.pages.charts import bar, percent
 from gemscope.pages.links import Links
-from gemscope.pages.strips import figure, token
+from gemscope.pages.strips import Example, figure, groups, token
 from gemscope.text.printable import clipped, readable
 
 
@@ -21,6 +21,34 @@ class Logit(Protocol):
     def token(self) -> str: ...
     @property
     def value(self) -> float: ...
+
+
+@runtime_checkable
+class Interval(Protocol):
+    """What is read of a range of activations."""
+
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def share(self) -> float: ...
+
+
+@runtime_checkable
+class Feature(Protocol):
+    """What is read of a feature with examples."""
+
+    @property
+    def max(self) -> float: ...
+    @property
+    def strongest(self) -> Sequence[Example]: ...
+    @property
+    def intervals(self) -> Sequence[Interval]: ...
+    def within(self, interval: int) -> Sequence[Example]:
+        """The examples drawn from one interval."""
 
 
 @runtime_checkable
@@ -56,7 +84,23 @@ class Partner(Relative, Protocol):
 def logits(ones: Sequence[Logit]) -> Markup:
     """Tokens with their logits; bars are relative to the first."""
     strongest = abs(ones[0].value) or 1
-    return _rows((token(one.token), f"{bar(abs(one.value) / strongest)}<span>{_signed(one.value)}</span>") for one in ones)
+    return _rows([(token(one.token), f"{bar(abs(one.value) / strongest)}<span>{_signed(one.value)}</span>") for one in ones])
+
+
+def examples(feature: Feature, documents: Mapping[int, Sequence[str]], whole: bool) -> Markup:
+    """The strongest, and if it is to be the whole page those of each interval, from the highest down."""
+    lists = [("<h3>Strongest</h3>" if whole else "", feature.strongest)]
+    if whole:
+        intervals = [*enumerate(feature.intervals)][::-1]
+        lists += [(_heading(interval), feature.within(number)) for number, interval in intervals]
+    return groups([(heading, ones) for heading, ones in lists if ones], feature.max, documents)
+
+
+def _heading(interval: Interval) -> str:
+    return (
+        f"<h3>{figure(interval.low)} to {figure(interval.high)} "
+        f"<small>{percent(interval.share)} of its firings ({interval.count:,})</small></h3>"
+    )
 
 
 def neighbours(ones: Iterable[Neighbour], links: Links) -> Markup:

@@ -47,10 +47,20 @@ class Example(Protocol):
 
 def examples(ones: Iterable[Example], maximum: float, documents: Mapping[int, Sequence[str]]) -> Markup:
     """Examples as a list: each with its activation, its text, and where that is from (`documents`: words by index)."""
+    return groups([("", ones)], maximum, documents)
+
+
+def groups(
+    headed: Iterable[tuple[str, Iterable[Example]]], maximum: float, documents: Mapping[int, Sequence[str]]
+) -> Markup:
+    """Several lists of examples, each below a heading that is HTML already."""
     woven = _Woven(maximum)
-    for one in ones:
-        woven.example(one, f'<li><b class="value">{figure(one.value)}</b>', f"{_place(one, documents)}</li>")
-    return Markup(f'<ol class="strips">{woven.html()}</ol>')
+    for heading, ones in headed:
+        woven.tag(f'{heading}<ol class="strips">')
+        for one in ones:
+            woven.example(one, f'<li><b class="value">{figure(one.value)}</b>', f"{_place(one, documents)}</li>")
+        woven.tag("</ol>")
+    return Markup(woven.html())
 
 
 def example(one: Example, maximum: float) -> Markup:
@@ -130,7 +140,8 @@ class _Woven:
         tokens, peak = _clean(one.tokens), one.peak
         marks, tags = self._marked(tokens, one.values, peak)
         near, far = peak - NEAR, peak + NEAR + 1
-        self.tag(before + _HEAD)
+        self._text.append(_CUT)
+        self._tags.append(before + _HEAD)
         # From the last to the first: each goes in front of the tags of the token that it stands before.
         if far < len(tokens):
             tokens[far] = _CUT + tokens[far]
@@ -145,8 +156,9 @@ class _Woven:
             tags.insert(bisect_left(marks, near), _NEAR)
             self._tags[-1] += _FAR
         self._text += tokens
+        self._text.append(_CUT)
         self._tags += tags
-        self.tag(after)
+        self._tags.append(after)
 
     def whole(self, tokens: Sequence[str], values: Sequence[float], counted: Sequence[bool] | None) -> None:
         """Adds a text."""

@@ -85,8 +85,10 @@ def export_site(atlas: Atlas, to: Path, *, features: Iterable[int] | None = None
         place = aside / model / source
         place.mkdir(parents=True)
 
+        reached = wanted if isinstance(wanted, range) else frozenset(wanted)
+
         def links(depth: int) -> SiteLinks:
-            return _Within(depth, model, source, wanted)
+            return _Within(depth, model, source, reached)
 
         living = sum(summary.count > 0 for summary in _summaries(atlas, wanted))
         mine = {"manifest": manifest, "living": living, "dead": len(wanted) - living, "links": links(0)}
