@@ -42,7 +42,7 @@ $(OLD)/ready: $(VENV)/ready
 	touch $@
 
 test-browser: setup  ## the pages in a real browser (GEMSCOPE_CHROMIUM, or the chromium on the path); pictures in tests/output
-	$(BIN)/pytest -m browser --durations=3
+	$(BIN)/pytest -m browser $(CORES)
 
 test-hub: setup  ## the original tutorial's numbers on Gemma 2, where its gated weights can be had
 	$(BIN)/pytest -m hub

@@ -842,7 +842,10 @@ def test_a_tried_text_says_where_it_fires() -> None:
         )
         return parse(page)
 
-    assert "4 at its strongest, 50 % of the corpus's max; it fires on 1 of 2 counted tokens." in result([0.0, 4.0, 0.0]).text
+    assert (
+        "4 at its strongest, 50 % of the corpus's max; it fires on 1 of 2 counted tokens."
+        in result([0.0, 4.0, 0.0]).text
+    )
     assert "does not fire" in result([0.0, 0.0, 0.0]).text
     assert "a5" in result([0.0, 2.0, 0.0]).one("mark").attributes["class"]
 

@@ -89,8 +89,8 @@ async def browse(request: Request) -> Response:
     values: dict[str, Any] = {"manifest": source.manifest, "summaries": summaries, "total": total, "query": vars(asked)}
     if wants_part(request):
         return page(request, "browse_rows.html", links=source.links, **values)
-    points = await run_in_threadpool(lambda: source.points)
-    return await run_in_threadpool(page, request, "browse.html", links=source.links, points=points, **values)
+    cells = await run_in_threadpool(lambda: source.cells)
+    return await run_in_threadpool(page, request, "browse.html", links=source.links, points=cells, **values)
 
 
 def _line(source: Source, one: Any) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from gemscope.app.guard import LOOPBACK, Guard
 from gemscope.app.live import Finder
 from gemscope.app.responses import HANDLERS
 from gemscope.app.routes import ROUTES
-from gemscope.app.shelf import folders, shelf
+from gemscope.app.shelf import Shelf, folders, shelf
 from gemscope.app.worker import Worker
 from gemscope.errors import GemscopeError, InputError, NotFound
 from gemscope.reports.atlas import Atlas
@@ -101,8 +101,17 @@ async def _lifespan(made: Starlette) -> AsyncIterator[None]:
         for source in made.state.shelf:
             load = _loading(source.live, made.state.models, source.manifest)
             worker.submit(load, seconds=float("inf"), always=True)
+    warming = threading.Thread(target=_warm, args=(made.state.shelf,), name="gemscope-warming", daemon=True)
+    warming.start()
     yield
     worker.close()
+    warming.join()
+
+
+def _warm(served: Shelf) -> None:
+    for source in served:
+        with suppress(GemscopeError):  # whoever asks for what cannot be read is told
+            source.warm()
 
 
 def _loading(live: Any, models: Finder, manifest: Any) -> Any:

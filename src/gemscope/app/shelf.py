@@ -14,6 +14,7 @@ import numpy as np
 
 from gemscope.app.live import Live
 from gemscope.errors import InputError, NotFound
+from gemscope.pages.charts import Cells, gathered
 from gemscope.pages.links import ServerLinks
 from gemscope.reports.atlas import Atlas, Manifest
 from gemscope.reports.dashboard import Dashboard, Summary
@@ -58,6 +59,18 @@ class Source:
     def points(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`Atlas.scatter`: what labels say does not change it."""
         return self.atlas.scatter()
+
+    @cached_property
+    def cells(self) -> Cells | None:
+        """The points as a chart has them; None where no feature fired."""
+        return gathered(*self.points)
+
+    def warm(self) -> None:
+        """Gathers what lists and pages need first: else the first readers would wait for it."""
+        self.atlas.summaries(limit=1)
+        if len(self.atlas):
+            self.atlas[0]
+        _ = self.cells, self.dead
 
     @cached_property
     def figures(self) -> tuple[np.ndarray, np.ndarray]:

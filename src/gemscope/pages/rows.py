@@ -84,7 +84,9 @@ class Partner(Relative, Protocol):
 def logits(ones: Sequence[Logit]) -> Markup:
     """Tokens with their logits; bars are relative to the first."""
     strongest = abs(ones[0].value) or 1
-    return _rows([(token(one.token), f"{bar(abs(one.value) / strongest)}<span>{_signed(one.value)}</span>") for one in ones])
+    return _rows(
+        [(token(one.token), f"{bar(abs(one.value) / strongest)}<span>{_signed(one.value)}</span>") for one in ones]
+    )
 
 
 def examples(feature: Feature, documents: Mapping[int, Sequence[str]], whole: bool) -> Markup:

@@ -279,7 +279,9 @@ class Atlas:
             raise NotFound(f"no feature {index}: this SAE has features 0 to {len(self) - 1}")
         return index
 
-    def _in_passing(self, db: sqlite3.Connection, features: Collection[int]) -> dict[int, tuple[str | None, str | None]]:
+    def _in_passing(
+        self, db: sqlite3.Connection, features: Collection[int]
+    ) -> dict[int, tuple[str | None, str | None]]:
         """Label and strongest token of features that another's page names."""
         alone, found = self._vocabulary.alone, _looked_up(db, "label, token", features)
         return {one: (label, None if token is None else alone(token)) for one, label, token in found}
