@@ -5,6 +5,8 @@ import csv
 import gzip
 import io
 import json
+import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -1103,7 +1105,8 @@ def test_a_browser_searches_a_static_site_and_shows_a_frame_of_it(atlas: Atlas, 
     base = f"http://127.0.0.1:{server.server_port}" if where == "http" else site.as_uri()
     try:
         with sync.sync_playwright() as play:
-            browser = play.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+            path = os.environ.get("GEMSCOPE_CHROMIUM") or shutil.which("chromium")
+            browser = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
             page = browser.new_page()
             wrong: list[str] = []
             page.on("pageerror", lambda error: wrong.append(str(error)))

@@ -19,7 +19,7 @@ from gemscope.features.logit_lens import convention, logit_effects, no_logits
 from gemscope.features.neighbours import encoder_cosines, nearest
 from gemscope.features.sae import SAE
 from gemscope.progress import Progress, silent
-from gemscope.reports.atlas import FORMAT, Atlas, Manifest, Writer
+from gemscope.reports.atlas import FORMAT, Atlas, Manifest, Writer, corpus
 from gemscope.reports.dashboard import Explanation
 from gemscope.reports.describe.gather import DescribeConfig, Described, Statistics
 from gemscope.reports.entry import Entry
@@ -78,6 +78,7 @@ def compose(
         writer.add_tokens(*weights.texts(sorted(used)))
         with writer.beside(SUMS) as path:
             save_file(statistics.sums(), path)
+            path.chmod((path.parent / corpus.NAME).stat().st_mode)  # safetensors lets nobody else read it
         seen, counted = statistics.sample.tokens, statistics.tally.tokens
         return writer.finish(
             Manifest(
