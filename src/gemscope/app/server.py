@@ -30,6 +30,7 @@ from gemscope.app.routes import ROUTES
 from gemscope.app.shelf import Shelf, folders, shelf
 from gemscope.app.worker import Worker
 from gemscope.errors import GemscopeError, InputError, NotFound
+from gemscope.pages.render import warm
 from gemscope.reports.atlas import Atlas
 
 BUNDLED = Path(__file__).parent.parent / "data" / "atlas"
@@ -109,6 +110,7 @@ async def _lifespan(made: Starlette) -> AsyncIterator[None]:
 
 
 def _warm(served: Shelf) -> None:
+    warm()
     for source in served:
         with suppress(GemscopeError):  # whoever asks for what cannot be read is told
             source.warm()

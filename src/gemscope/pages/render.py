@@ -17,7 +17,7 @@ from gemscope.text.printable import clipped, readable
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["Links", "NoLinks", "ServerLinks", "SiteLinks", "render"]
+__all__ = ["Links", "NoLinks", "ServerLinks", "SiteLinks", "render", "warm"]
 
 
 def render(template: str, *, links: Links, **values: object) -> str:
@@ -26,6 +26,13 @@ def render(template: str, *, links: Links, **values: object) -> str:
     Everything is escaped that is not made here. A value that the template asks for and is not given is an error.
     """
     return _environment().get_template(template).render(links=links, **values)
+
+
+def warm() -> None:
+    """Reads all templates, for which else the first page of each kind would wait."""
+    made = _environment()
+    for name in made.list_templates():
+        made.get_template(name)
 
 
 @lru_cache(maxsize=512)
