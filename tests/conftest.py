@@ -14,3 +14,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Before any test module, and with it the Hub's client, is imported."""
     if config.option.markexpr != "hub":
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if "gpu" not in config.option.markexpr.replace("not gpu", ""):
+        # Read when Triton is imported, which other libraries do as well: where nobody asks for the GPU, its programs are
+        # interpreted.
+        os.environ.setdefault("TRITON_INTERPRET", "1")
