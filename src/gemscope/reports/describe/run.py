@@ -185,7 +185,8 @@ class _Pass:
             return
         config = self.config
         batch = config.batch if tokens is None else max(1, min(config.batch, tokens // config.length))
-        total = tokens or _length(self.model, self.sources)
+        # Reading all of the text beforehand is for who watches a bar.
+        total = tokens or (None if progress is silent else _length(self.model, self.sources))
         with progress("describe", total, "tokens") as advance:
             advance(self.read)
             while self.part < len(self.sources) and not (tokens is not None and self.read >= tokens):
