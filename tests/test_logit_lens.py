@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import gemscope as gs
+from gemscope.activations.editing import Edit
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import KINDS, Site
 from gemscope.errors import InputError, Mismatch, SiteNotFound
@@ -117,20 +118,22 @@ def test_effects_are_those_of_the_slow_way(family):
 
 
 @dataclass
-class Add:
+class Add(Edit):
     site: Site
     direction: Tensor
+    every_token = True
 
-    def __call__(self, values: Tensor) -> Tensor:
-        return values + self.direction
+    def change(self, x: Tensor, read: Tensor) -> Tensor:
+        return self.direction.expand_as(x)
 
 
 @dataclass
-class Silence:
+class Silence(Edit):
     site: Site
+    every_token = True
 
-    def __call__(self, values: Tensor) -> Tensor:
-        return torch.zeros_like(values)
+    def change(self, x: Tensor, read: Tensor) -> Tensor:
+        return -x
 
 
 def linear_logits(model: LanguageModel, family: str, edits: list) -> Tensor:
@@ -167,9 +170,7 @@ def test_adding_a_direction_changes_the_logits_by_its_effect(family, kind):
         sae.W_dec.sub_((sae.W_dec @ across)[:, None] * across / across.square().sum())
         moved = normed + (parts.project(sae.W_dec[0]) if kind == "att" else sae.W_dec[0])
         norm_scale = moved.square().mean().add(1e-6).sqrt().double()
-    # What is added to the stream between attention and MLP: an edit at `mid` itself would change the MLP's input alone.
-    place = Site(2, "att_out" if kind == "mid" else kind)
-    up, down = (linear_logits(model, family, [Add(place, way * sae.W_dec[0]), *quiet]) for way in (1, -1))
+    up, down = (linear_logits(model, family, [Add(Site(2, kind), way * sae.W_dec[0]), *quiet]) for way in (1, -1))
     measured = (up - down) / 2 * norm_scale
 
     expected = by_token(all_effects(model, sae), model.vocab)[0].double()

@@ -61,9 +61,16 @@ class Captured(Mapping[Site, Activations]):
 
 
 def sinks(values: Float[Tensor, "B T D"], counted: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
-    """Where the norm is above SINK_FACTOR times the median norm of the counted tokens."""
-    if not counted.any():
-        return torch.zeros_like(counted)
+    """Where the norm is above SINK_FACTOR times the median norm of its row's counted tokens."""
     norms = torch.linalg.vector_norm(values, dim=-1, dtype=torch.float32)
-    found: Tensor = norms > SINK_FACTOR * norms[counted].median()
+    found: Tensor = norms > sink_limits(norms, counted)
     return found
+
+
+def sink_limits(norms: Float[Tensor, "B T"], counted: Bool[Tensor, "B T"]) -> Float[Tensor, "B 1"]:
+    """The norm above which a token of each row is an attention sink, given which of its tokens count; infinite for a
+    row without any. A row by itself, so that what is found does not hang on what else is in the batch.
+    """
+    medians = norms.masked_fill(~counted, torch.nan).nanmedian(-1, keepdim=True).values
+    limits: Tensor = (SINK_FACTOR * medians).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    return limits

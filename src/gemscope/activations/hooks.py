@@ -5,7 +5,7 @@ Hooks live exactly as long as the `with` block, also when something inside it ra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
@@ -44,12 +44,62 @@ def reading(model: nn.Module, points: Mapping[Key, Point], *, stop: bool) -> Ite
 
 
 @contextmanager
-def replacing(model: nn.Module, edits: Mapping[Point, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """While the block runs, what flows through each point is replaced by what its function returns for it."""
+def replacing(model: nn.Module, edits: Mapping[Point, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+    """While the block runs, what flows through each point is replaced by what its function returns for it (None: left
+    as it is).
+    """
     with ExitStack() as hooks:
         for point, edit in edits.items():
             hooks.enter_context(_attached(model.get_submodule(point.module), point, edit))
         yield
+
+
+@contextmanager
+def announced(model: nn.Module, tell: Callable[[Tensor | None, Tensor | None, int], None]) -> Iterator[None]:
+    """While the block runs, `tell` learns of every pass before it begins: its token ids [B, T] (None where it is given
+    embeddings), its attention mask, and how many tokens a cache holds in front of them.
+    """
+
+    def on_pass(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        cache = kwargs.get("past_key_values")
+        tell(
+            args[0] if args else kwargs.get("input_ids"),
+            kwargs.get("attention_mask"),
+            0 if cache is None else int(cache.get_seq_length()),
+        )
+
+    handle = model.register_forward_pre_hook(on_pass, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def watching(modules: Iterable[nn.Module], check: Callable[[], None]) -> Iterator[None]:
+    """While the block runs, `check` is called before each of the modules; what it raises ends the pass."""
+    handles = [module.register_forward_pre_hook(lambda *_: check()) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def grasping(model: nn.Module, point: Point) -> Iterator[list[Tensor]]:
+    """While the block runs, a pass puts into the yielded list the very tensor that flows through a plain point, as one
+    that gradients can be taken with respect to.
+    """
+    held: list[Tensor] = []
+
+    def hold(tensor: Tensor) -> None:
+        if not tensor.requires_grad:  # nothing before it does: it is where the graph begins
+            tensor.requires_grad_()
+        held.append(tensor)
+
+    with _attached(model.get_submodule(point.module), point, hold):
+        yield held
 
 
 @contextmanager
@@ -61,8 +111,12 @@ def _attached(module: nn.Module, point: Point, act: Callable[[Tensor], Tensor | 
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         # Some callers pass hidden states by name; the first argument is them either way.
         name = None if args else next(iter(kwargs))
-        new = act(args[0] if name is None else kwargs[name])
+        old: Tensor = args[0] if name is None else kwargs[name]
+        new = act(old)
         if new is None:
+            return None
+        if point.shared:
+            old.copy_(new)
             return None
         return ((new, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: new})
 

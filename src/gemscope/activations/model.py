@@ -7,33 +7,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from numbers import Integral
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
 from gemscope.activations import site as places
 from gemscope.activations.capture import Activations, Captured, sinks
-from gemscope.activations.hooks import Enough, reading, replacing
+from gemscope.activations.editing import Edit, Session, in_force, told
+from gemscope.activations.generation import Dice, Step, continued
+from gemscope.activations.hooks import Enough, grasping, reading, watching
 from gemscope.activations.site import Site
 from gemscope.errors import EmptyText, InputError, TextTooLong, TokenOutOfRange
 from gemscope.shapes import Float
 from gemscope.text.corpus import Document
 from gemscope.text.tokens import Side, Tokens, pack
-
-
-@runtime_checkable
-class Edit(Protocol):
-    """A change to what flows through one site."""
-
-    @property
-    def site(self) -> Site: ...
-
-    def __call__(self, values: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]: ...
 
 
 class LanguageModel:
@@ -48,6 +40,7 @@ class LanguageModel:
         self.revision = revision
         self.origin = origin
         """Where its weights come from, in words: the Hub, a folder, a package."""
+        self._session: Session | None = None
         places.family_of(hf)
 
     # --- what it is -------------------------------------------------------------------------------------------
@@ -269,64 +262,158 @@ class LanguageModel:
         return Captured(found, out)
 
     @torch.no_grad()
-    def logits(self, text: str | Sequence[str] | Sequence[int] | Tensor | Tokens) -> Float[Tensor, "B T V"]:
-        """What it predicts after every token, edits in force included."""
-        logits: Tensor = self._forward(self.tokens(text)).logits
+    def logits(
+        self, text: str | Sequence[str] | Sequence[int] | Tensor | Tokens, *, prompt: int | None = None
+    ) -> Float[Tensor, "B T V"]:
+        """What it predicts after every token, edits in force included. The first `prompt` columns are the prompt to
+        edits that tell it from what was generated after it (None: all).
+        """
+        logits: Tensor = self._forward(self.tokens(text), prompt=prompt).logits
         return logits
 
-    def _forward(self, tokens: Tokens) -> Any:
-        inputs: dict[str, Tensor] = {"input_ids": tokens.ids.to(self.device)}
+    def gradient(
+        self,
+        text: str | Sequence[str] | Sequence[int] | Tensor | Tokens,
+        site: Site | str,
+        of: Callable[[Float[Tensor, "B T V"]], Tensor],
+    ) -> tuple[Activations, Float[Tensor, "B T D"]]:
+        """Activations at a site, and how a number `of` the logits changes with each of them, to first order; float32.
+
+        Edits in force are included, and stand before the site where they are at it. Raises SiteNotFound, InputError for
+        a site that the model computes on the side, and what `tokens` raises.
+        """
+        tokens, site = self.tokens(text), Site.parse(site)
+        point = places.locate(self.hf, site)
+        if point.transform != "plain":
+            raise InputError(f"no gradient at {site}: it is computed on the side, the model does not read it")
+        with torch.enable_grad(), grasping(self.hf, point) as held:
+            number = of(self._forward(tokens).logits.float())
+            (gradient,) = torch.autograd.grad(number, held[-1:])
+        values = held[-1].detach()
+        counted = tokens.counted.to(values.device)
+        counted = counted & ~sinks(values, counted)
+        return Activations(values, counted, tokens, site, self.name), gradient.float()
+
+    def _forward(
+        self, tokens: Tokens, *, prompt: int | None = None, cache: Any = None, keep: int = 0, use_cache: bool = False
+    ) -> Any:
+        """One pass over what the cache does not hold yet; `keep` is how many last logits are made, 0 all of them."""
+        if self._session is not None:
+            self._session.prompt = prompt
+        past = 0 if cache is None else int(cache.get_seq_length())
+        inputs: dict[str, Any] = {"input_ids": tokens.ids[:, past:].to(self.device)}
         if tokens.padded:
             # Positions must follow the text, not the padding, where embeddings are absolute (GPT-2).
             inputs["attention_mask"] = tokens.real.long().to(self.device)
-            inputs["position_ids"] = tokens.positions.to(self.device)
+            inputs["position_ids"] = tokens.positions[:, past:].to(self.device)
+        if cache is not None:
+            inputs["past_key_values"] = cache
         # Asked for by a model's own config, these would have transformers 4 patch modules that `Enough` leaves patched.
-        never = {"use_cache": False, "output_hidden_states": False, "output_attentions": False}
-        return self.hf(**inputs, **never, return_dict=True)
+        never = {"output_hidden_states": False, "output_attentions": False}
+        return self.hf(**inputs, **never, use_cache=use_cache, logits_to_keep=keep, return_dict=True)
 
     @contextmanager
-    def edited(self, *edits: Edit) -> Iterator[LanguageModel]:
-        """While the block runs, every pass goes through the edits; afterwards the model is as before."""
-        at: dict[places.Point, Callable[[Tensor], Tensor]] = {}
-        for edit in edits:
-            point = places.locate(self.hf, edit.site)
-            if point.transform != "plain":
-                raise InputError(
-                    f"{edit.site} cannot be edited: it is computed on the side, the model does not read it"
-                )
-            if point in at:
-                raise InputError(f"two edits at {edit.site}: make them one")
-            at[point] = edit
-        with replacing(self.hf, at):
+    def edited(self, *edits: Edit, rows: Sequence[int] | None = None) -> Iterator[LanguageModel]:
+        """While the block runs, every pass goes through the edits (on these `rows` of a batch; None: on all);
+        afterwards the model is as before.
+
+        Edits of one block all look at what arrives at their site, and their changes add up; a block within a block
+        follows the outer one. Raises SiteNotFound, Mismatch for an edit of another width, InputError for edits that
+        contradict each other.
+        """
+        with ExitStack() as stack:
+            if self._session is None:
+                self._session = Session(sorted(self.special_ids))
+                stack.callback(self._forget)
+                stack.enter_context(told(self.hf, self._session))
+            stack.enter_context(in_force(self.hf, self._session, edits, rows))
             yield self
 
-    @torch.no_grad()
-    def generate(
-        self, text: str, *, max_new_tokens: int = 50, temperature: float = 0.0, seed: int | None = None
-    ) -> str:
-        """The text continued, the text itself left out. `temperature` 0 takes the likeliest token each time."""
-        tokens = self.tokens(text)
-        length = tokens.ids.shape[-1]
+    def _forget(self) -> None:
+        self._session = None
+
+    @contextmanager
+    def watched(self, check: Callable[[], None]) -> Iterator[LanguageModel]:
+        """While the block runs, `check` is called before each block of each pass; what it raises ends the pass."""
+        with watching(places.blocks(self.hf), check):
+            yield self
+
+    def stream(
+        self,
+        text: str | Sequence[str] | Sequence[int] | Tensor | Tokens,
+        *,
+        max_new_tokens: int = 50,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        draws: Sequence[int] | None = None,
+        cache: bool = True,
+    ) -> Iterator[Step]:
+        """Texts continued, one token of each at a time. `temperature` 0 takes the likeliest token each time.
+
+        `draws` says which stream of the seed's noise each row is given (each its own unless said): rows with the same
+        number and the same predictions go on in the same words. `cache=False` reads everything anew for each token.
+        Raises InputError, and TextTooLong where the model's context cannot hold what is asked for, before it begins.
+        """
+        tokens = text if isinstance(text, Tokens) else self.tokens(text, side="left")
+        rows, length = tokens.ids.shape
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens={max_new_tokens}: at least 1 token must be asked for")
+        if not 0 <= temperature < float("inf"):
+            raise InputError(f"temperature={temperature}: expected a number from 0 (the likeliest token) up")
+        if draws is not None and len(draws) != rows:
+            raise InputError(f"{len(draws)} draws for {rows} texts: expected one for each")
+        if not tokens.real[:, -1].all():
+            raise InputError("texts that are continued must be padded on the left: model.tokens(..., side='left')")
         if length + max_new_tokens > self.context:
             raise TextTooLong(
                 f"{length} tokens and {max_new_tokens} new ones do not fit: {self.name} reads up to {self.context}"
             )
-        options: Mapping[str, Any] = (
-            {"do_sample": True, "temperature": temperature}
-            if temperature > 0
-            else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+
+        def forward(tokens: Tokens, kept: Any) -> tuple[Tensor, Any]:
+            out = self._forward(tokens, prompt=length, cache=kept, keep=1, use_cache=cache)
+            return out.logits[:, -1], out.past_key_values if cache else None
+
+        seed = int(torch.randint(1 << 62, ())) if seed is None else seed
+        return continued(
+            forward,
+            tokens,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            dice=Dice(seed, range(rows) if draws is None else draws),
+            ends=self.ends,
+            pad=self._pad,
+            cache=cache,
         )
-        with torch.random.fork_rng(enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
-            out = self.hf.generate(  # type: ignore[operator]
-                input_ids=tokens.ids.to(self.device),
-                attention_mask=tokens.real.long().to(self.device),
-                max_new_tokens=max_new_tokens,
-                pad_token_id=self._pad,
-                **options,
-            )
-        return str(self.tokenizer.decode(out[0, length:], skip_special_tokens=True))
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """The ids that end a text when it is continued."""
+        config = getattr(self.hf, "generation_config", None)
+        found = getattr(config, "eos_token_id", None)
+        found = self.tokenizer.eos_token_id if found is None else found
+        return frozenset(() if found is None else [found] if isinstance(found, int) else found)
+
+    @overload
+    def generate(self, text: str, **options: Any) -> str: ...
+    @overload
+    def generate(self, text: list[str], **options: Any) -> list[str]: ...
+    def generate(
+        self,
+        text: str | list[str],
+        *,
+        max_new_tokens: int = 50,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        cache: bool = True,
+    ) -> str | list[str]:
+        """The text continued, the text itself left out; several texts at once as a list. What it takes and raises is
+        what `stream` does.
+        """
+        steps = list(self.stream(text, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, cache=cache))
+        ids, ended = torch.stack([step.ids for step in steps], 1), torch.stack([step.ended for step in steps], 1)
+        written = [row[: len(row) - max(0, int(over.sum()) - 1)] for row, over in zip(ids, ended, strict=True)]
+        texts = [str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in written]
+        return texts[0] if isinstance(text, str) else texts
 
 
 def _letters_of_bytes() -> dict[str, int]:

@@ -6,8 +6,8 @@ A new model family is one more `Family` here. Reading and writing at a place is 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import total_ordering
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -95,6 +95,9 @@ class Point:
     module: str
     end: Literal["input", "output"]
     transform: Literal["plain", "normalized", "rows"] = "plain"
+    shared: bool = False
+    """Whether the block reads the same tensor again elsewhere (as the stream that it adds to), so that a new value has
+    to be written into it: handed to the module alone, it would change what that reads and not the stream."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ def _points(*, attention: str, mlp_norm: str, att_out: Point, mlp: Point, **more
     return {
         "att": Point(attention, "input"),
         "att_out": att_out,
-        "mid": Point(mlp_norm, "input"),
+        "mid": Point(mlp_norm, "input", shared=True),
         "transcoder": Point(mlp_norm, "output"),
         "transcoder_nogain": Point(mlp_norm, "input", "normalized"),
         "mlp": mlp,
@@ -240,6 +243,12 @@ def n_layers(model: nn.Module) -> int:
     return len(blocks)  # type: ignore[arg-type]
 
 
+def blocks(model: nn.Module) -> Iterable[nn.Module]:
+    """The blocks, in order."""
+    found: Iterable[nn.Module] = model.get_submodule(_first(model, family_of(model).layers))  # type: ignore[assignment]
+    return found
+
+
 def locate(model: nn.Module, site: Site) -> Point:
     """Where `site` lies in `model`, with the module path counted from the model itself.
 
@@ -260,7 +269,7 @@ def locate(model: nn.Module, site: Site) -> Point:
             f"no site {str(site)!r}: this model computes attention and MLP side by side, with nothing between"
         )
     block = f"{_first(model, family.layers)}.{site.layer}"
-    return Point(f"{block}.{point.module}" if point.module else block, point.end, point.transform)
+    return replace(point, module=f"{block}.{point.module}" if point.module else block)
 
 
 def onward(model: nn.Module, site: Site) -> tuple[str, ...] | None:

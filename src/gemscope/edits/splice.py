@@ -1,49 +1,116 @@
-"""An SAE's reconstruction in place of what it reads, inside the running model."""
+"""Edits that put something else in an activation's place: a reconstruction, a transcoder's output, one vector."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable
 
+import torch
 from torch import Tensor
 
+from gemscope.activations.editing import Edit, Positions, positions
 from gemscope.activations.site import Site
 from gemscope.errors import InputError
 from gemscope.features.sae import SAE
-from gemscope.shapes import Bool, Float
+from gemscope.shapes import Float
 
 
-@dataclass(frozen=True)
-class Splice:
-    """Puts `sae(x)` where the model had x, on the tokens of `where` [B, T]; the others stay as they are.
+class _Whole(Edit):
+    """What replaces all of an activation."""
 
-    Special tokens and attention sinks belong among the others: an SAE's output there is nonsense by design, and the
-    loss would measure that. Transcoders read one site and write another, so a single replacement cannot stand for them.
-    """
+    at: Positions
+    every_token: bool
 
-    sae: SAE
-    where: Bool[Tensor, "B T"]
-
-    def __post_init__(self) -> None:
-        if self.sae.site is None:
-            raise InputError(f"{self.sae.info.name} does not say where it reads: set sae.site")
-        if self.sae.is_transcoder:
-            raise InputError(
-                f"{self.sae.info.name} is a transcoder ({self.sae.site} → {self.sae.site_out}): it cannot be spliced in"
-            )
+    def __init__(self, site: Site, width: int, at: Positions, every_token: bool) -> None:
+        self.site = site
+        self.width = width
+        self.at = positions(at)
+        self.every_token = every_token
 
     @property
-    def site(self) -> Site:
-        """Where it acts."""
+    def fixes(self) -> Hashable:
+        return "everything"
+
+    def __repr__(self) -> str:
+        return f"<{self}>"
+
+
+class Splice(_Whole):
+    """sae(x) in the place of x; with `error`, what the SAE does not explain is added back, which gives x itself.
+
+    Without the error term the model changes even where no feature is edited: `score` says how much. Edits of features
+    beside it, in the same block, then act on what the SAE makes of x: dec(edit(enc(x))).
+    """
+
+    def __init__(self, sae: SAE, *, error: bool, at: Positions = "all", every_token: bool = False) -> None:
+        """Raises InputError for an SAE without a site, or a transcoder."""
+        if sae.site is None:
+            raise InputError(f"{sae.info.name} does not say where it reads: set sae.site")
+        if sae.is_transcoder:
+            raise InputError(
+                f"{sae.info.name} is a transcoder ({sae.site} → {sae.site_out}): put it in place with Replace"
+            )
+        super().__init__(sae.site, sae.d_out, at, every_token)
+        self.sae = sae
+        self.error = error
+
+    def change(self, x: Float[Tensor, "N D"], read: Float[Tensor, "N I"]) -> Float[Tensor, "N D"]:
+        if self.error:
+            return torch.zeros_like(x)
+        out: Tensor = self.sae(x).to(x.device)
+        return out - x
+
+    def __str__(self) -> str:
+        kept = "its error term kept" if self.error else "without its error term"
+        return f"splice {self.sae.info.name} in at {self.site}, {kept}"
+
+
+class Replace(_Whole):
+    """A transcoder's output in the place of what it stands for: the MLP's output becomes the transcoder's."""
+
+    def __init__(self, sae: SAE, *, at: Positions = "all", every_token: bool = False) -> None:
+        """Raises InputError for an SAE that is no transcoder, or has no site."""
+        if sae.site is None or sae.site_out is None:
+            raise InputError(f"{sae.info.name} does not say where it reads and writes: set sae.site and sae.site_out")
+        if not sae.is_transcoder:
+            raise InputError(f"{sae.info.name} reads and writes {sae.site}, it is no transcoder: use Splice")
+        super().__init__(sae.site_out, sae.d_out, at, every_token)
+        self.sae = sae
+
+    @property
+    def reads(self) -> Site:
         assert self.sae.site is not None
         return self.sae.site
 
-    def __call__(self, values: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        if self.where.shape != values.shape[:2]:
-            given, here = tuple(self.where.shape), tuple(values.shape[:2])
-            raise InputError(
-                f"where has shape {given}, the text has {here} (rows, positions): take where from its tokens"
-            )
-        where = self.where.to(values.device)
-        out = values.clone()
-        out[where] = self.sae(values[where]).to(values.device, values.dtype)
-        return out
+    @property
+    def reads_width(self) -> int:
+        return self.sae.d_in
+
+    def change(self, x: Float[Tensor, "N D"], read: Float[Tensor, "N I"]) -> Float[Tensor, "N D"]:
+        out: Tensor = self.sae(read).to(x.device)
+        return out - x
+
+    def __str__(self) -> str:
+        return f"replace {self.site} by what {self.sae.info.name} makes of {self.reads}"
+
+
+class Constant(_Whole):
+    """One vector in the place of every activation: zero- and mean-ablation."""
+
+    def __init__(
+        self,
+        site: Site | str,
+        vector: Float[Tensor, "D"],
+        *,
+        name: str = "one vector",
+        at: Positions = "all",
+        every_token: bool = False,
+    ) -> None:
+        super().__init__(Site.parse(site), len(vector), at, every_token)
+        self.name = name
+        self._vector = vector.detach().float()
+
+    def change(self, x: Float[Tensor, "N D"], read: Float[Tensor, "N I"]) -> Float[Tensor, "N D"]:
+        return self._vector.to(x.device) - x
+
+    def __str__(self) -> str:
+        return f"{self.name} in the place of {self.site}"

@@ -1,0 +1,245 @@
+"""Edits in force: on which tokens each one acts, what it looks at, and how its change gets into the model. What an edit
+computes is `edits/`'s work; torch's hooks are `hooks.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from numbers import Integral
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from gemscope.activations import site as places
+from gemscope.activations.capture import sink_limits
+from gemscope.activations.hooks import announced, reading, replacing
+from gemscope.activations.site import Point, Site
+from gemscope.errors import InputError, Mismatch, NotFinite
+from gemscope.shapes import Bool, Float, Int
+
+Positions = Literal["all", "prompt", "generated"] | tuple[int, ...] | Bool[Tensor, "B T"]
+"""Tokens of a row: all of them, those of the prompt or those generated after it; single ones by their place in the row,
+padding not counted, negative ones from the prompt's end (-1: its last token); or a mask, taken exactly as it is."""
+
+
+_NAMED: tuple[Literal["all", "prompt", "generated"], ...] = ("all", "prompt", "generated")
+
+
+def positions(at: str | Sequence[int] | Tensor) -> Positions:
+    """Where an edit shall act, as it is kept. Raises InputError for what names no positions."""
+    if isinstance(at, Tensor):
+        if at.dtype != torch.bool or at.ndim != 2:
+            raise InputError(
+                f"at is a tensor of {at.dtype} and shape {tuple(at.shape)}: expected a mask [B, T] of bool"
+            )
+        return at
+    for known in _NAMED:
+        if at == known:
+            return known
+    found = () if isinstance(at, str) else tuple(at)
+    if not found or not all(isinstance(one, Integral) for one in found):
+        raise InputError(f"at={at!r}: expected 'all', 'prompt', 'generated', positions, or a mask [B, T]")
+    return tuple(map(int, found))
+
+
+class Edit:
+    """A change to what flows through one site, as a value. Subclasses say what is added: `change`.
+
+    Special tokens, the first of a row and attention sinks are left alone unless `every_token`: no SAE means anything
+    there. All edits of one `model.edited(...)` look at the same arriving activations and their changes add up, so
+    their order does not matter; blocks within blocks follow one another.
+    """
+
+    site: Site
+    """Where it writes."""
+    width: int | None = None
+    """Numbers per token there; None for an edit that fits any."""
+    at: Positions = "all"
+    every_token: bool = False
+
+    @property
+    def reads(self) -> Site:
+        """Where it looks: at the activations that it changes, but for transcoders."""
+        return self.site
+
+    @property
+    def reads_width(self) -> int | None:
+        """Numbers per token there; None for an edit that fits any."""
+        return self.width
+
+    @property
+    def fixes(self) -> Hashable:
+        """What it sets to a value of its own, so that two edits that set the same at one site contradict each other;
+        None where it only adds.
+        """
+        return None
+
+    def change(self, x: Float[Tensor, "N D"], read: Float[Tensor, "N I"]) -> Float[Tensor, "N D"]:
+        """What is added to the activations `x` of the tokens on which it acts, given what it reads there. Both come in
+        float32, on the model's device.
+        """
+        raise NotImplementedError
+
+
+class Session:
+    """What is known of the running pass while edits are in force: its tokens, and which of them count where."""
+
+    def __init__(self, special: Sequence[int]) -> None:
+        self._special = torch.tensor(sorted(special), dtype=torch.int64)
+        self.prompt: int | None = None
+        """How many columns of the next pass (cached ones included) are prompt; None: as `begin` finds them."""
+        self._columns: int | None = None
+        self._limits: dict[Point, Tensor] = {}
+        self._counted: dict[Point, Tensor] = {}
+        self._ids: Tensor | None = None
+
+    def begin(self, ids: Int[Tensor, "B T"] | None, mask: Tensor | None, past: int) -> None:
+        """A pass begins, over T tokens behind `past` cached ones. `mask` [B, past + T] is 0 on padding."""
+        if ids is None:
+            raise InputError("edits need token ids, this pass was given embeddings: call the model with input_ids")
+        rows, length = ids.shape
+        padded = mask is not None and mask.ndim == 2 and mask.shape[1] == past + length
+        whole = mask.bool() if mask is not None and padded else ids.new_ones(rows, past + length, dtype=torch.bool)
+        if past == 0 or self._columns is None or self.prompt is not None:
+            self._columns = self.prompt if self.prompt is not None else past or length
+        if past == 0:
+            self._limits.clear()
+        self.prompt = None
+        self._counted.clear()
+        self._ids = ids
+        self._real = whole[:, past:]
+        self._position = whole.cumsum(-1)[:, past:] - 1
+        self._generated = torch.arange(past, past + length, device=ids.device) >= self._columns
+        self._ends = whole[:, : self._columns].sum(-1)
+        special = torch.isin(ids, self._special.to(ids.device))
+        self._content = self._real & ~special & (self._position > 0)
+
+    def changed(
+        self,
+        values: Float[Tensor, "B T D"],
+        point: Point,
+        edits: Sequence[Edit],
+        rows: Tensor | None,
+        seen: Mapping[Site, Tensor],
+    ) -> Tensor | None:
+        """What these edits together make of the values at a point; None where they act on none of its tokens."""
+        if self._ids is None or self._ids.shape != values.shape[:2]:
+            raise InputError("edits act in passes of the whole model: call the model itself, not one of its modules")
+        total, touched = None, None
+        for edit in edits:
+            where = self._where(edit, point, values, rows)
+            if not where.any():
+                continue
+            x = values[where].float()
+            read = x if edit.reads == edit.site else seen[edit.reads].to(values.device)[where].float()
+            change = edit.change(x, read)
+            if total is None or touched is None:
+                total, touched = values.new_zeros(values.shape, dtype=torch.float32), torch.zeros_like(where)
+            total[where] += change.to(total)
+            touched |= where
+        if total is None or touched is None:
+            return None
+        # The sum is rounded once: a small change to a large residual would be lost in half precision.
+        new = (values.float() + total).to(values.dtype)
+        if values.dtype == torch.float16 and not new.isfinite().all():
+            raise NotFinite(f"an edit at {edits[0].site} goes beyond what float16 holds: load the model in bfloat16")
+        return torch.where(touched[..., None], new, values)
+
+    def _where(self, edit: Edit, point: Point, values: Tensor, rows: Tensor | None) -> Tensor:
+        at = edit.at
+        if isinstance(at, Tensor):
+            if at.shape != values.shape[:2]:
+                given, here = tuple(at.shape), tuple(values.shape[:2])
+                raise InputError(
+                    f"at has shape {given}, the pass has {here} (rows, positions): take it from its tokens"
+                )
+            where = at.to(values.device)
+        else:
+            where = self._chosen(at) & (self._real if edit.every_token else self._counts(point, values))
+            where = where.to(values.device)
+        if rows is not None:
+            among = torch.zeros(len(where), dtype=torch.bool, device=where.device)
+            among[rows.to(where.device)] = True
+            where = where & among[:, None]
+        return where
+
+    def _chosen(self, at: str | tuple[int, ...]) -> Tensor:
+        if isinstance(at, str):
+            return {"all": self._real, "prompt": ~self._generated, "generated": self._generated}[at]
+        wanted = torch.tensor(at, dtype=torch.int64, device=self._position.device)
+        wanted = torch.where(wanted < 0, self._ends[:, None] + wanted, wanted)  # [B, K]
+        return (self._position[..., None] == wanted[:, None, :]).any(-1)
+
+    def _counts(self, point: Point, values: Tensor) -> Tensor:
+        """Tokens that count at a point, by the values that arrive there before any edit."""
+        if point not in self._counted:
+            norms = torch.linalg.vector_norm(values.detach(), dim=-1, dtype=torch.float32)
+            content = self._content.to(norms.device)
+            if point not in self._limits:
+                # By the prompt alone: what is written later, token by token, must not change what counted before.
+                self._limits[point] = sink_limits(norms, content & ~self._generated.to(norms.device))
+            self._counted[point] = content & ~(norms > self._limits[point])
+        return self._counted[point]
+
+
+@contextmanager
+def in_force(model: nn.Module, session: Session, edits: Sequence[Edit], rows: Sequence[int] | None) -> Iterator[None]:
+    """While the block runs, every pass that the session is told of goes through these edits.
+
+    Raises SiteNotFound, Mismatch for another width, InputError for edits that cannot be, or not together.
+    """
+    at: dict[Point, list[Edit]] = defaultdict(list)
+    read: dict[Site, Point] = {}
+    for index, edit in enumerate(edits):
+        point = _point(model, edit)
+        for other in edits[:index]:
+            _require_no_clash(other, edit)
+        at[point].append(edit)
+        if edit.reads != edit.site:
+            read[edit.reads] = places.locate(model, edit.reads)
+    among = None if rows is None else torch.tensor(list(rows), dtype=torch.int64)
+    with ExitStack() as stack:
+        seen: Mapping[Site, Tensor] = stack.enter_context(reading(model, read, stop=False))
+        acts: dict[Point, Callable[[Tensor], Tensor | None]] = {
+            point: partial(session.changed, point=point, edits=those, rows=among, seen=seen)
+            for point, those in at.items()
+        }
+        stack.enter_context(replacing(model, acts))
+        yield
+
+
+@contextmanager
+def told(model: nn.Module, session: Session) -> Iterator[None]:
+    """While the block runs, the session is told of every pass of the model."""
+    with announced(model, session.begin):
+        yield
+
+
+def _point(model: nn.Module, edit: Edit) -> Point:
+    point = places.locate(model, edit.site)
+    if point.transform != "plain":
+        raise InputError(f"{edit.site} cannot be edited: it is computed on the side, the model does not read it")
+    if edit.reads > edit.site:
+        raise InputError(f"an edit at {edit.site} cannot read {edit.reads}: the model computes that later")
+    for site, width, does in ((edit.reads, edit.reads_width, "reads"), (edit.site, edit.width, "writes")):
+        here = places.width(model, site)
+        if width not in (None, here):
+            raise Mismatch(f"this edit {does} {width} numbers per token, the model has {here} at {site}: {edit}")
+    return point
+
+
+def _require_no_clash(one: Edit, other: Edit) -> None:
+    if one.site == other.site and one.fixes is not None and one.fixes == other.fixes and _overlap(one.at, other.at):
+        raise InputError(f"two edits at {one.site} that contradict each other: {one}; {other}: keep one of them")
+
+
+def _overlap(one: Positions, other: Positions) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape != other.shape or bool((one & other.to(one.device)).any())
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return bool(set(one) & set(other)) or min(*one, *other, 0) < 0 < max(*one, *other, 0)
+    return {one, other} != {"prompt", "generated"} if isinstance(one, str) and isinstance(other, str) else True

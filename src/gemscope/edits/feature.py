@@ -1,0 +1,100 @@
+"""One feature of an SAE inside the running model: its activation on what the model computes, and what it writes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gemscope.activations.editing import Edit, Positions, positions
+from gemscope.activations.site import Site
+from gemscope.edits.units import Strength
+from gemscope.errors import InputError
+from gemscope.features.sae import SAE
+from gemscope.shapes import Float
+
+
+class Along(Edit):
+    """An edit along one direction of a site."""
+
+    def __init__(
+        self,
+        direction: Float[Tensor, "D"],
+        site: Site,
+        name: str,
+        *,
+        strength: Strength | float | None = None,
+        at: Positions = "all",
+        every_token: bool = False,
+    ) -> None:
+        if not direction.isfinite().all():
+            raise InputError(f"the direction of {name} holds NaN or Inf: it cannot be added to anything")
+        self.site = site
+        self.width = len(direction)
+        self.name = name
+        """What it is along, in words."""
+        self.strength = None if strength is None else Strength.of(strength)
+        self.at = positions(at)
+        self.every_token = every_token
+        self._direction = direction.detach().float()
+
+    def direction(self, like: Tensor) -> Float[Tensor, "D"]:
+        """d, in float32, where the other tensor is."""
+        if self._direction.device != like.device:
+            self._direction = self._direction.to(like.device)
+        return self._direction
+
+    def described(self, does: str) -> str:
+        """One line: what it does, where, and on which tokens if not on all."""
+        at = self.at if isinstance(self.at, str) else "chosen positions"
+        where = f"{self.site}" + ("" if at == "all" else f", {at}") + (", every token" if self.every_token else "")
+        return f"{does} at {where}"
+
+    def __repr__(self) -> str:
+        return f"<{self}>"
+
+
+class OfFeature(Along):
+    """An edit by what one feature does: it reads where the SAE reads, and changes what the SAE writes to."""
+
+    def __init__(
+        self,
+        sae: SAE,
+        feature: int,
+        *,
+        strength: Strength | float | None = None,
+        at: Positions = "all",
+        every_token: bool = False,
+    ) -> None:
+        if sae.site is None or sae.site_out is None:
+            raise InputError(
+                f"{sae.info.name} does not say where it reads: set sae.site, as in sae.site = gs.Site.parse('20.res')"
+            )
+        direction = sae.direction(feature)
+        super().__init__(
+            direction, sae.site_out, f"feature {feature}", strength=strength, at=at, every_token=every_token
+        )
+        self.sae = sae
+        self.feature = feature
+        self._encoder = sae.W_enc.detach()[:, feature].float()
+        self._bias = sae.b_enc.detach()[feature].float()
+        self._threshold = torch.zeros(()) if sae.threshold is None else sae.threshold.detach()[feature].float()
+
+    @property
+    def reads(self) -> Site:
+        assert self.sae.site is not None
+        return self.sae.site
+
+    @property
+    def reads_width(self) -> int:
+        return self.sae.d_in
+
+    def activation(self, read: Float[Tensor, "N I"]) -> Float[Tensor, "N"]:
+        """f of this feature, by the SAE's own gate; only TopK has to look at the others."""
+        if self.sae.k is not None:
+            return self.sae.encode_dense(read)[:, self.feature].to(read.device)
+        if self._encoder.device != read.device:
+            self._encoder, self._bias, self._threshold = (
+                weight.to(read.device) for weight in (self._encoder, self._bias, self._threshold)
+            )
+        pre = read @ self._encoder + self._bias
+        return pre * ((pre > self._threshold) & (pre > 0))
