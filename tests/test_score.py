@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from gemscope.activations.load import load_model
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
-from gemscope.edits.splice import Splice
-from gemscope.errors import EmptyText, InputError, Mismatch
+from gemscope.cli.main import main
+from gemscope.errors import EmptyText, InputError, Mismatch, SAENotFound
+from gemscope.features.files.saelens import save_sae
+from gemscope.features.load import load_sae
 from gemscope.features.sae import SAE, SAEInfo
+from gemscope.features.several import is_pattern, matching
+from gemscope.reports import losses as losses_module
 from gemscope.reports.score import score
+from gemscope.reports.sweep import compare
 from gemscope.testing import D_MODEL, identity_sae, tiny_model
 from gemscope.text.corpus import Corpus
 from gemscope.text.tokens import Tokens
@@ -65,92 +77,165 @@ def test_an_sae_that_changes_nothing_costs_nothing(model: LanguageModel, corpus:
     assert told.dense > 0.9
 
 
-def test_every_figure_equals_one_computed_here(model: LanguageModel, corpus: Corpus) -> None:
-    sae = random_sae()
-    told = score(model, sae, corpus, **OPTIONS)
-    batches = reading(model, corpus)
-    x = torch.cat([values[counted] for _, values, counted in batches]).double()
-    pre = x @ sae.W_enc.double() + sae.b_enc
-    f = pre * (pre > sae.threshold) * (pre > 0)
-    out = f @ sae.W_dec.double() + sae.b_dec
-    l0 = (f > 0).sum(-1).double()
-    density = (f > 0).double().mean(0)
-    assert told.tokens == len(x)
-    assert told.tokens + told.masked == sum(int(tokens.real.sum()) for tokens, _, _ in batches)
-    assert told.l0 == pytest.approx(l0.mean().item(), rel=1e-4)
-    assert told.l0_std == pytest.approx(l0.std(correction=0).item(), rel=1e-3)
-    assert told.fvu == pytest.approx(((x - out).pow(2).sum() / (x - x.mean(0)).pow(2).sum()).item(), rel=1e-4)
-    assert told.explained_variance == pytest.approx(1 - told.fvu)
-    assert told.cosine == pytest.approx(torch.cosine_similarity(x, out, dim=-1).mean().item(), rel=1e-4)
-    assert told.dead == pytest.approx((density == 0).double().mean().item())
-    assert told.dense == pytest.approx((density > 0.1).double().mean().item())
+class Noting(nn.Module):
+    """A module that computes as before; what goes in can be looked up afterwards."""
 
-
-class Replaced(nn.Module):
-    """A block that computes as before and then has some positions overwritten."""
-
-    def __init__(self, block: nn.Module, where: Tensor, sae: SAE) -> None:
+    def __init__(self, inner: nn.Module) -> None:
         super().__init__()
-        self.block, self.where, self.sae = block, where, sae
+        self.inner, self.seen = inner, torch.empty(0)
 
-    def forward(self, *args: object, **kwargs: object) -> object:
-        out = self.block(*args, **kwargs)
-        many = isinstance(out, tuple)
-        x = out[0] if many else out
-        pre = x @ self.sae.W_enc + self.sae.b_enc
-        f = pre * (pre > self.sae.threshold) * (pre > 0)
-        new = torch.where(self.where[..., None], f @ self.sae.W_dec + self.sae.b_dec, x)
-        return (new, *out[1:]) if many else new
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.seen = args[0]
+        return self.inner(*args, **kwargs)
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(super().__getattr__("block"), name)
+            return getattr(super().__getattr__("inner"), name)
 
 
-def test_losses_equal_those_of_a_model_rebuilt_with_the_sae_inside(corpus: Corpus) -> None:
-    """The block itself is exchanged for one that overwrites its output: no hook, no splice."""
-    model, sae = tiny_model("llama"), random_sae()
-    told = score(model, sae, corpus, **OPTIONS)
-    clean_losses, spliced_losses, divergences = [], [], []
-    for tokens, _, counted in reading(model, corpus):
-        clean = model.logits(tokens).double().log_softmax(-1)
-        block = model.hf.model.layers[1]
-        model.hf.model.layers[1] = Replaced(block, counted, sae)
-        spliced = model.logits(tokens).double().log_softmax(-1)
-        model.hf.model.layers[1] = block
-        for row in range(len(tokens)):
-            for t in range(tokens.ids.shape[1] - 1):
-                if counted[row, t] and tokens.real[row, t + 1]:
-                    following = tokens.ids[row, t + 1]
-                    clean_losses.append(-clean[row, t, following].item())
-                    spliced_losses.append(-spliced[row, t, following].item())
-                    p, q = clean[row, t], spliced[row, t]
-                    divergences.append((p.exp() * (p - q)).sum().item())
-    n = len(clean_losses)
-    assert told.loss_tokens == n
-    assert told.loss == pytest.approx(sum(clean_losses) / n, rel=1e-5)
-    assert told.spliced_loss == pytest.approx(sum(spliced_losses) / n, rel=1e-5)
-    assert told.delta_loss == pytest.approx(told.spliced_loss - told.loss)
-    assert told.kl == pytest.approx(sum(divergences) / n, rel=1e-4)
-    assert told.kl > 0.01
+class Overwritten(Noting):
+    """A module of whose output some positions are overwritten by what `made` gives for it."""
+
+    def __init__(self, inner: nn.Module, where: Tensor, made: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(inner)
+        self.where, self.made = where, made
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = self.inner(*args, **kwargs)
+        x = out[0] if isinstance(out, tuple) else out
+        self.seen = x
+        new = torch.where(self.where[..., None], self.made(x), x)
+        return (new, *out[1:]) if isinstance(out, tuple) else new
 
 
-def test_uncounted_tokens_pass_a_splice_untouched(model: LanguageModel, corpus: Corpus) -> None:
-    """A block's output at an uncounted position is what it was; at a counted one it is the SAE's."""
-    sae = random_sae()
-    tokens, values, counted = reading(model, corpus)[0]
-    assert not counted.all()
-    with model.edited(Splice(sae, counted)):
-        edited = model.capture(tokens, ["1.res"], every_token=True)["1.res"].values
-    out = Splice(sae, counted)(values)
-    for got in (edited, out):
-        if got is out:
-            assert torch.equal(got[~counted], values[~counted])
-            torch.testing.assert_close(got[counted], sae(values[counted]), rtol=1e-5, atol=1e-5)
-    following = model.capture(tokens, ["1.res"], every_token=True)["1.res"].values
-    assert torch.equal(following, values)  # and the model is as before
+class Rebuilt:
+    """A float64 copy of a tiny model with the SAE, or a constant, built into block 1: no hook, no edit, no capture."""
+
+    def __init__(self, model: LanguageModel, sae: SAE) -> None:
+        self.model, self.sae = model, sae
+        self.hf = deepcopy(model.hf).double()
+        inner = self.hf.gpt_neox if hasattr(self.hf, "gpt_neox") else getattr(self.hf, "transformer", None)
+        self.blocks = (inner or self.hf.model).__getattr__("layers" if not hasattr(self.hf, "transformer") else "h")
+        self.weights = {name: weight.detach().double() for name, weight in sae.named_parameters()}
+
+    def sae_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and output, by the formulas alone."""
+        w = self.weights
+        pre = x @ w["W_enc"] + w["b_enc"]
+        f = pre * (pre > w["threshold"]) * (pre > 0)
+        out = f @ w["W_dec"] + w["b_dec"]
+        return f, out + x @ w["W_skip"].T if "W_skip" in w else out
+
+    def run(
+        self, tokens: Tokens, where: Tensor, made: Callable[[Tensor, Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities with `made(read, written)` in the place of what is written, and what is read and written."""
+        block = self.blocks[1]
+        if not self.sae.is_transcoder:
+            self.blocks[1] = built = Overwritten(block, where, lambda x: made(x, x))
+            out = self._logits(tokens)
+            self.blocks[1] = block
+            return out, built.seen, built.seen
+        mlp = block.mlp
+        block.mlp = noting = Noting(mlp)
+        normed = hasattr(block, "post_feedforward_layernorm")  # Gemma's MLP has a norm behind it
+        last = block.post_feedforward_layernorm if normed else noting
+        built = Overwritten(last, where, lambda y: made(noting.seen, y))
+        setattr(block, "post_feedforward_layernorm" if normed else "mlp", built)
+        out = self._logits(tokens)
+        block.mlp = mlp
+        if normed:
+            block.post_feedforward_layernorm = last
+        return out, noting.seen, built.seen
+
+    def _logits(self, tokens: Tokens) -> Tensor:
+        with torch.no_grad():
+            # No mask: what is on the right of a token, padding too, cannot reach it.
+            logits = self.hf(input_ids=tokens.ids, use_cache=False).logits
+        return logits.log_softmax(-1)
+
+
+def slow(model: LanguageModel, sae: SAE, corpus: Corpus, **options: int) -> dict[str, float]:
+    """Every figure of a score, computed here token by token in float64."""
+    rebuilt = Rebuilt(model, sae)
+    batches = list(model.rows(corpus, **options))
+    assert any(tokens.padded for tokens in batches)
+    nothing = [torch.zeros_like(tokens.real) for tokens in batches]
+    clean = [rebuilt.run(tokens, where, lambda x, y: y) for tokens, where in zip(batches, nothing, strict=True)]
+    masks = [counted_by_hand(tokens, x) for tokens, (_, x, _) in zip(batches, clean, strict=True)]
+    x = torch.cat([x[mask] for (_, x, _), mask in zip(clean, masks, strict=True)])
+    y = torch.cat([y[mask] for (_, _, y), mask in zip(clean, masks, strict=True)])
+    f, out = rebuilt.sae_of(x)
+    l0 = sorted((f != 0).sum(-1).tolist())
+    n, density, mean = len(x), (f != 0).double().mean(0), y.mean(0)
+    figures = {
+        "tokens": n,
+        "masked": sum(int(tokens.real.sum()) for tokens in batches) - n,
+        "l0": sum(l0) / n,
+        "l0_std": (sum(each**2 for each in l0) / n - (sum(l0) / n) ** 2) ** 0.5,
+        "l0_p95": l0[math.ceil(0.95 * n) - 1],
+        "fvu": ((y - out).pow(2).sum() / (y - mean).pow(2).sum()).item(),
+        "cosine": torch.cosine_similarity(y, out, dim=-1).mean().item(),
+        "l2_ratio": (out.norm(dim=-1) / y.norm(dim=-1)).mean().item(),
+        "relative_bias": (out.pow(2).sum() / (y * out).sum()).item(),
+        "dead": (density == 0).double().mean().item(),
+        "dense": (density > 0.1).double().mean().item(),
+    }
+    figures["explained_variance"] = 1 - figures["fvu"]
+    changes: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "spliced": lambda x, y: rebuilt.sae_of(x)[1],
+        "zero": lambda x, y: torch.zeros_like(y),
+        "mean": lambda x, y: mean.expand_as(y),
+    }
+    for name, made in changes.items():
+        changed = [rebuilt.run(tokens, mask, made)[0] for tokens, mask in zip(batches, masks, strict=True)]
+        losses, divergences = [], []
+        for tokens, mask, (before, _, _), after in zip(batches, masks, clean, changed, strict=True):
+            for row in range(len(tokens)):
+                for t in range(tokens.ids.shape[1] - 1):
+                    if mask[row, t] and tokens.real[row, t + 1]:
+                        p, q, following = before[row, t], after[row, t], tokens.ids[row, t + 1]
+                        losses.append((-p[following].item(), -q[following].item()))
+                        divergences.append((p.exp() * (p - q)).sum().item())
+        figures["loss_tokens"] = len(losses)
+        figures["loss"] = sum(one for one, _ in losses) / len(losses)
+        figures[f"{name}_loss"] = sum(other for _, other in losses) / len(losses)
+        figures["kl" if name == "spliced" else f"{name}_kl"] = sum(divergences) / len(losses)
+    figures["delta_loss"] = figures["spliced_loss"] - figures["loss"]
+    for name in ("zero", "mean"):
+        ablated, kl = figures[f"{name}_loss"], figures[f"{name}_kl"]
+        figures[f"loss_recovered_{name}"] = (ablated - figures["spliced_loss"]) / (ablated - figures["loss"])
+        figures[f"kl_score_{name}"] = (kl - figures["kl"]) / kl
+    return figures
+
+
+def counted_by_hand(tokens: Tokens, x: Tensor) -> Tensor:
+    """Of each row, its tokens that count without those ten times as long as the middle one."""
+    mask = tokens.counted.clone()
+    for row in range(len(tokens)):
+        norms = x[row].norm(dim=-1)
+        if tokens.counted[row].any():
+            mask[row] &= norms <= 10 * norms[tokens.counted[row]].median()
+    return mask
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text", "qwen3", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("kind", ["sae", "transcoder"])
+def test_every_figure_equals_that_of_a_model_rebuilt_with_the_sae_inside(
+    family: str, kind: str, corpus: Corpus
+) -> None:
+    model = tiny_model(family)
+    where = {"site": "1.res"} if kind == "sae" else {"site": "1.transcoder", "site_out": "1.mlp", "skip": True}
+    sae = random_sae(**where)
+    told, expected = score(model, sae, corpus, **OPTIONS), slow(model, sae, corpus, **OPTIONS)
+    for name, value in expected.items():
+        assert getattr(told, name) == pytest.approx(value, rel=2e-4, abs=2e-5), name
+    assert told.kl > 0.01  # there is something to compare
+    assert abs(told.zero_loss - told.mean_loss) > 1e-3
+    known = {name for name, value in told.to_dict().items() if isinstance(value, (int, float)) and value is not None}
+    assert known - {"every_token", "features"} == set(expected)  # none is left unchecked
 
 
 def test_attention_sinks_are_neither_measured_nor_spliced(corpus: Corpus) -> None:
@@ -200,30 +285,6 @@ def test_reading_ends_after_the_tokens_asked_for(model: LanguageModel, corpus: C
     assert told.tokens + told.masked == 48
 
 
-def test_a_transcoder_is_scored_on_what_it_writes(model: LanguageModel, corpus: Corpus) -> None:
-    sae = random_sae(site="1.transcoder", site_out="1.mlp", skip=True)
-    told = score(model, sae, corpus, **OPTIONS)
-    xs, ys = [], []
-    for tokens in model.rows(corpus, **OPTIONS):
-        captured = model.capture(tokens, ["1.transcoder", "1.mlp"])
-        counted = captured["1.transcoder"].counted
-        xs.append(captured["1.transcoder"].values[counted])
-        ys.append(captured["1.mlp"].values[counted])
-    x, y = torch.cat(xs).double(), torch.cat(ys).double()
-    pre = x @ sae.W_enc.double() + sae.b_enc
-    f = pre * (pre > sae.threshold) * (pre > 0)
-    assert sae.W_skip is not None
-    out = f @ sae.W_dec.double() + sae.b_dec + x @ sae.W_skip.double().T
-    assert told.fvu == pytest.approx(((y - out).pow(2).sum() / (y - y.mean(0)).pow(2).sum()).item(), rel=1e-4)
-    assert told.site == "1.transcoder → 1.mlp"
-    assert told.delta_loss is None
-
-
-def test_a_transcoder_cannot_be_spliced() -> None:
-    with pytest.raises(InputError, match="is a transcoder"):
-        Splice(random_sae(site="1.transcoder", site_out="1.mlp"), torch.ones(1, 2, dtype=torch.bool))
-
-
 def test_an_sae_of_another_width_is_refused(model: LanguageModel, corpus: Corpus) -> None:
     with pytest.raises(Mismatch, match=rf"has {D_MODEL} at 1\.res"):
         score(model, SAE(7, 20, site="1.res"), corpus)
@@ -235,6 +296,208 @@ def test_a_corpus_of_which_nothing_counts_is_refused(model: LanguageModel) -> No
     lone = "a" if model.bos is None else ""
     with pytest.raises((InputError, EmptyText)):
         score(model, random_sae(), Corpus.of([lone or " "]), **OPTIONS)
+
+
+def test_rows_a_pass_are_a_matter_of_memory_alone(
+    model: LanguageModel, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = score(model, random_sae(), corpus, **OPTIONS)
+    monkeypatch.setattr(losses_module, "_LOGITS", 1)
+    assert losses_module._rows_a_pass(model, next(model.rows(corpus, **OPTIONS))) == 1
+    one_by_one = score(model, random_sae(), corpus, **OPTIONS)
+    assert one_by_one.loss_tokens == whole.loss_tokens
+    for name in ("loss", "spliced_loss", "kl", "zero_loss", "mean_loss", "mean_kl"):
+        assert getattr(one_by_one, name) == pytest.approx(getattr(whole, name), rel=1e-5)
+
+
+def test_every_token_counted_is_said_loudly(model: LanguageModel, corpus: Corpus) -> None:
+    told = score(model, random_sae(), corpus, every_token=True, **OPTIONS)
+    batches = list(model.rows(corpus, **OPTIONS))
+    assert told.tokens == sum(int(tokens.real.sum()) for tokens in batches)
+    assert told.masked == 0
+    assert told.loss_tokens == sum(int((tokens.real.sum(-1) - 1).sum()) for tokens in batches)
+    assert "mislead" in str(told)
+    assert "mislead" in told.to_html()
+    assert "mislead" not in str(score(model, random_sae(), corpus, loss_tokens=0, **OPTIONS))
+
+
+def test_a_site_that_the_model_does_not_read_has_no_losses(model: LanguageModel, corpus: Corpus) -> None:
+    told = score(model, random_sae(site="1.transcoder_nogain"), corpus, **OPTIONS)
+    assert told.delta_loss is None
+    assert told.fvu > 0
+    assert "no losses: the model does not read 1.transcoder_nogain itself" in str(told)
+    assert "Not measured" in told.to_html()
+
+
+def test_numbers_of_tokens_that_make_no_sense_are_refused(model: LanguageModel, corpus: Corpus) -> None:
+    with pytest.raises(InputError, match="tokens=0: at least one"):
+        score(model, random_sae(), corpus, tokens=0)
+    with pytest.raises(InputError, match="loss_tokens=-1"):
+        score(model, random_sae(), corpus, loss_tokens=-1)
+
+
+class Passes:
+    """How often a model runs, to its end or up to a site."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.n = 0
+        self._handle = model.hf.register_forward_pre_hook(self._count)
+
+    def _count(self, *_: object) -> None:
+        self.n += 1
+
+    def stop(self) -> int:
+        self._handle.remove()
+        return self.n
+
+
+def test_several_saes_share_one_reading_and_score_as_each_alone(corpus: Corpus) -> None:
+    model = tiny_model("llama")
+    transcoder = random_sae(site="1.transcoder", site_out="1.mlp", skip=True)
+    saes = [random_sae(0), random_sae(1, d_sae=40), random_sae(2, site="2.res"), transcoder]
+    batches = len(list(model.rows(corpus, **OPTIONS)))
+    passes = Passes(model)
+    together = compare(model, saes, corpus, **OPTIONS)
+    # Statistics, clean, two ablations at each of three sites, four splices.
+    assert passes.stop() == batches * (1 + 1 + 2 * 3 + 4)
+    for sae, told in zip(saes, together.scores, strict=True):
+        alone = score(model, sae, corpus, **OPTIONS).to_dict()
+        for name, value in told.to_dict().items():
+            assert value == (pytest.approx(alone[name], rel=1e-5) if isinstance(value, float) else alone[name]), name
+
+
+def test_a_comparison_marks_those_that_no_other_beats(model: LanguageModel, corpus: Corpus) -> None:
+    saes = [random_sae(seed, d_sae=20 + 30 * seed) for seed in range(4)] + [identity_sae(D_MODEL)]
+    found = compare(model, saes, corpus, **OPTIONS)
+    facts = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    for figure in ("delta_loss", "fvu"):
+        points = [(one["l0"], one[figure]) for one in facts["scores"]]
+        beaten = {
+            a
+            for a, (l0, value) in enumerate(points)
+            for b, (other_l0, other) in enumerate(points)
+            if a != b and other_l0 <= l0 and other <= value and (other_l0, other) != (l0, value)
+        }
+        assert facts["pareto"][figure] == [place for place in range(len(saes)) if place not in beaten]
+    assert len(saes) - 1 in facts["pareto"]["fvu"]  # nothing explains more than the identity
+    text, page = str(found), found.to_html()
+    assert text.count("●") == 1 + sum(map(len, facts["pareto"].values()))
+    assert page.count("<circle") == 2 * len(saes)
+    assert page.count('class="dot"') == sum(map(len, facts["pareto"].values()))
+    with pytest.raises(InputError, match="no SAEs given"):
+        compare(model, [], corpus)
+
+
+def test_saes_are_told_apart_by_the_end_of_their_addresses(model: LanguageModel, corpus: Corpus) -> None:
+    def names(*full: str) -> tuple[str, ...]:
+        saes = [random_sae() for _ in full]
+        for sae, name in zip(saes, full, strict=True):
+            sae.info = SAEInfo(name=name)
+        return compare(model, saes, corpus, tokens=24, loss_tokens=0, **OPTIONS).names
+
+    assert names("g/r/layer_20/width_16k/average_l0_71", "g/r/layer_20/width_16k/average_l0_22") == (
+        "average_l0_71",
+        "average_l0_22",
+    )
+    assert names("a/b", "c/b") == ("a/b", "c/b")
+    assert names("same/one", "same/one") == ("one", "one")
+
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_page_is_one_file_that_fetches_nothing_and_escapes_everything(
+    model: LanguageModel, tmp_path: Path, several: bool
+) -> None:
+    sae = random_sae()
+    sae.info = SAEInfo(name=HOSTILE)
+    (tmp_path / "a&b").mkdir()
+    file = tmp_path / "a&b" / "<b>.txt"
+    file.write_text(" ".join(TEXTS) * 3)
+    named = LanguageModel(model.hf, model.tokenizer, name=HOSTILE)
+    corpus = Corpus.read(file)
+    found = compare(named, [sae, sae], corpus, **OPTIONS) if several else score(named, sae, corpus, **OPTIONS)
+    page = found.to_html()
+    assert "<img" not in page
+    assert "<b>" not in page
+    assert "alert(1)</script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page)
+    assert "url(" not in page
+    assert page.count('<svg class="chart"') == 2
+    assert "default-src 'none'" in page
+    assert 'srcdoc="' in found._repr_html_()
+    ElementTree.fromstring("<div>" + "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL)) + "</div>")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "count"),
+    [
+        ("google/gemma-scope-2b-pt-res/layer_20/width_16k/*", 5),
+        ("gemma-scope-2b-pt-res-canonical layer_20/*/canonical", 2),
+        ("gemma-2-2b/2[01]-gemmascope-res-16k", 2),
+    ],
+)
+def test_a_pattern_stands_for_the_saes_of_the_catalogue_that_it_matches(pattern: str, count: int) -> None:
+    found = matching(pattern)
+    assert is_pattern(pattern)
+    assert len(found) == len(set(found)) >= count
+    assert all(address.startswith("google/gemma-scope-2b-pt-res/layer_2") for address in found)
+    numbers = [[int(number) for number in re.findall(r"\d+", address)] for address in found]
+    if "width_16k" in pattern:
+        assert numbers == sorted(numbers)  # 38 before 139
+
+
+def test_a_pattern_stands_for_the_folders_here_that_hold_saes(tmp_path: Path) -> None:
+    for name in ("l0_9", "l0_10", "l0_100"):
+        save_sae(random_sae(), tmp_path / name)
+    (tmp_path / "l0_log").mkdir()
+    (tmp_path / "l0_notes.txt").write_text("none")
+    assert [Path(path).name for path in matching(f"{tmp_path}/l0_*")] == ["l0_9", "l0_10", "l0_100"]
+    (tmp_path / "odd[1]").mkdir()
+    assert not is_pattern(str(tmp_path / "odd[1]"))  # it is the name of a folder
+    with pytest.raises(SAENotFound, match=r"no SAE matches .*nearest: google/gemma-scope"):
+        matching("google/gemma-scope-2b-pt-res/layer_20/width_17k/*")
+
+
+def test_the_shell_compares_what_a_pattern_matches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sae = load_sae("smollm2")
+    for name in ("a", "b"):
+        save_sae(sae, tmp_path / name)
+    page = tmp_path / "page.html"
+    words = ["score", "smollm2", f"{tmp_path}/*", "--also", "smollm2", "--tokens", "64", "--loss-tokens", "64"]
+    assert main([*words, "--json", "--html", str(page)]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert [Path(one["sae"]).name for one in facts["scores"]] == ["a", "b", "smollm2"]
+    assert len({one["delta_loss"] for one in facts["scores"]}) == 1
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_the_shell_scores_the_default_with_at_least_these_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", "--tokens", "64", "--loss-tokens", "64", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert {"l0", "fvu", "delta_loss", "kl", "dead", "tokens"} <= facts.keys()
+    assert facts["tokens"] > 64 * 0.9
+
+
+def test_a_wrong_site_or_a_flipped_sign_is_plain_to_see_on_the_bundled_model() -> None:
+    """Half a layer off, a layer off, the decoder's sign turned round: each is worse in every figure that matters."""
+    model, flipped = load_model("smollm2"), load_sae("smollm2")
+    flipped.W_dec.neg_()
+    wrong = [load_sae("smollm2", site=site) for site in ("15.res", "14.res", "16.res", "15.mid")]
+    right, *others = compare(
+        model, [*wrong, flipped], Corpus.sample(), tokens=256, loss_tokens=256, length=128, batch=2
+    ).scores
+    assert right.fvu < 0.25
+    assert right.delta_loss < 0.2
+    assert 30 < right.l0 < 80
+    for one in others:
+        assert one.fvu > 1.25 * right.fvu, one.site
+        assert one.delta_loss > 2 * right.delta_loss, one.site
+        assert one.kl > 1.25 * right.kl, one.site
+    assert others[-1].explained_variance < 0
+    assert others[-1].cosine < right.cosine - 0.4
 
 
 def test_a_score_prints_itself_and_is_json(model: LanguageModel, corpus: Corpus) -> None:

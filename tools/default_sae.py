@@ -3,7 +3,8 @@
     make default-sae          # runs: python tools/default_sae.py, with the two corpora in place
 
 Steps whose result is there already are passed over, so a run that was cut off goes on where it stopped. Needs about
-10 GB of disk and an hour on two cores.
+10 GB of disk and an hour on two cores. `--card` measures the weights that are shipped and writes their figures into the
+card again, some ten minutes; what it says of data and training stays.
 """
 
 import argparse
@@ -21,6 +22,9 @@ from safetensors.torch import save_file
 
 import gemscope as gs
 from gemscope.cli.bars import bars
+from gemscope.progress import Progress
+from gemscope.reports.score import Score
+from gemscope.reports.sweep import compare
 from gemscope.training.config import TrainConfig
 
 SITE = "15.res"
@@ -29,6 +33,9 @@ PER_SOURCE = 2_000_000
 """Characters of each source at most: no single manual or dictionary shall dominate."""
 PER_DOCUMENT = 24_000
 HELD_OUT = 0.025
+SCORED = {"tokens": 120_000, "loss_tokens": 20_000}
+TRIED = {"tokens": 20_000, "loss_tokens": 10_000}
+"""Mistakes show on fewer tokens."""
 
 
 def mixed(corpora: list[Path], to: Path, seed: int) -> None:
@@ -59,6 +66,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/smollm2-15-res"))
     parser.add_argument("--tokens", type=int, default=3_200_000)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--card", action="store_true", help="measure the shipped weights anew and write their card")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
@@ -69,16 +77,37 @@ def main() -> None:
     training, held_out = gs.Corpus.read(mix).split(HELD_OUT)
     model = gs.load_model("smollm2")
     with bars() as progress:
-        for corpus, folder, tokens in ((held_out, "held-out", 200_000), (training, "train", args.tokens)):
-            if not (args.work / folder).exists():
-                gs.harvest(model, corpus, [SITE], to=args.work / folder, tokens=tokens, progress=progress)
-        gs.train(args.work / "train", config, to=args.work / "run", held_out=args.work / "held-out", progress=progress)
-        ship(args.work / "run" / "sae")
-        sae = gs.load_sae("smollm2")
-        score = gs.score(model, sae, held_out, tokens=120_000, progress=progress)
+        if not args.card:
+            for corpus, folder, tokens in ((held_out, "held-out", 200_000), (training, "train", args.tokens)):
+                if not (args.work / folder).exists():
+                    gs.harvest(model, corpus, [SITE], to=args.work / folder, tokens=tokens, progress=progress)
+            harvests = {"held_out": args.work / "held-out", "progress": progress}
+            gs.train(args.work / "train", config, to=args.work / "run", **harvests)
+            ship(args.work / "run" / "sae")
+        figures = measured(model, held_out, progress)
+    readme = OUT / "README.md"
+    if args.card:
+        origin = readme.read_text()[readme.read_text().index(ORIGIN) :]
+    else:
+        origin = provenance(gs.load_sae("smollm2"), gs.Store(args.work / "train"), config, sources(mix))
+    readme.write_text(f"{figures}\n{origin}")
+
+
+def measured(model: gs.LanguageModel, held_out: gs.Corpus, progress: Progress) -> str:
+    """The card's first half: the figures of the shipped weights, and what they are when they are used wrongly."""
+    sae = gs.load_sae("smollm2")
+    score = gs.score(model, sae, held_out, **SCORED, progress=progress)
     print(score)
-    store = gs.Store(args.work / "train")
-    (OUT / "README.md").write_text(card(sae, score, store, config, sources(mix)))
+    flipped = gs.load_sae("smollm2")
+    flipped.W_dec.neg_()
+    wrong = [sae, *(gs.load_sae("smollm2", site=site) for site in ("14.res", "16.res", "15.mid")), flipped]
+    names = ["as it should be", "read at 14.res", "read at 16.res", "read at 15.mid", "decoder's sign flipped"]
+    compared = compare(model, wrong, held_out, **TRIED, progress=progress).scores
+    counted = gs.score(model, sae, held_out, **TRIED, every_token=True, progress=progress)
+    mistakes = [*zip(names, compared, strict=True), ("BOS, first positions and sinks counted", counted)]
+    for name, one in mistakes:
+        print(name, one, sep="\n")
+    return card(sae, model, score, mistakes)
 
 
 def sources(mix: Path) -> Counter[str]:
@@ -89,31 +118,60 @@ def sources(mix: Path) -> Counter[str]:
     return held
 
 
-def card(sae: gs.SAE, score: gs.Score, store: gs.Store, config: TrainConfig, held: Counter[str]) -> str:
-    """The model card, every figure of it measured or read from the run."""
-    manifest = store.manifest
-    count = manifest.sites[SITE]
-    texts = ", ".join(f"{name} {size / 1e6:.1f}" for name, size in held.most_common())
+def card(sae: gs.SAE, model: gs.LanguageModel, score: Score, mistakes: list[tuple[str, Score]]) -> str:
+    """The figures, each of them measured."""
+    tried = mistakes[0][1]
+    rows = "\n".join(
+        f"| {name} | {one.l0:.1f} | {one.fvu:.4f} | {one.cosine:.4f} | {one.relative_bias:.3f} | {one.delta_loss:+.4f} | {one.kl:.4f} | {one.loss_recovered_zero:.4f} | {one.loss_recovered_mean:.4f} |"
+        for name, one in mistakes
+    )
     return f"""# smollm2: the SAE that comes with gemscope
 
 A JumpReLU sparse autoencoder of {sae.d_sae:,} features on the residual stream after block 15 (counted from 0, of 30) of
-{manifest.model}, trained by this project. `gs.load_sae("smollm2")` loads it. Weights: Apache-2.0, as the model's.
+{model.name}, trained by this project. `gs.load_sae("smollm2")` loads it. Weights: Apache-2.0, as the model's.
 
 | on held-out documents | |
 | --- | --- |
-| L0 | {score.l0:.1f} per token (standard deviation {score.l0_std:.0f}) |
+| L0 | {score.l0:.1f} per token (standard deviation {score.l0_std:.0f}, 95 % of tokens ≤ {score.l0_p95}) |
 | FVU (Σ‖x − x̂‖² / Σ‖x − μ‖², global mean) | {score.fvu:.4f} (explained variance {score.explained_variance:.4f}) |
 | mean cosine | {score.cosine:.4f} |
+| mean ‖x̂‖ / ‖x‖ | {score.l2_ratio:.4f} |
+| relative reconstruction bias | {score.relative_bias:.4f} |
 | dead (never fired) | {score.dead:.2%} |
 | dense (fired on more than 10 %) | {score.dense:.2%} |
 | delta loss, spliced | {score.delta_loss:+.4f} nats ({score.loss:.4f} → {score.spliced_loss:.4f}) |
 | KL(clean ‖ spliced) | {score.kl:.4f} nats |
+| loss with the site's mean in its place | {score.mean_loss:.4f} nats: {score.loss_recovered_mean:.2%} of the loss recovered, {score.kl_score_mean:.2%} of the KL |
+| loss with zero in its place | {score.zero_loss:.4f} nats: {score.loss_recovered_zero:.2%} of the loss recovered, {score.kl_score_zero:.2%} of the KL |
 
 Over {score.tokens:,} tokens ({score.loss_tokens:,} for the losses) of documents that the training never saw. Special tokens,
-first positions and attention sinks are out of every figure ({score.masked:,} masked): with them in, FVU would look a
-hundred times better and mean nothing. The figures are those of the weights as shipped, with the matrices in float16.
+first positions and attention sinks are out of every figure ({score.masked:,} masked). The figures are those of the weights as
+shipped, with the matrices in float16. docs/score.md defines each.
 
-## Data
+## What a mistake looks like
+
+The same weights used wrongly, on {tried.tokens:,} of the same tokens ({tried.loss_tokens:,} for the losses):
+
+| | L0 | FVU | cosine | bias | delta loss | KL | recovered, zero | recovered, mean |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+{rows}
+
+A layer off costs several times the delta loss, half a layer more than that; a wrong sign is a ruin. Loss recovered from
+zero ablation hardly tells them apart. With BOS and sinks counted, FVU looks far better than it is, because their norms
+make nearly all of the variance.
+"""
+
+
+ORIGIN = "## Data\n"
+"""Where the card's second half begins."""
+
+
+def provenance(sae: gs.SAE, store: gs.Store, config: TrainConfig, held: Counter[str]) -> str:
+    """The card's second half: what went into the weights, read from the run."""
+    manifest = store.manifest
+    count = manifest.sites[SITE]
+    texts = ", ".join(f"{name} {size / 1e6:.1f}" for name, size in held.most_common())
+    return f"""## Data
 
 {manifest.read:,} tokens read in rows of {manifest.length}, {count:,} of them kept; activations of the model in {manifest.dtype}, stored in float16.
 They are the beginning of a shuffled mix of documents, in millions of characters, at most {PER_SOURCE / 1e6:.0f} of each source:

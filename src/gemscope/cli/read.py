@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemscope.cli import options
 from gemscope.cli.bars import bars
 
 if TYPE_CHECKING:
+    from gemscope.reports.score import Score
+    from gemscope.reports.sweep import Comparison
     from gemscope.text.corpus import Corpus
 
 
@@ -40,24 +43,31 @@ def add_to(commands: Any) -> None:
 
     score = commands.add_parser(
         "score",
-        help="how good the SAE is: L0, explained variance, dead features, delta loss",
-        usage="gemscope score [MODEL SAE [CORPUS]] [options]",
-        description="Figures over a corpus (text, jsonl or parquet files; default: the bundled sample).",
+        help="how good the SAE is: L0, explained variance, dead features, delta loss, KL",
+        usage="gemscope score [MODEL SAE [CORPUS]] [--also SAE ...] [options]",
+        description="Figures over a corpus (text, jsonl or parquet files; default: the bundled sample). SAE may be a "
+        "pattern, such as 'REPO/layer_20/width_16k/*': all that match are compared, over one reading of the text.",
     )
     score.add_argument("words", nargs="*", metavar="[MODEL SAE [CORPUS]]")
+    score.add_argument(
+        "--also", action="append", default=[], metavar="SAE", help="one more to compare, or a pattern; again for more"
+    )
     score.add_argument("--tokens", type=int, default=50_000, help="about how many to read (default 50000)")
     score.add_argument(
-        "--loss-tokens", type=int, default=10_000, help="how many of them a second time, spliced (default 10000)"
+        "--loss-tokens",
+        type=int,
+        default=10_000,
+        help="how many of them again, spliced and ablated (default 10000; 0: no losses)",
     )
-    _common(score, every_token=False)
+    score.add_argument("--html", metavar="FILE", help="write the figures and plots there as one HTML file")
+    _common(score)
     score.set_defaults(run=_score, parser=score)
 
 
-def _common(command: argparse.ArgumentParser, *, every_token: bool = True) -> None:
-    if every_token:
-        command.add_argument(
-            "--every-token", action="store_true", help="count special tokens, first positions and sinks too"
-        )
+def _common(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--every-token", action="store_true", help="count special tokens, first positions and sinks too"
+    )
     options.add_json(command)
     options.add_model(command)
     options.add_sae(command)
@@ -105,16 +115,29 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _score(args: argparse.Namespace) -> int:
+    from gemscope.features.files.aside import written_aside
+    from gemscope.features.several import is_pattern, matching
     from gemscope.reports.score import score
+    from gemscope.reports.sweep import compare
 
     name, address, corpus = _named(args, 3)
+    given = [address, *args.also]
+    how: dict[str, Any] = {key: getattr(args, key) for key in ("tokens", "loss_tokens", "every_token")}
+    found: Score | Comparison
     with bars() as progress:
-        model, sae = options.model_of(args, name, progress), options.sae_of(args, address, progress)
-        found = score(model, sae, _corpus(corpus), tokens=args.tokens, loss_tokens=args.loss_tokens, progress=progress)
-    if args.json:
-        options.show(found, True)
-    else:
-        print(found)
+        # What can be wrong with the names comes out before a model is loaded.
+        addresses = dict.fromkeys(one for each in given for one in (matching(each) if is_pattern(each) else [each]))
+        text = _corpus(corpus)
+        model = options.model_of(args, name, progress)
+        saes = [options.sae_of(args, one, progress) for one in addresses]
+        if len(given) == 1 and not is_pattern(address):
+            found = score(model, saes[0], text, progress=progress, **how)
+        else:
+            found = compare(model, saes, text, progress=progress, **how)
+    if args.html:
+        with written_aside(Path(args.html)) as file:
+            file.write_text(found.to_html(), encoding="utf-8")
+    options.show(found, args.json)
     return 0
 
 

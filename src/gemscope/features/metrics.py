@@ -1,17 +1,26 @@
 """What an SAE's output is worth: pure functions and running sums. Masks are the caller's; means are over what is given.
 
 Formulas and their names follow Lieberum et al. 2024 (Gemma Scope, arXiv 2408.05147, section 4) where not stated.
+docs/score.md says why these and not others.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
-from gemscope.shapes import Float, Int
+from gemscope.features.activations import FeatureActivations
+from gemscope.shapes import Bool, Float, Int
+
+DENSE = 0.1
+"""A feature that fires on more than this share of tokens is dense."""
+
+_PIECE = 1 << 20
+"""Numbers of a vocabulary-wide matrix that are held in float32 at a time: a few tens of tokens."""
 
 
 @dataclass
@@ -27,17 +36,33 @@ class Variance:
     square: float = 0.0
     total: Tensor | None = None
     cosines: float = 0.0
+    ratios: float = 0.0
+    written: float = 0.0
+    """Σ‖x̂‖²"""
+    product: float = 0.0
+    """Σ x·x̂"""
 
     def add(self, x: Float[Tensor, "N D"], reconstruction: Float[Tensor, "N D"]) -> None:
         """Counted tokens of one batch and what the SAE made of them."""
         if not len(x):
             return
-        exact = x.double()
+        exact, back = x.double(), reconstruction.double()
         self.n += len(x)
-        self.error += (exact - reconstruction.double()).pow(2).sum().item()
-        self.square += exact.pow(2).sum().item()
+        self.error += (exact - back).pow(2).sum().item()
         self.total = exact.sum(0) if self.total is None else self.total + exact.sum(0)
-        self.cosines += F.cosine_similarity(x.float(), reconstruction.float(), dim=-1).double().sum().item()
+        squares, written, products = exact.pow(2).sum(-1), back.pow(2).sum(-1), (exact * back).sum(-1)
+        self.square += squares.sum().item()
+        self.written += written.sum().item()
+        self.product += products.sum().item()
+        # Where a norm is 0 there is no direction and nothing to compare with: 0, as elsewhere.
+        self.cosines += (products / (squares * written).sqrt().clamp(min=1e-16)).sum().item()
+        self.ratios += torch.where(squares > 0, (written / squares).sqrt(), 0).sum().item()
+
+    @property
+    def mean(self) -> Float[Tensor, "D"]:
+        """μ, in float64. Only after something was added."""
+        assert self.total is not None
+        return self.total / self.n
 
     @property
     def spread(self) -> float:
@@ -59,6 +84,19 @@ class Variance:
         """Mean cosine between x and x̂."""
         return self.cosines / self.n if self.n else math.nan
 
+    @property
+    def l2_ratio(self) -> float:
+        """Mean ‖x̂‖ / ‖x‖: below 1, reconstructions are too short."""
+        return self.ratios / self.n if self.n else math.nan
+
+    @property
+    def relative_bias(self) -> float:
+        """γ = E‖x̂‖² / E[x·x̂], the factor by which x̂ is too long (Rajamanoharan et al. 2024, arXiv 2404.16014, eq. 10).
+
+        x̂ / γ is the rescaled reconstruction with the least error: γ < 1 is shrinkage. NaN where Σ x·x̂ is 0.
+        """
+        return self.written / self.product if self.product else math.nan
+
 
 def explained_variance(x: Float[Tensor, "N D"], reconstruction: Float[Tensor, "N D"]) -> float:
     """1 − Σ‖x − x̂‖² / Σ‖x − μ‖² over the tokens given."""
@@ -67,14 +105,143 @@ def explained_variance(x: Float[Tensor, "N D"], reconstruction: Float[Tensor, "N
     return sums.explained_variance
 
 
+class Firings:
+    """How often each feature fires and how many fire at once, counted exactly over any number of batches.
+
+    Fires: f ≠ 0. Density of a feature = tokens on which it fires / tokens. L0 of a token = features that fire on it.
+    """
+
+    def __init__(self, d_sae: int) -> None:
+        self.n = 0
+        self.of_feature = torch.zeros(d_sae, dtype=torch.int64)
+        self.of_l0 = torch.zeros(d_sae + 1, dtype=torch.int64)
+        """[l] tokens with exactly l active features."""
+
+    def add(self, features: FeatureActivations) -> None:
+        """The features of one batch of counted tokens."""
+        l0 = features.l0.flatten()
+        self.n += len(l0)
+        self.of_feature += torch.bincount(features.features.long(), minlength=len(self.of_feature)).cpu()
+        self.of_l0 += torch.bincount(l0.long(), minlength=len(self.of_l0)).cpu()
+
+    @property
+    def l0(self) -> float:
+        """Mean L0."""
+        return self.of_feature.sum().item() / self.n if self.n else math.nan
+
+    @property
+    def l0_std(self) -> float:
+        """Standard deviation of L0 over tokens (that of these tokens: divided by n)."""
+        if not self.n:
+            return math.nan
+        values = torch.arange(len(self.of_l0), dtype=torch.float64)
+        return math.sqrt(((values - self.l0).pow(2) * self.of_l0).sum().item() / self.n)
+
+    def l0_quantile(self, share: float) -> int:
+        """The least L0 that at least this share of tokens does not exceed."""
+        reached = self.of_l0.cumsum(0) >= math.ceil(share * self.n - 1e-9)
+        return int(reached.int().argmax())
+
+    @property
+    def dead(self) -> float:
+        """Share of features that never fired."""
+        return (self.of_feature == 0).double().mean().item()
+
+    @property
+    def dense(self) -> float:
+        """Share of features that fired on more than a tenth of the tokens."""
+        return (self.of_feature > DENSE * self.n).double().mean().item()
+
+    def densities(self, per_decade: int = 4) -> tuple[float, float, tuple[int, ...]]:
+        """log10 of the density of living features as a histogram: where it starts, its step, features in each bin.
+
+        Bins are [start + i · step, start + (i + 1) · step), from just below one firing up to 0, where the last one
+        closes: density 1.
+        """
+        if not self.n:
+            return 0.0, 1 / per_decade, ()
+        bins = math.floor(math.log10(self.n) * per_decade) + 1
+        living = self.of_feature[self.of_feature > 0].double()
+        place = (living / self.n).log10().mul(per_decade).floor().long().clamp(-bins, -1) + bins
+        return -bins / per_decade, 1 / per_decade, tuple(torch.bincount(place, minlength=bins).tolist())
+
+    def l0s(self, most: int = 40) -> tuple[float, float, tuple[int, ...]]:
+        """L0 over tokens as a histogram of at most so many bins of one whole width, from 0."""
+        top = int(self.of_l0.nonzero().max()) if self.n else 0
+        step = max(1, math.ceil((top + 1) / most))
+        bins = top // step + 1
+        padded = torch.zeros(bins * step, dtype=torch.int64)
+        kept = self.of_l0[: bins * step]
+        padded[: len(kept)] = kept
+        return 0.0, float(step), tuple(padded.view(bins, step).sum(1).tolist())
+
+
+class Predictions:
+    """What a model predicts after chosen tokens, given its logits.
+
+    Works through the vocabulary a few tokens at a time, in float32: beside the logits themselves it holds a few
+    megabytes, whatever the vocabulary and however many tokens.
+    """
+
+    def __init__(self, logits: Float[Tensor, "B T V"], where: Bool[Tensor, "B T"]) -> None:
+        self._logits = logits.flatten(0, 1)
+        self._rows = where.flatten().nonzero().flatten().to(logits.device)
+        self._log_z = torch.cat([self._empty, *(piece.logsumexp(-1) for piece in self._pieces())])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def loss(self, following: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
+        """Cross-entropy in nats of the id that follows each chosen token: log Σ exp z − z[id]."""
+        chosen = self._logits[self._rows, following.to(self._rows.device)].float()
+        return self._log_z - chosen
+
+    def divergence(self, other: Predictions) -> Float[Tensor, "N"]:
+        """KL(self ‖ other) in nats after each chosen token: Σ p (z − z′) − (log Σ exp z − log Σ exp z′), p = softmax z.
+
+        Both must be of the same tokens.
+        """
+        # Where both models rule an id out (a logit of −inf), it adds 0 log 0 = 0.
+        sums = [self._empty]
+        start = 0
+        for z, q in zip(self._pieces(), other._pieces(), strict=True):
+            difference = torch.sub(z, q, out=q)
+            p = z.sub_(self._log_z[start : start + len(z), None]).exp_()
+            start += len(z)
+            terms = difference.mul_(p)
+            found = terms.sum(-1)
+            if not found.isfinite().all():
+                found = terms.masked_fill_(p == 0, 0).sum(-1)
+            sums.append(found)
+        return torch.cat(sums) - (self._log_z - other._log_z)
+
+    @property
+    def _empty(self) -> Float[Tensor, "0"]:
+        return torch.zeros(0, device=self._logits.device)
+
+    def _pieces(self) -> Iterator[Float[Tensor, "M V"]]:
+        """Copies in float32, free to be written over."""
+        for rows in torch.split(self._rows, max(1, _PIECE // self._logits.shape[-1])):
+            yield self._logits[rows].to(torch.float32, copy=True)
+
+
 def next_token_loss(logits: Float[Tensor, "B T V"], ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T-1"]:
     """Cross-entropy in nats of each next token; entry t is the loss of predicting token t + 1."""
-    losses = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-    return losses.view(len(ids), -1)
+    every = torch.ones(ids.shape, dtype=torch.bool)
+    every[:, -1] = False
+    return Predictions(logits, every).loss(ids[:, 1:].flatten()).view(len(ids), -1)
 
 
 def kl_divergence(clean: Float[Tensor, "B T V"], other: Float[Tensor, "B T V"]) -> Float[Tensor, "B T"]:
     """KL(clean ‖ other) of the next-token distributions, in nats."""
-    p, q = clean.float().log_softmax(-1), other.float().log_softmax(-1)
-    terms = p.exp() * (p - q)
-    return terms.masked_fill_(p == -math.inf, 0).sum(-1)  # 0 log 0 = 0: ids that the model rules out
+    every = torch.ones(clean.shape[:2], dtype=torch.bool)
+    return Predictions(clean, every).divergence(Predictions(other, every)).view(clean.shape[:2])
+
+
+def recovered(clean: float, spliced: float, ablated: float) -> float:
+    """Loss recovered, (ablated − spliced) / (ablated − clean): 1 when the SAE costs nothing, 0 when it is worth no more
+    than the ablation. NaN where the ablation costs nothing.
+
+    With KL in the place of losses (`clean` 0) it is SAELens's KL score.
+    """
+    return (ablated - spliced) / (ablated - clean) if ablated != clean else math.nan

@@ -1,0 +1,57 @@
+"""Several SAEs by one pattern, such as `google/gemma-scope-2b-pt-res/layer_20/width_16k/*`. Knows names alone."""
+
+from __future__ import annotations
+
+import glob
+import re
+from fnmatch import translate
+from pathlib import Path
+
+from gemscope.errors import SAENotFound
+from gemscope.features.catalog import Entry, nearest, snapshot
+from gemscope.features.files import gemma_scope_1, gemma_scope_2, saelens
+
+_WEIGHTS = (saelens.WEIGHTS, gemma_scope_1.WEIGHTS, gemma_scope_2.WEIGHTS)
+
+
+def is_pattern(address: str) -> bool:
+    """Whether an address stands for several: it holds *, ? or [, and is not itself the name of something here."""
+    return glob.has_magic(address) and not Path(address).expanduser().exists()
+
+
+def matching(pattern: str) -> list[str]:
+    """The addresses that a pattern stands for: SAEs in folders here, else those of the bundled catalogue.
+
+    `*` and `?` stand for letters within one name between slashes, as in a shell. In the catalogue addresses, SAELens's
+    names and Neuronpedia's ids are looked through. Numbers in names order as numbers. Raises SAENotFound for none.
+    """
+    here = [path for path in glob.glob(str(Path(pattern).expanduser())) if _holds_sae(Path(path))]
+    found = here or [entry.address for entry in snapshot() if _named(entry, pattern)]
+    if not found:
+        near = nearest(pattern.replace("*", ""))
+        hint = f"; nearest: {', '.join(near)}" if near else ""
+        raise SAENotFound(f"no SAE matches {pattern!r}, neither here nor in the bundled catalogue{hint}")
+    return sorted(found, key=_natural)
+
+
+def _holds_sae(path: Path) -> bool:
+    if path.is_dir():
+        return any((path / name).is_file() for name in _WEIGHTS)
+    return path.name in _WEIGHTS or path.suffix == ".npz"
+
+
+def _named(entry: Entry, pattern: str) -> bool:
+    names = (entry.address, *entry.saelens_names, entry.neuronpedia_id or "")
+    return any(_matches(name, pattern) for name in names)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    parts, wanted = name.split("/"), pattern.split("/")
+    return len(parts) == len(wanted) and all(
+        re.fullmatch(translate(want), part) for part, want in zip(parts, wanted, strict=True)
+    )
+
+
+def _natural(name: str) -> list[tuple[int, int | str]]:
+    """2 before 10."""
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,167 @@
+"""Several SAEs beside one another on the same text: which of them buy their sparsity cheaply."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from gemscope.activations.model import LanguageModel
+from gemscope.errors import InputError
+from gemscope.features.sae import SAE
+from gemscope.progress import Progress, silent
+from gemscope.reports.plain import plain
+from gemscope.reports.score import FORMULAS, MISLEADING, Score, conditions, scores
+from gemscope.text.corpus import Corpus
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True)
+class Front:
+    """The Pareto front of L0 against one figure."""
+
+    figure: str
+    """The figure's name in a score."""
+    name: str
+    """The same in words."""
+    places: tuple[int, ...]
+    """Which scores no other beats: as low in both, and lower in one."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Scores of several SAEs from one reading of one text, ordered as they were given."""
+
+    scores: tuple[Score, ...]
+
+    @property
+    def fronts(self) -> tuple[Front, ...]:
+        """The Pareto fronts of L0 against delta loss (where it was measured) and against FVU."""
+        known = (("delta_loss", "delta loss"), ("fvu", "FVU"))
+        fronts = (Front(figure, name, self._front(figure)) for figure, name in known)
+        return tuple(front for front in fronts if front.places)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What tells the SAEs apart: their names without the folders that all share."""
+        full = [one.sae for one in self.scores]
+        parts = [PurePosixPath(name).parts for name in full]
+        shared = 0
+        while all(len(each) > shared + 1 for each in parts) and len({each[shared] for each in parts}) == 1:
+            shared += 1
+        return tuple("/".join(each[shared:]) or name for each, name in zip(parts, full, strict=True))
+
+    def to_dict(self) -> dict[str, object]:
+        """For JSON: the scores, and by figure the places in that list of those on the front."""
+        each = [{key: value for key, value in one.to_dict().items() if key != "formulas"} for one in self.scores]
+        return {
+            "scores": each,
+            "pareto": {front.figure: list(front.places) for front in self.fronts},
+            "formulas": FORMULAS,
+        }
+
+    def to_html(self) -> str:
+        """One HTML file with a table, and a plot for each front; nothing in it is fetched."""
+        from gemscope.pages.scores import comparison_document
+
+        return comparison_document(self.scores, self.names, self.fronts, self._conditions())
+
+    def _repr_html_(self) -> str:
+        from gemscope.pages.standalone import frame
+
+        return frame(self.to_html())
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        first, fronts = self.scores[0], self.fronts
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        table.add_column("SAE", no_wrap=True)
+        for name in ("L0", "FVU", "cosine", "delta loss", "KL", "recovered", "dead", "dense", "features"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for place, (name, one) in enumerate(zip(self.names, self.scores, strict=True)):
+            marks = {front.figure: " ●" if place in front.places else "  " for front in fronts}
+            table.add_row(
+                Text(name),
+                f"{one.l0:.1f}",
+                f"{one.fvu:.4f}{marks.get('fvu', '')}",
+                f"{one.cosine:.4f}",
+                _number(one.delta_loss, "+.4f") + marks.get("delta_loss", ""),
+                _number(one.kl, ".4f"),
+                _number(one.loss_recovered_mean, ".4f"),
+                f"{one.dead:.2%}",
+                f"{one.dense:.2%}",
+                f"{one.features:,}",
+            )
+        return Group(
+            Text(f"{len(self.scores)} SAEs in {first.model}, on {first.corpus}", style="bold"),
+            Text(f"  {self._conditions()}"),
+            *([Text(f"  {MISLEADING}", style="bold yellow")] if first.every_token else []),
+            Text(),
+            table,
+            Text("● Pareto front: no other SAE has both this figure and L0 lower; recovered: of mean ablation", "dim"),
+        )
+
+    def __str__(self) -> str:
+        return plain(self, 160)
+
+    def _conditions(self) -> str:
+        sites = sorted({one.site for one in self.scores})
+        losses = self.scores[0].loss_tokens
+        counted = {(one.tokens, one.masked) for one in self.scores}
+        tokens = conditions(self.scores[0]) + ("" if len(counted) == 1 else ", a few more or less at other sites")
+        return f"At {', '.join(sites)}; {tokens}; losses over {losses:,}"
+
+    def _front(self, figure: str) -> tuple[int, ...]:
+        points = [
+            (place, one.l0, value)
+            for place, one in enumerate(self.scores)
+            if isinstance(value := getattr(one, figure), float) and math.isfinite(value)
+        ]
+        return tuple(
+            place
+            for place, l0, value in points
+            if not any(a <= l0 and b <= value and (a, b) != (l0, value) for _, a, b in points)
+        )
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def compare(
+    model: LanguageModel,
+    saes: Sequence[SAE],
+    corpus: Corpus,
+    *,
+    tokens: int | None = None,
+    loss_tokens: int = 20_000,
+    length: int = 256,
+    batch: int = 8,
+    every_token: bool = False,
+    progress: Progress = silent,
+) -> Comparison:
+    """`score` of several SAEs over one reading of the text. The model's passes, clean and ablated, are made once for
+    all that read the same site. Raises what `score` raises, and InputError for no SAEs.
+    """
+    if not saes:
+        raise InputError("no SAEs given: compare wants at least one")
+    return Comparison(
+        scores(
+            model,
+            saes,
+            corpus,
+            tokens=tokens,
+            loss_tokens=loss_tokens,
+            length=length,
+            batch=batch,
+            every_token=every_token,
+            progress=progress,
+        )
+    )
