@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from gemscope import __version__
-from gemscope.cli import atlas, describe, exchange, find, learn, read, serve
+from gemscope.cli import atlas, describe, exchange, find, learn, measure, read, serve, steer
 from gemscope.errors import GemscopeError
 
 
@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"gemscope {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in (read, find, learn, describe, serve, atlas, exchange):
+    for group in (read, steer, find, learn, measure, describe, serve, atlas, exchange):
         group.add_to(commands)
     return top
 

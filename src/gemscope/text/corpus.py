@@ -71,7 +71,7 @@ class Corpus:
         given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
         if not given:
             raise EmptyText("no files given: Corpus.read wants a path, a glob or a list of them")
-        files = tuple(file for path in given for file in _find(path))
+        files = tuple(file for path in given for file in files_at(path))
         return cls(_Files(_title(given, files), files, field))
 
     @classmethod
@@ -315,7 +315,7 @@ class _Files:
     def __iter__(self) -> Iterator[Document]:
         index = 0
         for path in self.paths:
-            for document in _documents(_rows(path, self.field), path.name, index):
+            for document in _documents(rows_of(path, self.field), path.name, index):
                 yield document
                 index = document.index + 1
 
@@ -355,8 +355,8 @@ def _surrogate(text: str) -> str | None:
     return None
 
 
-def _find(path: str | os.PathLike[str]) -> list[Path]:
-    """The files that a path, folder or glob stands for."""
+def files_at(path: str | os.PathLike[str]) -> list[Path]:
+    """The files that a path, folder or glob stands for. Raises what `Corpus.read` does."""
     there = Path(path).expanduser()
     if there.is_dir():
         files = [file for file in sorted(there.rglob("*")) if _form(file) and not _hidden(file.relative_to(there))]
@@ -391,13 +391,17 @@ def _title(given: list[str | os.PathLike[str]], files: tuple[Path, ...]) -> str:
     return f"{files[0].name} and {len(files) - 1} more"
 
 
-def _rows(path: Path, field: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The texts of one file and the rows that they stood in."""
+def rows_of(
+    path: Path, field: str, also: tuple[str, ...] = ("source", "license")
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The texts of one file and the rows that they stood in (of a parquet file, the columns `also` if it has them).
+    Raises what iterating a `Corpus` does.
+    """
     match _form(path):
         case ".txt":
             return _whole(path)
         case ".parquet":
-            return _parquet_rows(path, field)
+            return _parquet_rows(path, field, also)
         case ".jsonl" | ".json":
             return _json_rows(path, field)
     raise NotFound(f"{path} is no longer there: it was when the corpus was made")
@@ -449,7 +453,7 @@ def _decoded(line: bytes, path: Path, offset: int) -> str:
         ) from error
 
 
-def _parquet_rows(path: Path, field: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _parquet_rows(path: Path, field: str, also: tuple[str, ...]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -458,7 +462,7 @@ def _parquet_rows(path: Path, field: str) -> Iterator[tuple[str, Mapping[str, An
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
             there = table.schema_arrow.names
-            wanted = [name for name in (field, "source", "license") if name in there]
+            wanted = [name for name in dict.fromkeys((field, *also)) if name in there]
             if field not in wanted:
                 _text_of(dict.fromkeys(there), field, str(path))
             number = 0

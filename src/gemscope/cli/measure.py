@@ -1,0 +1,150 @@
+"""Commands that measure what features do: attribute, probe."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gemscope.cli import options
+from gemscope.cli.bars import bars
+
+if TYPE_CHECKING:
+    from gemscope.text.corpus import Corpus
+
+
+def add_to(commands: Any) -> None:
+    """attribute, probe."""
+    attribute = commands.add_parser(
+        "attribute",
+        help="which features cause a prediction, checked by ablating them",
+        usage="gemscope attribute [MODEL SAE] TEXT [options]",
+        description="Gradient × activation for each feature on each token of a text (default: the bundled model and "
+        "SAE), and what happens when the strongest are really ablated. TEXT - reads stdin.",
+    )
+    attribute.add_argument("words", nargs="+", metavar="[MODEL SAE] TEXT")
+    attribute.add_argument(
+        "--target",
+        metavar="TOKEN",
+        help="the token whose logit is looked into: its text, leading blank included, or id:NUMBER (default: the "
+        "likeliest next token)",
+    )
+    attribute.add_argument("--against", metavar="TOKEN", help="another token: look into the difference of their logits")
+    attribute.add_argument(
+        "--position", type=int, default=-1, help="after which token the prediction is made (default -1: the last)"
+    )
+    attribute.add_argument("-k", type=int, default=20, help="features shown and ablated (default 20)")
+    attribute.add_argument("--no-verify", action="store_true", help="ablate nothing: predicted effects alone")
+    _common(attribute)
+    attribute.set_defaults(run=_attribute, parser=attribute)
+
+    probe = commands.add_parser(
+        "probe",
+        help="can classes of text be told apart by a few features?",
+        usage="gemscope probe [MODEL SAE] DATASET [options]",
+        description="k-sparse probing: logistic regression on the k features that differ most between classes of text, "
+        "beside the activations that the SAE reads. DATASET is a .jsonl, .csv or .parquet file with a text and a label "
+        "in each row, or `sample`: the bundled text, by source.",
+    )
+    probe.add_argument("words", nargs="+", metavar="[MODEL SAE] DATASET")
+    probe.add_argument("--text", default="text", metavar="FIELD", help="field of the texts (default text)")
+    probe.add_argument("--label", metavar="FIELD", help="field of the labels (default label; for sample: source)")
+    probe.add_argument("--labels", metavar="A,B", help="only texts with these labels, parted by commas")
+    probe.add_argument("--k", default="1,2,5", metavar="NUMBERS", help="numbers of features to try (default 1,2,5)")
+    probe.add_argument("--held-out", type=float, default=0.25, help="share of texts tested on (default 0.25)")
+    probe.add_argument("--limit", type=int, default=2_000, help="about how many texts are read (default 2000; 0: all)")
+    probe.add_argument("--length", type=int, default=128, help="tokens read of each text (default 128)")
+    probe.add_argument("--seed", type=int, default=0, help="of the split (default 0)")
+    probe.add_argument("--html", metavar="FILE", help="write the figures and a chart there as one HTML file")
+    _common(probe)
+    probe.set_defaults(run=_probe, parser=probe)
+
+
+def _common(command: argparse.ArgumentParser) -> None:
+    options.add_json(command)
+    options.add_model(command)
+    options.add_sae(command)
+    options.add_hub(command)
+
+
+def _named(args: argparse.Namespace, thing: str) -> tuple[str, str, str]:
+    """MODEL, SAE and the thing."""
+    if len(args.words) not in (1, 3):
+        args.parser.error(f"{len(args.words)} arguments: give {thing}, or MODEL, SAE and {thing} (blanks in quotes)")
+    *named, last = args.words
+    name, address = named or (options.DEFAULT, options.DEFAULT)
+    return name, address, last
+
+
+def _attribute(args: argparse.Namespace) -> int:
+    from gemscope.reports.attribute import attribute
+
+    name, address, text = _named(args, "TEXT")
+    text = sys.stdin.read() if text == "-" else text
+    with bars() as progress:
+        model, sae = options.model_of(args, name, progress), options.sae_of(args, address, progress)
+        found = attribute(
+            model,
+            sae,
+            text,
+            _token(args.target),
+            against=_token(args.against),
+            position=args.position,
+            k=args.k,
+            verify=not args.no_verify,
+        )
+    options.show(found, args.json)
+    if not args.json and found.rows:
+        look = shlex.join(["gemscope", "look", *args.words])
+        print("\nNext: which features fire on each token?  ", look)
+    return 0
+
+
+def _token(text: str | None) -> str | int | None:
+    """A token as the options give it: its text, or id:NUMBER."""
+    kind, _, number = (text or "").partition(":")
+    return int(number) if kind == "id" and number.isdecimal() else text
+
+
+def _probe(args: argparse.Namespace) -> int:
+    from gemscope.errors import InputError
+    from gemscope.features.files.aside import written_aside
+    from gemscope.reports.probe import require_sklearn, sparse_probe
+
+    name, address, dataset = _named(args, "DATASET")
+    require_sklearn()  # before anything large is loaded
+    try:
+        k = [int(one) for one in args.k.split(",")]
+    except ValueError as error:
+        raise InputError(f"--k {args.k}: expected whole numbers parted by commas, as in 1,2,5") from error
+    with bars() as progress:
+        model, sae = options.model_of(args, name, progress), options.sae_of(args, address, progress)
+        found = sparse_probe(
+            model,
+            sae,
+            _dataset(dataset),
+            k=k,
+            text=args.text,
+            label=args.label,
+            labels=None if args.labels is None else args.labels.split(","),
+            held_out=args.held_out,
+            limit=args.limit or None,
+            length=args.length,
+            seed=args.seed,
+            progress=progress,
+        )
+    if args.html:
+        with written_aside(Path(args.html)) as file:
+            file.write_text(found.to_html(), encoding="utf-8")
+    options.show(found, args.json)
+    return 0
+
+
+def _dataset(word: str) -> str | Corpus:
+    if word != "sample" or Path(word).exists():
+        return word
+    from gemscope.text.corpus import Corpus
+
+    return Corpus.sample()
