@@ -90,6 +90,25 @@ def logit_effects(
 
 
 @torch.no_grad()
+def promoted(
+    model: LanguageModel, sae: SAE, feature: int, *, k: int = 10, site: Site | str | None = None
+) -> Int[Tensor, "K"]:
+    """Ids of the tokens that one feature promotes, most promoted first: the first column of what `logit_effects` finds,
+    at the cost of one feature. Raises what `logit_effects` raises, and InputError for a feature that there is not.
+    """
+    path = _path(model, sae, site)
+    if k < 1:
+        raise InputError(f"k={k}: at least one token must be asked for")
+    direction = sae.direction(feature)[None]
+    with path.unembedding() as W_U:
+        tokens = _vocabulary(model, len(W_U)).to(W_U.device)
+        carried = path.carried(direction.to(W_U.device))[0]
+        # The mean over the vocabulary is the same for every token, so it changes no order.
+        effects = torch.cat([W_U[some].float() @ carried for _, some in _pieces(tokens, W_U)])
+        return tokens[effects.topk(min(k, len(tokens))).indices].cpu()
+
+
+@torch.no_grad()
 def _effects(
     model: LanguageModel, path: DirectPath, W_dec: Tensor, *, k: int, bins: int, block: int | None
 ) -> Iterator[LogitEffects]:

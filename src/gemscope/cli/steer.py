@@ -1,0 +1,412 @@
+"""The command that acts on features: steer."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gemscope.cli import options
+from gemscope.cli.bars import bars
+from gemscope.errors import InputError
+
+if TYPE_CHECKING:
+    from gemscope.activations.editing import Edit
+    from gemscope.activations.model import LanguageModel
+    from gemscope.edits.units import Strength, Units
+    from gemscope.features.sae import SAE
+    from gemscope.progress import Progress
+    from gemscope.reports.dose import Dose
+    from gemscope.reports.steer import Steered
+
+_BUNDLED = Path(__file__).parent.parent / "data" / "atlas"
+_HOW = {
+    "steer": "adds strength × direction, whatever the feature does itself",
+    "clamp": "holds the feature's activation at the strength",
+    "at-least": "raises it to the strength where it is lower",
+    "scale": "multiplies its activation by a factor",
+    "ablate": "silences it (no strength)",
+    "project": "multiplies what lies along its direction by a factor (0 removes it)",
+    "cap": "keeps what lies along its direction below the strength",
+}
+_FACTORS = ("scale", "project")
+_SAMPLES = 3
+
+
+def add_to(commands: Any) -> None:
+    """steer."""
+    steer = commands.add_parser(
+        "steer",
+        help="turn features up or down and see the text change",
+        usage="gemscope steer [MODEL SAE] FEATURE=STRENGTH [FEATURE=STRENGTH ...] TEXT [options]",
+        description="Writes on from TEXT twice, by the model as it is and with the features edited, with the same "
+        "dice, and says how the edit changes each token's log-probability. Default model and SAE: the bundled ones. "
+        "TEXT - reads stdin.",
+        epilog="Example: gemscope steer 2510=2 'I live in'. Strengths: 2 is twice the feature's largest activation, "
+        "30raw is in units of its activation, 0.5norm adds a vector half as long as activations are there (the median "
+        "norm); all three are reported. Around 0.5norm text changes and mostly stays text; far above it breaks down.",
+    )
+    steer.add_argument("words", nargs="+", metavar="[MODEL SAE] FEATURE=STRENGTH ... TEXT")
+    steer.add_argument("-n", type=int, help=f"samples of each (default {_SAMPLES}; 1 at temperature 0)")
+    edit = steer.add_argument_group("the edit")
+    edit.add_argument(
+        "--how",
+        choices=_HOW,
+        default="clamp",
+        metavar="HOW",
+        help="; ".join(f"{name}: {does}" for name, does in _HOW.items())
+        + ". Default clamp: it beat adding where the two were compared with care (Eiffel Tower Llama, Hugging Face "
+        "2025), as it does not pile up where the feature is active already; on the bundled model they are much alike. "
+        "Clamping to 0 silences, adding 0 changes nothing",
+    )
+    edit.add_argument(
+        "--at", choices=("all", "prompt", "generated"), default="all", help="tokens that are edited (default all)"
+    )
+    edit.add_argument("--every-token", action="store_true", help="special tokens, first positions and sinks too")
+    text = steer.add_argument_group("the text")
+    text.add_argument("--temperature", type=float, default=0.5, help="default 0.5; 0 takes the likeliest token")
+    text.add_argument("--seed", type=int, default=16, help="of the dice that both texts are drawn with (default 16)")
+    text.add_argument("--max-new-tokens", type=int, default=40, metavar="N", help="default 40")
+    control = steer.add_argument_group("controls, beside the edit").add_mutually_exclusive_group()
+    control.add_argument(
+        "--random-feature", action="store_true", help="another feature of like maximum, at the same strength"
+    )
+    control.add_argument("--noise", action="store_true", help="a random vector as long, added")
+    sweep = steer.add_argument_group("dose and response")
+    sweep.add_argument(
+        "--sweep",
+        type=_numbers,
+        metavar="S,S,...",
+        help="strengths such as 0,0.5,1,2,4: a table and bars of the target's logit, perplexity and repetition. They "
+        "stand for the first feature's strength, in its unit; further features keep their ratio to it",
+    )
+    sweep.add_argument(
+        "--target",
+        action="append",
+        metavar="TOKEN",
+        help="the token whose logit is followed, such as ' time'; may be given several times (default: the one that "
+        "the feature promotes most by the logit lens)",
+    )
+    group = steer.add_argument_group("what strengths are measured against")
+    group.add_argument("--tokens", type=int, default=20_000, help="about how many to measure on (default 20000)")
+    units = group.add_mutually_exclusive_group()
+    units.add_argument("--atlas", metavar="FOLDER", help="maxima of this atlas (default: the bundled one, if it fits)")
+    units.add_argument(
+        "--corpus", metavar="FILE", help="maxima measured on this text (default, without an atlas: the bundled sample)"
+    )
+    steer.add_argument("--html", metavar="FILE", help="write the report as a page, too")
+    options.add_json(steer)
+    options.add_model(steer)
+    options.add_sae(steer)
+    options.add_hub(steer)
+    steer.set_defaults(run=_steer, parser=steer)
+
+
+# --- what is asked for --------------------------------------------------------------------------------------------
+
+_FEATURE = re.compile(r"(\d+)(?:=(.*))?")
+_STRENGTH = re.compile(r"(.*?)(raw|norm|max)?")
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """One feature and what it shall be set to."""
+
+    feature: int
+    value: float | None
+    unit: str
+    """raw, norm or max."""
+
+
+def _numbers(text: str) -> list[float]:
+    """`0,0.5,1` as numbers."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of strengths: expected such as 0,0.5,1,2,4") from None
+
+
+def _read(args: argparse.Namespace) -> tuple[str, str, list[_Wanted], str]:
+    """Model, SAE, features and text of the command line."""
+    *words, text = args.words
+    first = next((place for place, word in enumerate(words) if _is_feature(word)), len(words))
+    named, features = words[:first], words[first:]
+    if not features:
+        hint = f"only {text!r} is given" if not words else "none of the words is one"
+        args.parser.error(f"no feature: write FEATURE=STRENGTH before the text, such as 10004=2 ({hint})")
+    if wrong := [word for word in features if not _is_feature(word)]:
+        args.parser.error(f"{wrong[0]!r} stands among the features: a text of several words needs quotes")
+    if len(named) not in (0, 2):
+        args.parser.error(f"{named[0]!r} alone: MODEL and SAE go together")
+    name, address = named or (options.DEFAULT, options.DEFAULT)
+    return name, address, [_wanted(args, word) for word in features], sys.stdin.read() if text == "-" else text
+
+
+def _is_feature(word: str) -> bool:
+    return _FEATURE.fullmatch(word) is not None
+
+
+def _wanted(args: argparse.Namespace, word: str) -> _Wanted:
+    found = _FEATURE.fullmatch(word)
+    assert found is not None
+    feature, given = int(found[1]), found[2]
+    if given is None:
+        return _Wanted(feature, None, "max")
+    parts = _STRENGTH.fullmatch(given)
+    assert parts is not None
+    try:
+        value = float(parts[1])
+    except ValueError:
+        raise InputError(f"{word}: {given!r} is no strength: expected such as 2, 30raw or 0.5norm") from None
+    if args.how == "ablate":
+        raise InputError(f"{word}: --how ablate takes no strength: write {feature}")
+    if args.how in _FACTORS and parts[2]:
+        raise InputError(f"{word}: --how {args.how} takes a factor, which has no unit: write {feature}={parts[1]}")
+    return _Wanted(feature, value, parts[2] or "max")
+
+
+def _swept(wanted: Sequence[_Wanted], strength: float) -> list[_Wanted]:
+    """All features with the first one at this strength."""
+    first = 1.0 if wanted[0].value is None else wanted[0].value
+    if not first:
+        raise InputError(
+            f"{wanted[0].feature}=0 cannot be swept: write {wanted[0].feature} alone, or a strength that is not 0"
+        )
+    return [
+        _Wanted(one.feature, strength * ((1.0 if one.value is None else one.value) / first), one.unit) for one in wanted
+    ]
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+def _steer(args: argparse.Namespace) -> int:
+    name, address, wanted, text = _read(args)
+    with bars() as progress:
+        model, sae = options.model_of(args, name, progress), options.sae_of(args, address, progress)
+        for one in wanted:
+            sae.direction(one.feature)  # a feature that there is not is the first thing to say
+        units = _units(args, model, sae, progress)
+        work = _Work(args, model, sae, units, wanted, text, progress)
+        reports, notes = work.sweep() if args.sweep else (work.texts(), [])
+    notes.append(f"Units: largest activations and median norm on {units.tokens:,} tokens of {units.source}")
+    if args.html:
+        _write_page(args.html, reports, notes)
+    if args.json:
+        shown = reports[0].to_dict()
+        if not args.sweep:
+            shown["controls"] = [one.to_dict() for one in reports[1:]]
+        shown["sae"] = sae.info.name
+        shown["units"] = {"source": units.source, "tokens": units.tokens, "median_norm": units.median_norm}
+        shown["notes"] = notes
+        options.show(shown, True)
+        return 0
+    for report in reports:
+        options.show(report, False)
+        print()
+    print("\n".join(notes))
+    return 0
+
+
+def _units(args: argparse.Namespace, model: LanguageModel, sae: SAE, progress: Progress) -> Units:
+    """From the atlas that is named, else from the bundled one if it is the SAE's, else measured."""
+    from gemscope.edits.units import Units
+    from gemscope.reports.atlas import Atlas
+    from gemscope.reports.fit import require_fit
+    from gemscope.reports.units import units_of
+    from gemscope.text.corpus import Corpus
+
+    require_fit(model, sae)
+    if args.atlas:
+        with Atlas(args.atlas) as atlas:
+            return units_of(atlas, model, sae)
+    if not args.corpus:
+        with Atlas(_BUNDLED) as atlas:
+            if atlas.manifest.sae_digest == sae.digest:
+                return units_of(atlas, model, sae)
+    corpus = Corpus.read(args.corpus) if args.corpus else Corpus.sample()
+    return Units.measured(model, sae, corpus, tokens=args.tokens, progress=progress)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the command line asks for, and what it is done with."""
+
+    args: argparse.Namespace
+    model: LanguageModel
+    sae: SAE
+    units: Units
+    wanted: Sequence[_Wanted]
+    text: str
+    progress: Progress
+
+    def texts(self) -> Sequence[Steered | Dose]:
+        """Two columns, and two more with the control."""
+        from gemscope.reports.steer import Steered, stream
+
+        runs: list[tuple[str | None, list[Edit]]] = [(None, self._edits(self.wanted))]
+        if (control := self._control()) is not None:
+            runs.append((control.name, control.edits(self.wanted)))
+        found = []
+        for name, edits in runs:
+            writing = stream(self.model, self.text, edits, control=name, **self._options())
+            with self.progress("write", self.args.max_new_tokens, "tokens") as advance:
+                for news in writing:
+                    if isinstance(news, Steered):
+                        found.append(news)
+                    else:
+                        advance(1)
+        return found
+
+    def sweep(self) -> tuple[Sequence[Steered | Dose], list[str]]:
+        """The table of strengths, and what is to be said about it."""
+        from gemscope.reports.dose import dose
+
+        if self.args.how == "ablate":
+            raise InputError("--sweep with --how ablate: there is no strength to sweep; use --how scale")
+        target, notes = self._target()
+        control = self._control()
+        found = dose(
+            self.model,
+            self.text,
+            lambda strength: self._edits(_swept(self.wanted, strength)),
+            self.args.sweep,
+            target=target,
+            control=None if control is None else lambda strength: control.edits(_swept(self.wanted, strength)),
+            control_name=None if control is None else control.name,
+            progress=self.progress,
+            **self._options(),
+        )
+        return [found], notes
+
+    def _options(self) -> dict[str, Any]:
+        args = self.args
+        return {
+            "n": args.n if args.n is not None else _SAMPLES if args.temperature else 1,
+            "max_new_tokens": args.max_new_tokens,
+            "temperature": args.temperature,
+            "seed": args.seed,
+        }
+
+    def _target(self) -> tuple[list[int], list[str]]:
+        """The tokens to follow, and where they are from."""
+        from gemscope.features.logit_lens import no_logits, promoted
+        from gemscope.reports.attribute import token_of
+        from gemscope.text.printable import visible
+
+        if self.args.target:
+            return [token_of(self.model, one) for one in self.args.target], []
+        if why := no_logits(self.sae):
+            raise InputError(f"no token is promoted directly ({why}): name one with --target")
+        feature = self.wanted[0].feature
+        ids = promoted(self.model, self.sae, feature, k=1).tolist()
+        token = visible(self.model.strings(ids)[0])
+        return ids, [
+            f"Target: {token}, the token that feature {feature} promotes most by the logit lens, that is straight "
+            "through the unembedding. Later layers may make something else of it: --target follows a token of your own"
+        ]
+
+    # --- edits ------------------------------------------------------------------------------------------------
+
+    def _edits(self, wanted: Sequence[_Wanted]) -> list[Edit]:
+        return [self._edit(one) for one in wanted]
+
+    def _edit(self, one: _Wanted) -> Edit:
+        from gemscope.edits import clamp, steer
+
+        how = self.args.how
+        if how == "ablate":
+            return clamp.Ablate(self.sae, one.feature, **self._where)
+        if how in _FACTORS:
+            if one.value is None:
+                raise InputError(f"feature {one.feature}: --how {how} needs a factor, as in {one.feature}=0.5")
+            factor: Callable[..., Edit] = clamp.Scale if how == "scale" else steer.Project
+            return factor(self.sae, one.feature, one.value, **self._where)
+        strength = self._strength(one)
+        if how == "cap":
+            return steer.Cap(self.sae, one.feature, high=strength, **self._where)
+        kinds: dict[str, Callable[..., Edit]] = {
+            "steer": steer.Steer,
+            "clamp": clamp.Clamp,
+            "at-least": clamp.AtLeast,
+        }
+        return kinds[how](self.sae, one.feature, strength, **self._where)
+
+    @property
+    def _where(self) -> dict[str, Any]:
+        return {"at": self.args.at, "every_token": self.args.every_token}
+
+    def _strength(self, one: _Wanted) -> Strength:
+        if one.value is None:
+            raise InputError(f"feature {one.feature} has no strength: write {one.feature}=2, =30raw or =0.5norm")
+        match one.unit:
+            case "raw":
+                return self.units.raw(one.feature, one.value)
+            case "norm":
+                return self.units.norm(one.feature, one.value)
+        return self.units.max(one.feature, one.value)
+
+    def _control(self) -> _Control | None:
+        from gemscope.edits import controls
+
+        if self.args.random_feature:
+            others = {
+                one.feature: controls.random_feature(self.sae, one.feature, self.units, self.args.seed + place)
+                for place, one in enumerate(self.wanted)
+            }
+            said = ", ".join(f"{other} in place of {feature}" for feature, other in others.items())
+            return _Control(
+                f"random feature {said}",
+                lambda wanted: self._edits([replace(one, feature=others[one.feature]) for one in wanted]),
+            )
+        if self.args.noise:
+            if self.args.how in ("ablate", *_FACTORS):
+                raise InputError(f"--noise with --how {self.args.how}: noise can only be added; use --random-feature")
+            return _Control("random vectors as long as what the features write, added", self._noise)
+        return None
+
+    def _noise(self, wanted: Sequence[_Wanted]) -> list[Edit]:
+        from gemscope.edits import controls, steer
+
+        assert self.sae.site_out is not None
+        return [
+            steer.Steer.along(
+                self.sae.site_out,
+                controls.noise(self.sae, one.feature, self.args.seed + place),
+                self._strength(one),
+                name=f"noise as long as feature {one.feature}'s direction",
+                **self._where,
+            )
+            for place, one in enumerate(wanted)
+        ]
+
+
+@dataclass(frozen=True)
+class _Control:
+    """What stands in the features' place: in words, and as edits."""
+
+    name: str
+    edits: Callable[[Sequence[_Wanted]], list[Edit]]
+
+
+def _write_page(path: str, reports: Sequence[Steered | Dose], notes: Sequence[str]) -> None:
+    from html import escape
+
+    from gemscope.text.printable import readable
+
+    said = "".join(f"<p><small>{escape(readable(note))}</small></p>" for note in notes)
+    body = "<hr>".join(one._repr_html_() for one in reports)
+    Path(path).write_text(
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>gemscope steer</title>'
+        # Nothing but styles: what is written here came out of a model.
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        "<style>:root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:75em;margin:2em auto;"
+        "padding:0 1em}td,th{padding:2px 12px 2px 0}svg{max-width:100%}</style></head>"
+        f"<body>{body}{said}</body></html>\n",
+        encoding="utf-8",
+    )

@@ -1,0 +1,257 @@
+"""One text written on twice, by the model as it is and by the edited model, with the same dice: what an edit does to
+text, token by token. How edits work is `edits/`'s knowledge; how texts are written and scored is `writing.py`'s.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from gemscope.activations.editing import Edit
+from gemscope.activations.model import LanguageModel
+from gemscope.edits.units import Strength
+from gemscope.reports.coloured import SHOWN, notebook, terminal
+from gemscope.reports.dose import Dose, dose
+from gemscope.reports.plain import plain
+from gemscope.reports.writing import Continuation, Writing, positions_of, strength_dict
+from gemscope.text.printable import clipped, readable
+from gemscope.text.tokens import Tokens
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+__all__ = ["Continuation", "Dose", "Frame", "Pair", "Steered", "dose", "steer", "stream"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """What both models wrote with the same noise."""
+
+    default: Continuation
+    steered: Continuation
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where writing is: complete characters only."""
+
+    default: tuple[str, ...]
+    """Texts so far, one of each sample."""
+    steered: tuple[str, ...]
+    n: int
+    """Tokens so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steered:
+    """What `steer` saw. `str` gives two columns, a notebook shows colours, `to_dict` gives what `--json` prints."""
+
+    model: str
+    prompt: str
+    edits: tuple[str, ...]
+    """One line each."""
+    strengths: tuple[Strength | None, ...]
+    """Of each edit; None for one that has no strength."""
+    pairs: tuple[Pair, ...]
+    """One of each sample."""
+    temperature: float
+    seed: int
+    max_new_tokens: int
+    at: str
+    """The tokens on which the edits act: `all`, `prompt`, `generated`, or positions."""
+    control: str | None = None
+    """What stands in a feature's place here, if this run is a control."""
+
+    def to_dict(self) -> dict[str, object]:
+        """For JSON; a figure that does not exist is None."""
+        return {
+            "model": self.model,
+            "prompt": self.prompt,
+            "edits": list(self.edits),
+            "strengths": [strength_dict(one) for one in self.strengths],
+            "at": self.at,
+            "control": self.control,
+            "temperature": self.temperature,
+            "seed": self.seed,
+            "max_new_tokens": self.max_new_tokens,
+            "pairs": [{"default": pair.default.to_dict(), "steered": pair.steered.to_dict()} for pair in self.pairs],
+        }
+
+    # --- how it shows itself ----------------------------------------------------------------------------------
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.table import Table
+        from rich.text import Text
+
+        figures = console.no_color or console.color_system is None
+        yield Text(self._title(), style="bold")
+        yield Text(f"prompt: {readable(clipped(self.prompt, 400))}")
+        for line in self._conditions():
+            yield Text(line)
+        yield Text()
+        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold", expand=True)
+        if len(self.pairs) > 1:
+            table.add_column("")
+        table.add_column("default", ratio=1)
+        table.add_column("control" if self.control else "steered", ratio=1)
+        for number, pair in enumerate(self.pairs, 1):
+            both = (pair.default, pair.steered)
+            lead = [[str(number)], [""], [""]] if len(self.pairs) > 1 else [[], [], []]
+            table.add_row(*lead[0], *(terminal(one, figures=figures) for one in both))
+            table.add_row(*lead[1], *(Text(_figures(one), style="dim") for one in both))
+            if number < len(self.pairs):
+                table.add_row(*lead[2], "", "")
+        yield table
+        yield Text()
+        yield Text(self._legend(figures), style="dim")
+
+    def __str__(self) -> str:
+        return plain(self)
+
+    def _repr_html_(self) -> str:
+        other = "control" if self.control else "steered"
+        rows = [[(notebook(one), _figures(one)) for one in (pair.default, pair.steered)] for pair in self.pairs]
+        cell = "style='text-align:left;vertical-align:top;width:50%;padding:6px 12px 6px 0'"
+        body = "".join(
+            "<tr>" + "".join(f"<td {cell}>{text}<br><small>{_html(said)}</small></td>" for text, said in row) + "</tr>"
+            for row in rows
+        )
+        lines = "<br>".join(map(_html, self._conditions()))
+        return (
+            f"<div><p><b>{_html(self._title())}</b><br>prompt: {_html(self.prompt)}<br>{lines}</p>"
+            f"<table style='width:100%;table-layout:fixed'><thead><tr><th style='text-align:left'>default</th>"
+            f"<th style='text-align:left'>{other}</th></tr></thead><tbody>{body}</tbody></table>"
+            f"<p><small>{_html(self._legend(False))}</small></p></div>"
+        )
+
+    def _title(self) -> str:
+        return f"{self.model}, as it is and {'with a control' if self.control else 'edited'}"
+
+    def _conditions(self) -> list[str]:
+        edits = [f"edit: {readable(line)}" for line in self.edits] or ["edit: none"]
+        control = [] if self.control is None else [f"control: {readable(self.control)}"]
+        return [
+            *edits,
+            *control,
+            f"temperature {self.temperature:g} · seed {self.seed} · up to {self.max_new_tokens} new tokens · "
+            "the same dice for both columns",
+        ]
+
+    def _legend(self, figures: bool) -> str:
+        how = f"[in brackets], from ±{SHOWN} nat" if figures else "blue or green up, orange or red down"
+        return (
+            f"How the edit changes each token's log-probability after the same text: {how}. Perplexity is the unedited "
+            "model's; repetition is the share of 3-grams of tokens that occurred before."
+        )
+
+
+def _html(text: str) -> str:
+    return html.escape(readable(text))
+
+
+def _figures(one: Continuation) -> str:
+    change = sum(one.change) / len(one.change) if one.change else 0.0
+    return f"perplexity {one.perplexity:.3g} · repetition {one.repetition:.0%} · change {change:+.2f} a token" + (
+        " · ended" if one.ended else ""
+    )
+
+
+def stream(
+    model: LanguageModel,
+    text: str | Sequence[int] | Tensor | Tokens,
+    edits: Sequence[Edit],
+    *,
+    n: int = 1,
+    max_new_tokens: int = 40,
+    temperature: float = 0.5,
+    seed: int = 16,
+    control: str | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[Frame | Steered]:
+    """A `Frame` after each token, at last the `Steered`.
+
+    `n` samples of both models are written in one batch, pairs of them with the same noise. `check` is called as each
+    block of the model runs; what it raises ends the work. `control` names what stands in a feature's place, if
+    something does. Until the iterator has ended or is closed the model is edited: let nothing else use it.
+
+    Raises, when called: InputError, EmptyText, TextTooLong, TokenOutOfRange, SiteNotFound, Mismatch. While iterated:
+    NotFinite where an edit leaves no probabilities.
+    """
+    edits = tuple(edits)
+    writing = Writing(
+        model,
+        text,
+        [(), edits],
+        n=n,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        check=check,
+    )
+
+    def frames() -> Iterator[Frame | Steered]:
+        default, steered = writing.of(0), writing.of(1)
+        for count in writing:
+            yield Frame(tuple(row.text for row in default), tuple(row.text for row in steered), count)
+        wrote = [_continuations(writing, variant, edits) for variant in (0, 1)]
+        yield Steered(
+            model=model.name,
+            prompt=text if isinstance(text, str) else "".join(model.strings(writing.prompt[0].tolist())),
+            edits=tuple(map(str, edits)),
+            strengths=tuple(getattr(edit, "strength", None) for edit in edits),
+            pairs=tuple(Pair(default=one, steered=other) for one, other in zip(*wrote, strict=True)),
+            temperature=float(temperature),
+            seed=seed,
+            max_new_tokens=max_new_tokens,
+            at=positions_of(edits),
+            control=control,
+        )
+
+    return frames()
+
+
+def steer(
+    model: LanguageModel,
+    text: str | Sequence[int] | Tensor | Tokens,
+    edits: Sequence[Edit],
+    *,
+    n: int = 1,
+    max_new_tokens: int = 40,
+    temperature: float = 0.5,
+    seed: int = 16,
+    control: str | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Steered:
+    """One text written on by the model as it is and by the edited model: `stream`, to its end."""
+    *_, last = stream(
+        model,
+        text,
+        edits,
+        n=n,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        control=control,
+        check=check,
+    )
+    assert isinstance(last, Steered)
+    return last
+
+
+def _continuations(writing: Writing, variant: int, edits: Sequence[Edit]) -> list[Continuation]:
+    unedited, edited = writing.scored(variant, ()), writing.scored(variant, edits)
+    return [
+        Continuation(
+            text=row.text,
+            tokens=tuple(row.tokens),
+            ids=tuple(row.ids),
+            logprobs=before,
+            edited=after,
+            ended=row.ended,
+        )
+        for row, before, after in zip(writing.of(variant), unedited, edited, strict=True)
+    ]
