@@ -108,6 +108,11 @@ def still(folder: Path) -> Iterator[TestClient]:
         f"{AT}/search?kind=text&text=the+cat",
         f"{AT}/prompt",
         f"{AT}/prompt?text=the+cat&pin=3",
+        f"{AT}/steer",
+        f"{AT}/steer?feature=3&strength=2&prompt=the+cat&tokens=3&run=true",
+        f"{AT}/attribute",
+        f"{AT}/attribute?text=the+cat",
+        f"{AT}/3/output-score",
     ],
 )
 def test_every_page_is_there_and_so_is_its_data(live: TestClient, path: str) -> None:
@@ -842,7 +847,9 @@ def test_the_policy_forbids_all_that_comes_from_elsewhere(still: TestClient) -> 
 
 
 def test_no_page_has_scripts_or_styles_of_its_own(live: TestClient) -> None:
-    for path in ("/", AT, f"{AT}/0", f"{AT}/0?embed=true", f"{AT}/search?text=sea", f"{AT}/prompt?text=cat", "/none"):
+    acting = (f"{AT}/steer?feature=3&prompt=a&tokens=2&run=true", f"{AT}/attribute?text=cat", f"{AT}/3/output-score")
+    reading = ("/", AT, f"{AT}/0", f"{AT}/0?embed=true", f"{AT}/search?text=sea", f"{AT}/prompt?text=cat", "/none")
+    for path in (*reading, *acting):
         page = live.get(path).text
         assert not re.search(r"<script(?![^>]*\bsrc=)", page)
         assert "<style" not in page
@@ -1272,7 +1279,8 @@ def test_the_server_starts_without_torch_and_the_shell_without_the_server(folder
         "from gemscope.app.server import serve\n"
         f"server = serve({str(folder)!r}, live=False, port=0, block=False)\n"
         "import urllib.request\n"
-        "assert urllib.request.urlopen(server.url + '/tiny-model/1-res-tiny/3').status == 200\n"
+        "for page in ('3', 'steer?feature=3&add=sea', 'attribute', 'prompt'):\n"
+        "    assert urllib.request.urlopen(server.url + '/tiny-model/1-res-tiny/' + page).status == 200\n"
         "heavy = [name for name in ('torch', 'transformers', 'huggingface_hub') if name in sys.modules]\n"
         "assert not heavy, heavy\n"
         "server.close()\n"

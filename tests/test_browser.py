@@ -32,6 +32,8 @@ AT = "/smollm2-135m-instruct/15-res-6k"
 PLANTED = "/tiny-model/1-res-tiny"
 SISTER = 6124
 """A feature of the bundled SAE that fires on the word."""
+GREETINGS = 2295
+"""One that fires on good wishes, and is labelled."""
 SHOTS = Path(os.environ.get("GEMSCOPE_SHOTS") or Path(__file__).parent / "output")
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 375, "height": 812}
 HOST = '<!doctype html><html lang="en"><meta charset="utf-8"><link rel="icon" href="data:,"><title>another page</title>'
@@ -397,6 +399,182 @@ def test_a_prompt_shows_each_token_s_features_and_one_that_is_pinned(page: Page)
     page.wait_for_selector(".pinned mark")
 
 
+def written(page: Page) -> list[str]:
+    """The texts on a steer panel, once they are finished."""
+    page.locator(".steering [role=status]", has_text="Done").wait_for(timeout=LIVE)
+    return [shown(text) for text in page.locator(".outcome token-strip").all()]
+
+
+def test_a_feature_is_steered_with_from_its_page_and_the_texts_come_as_they_are_written(page: Page) -> None:
+    page.goto(f"{AT}/{GREETINGS}")
+    panel = page.locator("steer-panel")
+    panel.scroll_into_view_if_needed()
+    output = panel.locator(".strength output")
+    assert "63.3 raw = 1 × max" in shown(output)
+    panel.locator(".strength input[type=range]").focus()
+    for _ in range(10):
+        page.keyboard.press("ArrowRight")
+    assert panel.locator("[name=strength]").input_value() == "2"
+    assert "127 raw = 2 × max" in shown(output)
+    output.filter(has_text="× median norm").wait_for(timeout=LIVE)
+    assert "strength=2" in (panel.locator("[data-open]").get_attribute("href") or "")
+    panel.locator("[name=tokens]").fill("10")
+    # What the two columns hold, each time they change.
+    page.evaluate(
+        """() => {
+            window.seen = [];
+            const outcome = document.querySelector(".outcome");
+            new MutationObserver(() => {
+                const texts = [...outcome.querySelectorAll("p.whole")].map(one => one.textContent);
+                if (texts.length) window.seen.push(texts);
+            }).observe(outcome, {subtree: true, childList: true, characterData: true});
+        }"""
+    )
+    panel.locator("button.main").click()
+    panel.locator("[data-cancel]").wait_for()
+    alone, steered = written(page)
+    assert alone
+    assert steered != alone
+    seen = page.evaluate("window.seen")
+    lengths = [len(texts[-1]) for texts in seen]
+    assert len({texts[-1] for texts in seen}) > 3, seen  # word by word, not at once
+    assert lengths == sorted(lengths)
+    assert seen[-1][0] != seen[-1][1]
+    assert not panel.locator("[data-cancel]").is_visible()
+    mark = panel.locator(".text.steered mark").first
+    mark.hover()
+    assert " nats: " in (page.locator("#token-tip").text_content() or "")
+    # The same dice: again, and the same texts.
+    panel.locator("button.main").click()
+    page.locator(".steering [role=status]", has_text="Done").wait_for(state="detached", timeout=LIVE)
+    assert written(page) == [alone, steered]
+    panel.locator("[data-open]").click()
+    page.wait_for_url("**/steer?**")
+    assert page.locator("[name=strength]").input_value() == "2"
+    assert page.locator("[name=tokens]").input_value() == "10"
+    assert page.locator(".outcome *").count() == 0
+
+
+def test_a_text_that_nobody_wants_any_more_is_cancelled(page: Page) -> None:
+    def running() -> bool:
+        return bool(page.request.get("/health").json()["queue"]["running"])
+
+    page.goto(f"{AT}/{GREETINGS}")
+    page.fill("[name=tokens]", "256")
+    page.click("steer-panel button.main")
+    page.wait_for_selector(".outcome p.whole", timeout=LIVE)
+    assert running()
+    page.click("[data-cancel]")
+    page.locator(".steering [role=status]", has_text="Cancelled").wait_for()
+    page.wait_for_function("async () => !(await (await fetch('/health')).json()).queue.running", timeout=LIVE)
+    assert shown(page.locator(".outcome p.whole").first)  # what was written stays
+    assert not page.locator("[data-cancel]").is_visible()
+    # Who goes away ends it as well.
+    page.click("steer-panel button.main")
+    page.locator(".outcome p.whole", has_text=" ").first.wait_for(timeout=LIVE)
+    page.goto("/")
+    page.wait_for_function("async () => !(await (await fetch('/health')).json()).queue.running", timeout=LIVE)
+
+
+def test_two_features_are_steered_with_and_the_address_opens_with_all_of_it(
+    chromium: Browser, served: str, page: Page
+) -> None:
+    page.goto(f"{AT}/steer")
+    page.fill("[name=add]", "greetings")
+    page.keyboard.press("Enter")
+    page.click(f".suggestions button[value='{GREETINGS}']")
+    page.wait_for_selector(f".dial[data-feature='{GREETINGS}']")
+    page.fill("[name=add]", str(SISTER))
+    page.click("[data-add]")
+    second = page.locator(f".dial[data-feature='{SISTER}']")
+    second.wait_for()
+    assert page.locator(":focus").get_attribute("type") == "range"
+    second.locator("[name=strength]").fill("-1.5")
+    page.fill("[name=prompt]", "We met at noon & said")
+    page.select_option("[name=at]", "generated")
+    page.fill("[name=temperature]", "0.8")
+    page.fill("[name=seed]", "7")
+    page.fill("[name=tokens]", "8")
+    page.fill("[name=n]", "2")
+    page.check("[name=random]")
+    page.click("button.main")
+    texts = written(page)
+    assert len(texts) == 2 * 3  # two samples: alone, steered, the control
+    assert page.locator(".text.random").count() == 2
+    url = page.url
+    with reading(chromium, served, base_url=served) as (other, _):
+        other.goto(url)
+        assert other.locator(".outcome *").count() == 0  # a link shows what to write, and does not write it
+        state = {
+            name: [one.input_value() for one in other.locator(f"[name={name}]").all()]
+            for name in ("feature", "strength", "prompt", "how", "at", "temperature", "seed", "tokens", "n")
+        }
+        assert state == {
+            "feature": [str(GREETINGS), str(SISTER)], "strength": ["1", "-1.5"], "prompt": ["We met at noon & said"],
+            "how": ["add"], "at": ["generated"], "temperature": ["0.8"], "seed": ["7"], "tokens": ["8"], "n": ["2"],
+        }  # fmt: skip
+        assert other.locator("[name=random]").is_checked()
+        assert not other.locator("[name=noise]").is_checked()
+        other.click("button.main")
+        assert written(other) == texts
+        # The method decides what is set: a factor, a strength, or nothing.
+        other.select_option("[name=how]", "scale")
+        assert other.locator("[name=factor] >> nth=0").is_visible()
+        assert not other.locator("[name=strength] >> nth=0").is_visible()
+        other.select_option("[name=how]", "ablate")
+        assert not other.locator("[name=factor] >> nth=0").is_visible()
+        other.click(f"[aria-label='Remove feature {GREETINGS}']")
+        assert other.locator(".dial").count() == 1
+        assert f"feature={GREETINGS}" not in other.url
+
+
+def test_what_cannot_be_written_is_said_on_the_panel(watched: tuple[Page, Watch]) -> None:
+    page, watch = watched
+    watch.expected = ["status of 400"]
+    page.goto(f"{AT}/steer?feature={GREETINGS}")
+    page.evaluate("document.querySelector('[name=prompt]').required = false")
+    page.click("button.main")
+    page.get_by_text("prompt is empty").wait_for()
+    page.fill("[name=prompt]", "Hello")
+    page.evaluate("document.querySelector('form.steering').noValidate = true")
+    page.fill("[name=temperature]", "9")
+    page.click("button.main")
+    page.get_by_text("expected a number from 0 to 2").wait_for()
+    assert not page.locator("[data-cancel]").is_visible()
+
+
+def test_the_causes_of_a_prediction_are_shown_beside_their_measured_effects(page: Page) -> None:
+    page.goto(f"{AT}/prompt?text={quote('In the evening we sat by the fire, all of us: my father, my mother and my')}")
+    page.locator("table.look").wait_for(timeout=LIVE)
+    page.locator("table.look th a").last.click()
+    causes = page.locator("section.causes")
+    causes.wait_for(timeout=LIVE)
+    page.wait_for_function("document.querySelector('.causes h2').getBoundingClientRect().top >= 0")  # it came into view
+    assert page.evaluate("document.querySelector('.causes h2').getBoundingClientRect().bottom < innerHeight")
+    assert "after ·my" in shown(causes.locator("h2"))
+    rows = causes.locator("tbody tr")
+    assert rows.count() == 12
+    for row in rows.all():
+        predicted, measured = (shown(cell) for cell in row.locator("td").all()[-2:])
+        assert predicted
+        assert measured not in ("", "—")
+    assert "%" in shown(causes.locator("dd", has_text="SAE leaves out"))
+    before = shown(causes.locator("h2"))
+    causes.locator("[name=target]").first.fill(" sister")
+    causes.locator("button", has_text="Explain").click()
+    page.locator(".causes h2", has_text="·sister").wait_for(timeout=LIVE)
+    assert shown(page.locator(".causes h2")) != before
+    page.locator(".causes tbody a").first.click()
+    page.wait_for_selector("article.feature")
+
+
+def test_the_output_score_is_measured_when_it_comes_into_view(page: Page) -> None:
+    page.goto(f"{AT}/{GREETINGS}")
+    page.locator(".effect").scroll_into_view_if_needed()
+    page.locator(".effect", has_text="Output score").wait_for(timeout=LIVE)
+    assert page.locator(".effect tbody tr").count() == 2  # tokens of its examples, and promoted ones
+
+
 def test_the_choice_of_dark_is_remembered(page: Page) -> None:
     page.goto(f"{AT}/{SISTER}")
 
@@ -468,6 +646,11 @@ def test_without_scripts_the_pages_still_serve(chromium: Browser, served: str) -
         assert shown(page.locator("h1")) == "water, plainly"
         page.goto(f"{AT}/search?text=plainly")
         assert page.locator(".found li").count() == 1
+        page.goto(f"{AT}/{GREETINGS}")
+        page.fill("[name=tokens]", "4")
+        page.click("button.main", timeout=LIVE)
+        page.wait_for_url("**/steer?**", timeout=LIVE)
+        assert page.locator(".outcome token-strip").count() == 2
         page.goto(f"{AT}/22")
         page.click("button:has-text('Remove')")
         assert shown(page.locator("h1")) == "Feature 22 has no label yet"
@@ -550,10 +733,22 @@ def _pinned(page: Page) -> None:
     page.wait_for_selector(".pinned mark", timeout=LIVE)
 
 
+def _written(page: Page) -> None:
+    page.click("button.main")
+    written(page)
+
+
+def _explained(page: Page) -> None:
+    page.locator("table.look th a").last.click()
+    page.wait_for_selector("section.causes", timeout=LIVE)
+
+
 def _tried(page: Page) -> None:
     page.fill(".test textarea", "Her sister is here.")
     page.click(".test button")
     page.wait_for_selector(".test mark", timeout=LIVE)
+    page.fill("[name=tokens]", "10")
+    _written(page)
 
 
 PROMPT = quote("Would you be able to travel through time using a wormhole?")
@@ -573,6 +768,14 @@ PAGES: dict[str, tuple[str, Callable[[Page], object]]] = {
         lambda page: page.wait_for_selector(".looks li", timeout=LIVE),
     ),
     "prompt": (f"{AT}/prompt?pin=4602&text={PROMPT}", _pinned),
+    "steer-empty": (f"{AT}/steer", lambda page: None),
+    "steer": (
+        f"{AT}/steer?feature={GREETINGS}&feature={SISTER}&strength=2&strength=-1&tokens=10&n=2&prompt=I+think+that&noise=true",
+        _written,
+    ),
+    "steer-found": (f"{AT}/steer?add=words&feature=22", lambda page: page.wait_for_selector(".suggestions")),
+    "steer-off": (f"{PLANTED}/steer", lambda page: None),
+    "causes": (f"{AT}/prompt?text={quote('My mother and my')}", _explained),
     "prompt-off": (f"{PLANTED}/prompt", lambda page: None),
     "embed": (
         f"{AT}/{SISTER}?embed=true&defaulttesttext=A+sister",
@@ -643,6 +846,14 @@ def test_text_that_means_harm_stays_text(page: Page) -> None:
     harmless(page)
     page.goto(f"{AT}/{SISTER}?defaulttesttext={quote(evil)}")
     page.wait_for_selector(".verdict", timeout=LIVE)
+    harmless(page)
+    page.goto(f"{AT}/steer?feature={SISTER}&tokens=3&temperature=0&prompt={quote(evil)}")
+    assert page.locator("[name=prompt]").input_value() == evil
+    page.click("button.main")
+    written(page)
+    harmless(page)
+    page.goto(f"{AT}/attribute?text={quote(evil)}")
+    page.wait_for_selector("section.causes", timeout=LIVE)
     harmless(page)
 
 

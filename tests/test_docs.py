@@ -1,5 +1,7 @@
 """What docs/atlas.md says can be done is done as it says; its pictures are there."""
 
+import importlib
+import json
 import re
 import shlex
 import subprocess
@@ -9,14 +11,18 @@ from pathlib import Path
 
 import pytest
 
+import gemscope as gs
 from gemscope.cli.main import parser
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "atlas.md").read_text(encoding="utf-8")
+MEASURES = (ROOT / "docs" / "measures.md").read_text(encoding="utf-8")
+EDITS = (ROOT / "docs" / "edits.md").read_text(encoding="utf-8")
+SCORE = (ROOT / "docs" / "score.md").read_text(encoding="utf-8")
 
 
 def _commands() -> Iterator[str]:
-    for page in (PAGE, (ROOT / "README.md").read_text(encoding="utf-8")):
+    for page in (PAGE, MEASURES, EDITS, SCORE, (ROOT / "README.md").read_text(encoding="utf-8")):
         for line in page.replace("\\\n", " ").splitlines():
             if re.match(r" {4}gemscope \w", line):
                 yield line.strip()
@@ -53,7 +59,67 @@ def test_the_python_of_the_atlas_s_page_runs(tmp_path: Path) -> None:
     assert "2295" in (tmp_path / "some.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/atlas.md"])
+def test_the_python_of_the_measures_page_finds_what_the_page_says(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    (code,) = re.findall(r"```python\n(.*?)```", MEASURES, re.DOTALL)
+    # In a process of its own: without the checks of shapes, which would take longer than the work.
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert re.search(r"1 SAE feature +1\.000 +0\.929 to 1\.000 +1\.000 +3782 \(−\)", ran.stdout)
+    assert re.search(r"measured\n +3782 +·opened \(5\) +12\.\d+ +−0\.\d+ +−\d\.\d+\n", ran.stdout)  # the strongest
+    assert "3782 [' opened', ' then']" in ran.stdout
+    told = re.findall(r"\| ·(\w+) \| ([\d.]+) \| [+−][\d.]+ \| [+−][\d.]+ \| (\d+) % \|", MEASURES)
+    measured = re.findall(r"' (\w+)': ([\d.]+), all 20: .* error's share (\d+)%", ran.stdout)
+    assert len(told) == len(measured) == 6
+    for (token, correlation, share), (its, likeness, part) in zip(told, measured, strict=True):
+        assert token == its
+        assert float(correlation) == pytest.approx(float(likeness), abs=0.03)
+        assert float(share) == pytest.approx(float(part), abs=3)
+
+
+def test_the_python_of_the_edits_page_runs(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", EDITS, re.DOTALL)
+    # In a process of its own, without the checks of shapes: as its readers run it.
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert re.match(
+        r"add feature 506 \([\d.]+ raw = [\d.]+ × max activation = 0.5 × median norm\) at 15.res", ran.stdout
+    )
+
+
+def test_the_figures_of_the_edits_page_are_those_that_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    figures = importlib.import_module("steering_figures")
+    result = json.loads(figures.RESULT.read_text(encoding="utf-8"))
+    assert figures.with_figures(EDITS, result) == EDITS
+    assert figures.picture(result) == figures.PICTURE.read_text(encoding="utf-8")
+    for row in result["rows"]:
+        finds = figures.detector(row["words"])
+        for kind, texts in (("unsteered", result["unsteered"]), ("steered", row["texts"])):
+            told = row["found"][kind]
+            assert (told["n"], told["hits"]) == (len(texts), sum(bool(finds.search(text)) for text in texts))
+            assert told["n"] >= 50
+            assert figures.wilson(told["hits"], told["n"]) == pytest.approx((told["low"], told["high"]), abs=1e-4)
+    # The list of words comes out of the atlas by a rule, and of nothing that was generated.
+    atlas = gs.Atlas(figures.BUNDLED)
+    assert [row["words"] for row in result["rows"]] == [figures.words(atlas, feature) for feature in figures.CONCEPTS]
+    atlas.close()
+
+
+def test_an_interval_is_wilson_s() -> None:
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        figures = importlib.import_module("steering_figures")
+    finally:
+        sys.path.pop(0)
+    low, high = figures.wilson(8, 10)  # Newcombe 1998 gives such values for the score interval
+    assert (low, high) == (pytest.approx(0.4902, abs=2e-4), pytest.approx(0.9433, abs=2e-4))
+    assert figures.wilson(0, 64)[0] == 0.0
+    assert figures.repetition([1, 2, 3, 1, 2, 3]) == pytest.approx(0.25)
+    assert figures.repetition([1, 2]) == 0.0
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/atlas.md", "docs/edits.md"])
 def test_pictures_and_links_lead_somewhere(page: str) -> None:
     path = ROOT / page
     text = path.read_text(encoding="utf-8")

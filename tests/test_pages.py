@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 import itertools
+import math
 import re
 import sys
 import unicodedata
@@ -22,12 +23,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markupsafe import Markup
 
+from gemscope.app.acting import Dial
+from gemscope.app.requests import Cause as Asking
+from gemscope.app.requests import Steering
+from gemscope.app.steering import Run
+from gemscope.edits.units import Strength
 from gemscope.pages import charts, strips
+from gemscope.pages.changes import STEPS, changes
 from gemscope.pages.embed import Embed
 from gemscope.pages.links import NoLinks, ServerLinks, SiteLinks, static_digest
 from gemscope.pages.render import render, typed
 from gemscope.pages.standalone import article, document, feature_document, feature_frame, frame
 from gemscope.reports.atlas import Manifest, Part
+from gemscope.reports.attribute import Attribution, Cause, Target
 from gemscope.reports.dashboard import (
     Dashboard,
     Example,
@@ -40,6 +48,9 @@ from gemscope.reports.dashboard import (
     Summary,
 )
 from gemscope.reports.look import Fired, Look, Token
+from gemscope.reports.output_score import Effect, OutputScore
+from gemscope.reports.steer import Pair, Steered
+from gemscope.reports.writing import Continuation
 from gemscope.text.printable import clipped, readable, visible
 
 LINKS = ServerLinks("tiny-model", "1-res-tiny")
@@ -233,6 +244,58 @@ class Hit:
     examples: int
 
 
+def continuation(*tokens: str, change: float = 0.0) -> Continuation:
+    before = tuple(-1.0 - place for place in range(len(tokens)))
+    after = tuple(value + change for value in before)
+    ids = tuple(range(len(tokens)))
+    return Continuation(text="".join(tokens), tokens=tokens, ids=ids, logprobs=before, edited=after, ended=False)
+
+
+def steered(*tokens: str, name: str = "steered", edit: str = "add feature 12", samples: int = 1) -> Run:
+    pair = Pair(default=continuation(" a", " b"), steered=continuation(*tokens, change=2.0))
+    return Run(
+        name,
+        Steered(
+            model="org/Tiny-Model", prompt="Sea", edits=(edit,), strengths=(Strength(4.0, 0.5, 0.1),),
+            pairs=(pair,) * samples, temperature=0.5, seed=16, max_new_tokens=4, at="all",
+            control=None if name == "steered" else edit,
+        ),
+    )  # fmt: skip
+
+
+ASKED = Steering(features=(12, 7), strengths=(2.0, -0.5), factors=(0.0, 1.5), prompt="Sea of", n=2, random=True)
+
+
+def dialled(label: str | None = "names of seas", token: str | None = " Sea") -> list[Dial]:
+    return [
+        Dial(replace(SUMMARIES[0], feature=12, label=label), 2.0, 0.0, 0.25, "/without/12"),
+        Dial(replace(SUMMARIES[1], feature=7, token=token), -0.5, 1.5, None, "/without/7"),
+    ]
+
+
+def steer_page(**values: Any) -> str:
+    found: dict[str, Any] = {
+        "manifest": MANIFEST, "live": True, "why": "", "several": True, "asked": ASKED, "rows": dialled(),
+        "suggestions": [], "suggestions_note": "", "runs": None, "error": None, "note": "",
+    }  # fmt: skip
+    return render("steer.html", links=LINKS, **{**found, **values})
+
+
+def attribution(token: str = " Sea", note: str = "logits come in steps") -> Attribution:
+    return Attribution(
+        model="org/Tiny-Model", sae="org/tiny-sae", site="1.res", dtype="float32", tokens=("<bos>", token, " of"),
+        counted=(False, True, True), position=1, target=Target(id=4, token=token, logit=9.5, probability=0.25),
+        against=None, logit=9.5,
+        rows=(
+            Cause(feature=12, position=1, token=token, activation=8.0, predicted=-2.0, measured=-1.5),
+            Cause(feature=7, position=1, token=token, activation=1.0, predicted=0.5, measured=None),
+        ),
+        by_feature=(), together_predicted=-1.5, together_measured=-1.25, correlation=0.9, features=3.0, error=-0.5,
+        bias=1.0, skip=0.0, uncounted=0.25, total=3.75, features_by_token=(0.0, 3.0, 0.0),
+        error_by_token=(0.0, -1.0, 0.0), active=40, notes=(note,),
+    )  # fmt: skip
+
+
 def feature_page(feature: Dashboard, **changes: Any) -> str:
     values: dict[str, Any] = {
         "feature": feature,
@@ -295,6 +358,31 @@ def all_pages(label: str | None = "names of seas", token: str = " Sea") -> dict[
             feature=12,
         ),
         "note": render("error_note.html", links=LINKS, message=label or "x"),
+        "steer": steer_page(
+            manifest=manifest,
+            asked=replace(ASKED, prompt=typed[:2000], add=typed[:900]),
+            rows=dialled(label, token),
+            suggestions=summaries,
+            suggestions_note=label or "x",
+            runs=[
+                steered(token, " of", edit=label or "x", samples=2),
+                steered(token, name="noise", edit=label or "x", samples=2),
+            ],
+            error=label or "x",
+        ),
+        "steer-off": steer_page(live=False, why=label or "x"),
+        "panel": feature_page(feature, asked=ASKED, rows=dialled(label, token)[:1]),
+        "causes": render(
+            "attribute.html",
+            links=LINKS,
+            manifest=manifest,
+            live=True,
+            asked=Asking(text=typed, target=typed[:200], against=typed[:200]),
+            found=attribution(token, label or "x"),
+            labels={12: label or ""},
+            hints={7: token},
+            error=label,
+        ),
         "explanations": render("explanations.html", links=LINKS, feature=feature, writable=True),
         "alone": feature_document(feature, manifest),
     }
@@ -850,6 +938,120 @@ def test_a_tried_text_says_where_it_fires() -> None:
     assert "a5" in result([0.0, 2.0, 0.0]).one("mark").attributes["class"]
 
 
+# --- pages on which a model acts -------------------------------------------------------------------------------------
+
+
+def test_tokens_are_marked_by_how_much_likelier_they_became() -> None:
+    tokens = [f" {place}" for place in range(9)]
+    sizes = [0.0, 0.05, *(1.01 * step for step in STEPS)]
+    before = [-9.0] * 9
+    after = [-9.0 + size for size in (*sizes, -0.2, -1.0, -8.0)]
+    tree = parse(changes(tokens, before, after))
+    marks = {mark.text: mark.attributes for mark in tree.all("mark")}
+    assert list(marks) == [" 2", " 3", " 4", " 5", " 6", " 7", " 8"]
+    assert [one["class"] for one in marks.values()] == ["a2", "a4", "a6", "a8", "n1", "n2", "n4 p"]
+    assert tree.text == "".join(tokens)
+    assert parse(changes([" x"], [math.log(0.25)], [math.log(0.5)])).one("mark").attributes["title"] == (
+        "+0.693 nats: 25 % → 50 %"
+    )
+    assert not parse(changes([], [], [])).all("mark")
+
+
+@given(st.lists(st.tuples(st.text(max_size=8), st.floats(-50, 0), st.floats(-50, 0)), max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_what_a_model_writes_stays_text(ones: list[tuple[str, float, float]]) -> None:
+    columns = zip(*ones, strict=True) if ones else ([], [], [])
+    tokens, before, after = ([*column] for column in columns)
+    tree = parse(changes(tokens, before, after))
+    assert {one.tag for one in tree} <= {"", "token-strip", "mark", "br"}
+    for letter in tree.text:
+        assert letter == "\n" or letter.isprintable() or unicodedata.category(letter) not in ("Cc", "Cf", "Zl", "Zp")
+
+
+def test_the_steer_view_is_a_form_of_its_own_state() -> None:
+    tree = parse(steer_page())
+    form = tree.one("form", class_="steering")
+    assert form.attributes["action"] == LINKS.steer()
+    assert form.attributes.get("method", "get") == "get"
+    said: list[tuple[str, str]] = []
+    for one in form:
+        if one.tag == "input" and one.attributes.get("name") and one.attributes.get("type") != "checkbox":
+            said.append((one.attributes["name"], one.attributes["value"]))
+    assert said == [
+        ("feature", "12"), ("strength", "2"), ("factor", "0"), ("feature", "7"), ("strength", "-0.5"), ("factor", "1.5"),
+        ("add", ""), ("temperature", "0.5"), ("seed", "16"), ("tokens", "40"), ("n", "2"),
+    ]  # fmt: skip
+    assert [one.attributes["name"] for one in form.all("input", type="checkbox") if "checked" in one.attributes] == [
+        "random"
+    ]
+    outputs = [one.text for one in form.all("output")]
+    assert outputs[0] == "= 16 raw = 0.5 × median norm"
+    assert outputs[2] == "= −1.5 raw"  # the norm is not known yet
+    assert [one.attributes["href"] for one in form.all("a", class_="button")] == ["/without/12", "/without/7"]
+
+
+def test_what_was_written_stands_in_columns() -> None:
+    runs = [steered(" x", " y", samples=2), steered(" z", " z", name="random", edit="other features", samples=2)]
+    tree = parse(steer_page(runs=runs))
+    rows = tree.all("div", class_="texts")
+    assert [[one.text for one in row.all("h3")] for row in rows] == [
+        ["The model alone 1", "Steered 1", "Control: other features 1"],
+        ["The model alone 2", "Steered 2", "Control: other features 2"],
+    ]
+    assert [one.text for one in rows[0].all("token-strip")] == [" a b", " x y", " z z"]
+    assert "add feature 12" in tree.one("dl", class_="facts").text
+
+
+def test_a_frame_has_the_steer_panel_unless_it_is_left_out() -> None:
+    def panels(**values: Any) -> int:
+        return len(parse(feature_page(dashboard(), asked=ASKED, rows=dialled()[:1], **values)).all("steer-panel"))
+
+    assert panels() == panels(embed=Embed()) == 1
+    assert panels(embed=Embed(steer=False)) == 0
+    unlinked = parse(feature_page(dashboard(), asked=ASKED, rows=dialled()[:1], embed=Embed(link=False)))
+    assert not unlinked.one("main").all("a")
+    assert panels(live=False) == 0
+    assert "steer" not in article(dashboard(), MANIFEST)
+
+
+def test_causes_show_what_was_predicted_beside_what_was_measured() -> None:
+    values: dict[str, Any] = {"labels": {12: "names of seas"}, "hints": {7: " a"}, "error": None}
+    page = render("attribution.html", links=LINKS, asked=Asking(text="Sea of"), found=attribution(), **values)
+    tree = parse(page)
+    assert [[cell.text for cell in row.all("td")] for row in tree.one("tbody").all("tr")] == [
+        ["12", "names of seas", "·Sea 1", "8", "−2", "−1.5"],
+        ["7", "on ·a", "·Sea 1", "1", "+0.5", "—"],
+    ]
+    assert tree.one("tbody").all("a")[0].attributes["href"] == LINKS.feature(12)
+    assert "25 % likely" in tree.text
+    assert "25 % what the SAE leaves out" in tree.text
+    chosen = [one for one in tree.one("select").all("option") if "selected" in one.attributes]
+    assert [one.attributes["value"] for one in chosen] == ["1"]
+    assert [one.attributes["value"] for one in tree.all("button") if "name" in one.attributes] == [" of"]
+
+
+def test_an_output_score_says_what_it_is_of() -> None:
+    figures = {"score": 0.3, "rank": 2.0, "probability": 0.31, "mass": 0.4, "unedited": 0.01, "control": 0.02}
+    score = OutputScore(
+        feature=12,
+        tokens=(" Ocean",),
+        strength=Strength(8.0, 1.0, 0.25),
+        prompts=("This is the", "We found a"),
+        examples=Effect(tokens=(" Sea",), **{**figures, "mass": 0.5}),
+        **figures,
+    )
+    tree = parse(render("output_score.html", links=LINKS, score=score, why=""))
+    assert tree.one("strong").text.lower() == f"{score.verdict}.".lower()
+    assert [[cell.text for cell in row if cell.tag in ("th", "td")] for row in tree.one("tbody").all("tr")] == [
+        ["of its examples", "50 %", "1 %", "2 %"],
+        ["promoted", "40 %", "1 %", "2 %"],
+    ]
+    for part in ("Output score 0.3", "31 %, rank 2", "2 neutral prompts", "1 × max"):
+        assert part in tree.text
+    none = parse(render("output_score.html", links=LINKS, score=None, why="it fired nowhere")).text
+    assert "cannot be measured: it fired nowhere" in none
+
+
 def test_a_value_that_a_template_is_not_given_is_an_error() -> None:
     from jinja2 import UndefinedError
 
@@ -933,6 +1135,10 @@ def test_every_shade_can_be_read_in_both_themes(theme: int) -> None:
         text = re.findall(r"[^-]color: light-dark\((#\w+), (#\w+)\)", rule[1])
         assert contrast(text[0][theme] if text else colours["ink"], back) >= 4.5, step
         shades.append(_luminance(back))
+    acting = (STATIC / "steer.css").read_text("utf-8")
+    for step in range(1, 5):
+        back = re.findall(rf"^\.n{step} {{ background: light-dark\((#\w+), (#\w+)\)", acting, re.MULTILINE)[0][theme]
+        assert contrast(colours["ink"], back) >= 4.5, step
     steps = [second - first for first, second in itertools.pairwise(shades)]
     assert all(step < 0 for step in steps) if theme == 0 else all(step > 0 for step in steps)
     for back in ("paper", "card", "warn"):
@@ -946,7 +1152,7 @@ def test_every_shade_can_be_read_in_both_themes(theme: int) -> None:
 
 def test_scripts_are_few_and_small_and_load_nothing() -> None:
     own = [one for one in STATIC.iterdir() if one.name.endswith(".js")]
-    assert sum(len(one.read_bytes()) for one in own) < 15_000
+    assert sum(len(one.read_bytes()) for one in own) < 24_000
     for one in own:
         text = one.read_text("utf-8")
         assert not re.search(r"https?://|\beval\b|innerHTML|insertAdjacentHTML|import\b", text)

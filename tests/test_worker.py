@@ -45,6 +45,46 @@ def test_jobs_run_one_after_another_in_the_order_in_which_they_came(worker: Work
     assert worker.waiting == 0
 
 
+def test_a_job_that_waits_knows_how_many_are_before_it_now(worker: Worker) -> None:
+    held = Held(worker)
+    second = worker.submit(lambda _: "second")
+    assert (worker.ahead(held.job), worker.ahead(second)) == (0, 1)
+    third = worker.submit(lambda _: "third")
+    assert worker.ahead(third) == 2
+    second.cancel()
+    assert worker.ahead(third) == 1
+    held.go.set()
+    assert third.outcome.result(5) == "third"
+    assert worker.ahead(third) == 0
+
+
+def test_who_is_patient_lets_the_others_go_first(worker: Worker) -> None:
+    held = Held(worker)
+    order: list[str] = []
+    patient = [worker.submit(lambda _, n=n: order.append(n), patient=True) for n in ("page", "too")]  # type: ignore[misc]
+    reader = worker.submit(lambda _: order.append("reader"))
+    assert reader.ahead == 1
+    assert [worker.ahead(one) for one in (reader, *patient)] == [1, 2, 3]
+    held.go.set()
+    patient[1].outcome.result(5)
+    assert order == ["reader", "page", "too"]
+
+
+def test_what_a_job_tells_is_heard_while_it_runs(worker: Worker) -> None:
+    heard: list[tuple[int, str]] = []
+
+    def work(job: Job[str]) -> str:
+        for word in ("one", "two"):
+            job.tell(word)
+        return "three"
+
+    job = worker.submit(work, listen=lambda news: heard.append((threading.get_ident(), news)))
+    assert job.outcome.result(5) == "three"
+    assert [news for _, news in heard] == ["one", "two"]
+    assert {where for where, _ in heard} != {threading.get_ident()}
+    assert worker.submit(work).outcome.result(5) == "three"  # whether anybody listens or not
+
+
 def test_when_the_line_is_full_the_next_is_turned_away(worker: Worker) -> None:
     held = Held(worker)
     waiting = [worker.submit(lambda _: None) for _ in range(3)]

@@ -25,7 +25,7 @@ PROMPT = quote("Would you be able to travel through time using a wormhole?")
 DESK, PHONE = {"width": 1280, "height": 800}, {"width": 375, "height": 800}
 MOST = 150_000
 """Bytes of a picture."""
-LIVE = 90_000
+LIVE = 300_000
 
 
 def main() -> None:
@@ -72,6 +72,22 @@ def pages(browser, url: str) -> None:
     page.goto(f"{AT}/prompt?text={PROMPT}&pin={TIME}")
     page.wait_for_selector(".pinned mark", timeout=LIVE)
     take(page, "prompt")
+    page.goto(f"{AT}/prompt?text={quote('In the evening we sat by the fire: my mother and my')}")
+    page.wait_for_selector("table.look", timeout=LIVE)
+    page.locator("table.look th a").last.click()
+    page.wait_for_selector("section.causes", timeout=LIVE)
+    page.evaluate("document.querySelector('section.causes').scrollIntoView()")
+    take(page, "causes")
+    page.goto(f"{AT}/steer?feature={GREETINGS}&strength=1&feature={TIME}&strength=-1&prompt=I+think+that&tokens=32&noise=true")
+    wrote(page)
+    page.evaluate("document.querySelector('steer-panel').scrollIntoView()")
+    take(page, "steer")
+    page.goto(f"{AT}/{GREETINGS}")
+    page.fill("steer-panel [name=tokens]", "24")
+    page.wait_for_selector(".effect table", timeout=LIVE)
+    wrote(page)
+    page.evaluate("document.querySelector('.columns').scrollIntoView()")
+    take(page, "panel")
     page.close()
     page = browser.new_page(viewport=PHONE, base_url=url)
     page.goto(f"{AT}/{GREETINGS}")
@@ -79,6 +95,12 @@ def pages(browser, url: str) -> None:
     page.evaluate("document.querySelector('section.examples').scrollIntoView()")
     take(page, "phone")
     page.close()
+
+
+def wrote(page) -> None:
+    """Waits until a steer panel has its texts."""
+    page.click("steer-panel button.main")
+    page.locator("steer-panel [role=status]", has_text="Done").wait_for(timeout=LIVE)
 
 
 def notebook(browser, url: str, scratch: Path) -> None:

@@ -111,6 +111,7 @@ class Session:
         self.prompt = None
         self._counted.clear()
         self._ids = ids
+        self._past = past
         self._real = whole[:, past:]
         self._position = whole.cumsum(-1)[:, past:] - 1
         self._generated = torch.arange(past, past + length, device=ids.device) >= self._columns
@@ -152,20 +153,29 @@ class Session:
     def _where(self, edit: Edit, point: Point, values: Tensor, rows: Tensor | None) -> Tensor:
         at = edit.at
         if isinstance(at, Tensor):
-            if at.shape != values.shape[:2]:
-                given, here = tuple(at.shape), tuple(values.shape[:2])
-                raise InputError(
-                    f"at has shape {given}, the pass has {here} (rows, positions): take it from its tokens"
-                )
-            where = at.to(values.device)
+            where = self._masked(at).to(values.device)
         else:
             where = self._chosen(at) & (self._real if edit.every_token else self._counts(point, values))
             where = where.to(values.device)
         if rows is not None:
+            if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(where):
+                raise InputError(f"rows={rows.tolist()}: the batch has rows 0 to {len(where) - 1}")
             among = torch.zeros(len(where), dtype=torch.bool, device=where.device)
             among[rows.to(where.device)] = True
             where = where & among[:, None]
         return where
+
+    def _masked(self, at: Bool[Tensor, "B P"]) -> Bool[Tensor, "B T"]:
+        """A mask of the whole text, or of the prompt alone: what is generated behind it is then left alone."""
+        rows, end = len(self._real), self._past + self._real.shape[1]
+        beyond = end - at.shape[1]
+        if at.shape[1] == self._columns and beyond > 0:
+            at = torch.nn.functional.pad(at, (0, beyond))
+        if at.shape != (rows, end):
+            raise InputError(
+                f"at has shape {tuple(at.shape)}, the pass has {(rows, end)} (rows, positions): take it from its tokens"
+            )
+        return at[:, self._past :]
 
     def _chosen(self, at: str | tuple[int, ...]) -> Tensor:
         if isinstance(at, str):
@@ -195,6 +205,8 @@ def in_force(model: nn.Module, session: Session, edits: Sequence[Edit], rows: Se
     at: dict[Point, list[Edit]] = defaultdict(list)
     read: dict[Site, Point] = {}
     for index, edit in enumerate(edits):
+        if not isinstance(edit, Edit):
+            raise InputError(f"a {type(edit).__name__} is no edit: expected Steer, Clamp, Splice and the like")
         point = _point(model, edit)
         for other in edits[:index]:
             _require_no_clash(other, edit)

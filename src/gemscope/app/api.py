@@ -11,10 +11,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gemscope.app import openapi
+from gemscope.app import openapi, steer_call
 from gemscope.app.asking import Handler, ask, body_of, index_of, shelf_of, source_of
 from gemscope.app.openapi import Call
-from gemscope.app.requests import ActivationNew, ActivationSource, ExplanationSearch, SearchAll, TopByToken
+from gemscope.app.requests import ActivationNew, ActivationSource, ExplanationSearch, SearchAll, Steer, TopByToken
 from gemscope.app.responses import data
 from gemscope.app.shelf import Source
 from gemscope.app.worker import Job
@@ -244,6 +244,7 @@ CALLS: list[Call[Handler]] = [
     Call("POST", "/api/search-all", search_all, SearchAll),
     Call("POST", "/api/search-topk-by-token", top_by_token, TopByToken),
     Call("POST", "/api/explanation/search", explanation_search, ExplanationSearch),
+    Call("POST", "/api/steer", steer_call.steer, Steer),
     Call("GET", "/api/openapi.json", describe),
 ]
 

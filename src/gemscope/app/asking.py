@@ -9,10 +9,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
+from starlette.datastructures import ImmutableMultiDict
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from gemscope.app.guard import is_ours
 from gemscope.app.live import Off
 from gemscope.app.requests import read_as
 from gemscope.app.shelf import Shelf, Source
@@ -67,7 +69,7 @@ async def _fields(request: Request) -> Mapping[str, Any]:
     body = await request.body()
     if kind == "application/x-www-form-urlencoded":
         try:
-            return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_FIELDS))
+            return ImmutableMultiDict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_FIELDS))
         except ValueError:
             raise InputError(f"the form cannot be read: expected UTF-8 and at most {_FIELDS} fields") from None
     if kind == "application/json":
@@ -81,29 +83,49 @@ async def _fields(request: Request) -> Mapping[str, Any]:
     raise HTTPException(415, "expected application/json or application/x-www-form-urlencoded")
 
 
-async def ask(request: Request, work: Callable[[Job[T]], T]) -> T:
-    """Has the worker do something for the reader of this request, and stops it when the reader leaves.
+def only_ours(request: Request) -> None:
+    """Refuses what another site's page makes a browser ask for by a plain address. Raises HTTPException 403."""
+    if not is_ours(request.headers):
+        raise HTTPException(403, "this request comes from another site's page")
+
+
+def submitted(
+    request: Request,
+    work: Callable[[Job[T]], T],
+    *,
+    seconds: float | None = None,
+    patient: bool = False,
+    listen: Callable[[Any], None] | None = None,
+) -> Job[T]:
+    """In the worker's line. Raises HTTPException 503 where too many wait."""
+    try:
+        job = worker_of(request).submit(work, seconds=seconds, patient=patient, listen=listen)
+    except Full as full:
+        raise HTTPException(503, str(full), {"retry-after": "5"}) from None
+    request.state.ahead = job.ahead
+    return job
+
+
+async def ask(
+    request: Request, work: Callable[[Job[T]], T], *, seconds: float | None = None, patient: bool = False
+) -> T:
+    """Has the worker do something for the reader of this request, and stops it when the reader leaves. `patient`: after
+    all that readers have asked for themselves.
 
     Raises what the work raises; HTTPException 503 where too many wait, it takes too long or there is no model;
     ClientDisconnect.
     """
-    try:
-        job = worker_of(request).submit(work)
-    except Full as full:
-        raise HTTPException(503, str(full), {"retry-after": "5"}) from None
-    request.state.ahead = job.ahead
+    job = submitted(request, work, seconds=seconds, patient=patient)
     done = asyncio.wrap_future(job.outcome)
-    left = asyncio.ensure_future(_leaving(request))
+    left = asyncio.ensure_future(leaving(request))
     either: set[asyncio.Future[Any]] = {done, left}
     try:
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not done.done():
             raise ClientDisconnect
         return done.result()
-    except Off as off:
-        raise HTTPException(503, str(off)) from None
-    except Overtime as overtime:
-        raise HTTPException(503, f"{overtime}: try a shorter text") from None
+    except (Off, Overtime) as error:
+        raise refused(error) from None
     finally:
         left.cancel()
         if not done.done():
@@ -111,7 +133,16 @@ async def ask(request: Request, work: Callable[[Job[T]], T]) -> T:
             job.cancel()
 
 
-async def _leaving(request: Request) -> None:
+def refused(error: Exception) -> Exception:
+    """As HTTP says it that there is no model, or no time; anything else as it is."""
+    if isinstance(error, Off):
+        return HTTPException(503, str(error))
+    if isinstance(error, Overtime):
+        return HTTPException(503, f"{error}: ask for less at a time")
+    return error
+
+
+async def leaving(request: Request) -> None:
     """Returns when the reader has gone."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -2,7 +2,8 @@
 
 A page on the web can make a browser send requests to this machine. What keeps it out: the Host header (a foreign name
 that was made to point here), Origin and Sec-Fetch-Site (a foreign page that posts or loads), and the token where there
-is one. The content security policy keeps out what got into a page's text.
+is one. What sets the model to work by a plain address asks `is_ours` besides. The content security policy keeps out
+what got into a page's text.
 """
 
 from __future__ import annotations
@@ -163,6 +164,24 @@ def _is_foreign(method: str, host: str, first: Mapping[str, str]) -> bool:
     origin = first.get("origin")
     # https may end at a tunnel before this server, which leaves the name as it was.
     return not safe and origin is not None and origin.lower() not in (f"http://{host}", f"https://{host}")
+
+
+def is_ours(headers: Mapping[str, str]) -> bool:
+    """Whether a request comes from a page of ours, from an address that somebody typed, or from a program.
+
+    For what costs work and can be asked for by a plain address: following a link from another site shows a page, as
+    everywhere, but does not set the model to work. Browsers that send no Sec-Fetch-Site (over plain HTTP to another
+    machine) have to bring the token, in a cookie that other sites' pages are not sent with.
+    """
+    if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+        return False
+    host = headers.get("host", "").lower()
+    said = [headers[name].lower() for name in ("origin", "referer") if name in headers]
+    return all(_origin(one) in (f"http://{host}", f"https://{host}") for one in said)
+
+
+def _origin(address: str) -> str:
+    return "/".join(address.split("/")[:3])
 
 
 def _same(given: str, expected: str) -> bool:

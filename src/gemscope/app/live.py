@@ -13,19 +13,23 @@ Finder = Callable[[Any], tuple[Any, Any]]
 
 State = Literal["off", "loading", "ready"]
 
+_PROMOTED = 10
+"""Tokens that a feature promotes, by which its effect on the output is judged."""
+
 
 class Off(Exception):
     """There is no model to read with; the message says why."""
 
 
 class Live:
-    """The model and the SAE of one atlas. `read`, `look` and `load` are for the worker's thread."""
+    """The model and the SAE of one atlas. All but `state`, `why`, `on` and `known_units` is for the worker's thread."""
 
     def __init__(self, off: str | None = None) -> None:
         """To be loaded, or off for a reason."""
         self.state: State = "loading" if off is None else "off"
         self.why = off or "the model is being loaded"
         self._pair: tuple[Any, Any] | None = None
+        self._units: Any = None
 
     @property
     def on(self) -> bool:
@@ -47,15 +51,69 @@ class Live:
         """A `Reading`. Raises Off, and what `reading.read` raises."""
         from gemscope.app import reading
 
-        return reading.read(job, *self._both(), text, features=features)
+        return reading.read(job, *self.pair(), text, features=features)
 
     def look(self, job: Job[Any], text: str, *, k: int) -> Any:
         """A `Look`. Raises Off, and what `gs.look` raises."""
         from gemscope.app import reading
 
-        return reading.look(job, *self._both(), text, k=k)
+        return reading.look(job, *self.pair(), text, k=k)
 
-    def _both(self) -> tuple[Any, Any]:
+    @property
+    def known_units(self) -> Any:
+        """Its `Units` where they are made already, else None: for pages, which do not wait for them."""
+        return self._units
+
+    def units(self, job: Job[Any], atlas: Any) -> Any:
+        """The `Units` of its SAE, by its atlas: made once. Raises Off, and what `units_of` raises."""
+        model, sae = self.pair()
+        if self._units is None:
+            from gemscope.reports.units import units_of
+
+            with model.watched(job.check):
+                self._units = units_of(atlas, model, sae)
+        return self._units
+
+    def steer(self, job: Job[Any], atlas: Any, asked: Any) -> Any:
+        """The `steering.Run`s of a `requests.Steering`. Raises Off, and what `steering.stream` raises."""
+        from gemscope.app import steering
+
+        model, sae = self.pair()
+        return steering.stream(job, model, sae, self.units(job, atlas), asked)
+
+    def attribute(self, job: Job[Any], asked: Any) -> Any:
+        """The `Attribution` of a `requests.Cause`. Raises Off, and what `attribute` raises."""
+        from gemscope.reports.attribute import attribute
+
+        model, sae = self.pair()
+        return attribute(
+            model,
+            sae,
+            asked.text,
+            asked.target or None,
+            against=asked.against or None,
+            position=asked.position,
+            k=asked.k,
+            check=job.check,
+        )
+
+    def output_score(self, job: Job[Any], atlas: Any, one: Any) -> Any:
+        """The `OutputScore` of a `Dashboard`'s feature, at its maximum. Raises Off, and what `output_score` raises."""
+        from gemscope.reports.output_score import output_score
+
+        model, sae = self.pair()
+        return output_score(
+            model,
+            sae,
+            one.index,
+            promoted=[logit.id for logit in one.promoted[:_PROMOTED]],
+            examples=[example.ids[example.peak] for example in one.strongest],
+            strength=self.units(job, atlas).max(one.index),
+            check=job.check,
+        )
+
+    def pair(self) -> tuple[Any, Any]:
+        """Model and SAE. Raises Off."""
         if self._pair is None:
             raise Off(f"live reading is off: {self.why}")
         return self._pair

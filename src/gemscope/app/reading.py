@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from gemscope.activations.model import LanguageModel
-from gemscope.activations.site import Site
 from gemscope.app.worker import Job
 from gemscope.features.activations import FeatureActivations
 from gemscope.features.sae import SAE
 from gemscope.reports import look as looking
 from gemscope.reports.fit import require_fit
 from gemscope.reports.look import Look
-from gemscope.shapes import Float
 
 
 @dataclass(frozen=True)
@@ -98,7 +94,8 @@ def read(job: Job[Any], model: LanguageModel, sae: SAE, text: str, *, features: 
     Raises what `model.capture` and `sae.encode` raise, and what `job.check` does.
     """
     site = require_fit(model, sae)
-    with _watched(model, job):
+    job.check()
+    with model.watched(job.check):
         acts = model.capture(text, [site])[site]
     job.check()
     found = sae.encode(acts, features=features).to("cpu")
@@ -107,24 +104,6 @@ def read(job: Job[Any], model: LanguageModel, sae: SAE, text: str, *, features: 
 
 def look(job: Job[Any], model: LanguageModel, sae: SAE, text: str, *, k: int) -> Look:
     """`gs.look`, which ends when nobody waits for it any more."""
-    with _watched(model, job):
-        return looking.look(model, sae, text, k=k)
-
-
-@dataclass(frozen=True)
-class _Watch:
-    """An edit that changes nothing: it ends the pass when nobody waits for it any more, or when it takes too long."""
-
-    site: Site
-    job: Job[Any]
-
-    def __call__(self, values: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        self.job.check()
-        return values
-
-
-@contextmanager
-def _watched(model: LanguageModel, job: Job[Any]) -> Iterator[None]:
     job.check()
-    with model.edited(*(_Watch(Site.parse(f"{layer}.res"), job) for layer in range(model.n_layers))):
-        yield
+    with model.watched(job.check):
+        return looking.look(model, sae, text, k=k)

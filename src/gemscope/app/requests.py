@@ -35,6 +35,8 @@ class Rule:
     schema: Mapping[str, Any]
     blank: bool = False
     """Whether "" is a value. Elsewhere it is a field of a form that was left empty."""
+    many: bool = False
+    """Whether a form or an address may name it several times."""
 
 
 def _field(rule: Rule, default: Any) -> Any:
@@ -85,19 +87,22 @@ def integer(name: str, *, low: int, high: int, default: Any = _REQUIRED) -> Any:
     return _field(Rule(name, read, {"type": "integer", "minimum": low, "maximum": high}), default)
 
 
-def real(name: str, *, default: Any = None) -> Any:
-    """A finite number."""
+def real(name: str, *, low: float = -math.inf, high: float = math.inf, default: Any = None) -> Any:
+    """A finite number, from `low` to `high`."""
+    bounds = {"minimum": low, "maximum": high}
+    within = "" if low == -math.inf else f" from {low:,g} to {high:,g}"
 
     def read(value: Any, name: str) -> float:
         try:
             found = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
         except (ValueError, OverflowError):
             found = math.nan
-        if not math.isfinite(found):
-            raise InputError(f"{name}={_shown(value)}: expected a number")
+        if not math.isfinite(found) or not low <= found <= high:
+            raise InputError(f"{name}={_shown(value)}: expected a number{within}")
         return found
 
-    return _field(Rule(name, read, {"type": "number"}), default)
+    schema = {"type": "number", **{word: bound for word, bound in bounds.items() if math.isfinite(bound)}}
+    return _field(Rule(name, read, schema), default)
 
 
 def flag(name: str, *, default: bool | None = None) -> Any:
@@ -124,16 +129,33 @@ def choice(name: str, *options: str) -> Any:
     return _field(Rule(name, read, {"type": "string", "enum": list(options)}), options[0])
 
 
-def several(name: str, each: Any, *, count: int) -> Any:
-    """A list of whatever the field `each` is."""
+def several(name: str, each: Any, *, count: int, default: Any = ()) -> Any:
+    """A list of whatever the field `each` is; in a form or an address, a field that is named several times."""
     one: Rule = each.metadata["rule"]
 
     def read(value: Any, name: str) -> tuple[Any, ...]:
-        if not isinstance(value, list) or len(value) > count:
+        if not isinstance(value, list):
             raise InputError(f"{name} is {_kind(value)}: expected a list of at most {count}")
+        if len(value) > count:
+            raise InputError(f"{name} has {len(value)} values: at most {count} are taken")
         return tuple(one.read(item, name) for item in value)
 
-    return _field(Rule(name, read, {"type": "array", "items": one.schema, "maxItems": count}), ())
+    schema = {"type": "array", "items": one.schema, "maxItems": count}
+    return _field(Rule(name, read, schema, many=True), default)
+
+
+def each(name: str, cls: type[Any], *, count: int) -> Any:
+    """A list of other values, within; one at least."""
+    one: Rule = inner(name, cls).metadata["rule"]
+    listed: Rule = several(name, inner(name, cls), count=count).metadata["rule"]
+
+    def read(value: Any, name: str) -> tuple[Any, ...]:
+        if value == []:
+            raise InputError(f"{name} is empty: expected 1 to {count}")
+        found: tuple[Any, ...] = listed.read(value, name)
+        return found
+
+    return _field(Rule(name, read, {"type": "array", "items": one.schema, "minItems": 1, "maxItems": count}), _REQUIRED)
 
 
 def inner(name: str, cls: type[Any]) -> Any:
@@ -152,13 +174,20 @@ def read_as(cls: type[T], given: Mapping[str, Any]) -> T:
     found = {}
     for one in dataclasses.fields(cls):  # type: ignore[arg-type]
         rule: Rule = one.metadata["rule"]
-        value = given.get(rule.name)
+        value = _listed(given, rule.name) if rule.many else given.get(rule.name)
         if value is None or (value == "" and not rule.blank):
             if one.default is _REQUIRED:
                 raise InputError(f"{rule.name} is missing")
             continue
         found[one.name] = rule.read(value, rule.name)
     return cls(**found)
+
+
+def _listed(given: Mapping[str, Any], name: str) -> Any:
+    """All that a form or an address says of one field; in JSON it is a list by itself."""
+    if not hasattr(given, "getlist"):
+        return given.get(name)
+    return given.getlist(name) or None
 
 
 def schema(cls: type[Any]) -> dict[str, Any]:
@@ -242,6 +271,83 @@ class Prompt:
     k: int = integer("k", low=1, high=20, default=5)
 
 
+STEERED = 2048
+"""Characters of a text to be continued."""
+WRITTEN = 256
+"""Tokens that are written at most."""
+EDITED = 20
+"""Features that are steered with at most."""
+STRONG = 1e6
+"""Greatest size of a strength, in whatever unit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steering:
+    """What to steer with, and how: the whole state of the steer view, as its address carries it."""
+
+    features: tuple[int, ...] = several("feature", integer("feature", low=0, high=10**9), count=EDITED)
+    strengths: tuple[float, ...] = several("strength", real("strength", low=-STRONG, high=STRONG), count=EDITED)
+    """In units of each feature's greatest activation; 1 where there are fewer of them than features."""
+    factors: tuple[float, ...] = several("factor", real("factor", low=-1000, high=1000), count=EDITED)
+    """For what takes a factor instead (`scale`, `project`); 0 where there are fewer."""
+    prompt: str = string("prompt", most=STEERED, least=0, default="")
+    how: str = choice("how", "add", "clamp", "at_least", "scale", "ablate", "project")
+    at: str = choice("at", "all", "prompt", "generated")
+    temperature: float = real("temperature", low=0, high=2, default=0.5)
+    seed: int = integer("seed", low=-100_000_000, high=100_000_000, default=16)
+    tokens: int = integer("tokens", low=1, high=WRITTEN, default=40)
+    n: int = integer("n", low=1, high=8, default=1)
+    """Texts of each kind."""
+    random: bool = flag("random", default=False)
+    """Whether other features, as strong, are tried as well: a control."""
+    noise: bool = flag("noise", default=False)
+    """Whether random directions, as long, are tried as well: a control."""
+    run: bool = flag("run", default=False)
+    """Whether to write the texts, not only to show what would be asked for."""
+    add: str = string("add", most=QUERY, least=0, default="")
+    """A feature to take in: its number, or words of its label."""
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a feature that is named twice."""
+        if len(set(self.features)) < len(self.features):
+            raise InputError("feature is named twice: give each feature once, with one strength")
+
+    @property
+    def rows(self) -> list[tuple[int, float, float]]:
+        """Each feature with its strength and its factor."""
+        filled = [(*self.strengths, *[1.0] * EDITED), (*self.factors, *[0.0] * EDITED)]
+        return list(zip(self.features, *filled, strict=False))
+
+    def query(self, rows: list[tuple[int, float, float]] | None = None) -> dict[str, Any]:
+        """As an address says it: what is as it would be anyway is left out. `rows` in the place of its own."""
+        chosen = self.rows if rows is None else rows
+        lists = {
+            "feature": [feature for feature, _, _ in chosen],
+            "strength": [f"{strength:g}" for _, strength, _ in chosen],
+            "factor": [f"{factor:g}" for _, _, factor in chosen] if any(factor for _, _, factor in chosen) else [],
+        }
+        names = ("prompt", "how", "at", "temperature", "seed", "tokens", "n", "random", "noise")
+        plain = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(_PLAIN, name)}
+        return {**lists, **plain}
+
+
+_PLAIN = Steering()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cause:
+    """Which features cause a logit: of what token, at which place of a text."""
+
+    text: str = string("text", most=TEXT, least=0, default="")
+    position: int = integer("position", low=-(10**6), high=10**6, default=-1)
+    """The token whose prediction is looked at; negative ones count from the end."""
+    target: str = string("target", most=200, least=0, default="")
+    """The token whose logit it is; the likeliest where there is none."""
+    against: str = string("against", most=200, least=0, default="")
+    """A token whose logit is taken away from it."""
+    k: int = integer("k", low=1, high=50, default=12)
+
+
 # --- Neuronpedia's ---------------------------------------------------------------------------------------------------
 
 _NAME = 200
@@ -311,6 +417,35 @@ class ExplanationSearch:
     sources: tuple[str, ...] = several("layers", string("layers", most=_NAME), count=200)
     query: str = string("query", most=QUERY, least=3)
     offset: int = integer("offset", low=0, high=10**6, default=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteerFeature:
+    """A feature to steer with."""
+
+    model: str = string("modelId", most=_NAME)
+    layer: str = string("layer", most=_NAME)
+    """The name of its source."""
+    index: int = integer("index", low=0, high=10**9)
+    strength: float = real("strength", low=-STRONG, high=STRONG, default=_REQUIRED)
+    """Times the decoder row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steer:
+    """A text to be continued twice: as the model would, and steered."""
+
+    prompt: str = string("prompt", most=STEERED)
+    model: str = string("modelId", most=_NAME)
+    features: tuple[SteerFeature, ...] = each("features", SteerFeature, count=EDITED)
+    temperature: float = real("temperature", low=0, high=2, default=0.5)
+    tokens: int = integer("n_tokens", low=1, high=WRITTEN, default=48)
+    freq_penalty: float = real("freq_penalty", low=-2, high=2, default=0.0)
+    """Accepted and left alone, as it is there."""
+    seed: int = integer("seed", low=-100_000_000, high=100_000_000, default=16)
+    multiplier: float = real("strength_multiplier", low=0, high=10, default=1.0)
+    method: str = choice("steer_method", "SIMPLE_ADDITIVE", "ORTHOGONAL_DECOMP")
+    stream: bool = flag("stream", default=False)
 
 
 def _kind(value: Any) -> str:

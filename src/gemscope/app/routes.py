@@ -10,12 +10,12 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from gemscope.app import api
+from gemscope.app import acting, api
 from gemscope.app.asking import ask, body_of, index_of, query_of, shelf_of, source_of, worker_of
 from gemscope.app.guard import FRAMED
 from gemscope.app.requests import Browse, Forget, Label, Prompt, Search, Trial
 from gemscope.app.responses import data, page, wants_data, wants_part
-from gemscope.app.shelf import Source
+from gemscope.app.shelf import Source, summarised
 from gemscope.app.static import static
 from gemscope.app.worker import Job
 from gemscope.errors import GemscopeError
@@ -117,6 +117,9 @@ async def feature(request: Request) -> Response:
     if wants_data(request):
         return data(request, dashboard.to_dict())
     embed = Embed.of(request.query_params)
+    # A strength has no measure where nothing ever fired.
+    steers = source.live.on and not dashboard.dead and (embed is None or embed.steer)
+    asked = acting.first(index)
     return page(
         request,
         "feature.html",
@@ -126,6 +129,8 @@ async def feature(request: Request) -> Response:
         manifest=source.manifest,
         live=source.live.on,
         why=source.live.why,
+        asked=asked,
+        rows=[acting.dial(source, asked, summarised(dashboard))] if steers else [],
         writable=embed is None,
         previous=index - 1 if index else None,
         following=index + 1 if index + 1 < len(source.atlas) else None,
@@ -349,6 +354,7 @@ ROUTES: list[Route] = [
     Route(f"{_AT}/search", search),
     Route(f"{_AT}/prompt.json", prompt, methods=["GET", "POST"]),
     Route(f"{_AT}/prompt", prompt, methods=["GET", "POST"]),
+    *acting.ROUTES,
     Route(f"{_AT}/browse.json", browse),
     Route(f"{_AT}.json", browse),
     Route(_AT, browse),

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ OURS = frozenset({"api", "health", "search", "static"})
 """First parts of addresses that no model can have."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@=~-]{0,199}")
-_PAGES = frozenset({"search", "prompt"})
+_PAGES = frozenset({"search", "prompt", "steer", "attribute"})
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,11 @@ class Source:
         """The points as a chart has them; None where no feature fired."""
         return gathered(*self.points)
 
+    @cached_property
+    def scores(self) -> dict[int, Any]:
+        """Output scores by feature: each takes some passes of the model, and stays as it is."""
+        return {}
+
     def warm(self) -> None:
         """Gathers what lists and pages need first: else the first readers would wait for it."""
         self.atlas.summaries(limit=1)
@@ -88,9 +94,7 @@ class Source:
 
     def summary(self, index: int) -> Summary:
         """One feature as a line of a list."""
-        one = self.atlas[index]
-        token = one.examples[0].tokens[one.examples[0].peak] if one.examples else None
-        return Summary(index, one.count, one.density, one.max, one.mean, one.label, token)
+        return summarised(self.atlas[index])
 
     def __getitem__(self, index: int) -> Dashboard:
         """One feature, as from this address. Raises NotFound."""
@@ -98,6 +102,12 @@ class Source:
         if (found.model, found.source) == self.address:
             return found
         return replace(found, model=self.manifest.model_id, source=self.manifest.source_id)
+
+
+def summarised(one: Dashboard) -> Summary:
+    """A whole page as a line of a list."""
+    token = one.examples[0].tokens[one.examples[0].peak] if one.examples else None
+    return Summary(one.index, one.count, one.density, one.max, one.mean, one.label, token)
 
 
 class Shelf:

@@ -27,13 +27,18 @@ class Cancelled(Exception):
 class Job(Generic[T]):
     """A piece of work, waiting, running or done; `outcome` is a future of what it returns or raises."""
 
-    def __init__(self, work: Callable[[Job[T]], T], seconds: float, ahead: int) -> None:
+    def __init__(
+        self, work: Callable[[Job[T]], T], seconds: float, ahead: int, listen: Callable[[Any], None] | None = None
+    ) -> None:
         self.outcome: Future[T] = Future()
         self.ahead = ahead
         """How many jobs were before it when it came, the running one included."""
         self.seconds = seconds
         """How long it may run."""
+        self.patient = False
+        """Whether those who are not may go before it."""
         self._work = work
+        self._listen = listen
         self._cancelled = threading.Event()
         self._deadline = float("inf")
 
@@ -48,6 +53,11 @@ class Job(Generic[T]):
             raise Cancelled("nobody waits for this any more")
         if time.monotonic() > self._deadline:
             raise Overtime(f"this took longer than {self.seconds:g} seconds")
+
+    def tell(self, news: Any) -> None:
+        """Called by the work with what it has so far: whoever listens hears of it, in the worker's thread."""
+        if self._listen is not None:
+            self._listen(news)
 
     def _run(self) -> None:
         if not self.outcome.set_running_or_notify_cancel():
@@ -85,15 +95,35 @@ class Worker:
         """Whether a job runs."""
         return self._running is not None
 
-    def submit(self, work: Callable[[Job[T]], T], *, seconds: float | None = None, always: bool = False) -> Job[T]:
-        """Puts a job at the end of the line; `work` is given the job, to `check`. Raises Full, unless `always`."""
+    def ahead(self, job: Job[Any]) -> int:
+        """How many are before this one now, the running one included; 0 for one that runs or is done."""
+        with self._changed:
+            alive = self._alive()
+            return alive.index(job) + (self._running is not None) if job in alive else 0
+
+    def submit(
+        self,
+        work: Callable[[Job[T]], T],
+        *,
+        seconds: float | None = None,
+        always: bool = False,
+        patient: bool = False,
+        listen: Callable[[Any], None] | None = None,
+    ) -> Job[T]:
+        """Puts a job at the end of the line; `work` is given the job, to `check`. Raises Full, unless `always`.
+
+        One that is `patient` lets those who are not go before it: readers shall not wait for what a page asks for by
+        itself. `listen` hears what the work `tell`s while it runs.
+        """
         with self._changed:
             waiting = self._alive()
             if self._closed or (len(waiting) >= self.room and not always):
                 raise Full(f"{len(waiting)} texts wait to be read already: try again in a moment")
-            ahead = len(waiting) + (self._running is not None)
-            job = Job(work, self.seconds if seconds is None else seconds, ahead)
-            self._line.append(job)
+            place = len(waiting) if patient else sum(not one.patient for one in waiting)
+            ahead = place + (self._running is not None)
+            job = Job(work, self.seconds if seconds is None else seconds, ahead, listen)
+            job.patient = patient
+            self._line.insert(place, job)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._serve, name="gemscope-model", daemon=True)
                 self._thread.start()

@@ -17,7 +17,9 @@ PAGE = 100
 
 @runtime_checkable
 class Links(Protocol):
-    """What a template asks for. A query's values are as for `Atlas.summaries`; None and "" are left out."""
+    """What a template asks for. A query's values are as for `Atlas.summaries`, a list is a name said several times;
+    None and "" are left out.
+    """
 
     def home(self) -> str: ...
     def source(self) -> str: ...
@@ -25,6 +27,8 @@ class Links(Protocol):
     def browse(self, **query: object) -> str: ...
     def search(self, **query: object) -> str: ...
     def prompt(self, **query: object) -> str: ...
+    def steer(self, **query: object) -> str: ...
+    def attribute(self, **query: object) -> str: ...
     def static(self, name: str) -> str: ...
     def json(self, url: str) -> str:
         """Where the data of the page at `url` lies."""
@@ -56,6 +60,12 @@ class ServerLinks:
 
     def prompt(self, **query: object) -> str:
         return self._below("/prompt", query)
+
+    def steer(self, **query: object) -> str:
+        return self._below("/steer", query)
+
+    def attribute(self, **query: object) -> str:
+        return self._below("/attribute", query)
 
     def static(self, name: str) -> str:
         return f"{self.root}/static/{name}?v={static_digest()}"
@@ -108,6 +118,12 @@ class SiteLinks:
     def prompt(self, **query: object) -> str:
         return ""
 
+    def steer(self, **query: object) -> str:
+        return ""
+
+    def attribute(self, **query: object) -> str:
+        return ""
+
     def static(self, name: str) -> str:
         return f"{self._up}static/{name}"
 
@@ -147,6 +163,12 @@ class NoLinks:
     def prompt(self, **query: object) -> str:
         return ""
 
+    def steer(self, **query: object) -> str:
+        return ""
+
+    def attribute(self, **query: object) -> str:
+        return ""
+
     def static(self, name: str) -> str:
         return ""
 
@@ -178,4 +200,5 @@ def _query(query: dict[str, object]) -> str:
         for name, value in query.items()
         if value is not None and value != ""
     }
-    return "?" + urlencode(kept, errors="replace") if kept else ""
+    said = urlencode(kept, doseq=True, errors="replace")
+    return f"?{said}" if said else ""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from gemscope.pages import charts, rows, strips
+from gemscope.pages.changes import changes
 from gemscope.pages.links import Links, NoLinks, ServerLinks, SiteLinks
 from gemscope.text.printable import clipped, readable
 
@@ -94,6 +95,7 @@ def _environment() -> Environment:
     )
     made.filters |= {
         "figure": strips.figure,
+        "signed": rows.signed,
         "percent": charts.percent,
         "short": charts.short,
         "token": strips.token,
@@ -104,6 +106,7 @@ def _environment() -> Environment:
     }
     made.globals |= {
         "bar": charts.bar,
+        "changes": changes,
         "described": described,
         "examples_of": rows.examples,
         "fixed": fixed,

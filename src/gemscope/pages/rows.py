@@ -85,7 +85,7 @@ def logits(ones: Sequence[Logit]) -> Markup:
     """Tokens with their logits; bars are relative to the first."""
     strongest = abs(ones[0].value) or 1
     return _rows(
-        [(token(one.token), f"{bar(abs(one.value) / strongest)}<span>{_signed(one.value)}</span>") for one in ones]
+        [(token(one.token), f"{bar(abs(one.value) / strongest)}<span>{signed(one.value)}</span>") for one in ones]
     )
 
 
@@ -128,7 +128,8 @@ def _named(one: Relative, links: Links) -> str:
     return f"{name} {hint(one.label, one.token)}"
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
+    """A number with its sign, also where it is greater than 0."""
     return f"+{figure(value)}" if value > 0 else figure(value)
 
 

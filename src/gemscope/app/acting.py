@@ -1,0 +1,313 @@
+"""Pages on which a model acts: the steer view and its stream of texts, what causes a prediction, what a feature does to
+the output. Each handler: arguments, a call of the library in the worker's thread, a page or JSON.
+
+All of it costs work, so none of it is done for a request that another site's page has made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gemscope.app.asking import ask, body_of, index_of, only_ours, query_of, source_of
+from gemscope.app.events import Events
+from gemscope.app.guard import is_ours
+from gemscope.app.requests import EDITED, Cause, Steering
+from gemscope.app.responses import data, page, wants_data, wants_part
+from gemscope.app.shelf import Source
+from gemscope.app.worker import Job
+from gemscope.errors import GemscopeError, InputError, NotFound
+from gemscope.pages.render import render
+from gemscope.reports.dashboard import Summary
+
+WRITING = 300.0
+"""Seconds that texts may take to be written: more than a text may take to be read."""
+MEASURING = 120.0
+"""Seconds that causes and effects may take to be measured."""
+
+_FOUND = 8
+"""Features that are shown to choose from."""
+
+
+@dataclass(frozen=True)
+class Dial:
+    """A feature that is steered with: how strongly, and the address of the page without it."""
+
+    summary: Summary
+    strength: float
+    """In units of its greatest activation."""
+    factor: float
+    norm: float | None
+    """Its greatest activation as a share of the median norm, where that is known already."""
+    without: str
+
+
+def dials(source: Source, asked: Steering) -> list[Dial]:
+    """One for each feature. Raises NotFound."""
+    return [dial(source, asked, source.summary(feature), by, factor) for feature, by, factor in asked.rows]
+
+
+def dial(source: Source, asked: Steering, summary: Summary, strength: float = 1.0, factor: float = 0.0) -> Dial:
+    """The one of a feature. What is not known without the model is left out: pages do not wait for it."""
+    units = source.live.known_units
+    norm = units.max(summary.feature).of_norm if units is not None and summary.max > 0 else None
+    rest = asked.query([row for row in asked.rows if row[0] != summary.feature])
+    return Dial(summary, strength, factor, norm, source.links.steer(**rest))
+
+
+def first(index: int) -> Steering:
+    """What a feature's page begins with."""
+    return Steering(features=(index,), prompt=_BEGUN)
+
+
+_BEGUN = "I think that"
+
+
+# --- the steer view ---------------------------------------------------------------------------------------------------
+
+
+async def steer(request: Request) -> Response:
+    """The steer view, and the texts where the address asks for them."""
+    source = source_of(request)
+    posted = request.method == "POST"
+    asked = await body_of(request, Steering) if posted else query_of(request, Steering)
+    wanted = (asked.run or posted) and not asked.add
+    asked, suggestions, said = await run_in_threadpool(_taken_in, source, asked)
+    rows = await run_in_threadpool(dials, source, asked)
+    runs, error, note = None, None, ""
+    if wanted and not is_ours(request.headers):
+        note = "Press Generate: a link from another site's page shows what to write, and does not write it."
+    elif wanted:
+        try:
+            _check(source, asked)
+            runs = await ask(request, lambda job: source.live.steer(job, source.atlas, asked), seconds=WRITING)
+        except GemscopeError as raised:
+            error = " ".join(str(raised).split())
+    status = 400 if error else 200
+    if wants_data(request):
+        found = _data(source, asked, rows)
+        beside = {"runs": None if runs is None else _runs(runs), "suggestions": _listed(source, suggestions)}
+        return data(request, found | beside | ({"error": error} if error else {}), status=status)
+    return await run_in_threadpool(
+        page,
+        request,
+        "steer_rows.html" if wants_part(request) else "steer.html",
+        links=source.links,
+        status=status,
+        manifest=source.manifest,
+        live=source.live.on,
+        why=source.live.why,
+        several=True,
+        asked=asked,
+        rows=rows,
+        suggestions=suggestions,
+        suggestions_note=said,
+        runs=runs,
+        error=error,
+        note=note,
+    )
+
+
+def _taken_in(source: Source, asked: Steering) -> tuple[Steering, list[Summary], str]:
+    """With the feature that is to be added; or those that it could be; or why there is none."""
+    wanted = asked.add.strip()
+    if not wanted:
+        return asked, [], ""
+    if len(asked.features) >= EDITED:
+        return asked, [], f"At most {EDITED} features can be steered with at once."
+    if wanted.isascii() and wanted.isdecimal() and len(wanted) <= 12:
+        feature = int(wanted)
+        if feature >= len(source.atlas):
+            return asked, [], f"No feature {feature}: there are 0 to {len(source.atlas) - 1:,}."
+        if feature in asked.features:
+            return replace(asked, add=""), [], f"Feature {feature} is there already."
+        rows = [*asked.rows, (feature, 1.0, 0.0)]
+        features, strengths, factors = (tuple(column) for column in zip(*rows, strict=True))
+        return replace(asked, add="", features=features, strengths=strengths, factors=factors), [], ""
+    found = source.atlas.search(wanted, limit=_FOUND)
+    return asked, found, "" if found else "No label says that. A number always finds its feature."
+
+
+def _check(source: Source, asked: Steering) -> None:
+    """Raises InputError for what nothing can be written with, and NotFound, before a model is asked."""
+    if not asked.features:
+        raise InputError("feature is missing: name at least one to steer with")
+    if not asked.prompt.strip():
+        raise InputError("prompt is empty: the model needs a text to go on with")
+    for feature in asked.features:
+        if not 0 <= feature < len(source.atlas):
+            raise NotFound(f"no feature {feature}: there are 0 to {len(source.atlas) - 1}")
+
+
+def _data(source: Source, asked: Steering, rows: Sequence[Dial]) -> dict[str, Any]:
+    names = ("prompt", "how", "at", "temperature", "seed", "tokens", "n", "random", "noise")
+    return {
+        **{name: getattr(asked, name) for name in names},
+        "url": source.links.steer(**asked.query()),
+        "features": [
+            {
+                **_line(source, one.summary),
+                "strength": one.strength,
+                "factor": one.factor,
+                "raw": one.strength * one.summary.max,
+                "of_norm": None if one.norm is None else one.strength * one.norm,
+            }
+            for one in rows
+        ],
+    }
+
+
+def _line(source: Source, one: Summary) -> dict[str, Any]:
+    return {
+        "modelId": source.manifest.model_id,
+        "layer": source.manifest.source_id,
+        "index": str(one.feature),
+        "maxActApprox": one.max,
+        "description": one.label,
+    }
+
+
+def _listed(source: Source, ones: Sequence[Summary]) -> list[dict[str, Any]]:
+    return [_line(source, one) for one in ones]
+
+
+def _runs(runs: Sequence[Any]) -> list[dict[str, Any]]:
+    return [{"name": run.name, **run.steered.to_dict()} for run in runs]
+
+
+async def stream(request: Request) -> Response:
+    """The texts as they come, as server-sent events: `wait`, `frame`, and at last `done` or `failed`."""
+    source, asked = source_of(request), query_of(request, Steering)
+    only_ours(request)
+    _check(source, asked)
+
+    def work(job: Job[Any]) -> dict[str, Any]:
+        runs = source.live.steer(job, source.atlas, asked)
+        html = render("steer_result.html", links=source.links, runs=runs)
+        return {"runs": _runs(runs), "url": source.links.steer(**asked.query()), "html": html}
+
+    return Events(request, work, seconds=WRITING, news=_frame, end=lambda found: ("done", found))
+
+
+def _frame(news: Any) -> tuple[str, dict[str, Any]]:
+    frame = news.frame
+    return "frame", {"run": news.run, "default": frame.default, "steered": frame.steered, "n": frame.n}
+
+
+async def units(request: Request) -> Response:
+    """What strengths are measured against: each feature's greatest activation, and its share of the median norm."""
+    source, asked = source_of(request), query_of(request, Steering)
+    only_ours(request)
+    rows = await run_in_threadpool(dials, source, asked)
+
+    def work(job: Job[Any]) -> dict[str, Any]:
+        found = source.live.units(job, source.atlas)
+        living = {one.summary.feature for one in rows if one.summary.max > 0}
+        return {
+            "median_norm": found.median_norm,
+            "source": found.source,
+            "tokens": found.tokens,
+            "features": {
+                str(feature): {"max": found.maximum(feature), "of_norm": found.max(feature).of_norm}
+                for feature in sorted(living)
+            },
+        }
+
+    return data(request, await ask(request, work, seconds=MEASURING, patient=True))
+
+
+# --- causes and effects -----------------------------------------------------------------------------------------------
+
+
+async def attribute(request: Request) -> Response:
+    """Which features, at which tokens of a text, cause the logit of what comes next."""
+    source, asked = source_of(request), query_of(request, Cause)
+    found, error = None, None if source.live.on else source.live.why
+    labels: dict[int, str] = {}
+    hints: dict[int, str] = {}
+    if asked.text and error is None:
+        only_ours(request)
+        try:
+            found, labels, hints = await ask(request, lambda job: _causes(source, asked, job), seconds=MEASURING)
+        except GemscopeError as raised:
+            error = " ".join(str(raised).split())
+    status = 400 if error and source.live.on else 200
+    if wants_data(request):
+        beside = {"labels": {str(index): label for index, label in labels.items()}}
+        return data(
+            request,
+            {**(found.to_dict() if found else {}), **beside, **({"error": error} if error else {})},
+            status=status,
+        )
+    return await run_in_threadpool(
+        page,
+        request,
+        "attribution.html" if wants_part(request) else "attribute.html",
+        links=source.links,
+        status=status,
+        manifest=source.manifest,
+        live=source.live.on,
+        asked=asked,
+        found=found,
+        labels=labels,
+        hints=hints,
+        error=error,
+    )
+
+
+def _causes(source: Source, asked: Cause, job: Job[Any]) -> tuple[Any, dict[int, str], dict[int, str]]:
+    found = source.live.attribute(job, asked)
+    shown = {row.feature for row in found.rows}
+    labels = source.atlas.labels(shown)
+    return found, labels, source.atlas.strongest_on(shown - labels.keys())
+
+
+async def output_score(request: Request) -> Response:
+    """Whether steering with a feature does to the output what the tokens that it promotes suggest."""
+    source, index = source_of(request), index_of(request)
+    dashboard = source[index]
+    only_ours(request)
+    score, why = source.scores.get(index), ""
+    if dashboard.dead:
+        why = "it fired nowhere, so its strength has no measure"
+    elif not dashboard.promoted:
+        why = "no logits are known for it"
+    elif score is None:
+        score = await ask(
+            request,
+            lambda job: source.live.output_score(job, source.atlas, dashboard),
+            seconds=MEASURING,
+            patient=True,
+        )
+        source.scores[index] = score
+    if wants_data(request):
+        return data(request, {"feature": index, "why": why, **({} if score is None else score.to_dict())})
+    return page(
+        request,
+        "output_score.html" if wants_part(request) else "effect.html",
+        links=source.links,
+        manifest=source.manifest,
+        feature=dashboard,
+        score=score,
+        why=why,
+    )
+
+
+_AT = "/{model}/{source}"
+
+ROUTES: list[Route] = [
+    Route(f"{_AT}/steer.json", steer, methods=["GET", "POST"]),
+    Route(f"{_AT}/steer", steer, methods=["GET", "POST"]),
+    Route(f"{_AT}/steer/stream", stream),
+    Route(f"{_AT}/steer/units.json", units),
+    Route(f"{_AT}/attribute.json", attribute),
+    Route(f"{_AT}/attribute", attribute),
+    Route(f"{_AT}/{{index}}/output-score.json", output_score),
+    Route(f"{_AT}/{{index}}/output-score", output_score),
+]

@@ -1,0 +1,245 @@
+// <steer-panel>: strengths in all their units, texts that arrive while they are written, the whole state in the address.
+{
+  const figure = (value) => `${value < 0 ? "−" : ""}${Number(Math.abs(value).toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 })}`;
+  const named = { default: "The model alone", steered: "Steered", random: "Control: other features", noise: "Control: noise" };
+  const parts = (text) => new DOMParser().parseFromString(text, "text/html").body.childNodes; // its scripts never run
+
+  async function* events(url, signal) {
+    const answer = await fetch(url, { signal, headers: { accept: "text/event-stream, application/json" } });
+    if (!answer.ok) throw new Error((await answer.json()).error);
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    for (let kept = ""; ; ) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const whole = (kept + value).split("\n\n");
+      kept = whole.pop();
+      for (const one of whole) {
+        const found = /^event: (\w+)\ndata: (.*)$/s.exec(one);
+        if (found) yield [found[1], JSON.parse(found[2])];
+      }
+    }
+  }
+
+  class SteerPanel extends HTMLElement {
+    connectedCallback() {
+      this.form = this.querySelector("form");
+      this.status = this.form.querySelector(":scope > .row [role=status]");
+      this.bar = this.querySelector("progress");
+      this.outcome = this.querySelector(".outcome");
+      this.rows = this.querySelector("[data-rows]");
+      this.form.addEventListener("submit", (event) => this.submitted(event));
+      this.form.addEventListener("input", (event) => this.turned(event.target));
+      this.form.addEventListener("click", (event) => this.clicked(event));
+      this.form.addEventListener("keydown", (event) => {
+        if (event.key !== "Enter" || event.target.name !== "add") return;
+        event.preventDefault(); // else the first button of the form is pressed
+        this.form.requestSubmit(this.querySelector("[data-add]"));
+      });
+      const share = this.querySelector("[data-share]");
+      if (share) share.hidden = false;
+      this.ready();
+      new IntersectionObserver((seen, watch) => {
+        if (!seen.some((one) => one.isIntersecting)) return;
+        watch.disconnect();
+        this.measure();
+      }).observe(this);
+    }
+
+    disconnectedCallback() {
+      this.stop();
+    }
+
+    // --- strengths
+
+    ready() {
+      for (const range of this.querySelectorAll("input[type=range]")) range.hidden = false;
+      for (const dial of this.querySelectorAll(".dial")) this.read(dial);
+    }
+
+    turned(field) {
+      const by = field.closest(".by");
+      if (by) {
+        const other = by.querySelector(field.type === "range" ? "input[type=number]" : "input[type=range]");
+        if (field.value !== "") other.value = field.value;
+        this.read(field.closest(".dial"));
+      }
+      if (field.name !== "add") this.address();
+    }
+
+    read(dial) {
+      const times = Number(dial.querySelector("[name=strength]").value);
+      const raw = times * Number(dial.dataset.max);
+      const share = this.norms?.[dial.dataset.feature];
+      const norm = share ? ` = ${figure(times * share)} × median norm` : "";
+      dial.querySelector(".strength output").textContent = `= ${figure(raw)} raw = ${figure(times)} × max${norm}`;
+    }
+
+    async measure() {
+      const asked = [...this.querySelectorAll(".dial")].map((dial) => ["feature", dial.dataset.feature]);
+      if (!asked.length) return;
+      try {
+        const answer = await fetch(`${this.dataset.units}?${new URLSearchParams(asked)}`);
+        if (!answer.ok) return;
+        const { features } = await answer.json();
+        this.norms = Object.fromEntries(Object.entries(features).map(([index, one]) => [index, one.of_norm]));
+        this.ready();
+      } catch {} // the other units are there all the same
+    }
+
+    // --- which features
+
+    clicked(event) {
+      const { target } = event;
+      if (target.closest("[data-cancel]")) this.stop("Cancelled.");
+      if (target.closest("[data-share]")) this.share();
+      const gone = target.closest("[data-remove]");
+      if (!gone) return;
+      event.preventDefault();
+      gone.closest(".dial").remove();
+      const left = this.querySelectorAll(".dial").length;
+      this.rows.querySelector("h2").textContent = left ? `${left} feature${left === 1 ? "" : "s"}` : "Choose a feature";
+      this.address();
+      this.rows.querySelector("[name=add]").focus();
+    }
+
+    async add(button) {
+      const before = this.querySelectorAll(".dial").length;
+      const answer = await fetch(`${this.form.action}?${this.state(button)}`, { headers: { "hx-request": "true", accept: "text/html" } });
+      this.rows.replaceChildren(...parts(await answer.text()));
+      this.ready();
+      this.address();
+      this.measure();
+      const added = this.querySelectorAll(".dial").length > before;
+      const next = added ? ".dial:last-child input[type=range]:not([hidden])" : ".suggestions button, [name=add]";
+      this.rows.querySelector(next)?.focus();
+    }
+
+    // --- the state
+
+    state(button) {
+      const state = new FormData(this.form, button);
+      if (!["scale", "project"].includes(state.get("how"))) state.delete("factor");
+      if (button?.name !== "add" && button?.dataset.add === undefined) state.delete("add");
+      state.delete("run");
+      return new URLSearchParams(state);
+    }
+
+    address() {
+      const url = `${this.form.action}?${this.state()}`;
+      if (this.dataset.address) history.replaceState(history.state, "", url);
+      const open = this.querySelector("[data-open]");
+      if (open) open.href = url;
+    }
+
+    async share() {
+      this.address();
+      try {
+        await navigator.clipboard.writeText(location.href);
+        this.say("The link is copied: it opens with all that is set here.");
+      } catch {
+        this.say("The address of this page is the link.");
+      }
+    }
+
+    // --- writing
+
+    submitted(event) {
+      event.preventDefault();
+      const button = event.submitter;
+      if (button?.name === "add" || button?.dataset.add !== undefined) return this.add(button);
+      return this.write();
+    }
+
+    say(text) {
+      this.status.textContent = text;
+    }
+
+    stop(why) {
+      this.running?.abort(new Error(why));
+      this.running = null;
+    }
+
+    async write() {
+      this.stop();
+      const running = (this.running = new AbortController());
+      const mine = () => this.running === running;
+      const state = this.state();
+      this.address();
+      this.busy(true);
+      this.say("Asking the model…");
+      this.outcome.replaceChildren();
+      try {
+        for await (const [kind, news] of events(`${this.dataset.stream}?${state}`, running.signal)) {
+          if (!mine()) return;
+          if (kind === "wait") this.say(news.ahead ? `Waiting: ${news.ahead} before you.` : "Writing…");
+          else if (kind === "frame") this.frame(news, state);
+          else if (kind === "failed") throw new Error(news.error);
+          else this.done(news);
+        }
+      } catch (error) {
+        if (mine()) this.fail(error);
+        else if (!this.running) this.say(running.signal.reason.message);
+      } finally {
+        if (mine() || !this.running) this.busy(false);
+        if (mine()) this.running = null;
+      }
+    }
+
+    busy(on) {
+      this.querySelector("[data-cancel]").hidden = !on;
+      this.bar.hidden = !on;
+      this.bar.value = 0;
+      this.outcome.setAttribute("aria-busy", on);
+    }
+
+    frame({ run, default: alone, steered, n }, state) {
+      if (this.status.textContent !== "Writing…") this.say("Writing…");
+      const runs = ["steered", "random", "noise"].filter((name) => name === "steered" || state.has(name));
+      this.bar.value = (runs.indexOf(run) + n / Number(state.get("tokens"))) / runs.length;
+      steered.forEach((text, sample) => {
+        if (run === "steered") this.text(sample, "default", steered.length).textContent = alone[sample];
+        this.text(sample, run, steered.length).textContent = text;
+      });
+    }
+
+    text(sample, name, samples) {
+      while (this.outcome.children.length <= sample) {
+        const made = document.createElement("div");
+        made.className = "texts";
+        this.outcome.append(made);
+      }
+      const row = this.outcome.children[sample];
+      let cell = row.querySelector(`:scope > [data-run="${name}"]`);
+      if (!cell) {
+        cell = document.createElement("div");
+        cell.className = "text";
+        cell.dataset.run = name;
+        const head = document.createElement("h3");
+        head.textContent = named[name] + (samples > 1 ? ` ${sample + 1}` : "");
+        const text = document.createElement("p");
+        text.className = "whole";
+        text.dir = "auto";
+        cell.append(head, text);
+        row.append(cell);
+      }
+      return cell.lastChild;
+    }
+
+    done({ html, runs }) {
+      this.outcome.replaceChildren(...parts(html));
+      const [{ default: alone, steered }] = runs[0].pairs;
+      const same = runs[0].pairs.every((pair) => pair.default.text === pair.steered.text);
+      this.say(same ? "Done: the edit changed no word." : `Done: ${Math.max(alone.ids.length, steered.ids.length)} tokens.`);
+    }
+
+    fail(error) {
+      const notice = document.createElement("p");
+      notice.className = "notice";
+      notice.setAttribute("role", "alert");
+      notice.textContent = error.message || "the server does not answer";
+      this.outcome.replaceChildren(notice);
+      this.say("");
+    }
+  }
+  customElements.get("steer-panel") || customElements.define("steer-panel", SteerPanel);
+}
