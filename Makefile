@@ -12,7 +12,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 BENCH_PIP := $(BENCH)/bin/pip install --quiet --disable-pip-version-check
 
 .PHONY: help setup demo test test-browser test-hub test-old check format docs peer corpus own-words default-sae clean \
-	bench-startup bench-encode bench-train bench-scaling bench-describe bench-pages bench-smoke
+	bench-startup bench-encode bench-train bench-scaling bench-describe bench-pages bench-edits bench-smoke
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -112,12 +112,17 @@ bench-describe: setup $(PEER_DASHBOARD)/ready  ## making an atlas beside sae-das
 bench-pages: setup  ## latency of pages at 16k and 131k features: JSON on stdout (a quarter of an hour)
 	@$(BIN)/python benchmarks/pages.py --json
 
+bench-edits: setup $(BENCH)/ready  ## generation under edits beside SAELens on TransformerLens: JSON on stdout
+	@$(BIN)/python -c 'import gemscope; gemscope.load_model()'
+	@$(BENCH)/bin/python benchmarks/edits.py --json
+
 bench-smoke: setup  ## small benchmarks without SAELens: fail on a wrong result, never on a slow one
 	@$(BIN)/python benchmarks/encode.py --smoke
 	@$(BIN)/python benchmarks/train.py --smoke
 	@$(BIN)/python benchmarks/scaling.py --smoke
 	@$(BIN)/python benchmarks/describe.py --smoke
 	@$(BIN)/python benchmarks/pages.py --smoke
+	@$(BIN)/python benchmarks/edits.py --smoke
 
 bench-startup: setup $(PEER)/ready  ## import, --help and prompt-to-table times beside SAELens's
 	$(BIN)/python benchmarks/startup.py

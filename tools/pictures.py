@@ -78,7 +78,9 @@ def pages(browser, url: str) -> None:
     page.wait_for_selector("section.causes", timeout=LIVE)
     page.evaluate("document.querySelector('section.causes').scrollIntoView()")
     take(page, "causes")
-    page.goto(f"{AT}/steer?feature={GREETINGS}&strength=1&feature={TIME}&strength=-1&prompt=I+think+that&tokens=32&noise=true")
+    page.goto(
+        f"{AT}/steer?feature={GREETINGS}&strength=1&feature={TIME}&strength=-1&prompt=I+think+that&tokens=32&noise=true"
+    )
     wrote(page)
     page.evaluate("document.querySelector('steer-panel').scrollIntoView()")
     take(page, "steer")
