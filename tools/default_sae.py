@@ -156,9 +156,9 @@ The same weights used wrongly, on {tried.tokens:,} of the same tokens ({tried.lo
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {rows}
 
-A layer off costs several times the delta loss, half a layer more than that; a wrong sign is a ruin. Loss recovered from
-zero ablation hardly tells them apart. With BOS and sinks counted, FVU looks far better than it is, because their norms
-make nearly all of the variance.
+A layer off, or half a layer, costs six to eight times the delta loss and nearly doubles FVU; a wrong sign is a ruin. Loss
+recovered from zero ablation hardly tells the wrong sites apart. BOS, first positions and sinks have norms a hundred times
+the others', no SAE is trained on them, and once they are counted the figures are about nothing else.
 """
 
 
