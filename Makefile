@@ -12,7 +12,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 BENCH_PIP := $(BENCH)/bin/pip install --quiet --disable-pip-version-check
 
 .PHONY: help setup demo test test-browser test-hub test-old check format docs peer corpus own-words default-sae clean \
-	bench-startup bench-encode bench-train bench-scaling bench-describe bench-pages bench-edits bench-smoke
+	bench-startup bench-encode bench-train bench-scaling bench-describe bench-pages bench-edits bench-train-real bench-toy bench-smoke
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -116,13 +116,22 @@ bench-edits: setup $(BENCH)/ready  ## generation under edits beside SAELens on T
 	@$(BIN)/python -c 'import gemscope; gemscope.load_model()'
 	@$(BENCH)/bin/python benchmarks/edits.py --json
 
+bench-train-real: setup $(BENCH)/ready  ## whole runs beside SAELens's on the bundled model: JSON on stdout (needs `make corpus own-words`)
+	@$(BIN)/python -c 'import gemscope; gemscope.load_model()'
+	@$(BENCH)/bin/python benchmarks/train_real.py --json
+
+bench-toy: $(BENCH)/ready  ## known directions, found again by every architecture and by SAELens's: JSON on stdout (an hour)
+	@$(BENCH)/bin/python benchmarks/toy.py --json
+
 bench-smoke: setup  ## small benchmarks without SAELens: fail on a wrong result, never on a slow one
 	@$(BIN)/python benchmarks/encode.py --smoke
 	@$(BIN)/python benchmarks/train.py --smoke
+	@$(BIN)/python benchmarks/toy.py --smoke
 	@$(BIN)/python benchmarks/scaling.py --smoke
 	@$(BIN)/python benchmarks/describe.py --smoke
 	@$(BIN)/python benchmarks/pages.py --smoke
 	@$(BIN)/python benchmarks/edits.py --smoke
+	@$(BIN)/python benchmarks/train_real.py --smoke
 
 bench-startup: setup $(PEER)/ready  ## import, --help and prompt-to-table times beside SAELens's
 	$(BIN)/python benchmarks/startup.py

@@ -27,7 +27,7 @@ FEATURE, TO = 506, 60.0
 BAR = 0.10
 """How much of the clean speed one Clamp may cost."""
 CLEAN = {"gemscope": "clean", "hf": "hf clean", "saelens": "saelens clean"}
-SMOKE = {"rounds": 1, "tokens": 4, "batches": (1, 2), "peer": False}
+SMOKE = {"rounds": 1, "tokens": 3, "batches": (2,), "peer": False, "threads": 1}
 Task = Callable[[], Any]
 
 

@@ -212,7 +212,8 @@ def _gemscope(weights: Weights, target: float, kernel: str | None) -> Trainer:
 
     def told(x: Tensor) -> tuple[objective.Step, objective.Weights]:
         with using(kernel):
-            return objective.step(own, x, bandwidth=BANDWIDTH, target=target, sparsity=SPARSITY)
+            terms = objective.Terms(bandwidth=BANDWIDTH, target=target, sparsity=SPARSITY)
+            return objective.step(own, x, x, terms)
 
     def step(x: Tensor) -> None:
         grads = told(x)[1].tensors()

@@ -1,5 +1,6 @@
 """What docs/atlas.md says can be done is done as it says; its pictures are there."""
 
+import dataclasses
 import importlib
 import json
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -19,10 +21,11 @@ PAGE = (ROOT / "docs" / "atlas.md").read_text(encoding="utf-8")
 MEASURES = (ROOT / "docs" / "measures.md").read_text(encoding="utf-8")
 EDITS = (ROOT / "docs" / "edits.md").read_text(encoding="utf-8")
 SCORE = (ROOT / "docs" / "score.md").read_text(encoding="utf-8")
+TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 
 
 def _commands() -> Iterator[str]:
-    for page in (PAGE, MEASURES, EDITS, SCORE, (ROOT / "README.md").read_text(encoding="utf-8")):
+    for page in (PAGE, MEASURES, EDITS, SCORE, TRAINING, (ROOT / "README.md").read_text(encoding="utf-8")):
         for line in page.replace("\\\n", " ").splitlines():
             if re.match(r" {4}gemscope \w", line):
                 yield line.strip()
@@ -87,6 +90,29 @@ def test_the_python_of_the_edits_page_runs(tmp_path: Path) -> None:
     )
 
 
+def test_the_python_of_the_training_page_runs(tmp_path: Path) -> None:
+    code = "\n".join(re.findall(r"```python\n(.*?)```", TRAINING, re.DOTALL))
+    less = code.replace("rows=50_000", "rows=5_120").replace("tokens=8_000", "tokens=2_000").replace("4_000", "1_024")
+    # In a process of its own, without the checks of shapes: as its readers run it.
+    ran = subprocess.run([sys.executable, "-c", less], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "L0" in ran.stdout
+    assert "15.transcoder 15.mlp" in ran.stdout
+    assert (tmp_path / "runs" / "a" / "sae" / "cfg.json").exists()
+    assert (tmp_path / "runs" / "mlp" / "log.jsonl").exists()
+
+
+def test_the_training_page_names_the_settings_that_there_are() -> None:
+    """Every word that it gives a value, and every penalty and architecture of its tables."""
+    known = {field.name for field in dataclasses.fields(gs.TrainConfig)}
+    given = re.findall(r"`([a-z_]+) = ", TRAINING) + re.findall(r"--set ([a-z_]+)=(?!value)", TRAINING)
+    assert set(given) - {"name"} <= known
+    config = importlib.import_module("gemscope.training.config")
+    tables = set(re.findall(r"^\| `([a-z0-9]+)`", TRAINING, re.MULTILINE))
+    assert set(get_args(config.Architecture)) <= tables
+    assert set(get_args(config.Penalty)) - {"none"} <= tables
+
+
 def test_the_figures_of_the_edits_page_are_those_that_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "tools")
     figures = importlib.import_module("steering_figures")
@@ -119,7 +145,7 @@ def test_an_interval_is_wilson_s() -> None:
     assert figures.repetition([1, 2]) == 0.0
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/atlas.md", "docs/edits.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/atlas.md", "docs/edits.md", "docs/training.md"])
 def test_pictures_and_links_lead_somewhere(page: str) -> None:
     path = ROOT / page
     text = path.read_text(encoding="utf-8")

@@ -180,7 +180,7 @@ def test_a_normalisation_with_its_factor_is_folded(tmp_path, where):
         ({"reshape_activations": "spiral"}, "spiral"),
         ({"architecture": "temporal"}, "'temporal'"),
         ({"architecture": "matching_pursuit"}, "'matching_pursuit'"),
-        ({"architecture": "crosscoder"}, "'crosscoder'"),
+        ({"architecture": "crosscoder"}, "load it with load_crosscoder"),
         ({"architecture": "abstopk"}, "'abstopk'"),
         ({"finetuning_scaling_factor": True}, "finetuning_scaling_factor"),
         ({"d_sae": F + 1}, "says d_sae=17, the weights have 16"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gemscope.activations.site import Site
 from gemscope.errors import FileError
 from gemscope.features.files.saelens import save_sae
 from gemscope.features.load import load_sae
 from gemscope.features.sae import SAE, SAEInfo
+from gemscope.training.config import TrainConfig
+from gemscope.training.train import train
+from planted import Given, directions, strengths
 
 REPOSITORY = Path(__file__).parent.parent
 PEER = REPOSITORY / ".venv-peer" / "bin" / "python"
@@ -44,6 +49,23 @@ OURS = {
     "jumprelu_skip_transcoder": {"d_out": D_OUT, "skip": True, "site": "3.transcoder", "site_out": "3.mlp"},
 }  # fmt: skip
 """SAEs that gemscope writes: options of `SAE`."""
+
+TRAINED: dict[str, tuple[str, dict[str, object]]] = {
+    "trained_jumprelu": ("jumprelu", {}),
+    "trained_like_gemma_scope": ("jumprelu", {"penalty": "l0", "sparsity": 1e-3, "unit_norm": True, "pre_bias": True, "centre": False}),
+    "trained_topk": ("topk", {}),
+    "trained_batchtopk": ("batchtopk", {}),
+    "trained_matryoshka": ("batchtopk", {"matryoshka": [0.25, 0.5]}),
+    "trained_matryoshka_jumprelu": ("jumprelu", {"matryoshka": [0.25, 0.5]}),
+    "trained_gated": ("gated", {"sparsity": 0.5}),
+    "trained_standard": ("standard", {"sparsity": 0.2}),
+    "trained_transcoder": ("standard", {"sparsity": 0.2, "skip": False}),
+    "trained_skip_transcoder": ("standard", {"sparsity": 0.2, "skip": True}),
+    "trained_jumprelu_transcoder": ("jumprelu", {"skip": False}),
+    "trained_jumprelu_skip_transcoder": ("jumprelu", {"skip": True}),
+    "trained_batchtopk_skip_transcoder": ("batchtopk", {"skip": True}),
+}  # fmt: skip
+"""SAEs that gemscope trains: architecture and settings of `TrainConfig`; with `skip` said, a transcoder."""
 
 THEIRS = (
     "standard", "standard_plain", "standard_heads", "jumprelu", "topk", "topk_rescaled", "gated", "batchtopk",
@@ -84,6 +106,9 @@ def exchange(tmp_path_factory: pytest.TempPathFactory) -> Exchange:
         save_sae(sae, root / "ours" / name, dtype=dtype)
         x = 1.5 * torch.randn(TOKENS, D_IN) + 0.5
         save_file({"x": x * _embedding_scale(name)}, root / "inputs" / f"{name}.safetensors")
+    for name in TRAINED:
+        ours[name] = _trained(name, root)
+        save_file({"x": _rows(TOKENS, seed=1)[0]}, root / "inputs" / f"{name}.safetensors")
     offline = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [PEER, SCRIPT, root], check=False, capture_output=True, text=True, timeout=280, env=os.environ | offline
@@ -92,7 +117,7 @@ def exchange(tmp_path_factory: pytest.TempPathFactory) -> Exchange:
     return Exchange(root, ours)
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", [*OURS, *TRAINED])
 def test_saelens_computes_the_same_with_a_folder_of_ours(exchange: Exchange, name: str) -> None:
     sae = exchange.ours[name]
     if name.endswith("bfloat16"):
@@ -120,6 +145,17 @@ def test_every_folder_that_saelens_wrote_is_compared(exchange: Exchange) -> None
         ("topk", "topk", "blocks.3.hook_resid_post", None),
         ("heads", "jumprelu", "blocks.3.attn.hook_z", None),
         ("jumprelu_skip_transcoder", "jumprelu_skip_transcoder", "blocks.3.mlp.hook_in", "blocks.3.hook_mlp_out"),
+        ("trained_matryoshka", "jumprelu", "blocks.3.hook_resid_post", None),
+        ("trained_gated", "jumprelu", "blocks.3.hook_resid_post", None),
+        ("trained_topk", "topk", "blocks.3.hook_resid_post", None),
+        ("trained_standard", "standard", "blocks.3.hook_resid_post", None),
+        ("trained_skip_transcoder", "skip_transcoder", "blocks.3.mlp.hook_in", "blocks.3.hook_mlp_out"),
+        (
+            "trained_batchtopk_skip_transcoder",
+            "jumprelu_skip_transcoder",
+            "blocks.3.mlp.hook_in",
+            "blocks.3.hook_mlp_out",
+        ),
     ],
 )
 def test_saelens_takes_our_folder_for_what_it_is(
@@ -169,6 +205,35 @@ def _random_sae(*, model: str = "openai-community/gpt2", **options: object) -> S
         else:
             weight.copy_(0.4 * torch.randn_like(weight))
     return sae
+
+
+def _trained(name: str, root: Path) -> SAE:
+    """A short run's folder as it is, read by us; SAELens reads the same one."""
+    architecture, settings = TRAINED[name]
+    x, y = _rows(4000, seed=0)
+    reads, writes = (Site(3, "transcoder"), Site(3, "mlp")) if "skip" in settings else (Site(3, "res"),) * 2
+    y = y if "skip" in settings else x
+    source = Given(x, y, (reads,), (writes,), ((D_IN,), (y.shape[1],)))
+    config = TrainConfig.of(
+        {
+            "architecture": architecture,
+            "width": D_SAE,
+            "target_l0": 4,
+            "rows": 60 * 256,
+            "batch": 256,
+            "lr": 3e-3,
+            **settings,
+        }
+    )
+    train(source, config, to=root / "runs" / name)
+    shutil.copytree(root / "runs" / name / "sae", root / "ours" / name)
+    return load_sae(root / "ours" / name)
+
+
+def _rows(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """What a run reads and what a transcoder shall write: planted features about a mean, of no particular size."""
+    f = strengths(count, 24, 3.0, seed)
+    return 4 * (f @ directions(24, D_IN, 5)) + torch.arange(D_IN), 7 * (f @ directions(24, D_OUT, 6)) - 2
 
 
 def _embedding_scale(name: str) -> float:

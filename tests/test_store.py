@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import random
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +29,17 @@ from gemscope.activations.harvest import harvest
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
 from gemscope.activations.store import FORMAT, Manifest, Store, Writer
-from gemscope.errors import CorruptFile, EmptyText, InputError, NotFinite, NotFound, SiteNotFound, StorageFull
+from gemscope.errors import (
+    AccessError,
+    CorruptFile,
+    EmptyText,
+    InputError,
+    Mismatch,
+    NotFinite,
+    NotFound,
+    SiteNotFound,
+    StorageFull,
+)
 from gemscope.testing import tiny_model
 from gemscope.text.corpus import Corpus
 from gemscope.text.tokens import Tokens
@@ -45,13 +64,29 @@ def corpus() -> Corpus:
 @pytest.fixture(scope="module")
 def store(model: LanguageModel, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Store:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stores, "_SHARD", 60)  # several shards, none of them of a round size
+        patch.setattr(stores, "_SHARD", 15_000)  # several shards, none of them of a round size
         return harvest(model, corpus, SITES, to=tmp_path_factory.mktemp("store") / "deep" / "store", length=24, batch=2)
 
 
 def captured(model: LanguageModel, corpus: Corpus, site: str) -> list[Activations]:
     """Each packed row by itself."""
     return [model.capture(rows, [site])[site] for rows in model.rows(corpus, length=24, batch=2)]
+
+
+def tree(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in tree(folder)}
+
+
+def as_format_1(folder: Path) -> None:
+    """The manifest as an earlier version wrote it."""
+    facts = json.loads((folder / "manifest.json").read_text())
+    for later in ("stored", "together", "dropped", "shards"):
+        del facts[later]
+    (folder / "manifest.json").write_text(json.dumps(facts | {"format": 1}))
 
 
 # --- what is in it --------------------------------------------------------------------------------------------------
@@ -84,7 +119,7 @@ def test_the_rows_are_the_residual_stream_that_transformers_reports(
 def test_each_row_knows_its_token_document_and_place(model: LanguageModel, store: Store) -> None:
     rows = store["2.res"]
     tokens, documents = rows.tokens(slice(None)), rows.documents(slice(None))
-    offsets = rows._gather("offset", slice(None))
+    offsets = rows.offsets(slice(None))
     assert documents.unique().tolist() == list(range(len(TEXTS)))
     ids = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
     for token, document, offset in zip(tokens.tolist(), documents.tolist(), offsets.tolist(), strict=True):
@@ -134,8 +169,6 @@ def test_a_number_of_tokens_ends_the_harvest(model: LanguageModel, corpus: Corpu
     told: list[int] = []
 
     def progress(what: str, total: int | None, unit: str):  # type: ignore[no-untyped-def]
-        from contextlib import nullcontext
-
         assert "2.res" in what
         assert (total, unit) == (96, "tokens")
         return nullcontext(told.append)
@@ -144,6 +177,71 @@ def test_a_number_of_tokens_ends_the_harvest(model: LanguageModel, corpus: Corpu
     assert store.manifest.read == sum(told) == 96
     with pytest.raises(InputError, match="less than one row"):
         harvest(model, corpus, ["2.res"], to=tmp_path / "other", tokens=20, length=24)
+
+
+def test_every_place_of_the_text_is_a_row_or_was_dropped_for_a_reason(
+    model: LanguageModel, corpus: Corpus, store: Store
+) -> None:
+    packed = list(model.rows(corpus, length=24, batch=2))
+    first = sum(len(rows) for rows in packed)
+    special = sum(int(torch.isin(rows.ids[:, 1:], torch.tensor(sorted(model.special_ids))).sum()) for rows in packed)
+    padding = sum(int((~rows.real).sum()) for rows in packed)
+    assert padding > 0
+    assert store.manifest.dropped.keys() == store.manifest.sites.keys()
+    for site, dropped in store.manifest.dropped.items():
+        assert dropped["padding"] == padding
+        assert dropped["first"] == first
+        assert dropped["special"] == special - padding * (model._pad in model.special_ids)
+        assert dropped["elsewhere"] == 0
+        assert store.manifest.sites[site] + sum(dropped.values()) == sum(rows.ids.numel() for rows in packed)
+        assert store.manifest.sites[site] + sum(dropped.values()) == store.manifest.read + padding
+
+
+@pytest.fixture(scope="module")
+def sinking() -> LanguageModel:
+    """One of its tokens is enormous in the embedding, but not after the norm in front of attention."""
+    model = tiny_model("llama", seed=1)
+    model.hf.model.embed_tokens.weight[model.tokenizer("the")["input_ids"][-1]] *= 1000
+    return model
+
+
+def test_together_a_sink_of_one_site_is_dropped_at_all(sinking: LanguageModel, corpus: Corpus, tmp_path: Path) -> None:
+    sites = ["embed", "0.att"]
+    apart = harvest(sinking, corpus, sites, to=tmp_path / "apart", length=24, batch=2)
+    store = harvest(sinking, corpus, sites, to=tmp_path / "together", length=24, batch=2, together=True)
+    assert store.manifest.together
+    assert not apart.manifest.together
+    one, two = store["embed"], store["0.att"]
+    for name in ("token", "document", "offset"):
+        assert torch.equal(one._gather(name, slice(None)), two._gather(name, slice(None)))
+    # The site that has the sinks loses no more by it; the other loses just these.
+    assert torch.equal(one[slice(None)], apart["embed"][slice(None)])
+    dropped, before = store.manifest.dropped, apart.manifest.dropped
+    assert dropped["embed"] == before["embed"]
+    assert dropped["0.att"] == {**before["0.att"], "elsewhere": before["embed"]["sink"]}
+    assert before["embed"]["sink"] > 0 == before["0.att"]["sink"]
+    assert contents(tmp_path / "apart" / "embed") == contents(tmp_path / "together" / "embed")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_values_are_kept_in_the_number_format_asked_for(
+    dtype: str, model: LanguageModel, corpus: Corpus, tmp_path: Path
+) -> None:
+    store = harvest(model, corpus, ["2.res"], to=tmp_path / "store", length=24, batch=2, dtype=dtype)
+    assert store.manifest.stored == dtype
+    expected = torch.cat([acts.rows for acts in captured(model, corpus, "2.res")])
+    rows = store["2.res"][slice(None)]
+    assert rows.dtype == torch.float32
+    assert torch.equal(rows, expected.to(stores.DTYPES[dtype]).float())
+    with pytest.raises(InputError, match="'float8': choose from float16, bfloat16, float32"):
+        harvest(model, corpus, ["2.res"], to=tmp_path / "other", dtype="float8")
+
+
+def test_what_float16_cannot_hold_bfloat16_can(corpus: Corpus, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    model.hf.model.embed_tokens.weight[:, 3] = 1e5
+    store = harvest(model, corpus, ["embed"], to=tmp_path / "store", length=24, batch=2, dtype="bfloat16")
+    assert (store["embed"][slice(None)][:, 3] / 1e5 - 1).abs().max() < 0.01
 
 
 # --- reading it -----------------------------------------------------------------------------------------------------
@@ -188,20 +286,25 @@ class PowerCut(BaseException):
     pass
 
 
-def broken_after(corpus: Corpus, documents: int, error: BaseException) -> Corpus:
+def broken_after(corpus: Corpus, documents: int, error: BaseException, *, reading: int = 2) -> Corpus:
+    """Breaks when it is read for the second time: the first is for the estimate, where no `tokens` are asked for."""
+
     class Breaks:
-        name, digest = corpus.name, corpus.digest
+        name, digest, begun = corpus.name, corpus.digest, 0
 
         def __iter__(self) -> Iterator[object]:
+            self.begun += 1
             for number, document in enumerate(corpus):
-                if number == documents:
+                if number == documents and self.begun == reading:
                     raise error
                 yield document
 
     return Corpus(Breaks())  # type: ignore[arg-type]
 
 
-def test_an_interrupted_harvest_leaves_no_store(model: LanguageModel, corpus: Corpus, tmp_path: Path) -> None:
+def test_a_harvest_that_is_interrupted_before_its_first_shard_leaves_nothing(
+    model: LanguageModel, corpus: Corpus, tmp_path: Path
+) -> None:
     with pytest.raises(PowerCut):
         harvest(model, broken_after(corpus, 3, PowerCut()), SITES, to=tmp_path / "store", length=24, batch=2)
     assert list(tmp_path.iterdir()) == []
@@ -209,16 +312,17 @@ def test_an_interrupted_harvest_leaves_no_store(model: LanguageModel, corpus: Co
         Store(tmp_path / "store")
 
 
-def test_remains_of_a_killed_harvest_are_in_nobodys_way(model: LanguageModel, corpus: Corpus, tmp_path: Path) -> None:
-    writer = Writer(tmp_path / "store")
-    writer.__enter__()  # and the power goes
-    (tmp_path / "store.partial" / "2.res").mkdir()
+def test_remains_of_a_harvest_that_was_killed_before_its_first_shard_are_in_nobodys_way(
+    model: LanguageModel, corpus: Corpus, tmp_path: Path
+) -> None:
+    (tmp_path / "store.partial" / "2.res").mkdir(parents=True)
     (tmp_path / "store.partial" / "2.res" / "00000.safetensors").write_bytes(b"half")
+    (tmp_path / "store.partial" / "7.mlp").mkdir()
     with pytest.raises(NotFound):
         Store(tmp_path / "store")
     store = harvest(model, corpus, ["2.res"], to=tmp_path / "store", length=24, batch=2)
     assert len(store["2.res"]) > 100
-    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    assert tree(tmp_path) == {"store/manifest.json", "store/2.res/00000.safetensors"}
 
 
 def test_a_harvest_is_never_written_over(model: LanguageModel, corpus: Corpus, store: Store) -> None:
@@ -247,9 +351,10 @@ def test_what_float16_cannot_hold_is_refused(value: float, corpus: Corpus, tmp_p
 
 
 @pytest.mark.parametrize("call", [0, 1, 5])
-def test_a_full_disk_is_one_line_and_leaves_nothing(
-    call: int, model: LanguageModel, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_is_one_line_and_what_was_whole_is_gone_on_from(
+    call: int, model: LanguageModel, corpus: Corpus, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Shards that were whole stayed nowhere before there was a way to go on from them."""
     real, calls = stores.save_file, iter(range(99))
 
     def fills(tensors: dict[str, Tensor], path: Path) -> None:
@@ -258,12 +363,16 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
             raise OSError(errno.ENOSPC, "No space left on device")
         real(tensors, path)
 
-    monkeypatch.setattr(stores, "_SHARD", 60)
+    monkeypatch.setattr(stores, "_SHARD", 15_000)
     monkeypatch.setattr(stores, "save_file", fills)
-    with pytest.raises(StorageFull, match="no room left") as raised:
+    kept = "2 of 4 batches are kept in .*store.partial; make room" if call == 5 else "none are kept"
+    with pytest.raises(StorageFull, match=f"no room left .*{kept}") as raised:
         harvest(model, corpus, SITES, to=tmp_path / "store", length=24, batch=2)
     assert "\n" not in str(raised.value)
-    assert list(tmp_path.iterdir()) == []
+    left = {f"{site}/00000.safetensors" for site in SITES} | {"unfinished.json"}
+    assert tree(tmp_path) == {f"store.partial/{name}" for name in (left if call == 5 else ())}
+    again = harvest(model, corpus, SITES, to=tmp_path / "store", length=24, batch=2)
+    assert contents(again.folder) == contents(store.folder)
 
 
 def test_a_disk_too_full_for_the_manifest_leaves_nothing(
@@ -295,6 +404,199 @@ def test_a_corpus_of_which_nothing_counts_is_refused(model: LanguageModel, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+# --- what was cut off goes on ---------------------------------------------------------------------------------------
+
+
+def test_what_was_cut_off_goes_on_from_its_last_shard_to_the_same_bytes(
+    model: LanguageModel, corpus: Corpus, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "_SHARD", 15_000)
+    with pytest.raises(PowerCut):
+        harvest(model, broken_after(corpus, 4, PowerCut()), SITES, to=tmp_path / "store", length=24, batch=2)
+    with pytest.raises(NotFound, match="no harvest"):
+        Store(tmp_path / "store")
+    state = json.loads((tmp_path / "store.partial" / "unfinished.json").read_text())
+    seen: list[int] = []
+    real = model.capture
+    monkeypatch.setattr(model, "capture", lambda rows, sites: seen.append(len(rows)) or real(rows, sites))
+    again = harvest(model, corpus, SITES, to=tmp_path / "store", length=24, batch=2)
+    assert contents(again.folder) == contents(store.folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    assert 0 < state["batches"] == len(list(model.rows(corpus, length=24, batch=2))) - len(seen)
+
+
+def test_another_harvest_in_the_way_is_a_mismatch(
+    model: LanguageModel, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "_SHARD", 5_000)
+    with pytest.raises(PowerCut):
+        harvest(model, broken_after(corpus, 4, PowerCut()), ["2.res"], to=tmp_path / "store", length=24, batch=2)
+    before = contents(tmp_path)
+    options: dict[str, Any] = {"to": tmp_path / "store", "length": 24, "batch": 2}
+    with pytest.raises(Mismatch, match=r"store\.partial is .* with another length: ") as raised:
+        harvest(model, corpus, ["2.res"], **options | {"length": 20})
+    assert "\n" not in str(raised.value)
+    with pytest.raises(Mismatch, match="another stored"):
+        harvest(model, corpus, ["2.res"], **options, dtype="float32")
+    with pytest.raises(Mismatch, match="another corpus_digest"):
+        harvest(model, Corpus.of(["texts of an other kind " * 20]), ["2.res"], **options)
+    with pytest.raises(Mismatch, match="another sites"):
+        harvest(model, corpus, ["1.res"], **options)
+    assert contents(tmp_path) == before
+    assert len(harvest(model, corpus, ["2.res"], **options)["2.res"]) > 100
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"identity": 0}'])
+def test_a_damaged_note_of_what_is_done_is_one_line(
+    text: str, model: LanguageModel, corpus: Corpus, tmp_path: Path
+) -> None:
+    (tmp_path / "store.partial").mkdir()
+    (tmp_path / "store.partial" / "unfinished.json").write_text(text)
+    with pytest.raises(CorruptFile, match=r"unfinished\.json is damaged .*: remove .*store\.partial") as raised:
+        harvest(model, corpus, ["2.res"], to=tmp_path / "store", length=24, batch=2)
+    assert "\n" not in str(raised.value)
+
+
+def test_two_processes_do_not_write_the_same_store(model: LanguageModel, corpus: Corpus, tmp_path: Path) -> None:
+    with (
+        Writer(tmp_path / "store"),
+        pytest.raises(AccessError, match="being written by another process"),
+    ):
+        harvest(model, corpus, ["2.res"], to=tmp_path / "store", length=24, batch=2)
+    assert len(harvest(model, corpus, ["2.res"], to=tmp_path / "store", length=24, batch=2)["2.res"]) > 100
+
+
+def killed_at_random(folder: Path, kills: int) -> None:
+    """Harvests that are killed again and again until they end, beside one that was left alone."""
+    with subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("killable.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as nursery:
+        talk, listen = nursery.stdin, nursery.stdout
+        assert talk is not None
+        assert listen is not None
+
+        def harvested(to: Path, seconds: float | None = None) -> int:
+            """The exit code; -9 where it was still at it after so long."""
+            print(to, file=talk, flush=True)
+            child = int(listen.readline())
+            if seconds is not None:
+                time.sleep(seconds)
+                os.kill(child, signal.SIGKILL)  # nobody has waited for it, so the number is still its own
+            print(file=talk, flush=True)
+            return int(listen.readline())
+
+        assert harvested(folder / "whole") == 0
+        since = time.monotonic()
+        assert harvested(folder / "again") == 0
+        took = time.monotonic() - since
+        whole = contents(folder / "whole")
+        assert len(whole) > 20
+        dice, went_on, number = random.Random(kills), 0, 0
+        while kills > 0 or (not went_on and number < 20):
+            number += 1
+            to = folder / str(number)
+            for _ in range(3):  # one killed for ever would never end
+                kills -= 1
+                if harvested(to, 0.8 * dice.random() * took) == 0 or to.exists():
+                    break
+                went_on += (folder / f"{number}.partial" / "unfinished.json").exists()
+            assert to.exists() or harvested(to) == 0
+            found = contents(to)
+            found.pop("unfinished.json", None)  # where it was killed with all but the last word said
+            assert found == whole
+            assert not (folder / f"{number}.partial").exists()
+        assert went_on > 0
+        talk.close()
+
+
+def test_a_harvest_killed_at_any_moment_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    killed_at_random(tmp_path, 4)
+
+
+@pytest.mark.slow
+def test_a_harvest_killed_at_many_moments_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    killed_at_random(tmp_path, 40)
+
+
+# --- room on the disk, room in memory -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens", [None, 192])
+def test_what_will_not_fit_is_refused_before_the_model_runs(
+    tokens: int | None, model: LanguageModel, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def runs(*given: object) -> None:
+        raise AssertionError("the model ran")
+
+    options: dict[str, Any] = {"to": tmp_path / "deep" / "store", "length": 24, "batch": 2, "tokens": tokens}
+    disk = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "capture", runs)
+        patch.setattr(shutil, "disk_usage", lambda path: disk._replace(free=5_000))
+        with pytest.raises(StorageFull, match=r"takes .* kB, .* has 5 kB left: make room") as raised:
+            harvest(model, corpus, SITES, **options)
+    assert "\n" not in str(raised.value)
+    assert tree(tmp_path) == set()
+    assert len(harvest(model, corpus, SITES, **options)["2.res"]) > 100
+
+
+def test_the_estimate_is_near_what_is_written(model: LanguageModel, tmp_path: Path) -> None:
+    corpus = Corpus.of([f"{text} {number}" for number in range(30) for text in TEXTS])
+    told: list[int | None] = []
+
+    def progress(what: str, total: int | None, unit: str):  # type: ignore[no-untyped-def]
+        told.append(total)
+        assert re.fullmatch(r"harvest 0\.mlp, 1\.att, 2\.res, about [\d.]+ MB", what)
+        return nullcontext(lambda done: None)
+
+    store = harvest(model, corpus, SITES, to=tmp_path / "store", length=24, progress=progress)
+    assert told[0] is not None
+    assert told[0] == pytest.approx(store.manifest.read, rel=0.3)
+    row = sum(stores.bytes_per_row(model.width(site), "float16") for site in SITES)
+    written = sum(map(len, contents(store.folder).values()))
+    assert written == pytest.approx(told[0] * row, rel=0.3)
+
+
+def test_what_was_written_before_is_not_asked_for_again(
+    model: LanguageModel, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The room that is left is enough for the rest, and was never enough for all."""
+    monkeypatch.setattr(stores, "_SHARD", 5_000)
+    options: dict[str, Any] = {"to": tmp_path / "store", "length": 24, "batch": 2, "tokens": 240}
+    with pytest.raises(PowerCut):
+        harvest(model, broken_after(corpus, 4, PowerCut(), reading=1), ["2.res"], **options)
+    done = json.loads((tmp_path / "store.partial" / "unfinished.json").read_text())["read"]
+    row = stores.bytes_per_row(model.width("2.res"), "float16")
+    disk = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: disk._replace(free=(240 - done) * row - 1))
+    with pytest.raises(StorageFull):
+        harvest(model, corpus, ["2.res"], **options)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: disk._replace(free=(240 - done) * row))
+    assert harvest(model, corpus, ["2.res"], **options).manifest.read == 240
+
+
+def test_no_more_than_a_shard_of_all_sites_is_held_in_memory(
+    model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = Corpus.of([f"{text} {number}" for number in range(8) for text in TEXTS])
+    monkeypatch.setattr(stores, "_SHARD", 25_000)
+    most, real = [0], Writer.add
+
+    def watched(writer: Writer, *found: Activations) -> None:
+        real(writer, *found)
+        pieces = [piece for pieces in writer._pending.values() for piece in pieces]
+        most[0] = max(most[0], sum(tensor.nbytes for piece in pieces for tensor in piece.values()))
+
+    monkeypatch.setattr(Writer, "add", watched)
+    store = harvest(model, corpus, SITES, to=tmp_path / "store", length=24, batch=2)
+    assert 10_000 < most[0] < 25_000
+    assert sum(map(len, contents(store.folder).values())) > 8 * 25_000
+
+
 # --- damaged on disk ------------------------------------------------------------------------------------------------
 
 
@@ -313,7 +615,18 @@ def test_a_truncated_shard_is_named(copy: Path) -> None:
     assert len(Store(copy)["0.mlp"]) > 100  # the other sites are as they were
 
 
-def test_a_missing_shard_is_noticed(copy: Path) -> None:
+def test_a_missing_shard_is_named(copy: Path) -> None:
+    """Once its manifest knew only how many rows there should be."""
+    (copy / "2.res" / "00002.safetensors").unlink()
+    with pytest.raises(CorruptFile, match=r"2\.res/00002\.safetensors is damaged: it is missing"):
+        Store(copy)["2.res"]
+    shutil.rmtree(copy / "1.att")
+    with pytest.raises(CorruptFile, match=r"1\.att/00000\.safetensors is damaged: it is missing"):
+        Store(copy)["1.att"]
+
+
+def test_a_missing_shard_of_format_1_is_noticed(copy: Path) -> None:
+    as_format_1(copy)
     (copy / "2.res" / "00002.safetensors").unlink()
     with pytest.raises(CorruptFile, match="its manifest says"):
         Store(copy)["2.res"]
@@ -335,7 +648,10 @@ def test_a_shard_of_something_else_is_refused(copy: Path) -> None:
         ("[]", "not a harvest's manifest"),
         ("{}", "not a harvest's manifest"),
         ('{"format": 1}', "not a harvest's manifest"),
-        ('{"format": 2, "news": 0}', "is of format 2, this version reads 1"),
+        ('{"format": 2, "news": 0}', "not a harvest's manifest"),
+        ('{"format": 2, "shards": {"2.res": [0]}}', "not a harvest's manifest"),
+        ('{"format": 2, "shards": {"2.res": [{"rows": 1}]}}', "not a harvest's manifest"),
+        ('{"format": 3, "news": 0}', "is of format 3, this version reads 1 and 2"),
     ],
 )
 def test_a_manifest_of_another_kind_is_refused(text: str, says: str, copy: Path) -> None:
@@ -350,6 +666,70 @@ def test_a_store_of_another_format_says_so(copy: Path) -> None:
     (copy / "manifest.json").write_text(json.dumps(facts | {"format": FORMAT + 1}))
     with pytest.raises(CorruptFile, match="harvest again"):
         Store(copy)
+
+
+def flipped(path: Path) -> None:
+    """One bit of one value is another, and nothing else shows."""
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+
+
+def test_checksums_name_the_shard_that_was_damaged(copy: Path) -> None:
+    store = Store(copy)
+    store.verify()
+    flipped(copy / "2.res" / "00001.safetensors")
+    assert len(store["2.res"]) == store.manifest.sites["2.res"]  # nothing shows
+    with pytest.raises(CorruptFile, match=r"1 of \d+ shards in .* are damaged: 2\.res/00001\.safetensors; ") as raised:
+        store.verify()
+    assert "\n" not in str(raised.value)
+    (copy / "0.mlp" / "00000.safetensors").unlink()
+    with pytest.raises(CorruptFile, match=r"damaged: 0\.mlp/00000\.safetensors, 2\.res/00001\.safetensors; "):
+        store.verify()
+
+
+@pytest.mark.parametrize("damage", [flipped, Path.unlink, lambda path: path.write_bytes(b"half")])
+def test_a_damaged_shard_is_skipped_only_on_request(damage, store: Store, copy: Path) -> None:  # type: ignore[no-untyped-def]
+    damage(copy / "2.res" / "00001.safetensors")
+    sizes = [len(shard["values"]) for shard in store["2.res"]._shards]
+    with pytest.warns(UserWarning, match=r"2\.res/00001\.safetensors is damaged: its rows are left out"):
+        rows = Store(copy, skip_corrupt=True)["2.res"]
+    whole = store["2.res"][slice(None)]
+    assert torch.equal(rows[slice(None)], torch.cat([whole[: sizes[0]], whole[sum(sizes[:2]) :]]))
+    assert len(Store(copy, skip_corrupt=True)["0.mlp"]) == store.manifest.sites["0.mlp"]
+    for path in (copy / "2.res").iterdir():
+        path.write_bytes(b"")
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(CorruptFile, match=r"no shard of 2\.res .* is whole"),
+    ):
+        Store(copy, skip_corrupt=True)["2.res"]
+
+
+def test_what_is_skipped_at_one_site_is_skipped_at_all_that_were_harvested_together(
+    model: LanguageModel, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "_SHARD", 10_000)
+    store = harvest(model, corpus, SITES, to=tmp_path / "store", length=24, batch=2, together=True)
+    flipped(store.folder / "0.mlp" / "00001.safetensors")
+    skipping = Store(store.folder, skip_corrupt=True)
+    with pytest.warns(UserWarning, match=r"0\.mlp/00001"):
+        one, two = skipping["2.res"], skipping["0.mlp"]
+    assert len(one) == len(two) < len(store["2.res"])
+    assert torch.equal(one.offsets(slice(None)), two.offsets(slice(None)))
+    assert torch.equal(one.documents(slice(None)), two.documents(slice(None)))
+
+
+def test_a_store_of_format_1_is_read(store: Store, copy: Path) -> None:
+    as_format_1(copy)
+    old = Store(copy)
+    assert old.manifest.format == 1
+    assert old.manifest.stored == "float16"
+    assert torch.equal(old["2.res"][slice(None)], store["2.res"][slice(None)])
+    old.verify()  # what can be said without checksums
+    (copy / "2.res" / "00001.safetensors").write_bytes(b"half")
+    with pytest.raises(CorruptFile, match=r"2\.res/00001\.safetensors"):
+        old.verify()
 
 
 def test_shards_are_read_from_the_file_as_needed(tmp_path: Path) -> None:

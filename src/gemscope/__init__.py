@@ -16,6 +16,7 @@ _HOME = {
     "Store": "activations.store",
     "SAE": "features.sae",
     "SAEInfo": "features.sae",
+    "Crosscoder": "features.crosscoder",
     "FeatureActivations": "features.activations",
     "Look": "reports.look",
     "Check": "reports.check",
@@ -37,6 +38,7 @@ _HOME = {
     "Dose": "reports.dose",
     "Attribution": "reports.attribute",
     "Probe": "reports.probe",
+    "TrainingReport": "reports.training",
     "TrainConfig": "training.config",
     "Atlas": "reports.atlas",
     "Dashboard": "reports.dashboard",
@@ -45,6 +47,8 @@ _HOME = {
     "load_model": "activations.load",
     "load_sae": "features.load",
     "save_sae": "features.files.saelens",
+    "load_crosscoder": "features.files.crosscoder",
+    "save_crosscoder": "features.files.crosscoder",
     "catalog": "features.catalog",
     "look": "reports.look",
     "check": "reports.check",
@@ -60,6 +64,7 @@ _HOME = {
     "import_atlas": "reports.exchange.verbs",
     "harvest": "activations.harvest",
     "train": "training.train",
+    "training_report": "reports.training",
 }
 """Public name → the module that holds it. The one list; `__init__.pyi` says the same to type checkers."""
 

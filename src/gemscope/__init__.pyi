@@ -20,6 +20,9 @@ from gemscope.edits.units import Strength as Strength
 from gemscope.edits.units import Units as Units
 from gemscope.features.activations import FeatureActivations as FeatureActivations
 from gemscope.features.catalog import catalog as catalog
+from gemscope.features.crosscoder import Crosscoder as Crosscoder
+from gemscope.features.files.crosscoder import load_crosscoder as load_crosscoder
+from gemscope.features.files.crosscoder import save_crosscoder as save_crosscoder
 from gemscope.features.files.saelens import save_sae as save_sae
 from gemscope.features.load import load_sae as load_sae
 from gemscope.features.sae import SAE as SAE
@@ -46,6 +49,8 @@ from gemscope.reports.steer import Steered as Steered
 from gemscope.reports.steer import steer as steer
 from gemscope.reports.sweep import Comparison as Comparison
 from gemscope.reports.sweep import compare as compare
+from gemscope.reports.training import TrainingReport as TrainingReport
+from gemscope.reports.training import training_report as training_report
 from gemscope.text.corpus import Corpus as Corpus
 from gemscope.text.corpus import Document as Document
 from gemscope.text.tokens import Tokens as Tokens

@@ -2,6 +2,7 @@
 
     B  rows (prompts, packed pieces of a corpus)     T  positions in a row      N  tokens, rows and positions flattened
     D  the width that an SAE reads (d_in)            O  the width it writes     F  features (d_sae)
+    S  sites side by side
     K  the strongest few                             Z  non-zero entries
 
 A name in front of a dtype's brackets is the whole story: `Float[Tensor, "B T D"]`. Only the axis letters live here.

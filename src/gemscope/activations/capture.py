@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +39,28 @@ class Activations:
     def d(self) -> int:
         """Width of the site."""
         return self.values.shape[-1]
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """How many places do not count, by reason: padding, first (of its row), special, sink."""
+        tokens, counted = self.tokens, self.counted.cpu()
+        masked = tokens.real & ~tokens.counted
+        first = masked & (tokens.positions == 0)
+        reasons = {
+            "padding": ~tokens.real,
+            "first": first,
+            "special": masked & ~first,
+            "sink": tokens.counted & ~counted,
+        }
+        return {reason: int(mask.sum()) for reason, mask in reasons.items()}
+
+
+def counted_at_all(found: Sequence[Activations]) -> Bool[Tensor, "B T"]:
+    """Which tokens count at every one of the sites: a sink at one is one at all. On the CPU."""
+    counted = found[0].counted.cpu()
+    for acts in found[1:]:
+        counted = counted & acts.counted.cpu()
+    return counted
 
 
 class Captured(Mapping[Site, Activations]):

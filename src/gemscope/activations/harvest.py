@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import platform
+import shutil
 from collections.abc import Iterable
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
-from gemscope.activations.store import FORMAT, Manifest, Store, Writer
-from gemscope.errors import InputError
+from gemscope.activations.store import FORMAT, Manifest, Store, Writer, bytes_per_row
+from gemscope.errors import InputError, StorageFull
 from gemscope.progress import Progress, silent
 from gemscope.text.corpus import Corpus
 
@@ -24,43 +26,91 @@ def harvest(
     tokens: int | None = None,
     length: int = 256,
     batch: int = 32,
+    dtype: str = "float16",
+    together: bool = False,
     progress: Progress = silent,
 ) -> Store:
-    """Reads `tokens` tokens (None: the whole corpus) and stores the counted ones' activations in float16.
+    """Reads `tokens` tokens (None: the whole corpus) and stores the counted ones' activations as `dtype` (float16,
+    bfloat16, float32).
 
     The text is packed into rows of `length` tokens, `batch` of them at a time, and reading ends with the batch that
-    completes `tokens`. Special tokens, first positions and attention sinks are left out. `to` must not exist; it
-    appears when the harvest is whole. Raises InputError, SiteNotFound, NotFinite, StorageFull.
+    completes `tokens`. Special tokens, first positions and attention sinks are left out, site by site; with `together`
+    a token that is left out at one site is left out at all, as transcoders and crosscoders need it. `to` must not
+    exist; it appears when the harvest is whole. One that was cut off goes on from its last whole shard when started
+    again, and ends with the same bytes. Raises InputError, SiteNotFound, NotFinite, StorageFull (before it begins,
+    where it will not fit), and Mismatch where an unfinished harvest of something else is in the way.
     """
-    sites = sorted(map(Site.parse, sites))
+    sites = sorted(set(map(Site.parse, [sites] if isinstance(sites, str | Site) else sites)))
     if tokens is not None and tokens < length:
         raise InputError(f"tokens={tokens} is less than one row (length={length})")
     if tokens is not None:
         batch = min(batch, tokens // length)
+    manifest = Manifest(
+        format=FORMAT,
+        model=model.name,
+        revision=model.revision,
+        dtype=str(model.dtype).removeprefix("torch."),
+        sites=dict.fromkeys(map(str, sites), 0),
+        read=0,
+        length=length,
+        corpus=corpus.name,
+        corpus_digest=corpus.digest,
+        versions=versions(),
+        stored=dtype,
+        together=together,
+    )
+    row = sum(bytes_per_row(model.width(site), dtype) for site in sites)
     read = 0
-    with Writer(to) as writer, progress(f"harvest {', '.join(map(str, sites))}", tokens, "tokens") as advance:
-        for rows in model.rows(corpus, length=length, batch=batch):
-            for acts in model.capture(rows, sites).values():
-                writer.add(acts)
-            step = int(rows.real.sum())
-            read += step
-            advance(step)
-            if tokens is not None and read >= tokens:
-                break
-        return writer.finish(
-            Manifest(
-                format=FORMAT,
-                model=model.name,
-                revision=model.revision,
-                dtype=str(model.dtype).removeprefix("torch."),
-                sites=writer.counts,
-                read=read,
-                length=length,
-                corpus=corpus.name,
-                corpus_digest=corpus.digest,
-                versions=versions(),
-            )
+    identity = {**asdict(manifest), "tokens": tokens, "batch": batch}
+    with Writer(to, identity, stored=dtype, together=together) as writer:
+        expected = expected_tokens(model, corpus) if tokens is None else tokens
+        if expected is not None:
+            _require_room(Path(to), expected, row, done=writer.read)
+        size = "" if expected is None else f", about {_size(expected * row)}"
+        begun = writer.batches
+        with progress(f"harvest {', '.join(map(str, sites))}{size}", expected, "tokens") as advance:
+            for number, rows in enumerate(model.rows(corpus, length=length, batch=batch)):
+                if number >= begun:
+                    writer.add(*model.capture(rows, sites).values())
+                step = int(rows.real.sum())
+                read += step
+                advance(step)
+                if tokens is not None and read >= tokens:
+                    break
+        return writer.finish(replace(manifest, sites=writer.counts, read=read))
+
+
+def expected_tokens(model: LanguageModel, corpus: Corpus) -> int | None:
+    """About how many tokens a corpus has, by its letters and every 64th document's tokens. None where finding out means
+    downloading it.
+    """
+    if corpus.streamed:
+        return None
+    letters = known = tokens = 0
+    for index, document in enumerate(corpus):
+        letters += len(document.text)
+        if index % 64 == 0:
+            known += len(document.text)
+            tokens += len(model.tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"])
+    return round(letters * tokens / max(1, known))
+
+
+def _require_room(to: Path, tokens: int, row: int, *, done: int) -> None:
+    """What is still to be written, as if every token counted, against what is free."""
+    there = next(folder for folder in to.absolute().parents if folder.exists())
+    free, needed = shutil.disk_usage(there).free, (tokens - done) * row
+    if needed > free:
+        raise StorageFull(
+            f"a harvest of about {tokens:,} tokens takes {_size(tokens * row)}, {_size(needed)} of it still to be "
+            f"written; {there} has {_size(free)} left: make room, or ask for fewer tokens, sites or bytes per number"
         )
+
+
+def _size(count: int) -> str:
+    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count / 1e3:.3g} kB"
 
 
 def versions() -> dict[str, str]:

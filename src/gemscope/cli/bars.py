@@ -1,16 +1,26 @@
-"""Progress bars with rate and time left, on stderr and only in a terminal."""
+"""Progress bars with rate, time left and a few words beside them, on stderr and only in a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 from gemscope.progress import Advance, Progress, silent
 
 
+class Bars:
+    """A `Progress` that can say something beside the bar that was opened last."""
+
+    def __init__(self, progress: Progress, say: Callable[[str], None]) -> None:
+        self._progress, self.say = progress, say
+
+    def __call__(self, what: str, total: int | None, unit: str) -> AbstractContextManager[Advance]:
+        return self._progress(what, total, unit)
+
+
 @contextmanager
-def bars() -> Iterator[Progress]:
-    """A `Progress` that draws, or `silent` where stderr is no terminal."""
+def bars() -> Iterator[Bars]:
+    """Bars that draw, or that do nothing where stderr is no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Drawing
@@ -18,7 +28,7 @@ def bars() -> Iterator[Progress]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield silent
+        yield Bars(silent, lambda text: None)
         return
 
     class Rate(ProgressColumn):
@@ -40,20 +50,25 @@ def bars() -> Iterator[Progress]:
         Done(),
         Rate(),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[said]}", markup=False, style="dim"),
         console=console,
         transient=True,
     )
 
     @contextmanager
     def progress(what: str, total: int | None, unit: str) -> Iterator[Advance]:
-        task = drawing.add_task(what, total=total, unit=unit)
+        task = drawing.add_task(what, total=total, unit=unit, said="")
         try:
             yield lambda done: drawing.advance(task, done)
         finally:
             drawing.remove_task(task)
 
+    def say(text: str) -> None:
+        if drawing.task_ids:
+            drawing.update(drawing.task_ids[-1], said=text)
+
     with drawing:
-        yield progress
+        yield Bars(progress, say)
 
 
 def _short(number: float) -> str:

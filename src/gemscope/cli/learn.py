@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
-from typing import Any
+import shlex
+import tomllib
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gemscope.cli import options
-from gemscope.cli.bars import bars
+from gemscope.cli.bars import Bars, bars
+
+if TYPE_CHECKING:
+    from gemscope.training.config import TrainConfig
+    from gemscope.training.log import Line
+    from gemscope.training.source import Source
+    from gemscope.training.train import Watch
 
 
 def add_to(commands: Any) -> None:
@@ -16,7 +25,8 @@ def add_to(commands: Any) -> None:
         "harvest",
         help="store a model's activations on a corpus",
         usage="gemscope harvest MODEL CORPUS --sites 15.res -o FOLDER [options]",
-        description="Reads a corpus through a model once; keeps the activations of the tokens that count, in float16.",
+        description="Reads a corpus through a model once; keeps the activations of the tokens that count. A harvest "
+        "that was cut off goes on from its last whole shard when started again.",
     )
     harvest.add_argument("model", metavar="MODEL")
     harvest.add_argument(
@@ -30,6 +40,17 @@ def add_to(commands: Any) -> None:
     harvest.add_argument("--tokens", type=int, help="stop after about this many (default: the whole corpus)")
     harvest.add_argument("--length", type=int, default=256, help="tokens per row of text (default 256)")
     harvest.add_argument("--batch", type=int, default=32, help="rows per pass (default 32)")
+    harvest.add_argument(
+        "--store-as",
+        default="float16",
+        choices=["float16", "bfloat16", "float32"],
+        help="number format of what is kept (default float16)",
+    )
+    harvest.add_argument(
+        "--together",
+        action="store_true",
+        help="leave a token out at all sites where it is an attention sink at one: for transcoders and crosscoders",
+    )
     options.add_json(harvest)
     options.add_model(harvest)
     options.add_hub(harvest)
@@ -37,25 +58,46 @@ def add_to(commands: Any) -> None:
 
     train = commands.add_parser(
         "train",
-        help="train an SAE on stored activations",
-        usage="gemscope train STORE -o FOLDER [--recipe FILE.toml] [options]",
-        description="Trains a JumpReLU SAE. A run that was cut off goes on when started again with the same settings.",
+        help="train an SAE on a model's activations",
+        usage="gemscope train STORE [RECIPE.toml] -o FOLDER [options]\n"
+        "       gemscope train --stream MODEL CORPUS --site 15.res [RECIPE.toml] -o FOLDER [options]",
+        description="Trains an SAE (JumpReLU, unless the recipe says otherwise). STORE is what `gemscope harvest` made "
+        "or a site's folder in it. A run that was cut off goes on when started again with the same settings. "
+        "Several --sweep train all combinations from one reading of the data.",
     )
-    train.add_argument("store", metavar="STORE", help="what `gemscope harvest` made")
+    train.add_argument("words", nargs="*", metavar="STORE [RECIPE]")
     train.add_argument(
-        "-o", "--out", required=True, metavar="FOLDER", help="the run: checkpoints, log.jsonl, and sae/ at the end"
+        "-o", "--out", required=True, metavar="FOLDER", help="the run: checkpoints, log.jsonl, report.html and sae/"
     )
-    train.add_argument("--recipe", metavar="FILE", help="TOML file with a [train] table")
     train.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="one setting over the recipe's, such as width=4096",
+        help="one setting over the recipe's, such as width=4096 or architecture=batchtopk",
     )
-    train.add_argument("--site", help="which site of a store that holds several")
+    train.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="NAME=A,B,...",
+        help="an SAE for each value, in a folder of its own, such as target_l0=20,50,100; again for combinations",
+    )
+    train.add_argument("--site", help="which site of a store that holds several; a,b for a crosscoder of both")
+    train.add_argument("--writes", metavar="SITE", help="train a transcoder: from --site to this one")
     train.add_argument("--held-out", metavar="STORE", help="other text's activations, to watch FVU and L0 on")
+    train.add_argument("--log", default="", metavar="NAMES", help="tensorboard, wandb, or both, parted by a comma")
+    stream = train.add_argument_group("without a store")
+    stream.add_argument(
+        "--stream",
+        nargs=2,
+        metavar=("MODEL", "CORPUS"),
+        help="compute the activations on the way, from text, jsonl or parquet files or a folder; `sample`: the bundled",
+    )
+    stream.add_argument("--buffer", type=int, metavar="ROWS", help="rows that are mixed (default: about 500,000)")
     options.add_json(train)
+    options.add_model(train)
+    options.add_hub(train)
     train.set_defaults(run=_train, parser=train)
 
 
@@ -74,53 +116,152 @@ def _harvest(args: argparse.Namespace) -> int:
             tokens=args.tokens,
             length=args.length,
             batch=args.batch,
+            dtype=args.store_as,
+            together=args.together,
             progress=progress,
         )
     manifest = store.manifest
     if args.json:
-        options.show(
-            {"folder": args.out, "sites": dict(manifest.sites), "read": manifest.read, "model": manifest.model}, True
-        )
+        facts = {name: getattr(manifest, name) for name in ("sites", "read", "model", "dropped", "stored", "together")}
+        options.show({"folder": args.out, **facts}, True)
         return 0
     for site, count in manifest.sites.items():
-        print(f"{args.out}: {count:,} rows at {site} of {manifest.model}, from {manifest.read:,} tokens")
+        left_out = ", ".join(f"{number:,} {reason}" for reason, number in manifest.dropped[site].items() if number)
+        print(
+            f"{args.out}: {count:,} rows at {site} of {manifest.model}, from {manifest.read:,} tokens "
+            f"(left out: {left_out})"
+        )
     print(f"Next: gemscope train {args.out} -o runs/{args.sites.split(',')[0].replace('.', '-')}")
     return 0
 
 
 def _train(args: argparse.Namespace) -> int:
-    from gemscope.training.config import TrainConfig
-    from gemscope.training.train import train
+    from gemscope.reports.training import training_report
+    from gemscope.training.train import sweep
 
-    config = TrainConfig.read(args.recipe) if args.recipe else TrainConfig()
-    if args.set:
-        changed = {name: _value(name, text) for name, _, text in (one.partition("=") for one in args.set)}
-        config = TrainConfig.of(
-            {field.name: getattr(config, field.name) for field in fields(config)} | changed, where="--set"
-        )
+    most = 1 if args.stream else 2
+    if not most - 1 <= len(args.words) <= most:
+        wanted = "--stream and at most a recipe" if args.stream else "a store, and a recipe or none"
+        args.parser.error(f"{len(args.words)} arguments: give {wanted}")
+    configs = _settings(args, args.words[most - 1] if len(args.words) == most else None)
     with bars() as progress:
-        sae = train(args.store, config, to=args.out, site=args.site, held_out=args.held_out, progress=progress)
-    facts = {"sae": f"{args.out}/sae", "site": str(sae.site), "d_sae": sae.d_sae, "log": f"{args.out}/log.jsonl"}
+        saes = sweep(
+            _source(args, progress),
+            configs,
+            to=args.out,
+            site=_sites(args.site),
+            writes=args.writes,
+            held_out=args.held_out,
+            log=args.log.split(",") if args.log else (),
+            watch=_said(progress),
+            progress=progress,
+        )
+    reports = {name: training_report(Path(args.out, name)) for name in saes}
+    for report in reports.values():
+        report.write()
     if args.json:
-        options.show(facts, True)
+        facts = {name: report.to_dict() for name, report in reports.items()}
+        options.show({"runs": facts} if args.sweep else facts[""], True)
         return 0
-    print(
-        f"{facts['sae']}: {sae.d_sae} features at {sae.site}, a folder that SAELens reads too; "
-        f"the run's log is {facts['log']}"
-    )
-    print(f"Next: gemscope score {sae.info.model} {facts['sae']}")
+    for report in reports.values():
+        print(f"{report.sae}: {report}")
+        print(f"  report {report.page}, card {report.card}, log {report.folder / 'log.jsonl'}")
+    first = next(iter(reports.values()))
+    if first.scored:
+        pattern = Path(args.out, "*" if args.sweep else "", "sae")
+        print(f"Next: {shlex.join(['gemscope', 'score', first.model, str(pattern)])}")
     return 0
 
 
-def _value(name: str, text: str) -> object:
-    """A setting as the number that it is."""
+def _settings(args: argparse.Namespace, recipe: str | None) -> dict[str, TrainConfig]:
+    """What to train, by folder within the run's: one, or all combinations of a sweep."""
+    from gemscope.errors import InputError
+    from gemscope.training.config import TrainConfig
+
+    config = TrainConfig.read(recipe) if recipe else TrainConfig()
+    chosen = dict(_parted(one, "--set") for one in args.set)
+    config = config.changed({name: _value(text) for name, text in chosen.items()}, where="--set")
+    axes = [(name, text.split(",")) for name, text in (_parted(one, "--sweep") for one in args.sweep)]
+    if len({name for name, _ in axes}) < len(axes):
+        raise InputError(f"--sweep {args.sweep[-1]}: one --sweep for each setting, its values parted by commas")
+    out = {}
+    for values in product(*(texts for _, texts in axes)):
+        named = list(zip((name for name, _ in axes), values, strict=True))
+        folder = ",".join(f"{name}={text}" for name, text in named)
+        out[folder] = config.changed({name: _value(text) for name, text in named}, where="--sweep")
+    return out
+
+
+def _parted(text: str, option: str) -> tuple[str, str]:
     from gemscope.errors import InputError
 
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise InputError(f"{option} {text}: expected NAME=VALUE, such as target_l0=50")
+    return name.strip(), value.strip()
+
+
+def _value(text: str) -> object:
+    """A setting as TOML has it, several parted by commas as a list; what is none of TOML's is a word."""
+    if "," in text:
+        return [_value(one) for one in text.strip("[]").split(",") if one.strip()]
     try:
-        return int(text.replace("_", ""))
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"--set {name}={text}: expected a number") from None
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _source(args: argparse.Namespace, progress: Bars) -> Source | Path:
+    """The rows: a store's folder, or a source that knows its sites."""
+    from gemscope.errors import InputError
+
+    if not args.stream:
+        folder = Path(args.words[0])
+        if not (folder / "manifest.json").exists() and (folder.parent / "manifest.json").exists():
+            if args.site not in (None, folder.name):
+                raise InputError(f"{folder} and --site {args.site}: name the site once")
+            args.site = folder.name
+            return folder.parent
+        return folder
+    from gemscope.text.corpus import Corpus
+    from gemscope.training.source import StreamSource
+
+    if args.site is None:
+        raise InputError("--stream without --site: say where to read, such as --site 15.res")
+    name, text = args.stream
+    corpus = Corpus.sample() if text == "sample" else Corpus.read(text)
+    model = options.model_of(args, name, progress)
+    buffer = {} if args.buffer is None else {"buffer": args.buffer}
+    return StreamSource(model, corpus, _sites(args.site) or (), args.writes, progress=progress, **buffer)
+
+
+def _sites(text: str | None) -> str | list[str] | None:
+    return text.split(",") if text and "," in text else text
+
+
+def _said(progress: Bars) -> Watch:
+    """Puts what the logs say beside the bar: figures of one SAE, or the range of several."""
+    latest: dict[str, Line] = {}
+
+    def watch(name: str, line: Line) -> None:
+        latest[name] = {**latest.get(name, {}), **line}
+        parts = []
+        for key, word, form in _SAID:
+            values = sorted(one[key] for one in latest.values() if key in one)
+            if values:
+                span = dict.fromkeys(format(value, form) for value in (values[0], values[-1]))
+                parts.append(f"{word} {' to '.join(span)}")
+        progress.say("  ".join(parts))
+
+    return watch
+
+
+_SAID = (
+    ("loss", "loss", ".3f"),
+    ("l0", "L0", ".1f"),
+    ("fvu", "FVU", ".3f"),
+    ("held_out_fvu", "held out", ".3f"),
+    ("silent", "silent", ".1%"),
+    ("dense", "dense", ".1%"),
+)
+"""What is said on the way: a log's key, its word, its form."""

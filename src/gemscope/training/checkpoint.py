@@ -1,6 +1,6 @@
 """The state of a run on disk: whole or not there at all.
 
-RUN/state-00001500/tensors.safetensors, state.json     the newest; older ones are removed when it is in place
+RUN/state-00001500/tensors.safetensors, state.json     older ones are removed when a newer is in place
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch import Tensor
 from gemscope.errors import CorruptFile, StorageFull
 
 
-def save(run: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Writes beside, moves into place, then drops what it replaces. Raises StorageFull; the older state stays then."""
+def save(run: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], *, keep: int = 1) -> None:
+    """Writes beside, moves into place, then drops all but the `keep` newest. Raises StorageFull: older ones stay."""
     place = run / f"state-{step:08d}"
     aside = run / f".{place.name}"
     shutil.rmtree(aside, ignore_errors=True)
@@ -34,12 +34,15 @@ def save(run: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             raise StorageFull(f"no room left for a checkpoint in {run}: the run can go on from its last one") from error
         raise
-    older = _states(run)
     shutil.rmtree(place, ignore_errors=True)
     os.replace(aside, place)
-    for path in older:
-        if path != place:
-            shutil.rmtree(path)
+    rotate(run, keep)
+
+
+def rotate(run: Path, keep: int) -> None:
+    """Drops all checkpoints but the `keep` newest, and what a crash left of one that was being written."""
+    for path in (*_states(run)[:-keep], *run.glob(".state-*")):
+        shutil.rmtree(path)
 
 
 def newest(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

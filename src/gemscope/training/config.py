@@ -2,73 +2,191 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import tomllib
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from gemscope.errors import CorruptFile, InputError, NotFound
+from gemscope.training.objective import Penalty
+
+Architecture = Literal["jumprelu", "topk", "batchtopk", "standard", "gated"]
+Rise = Literal["linear", "cosine"]
+
+_POSITIVE = (
+    "width", "target_l0", "rows", "batch", "lr", "checkpoint_every", "init_norm", "anneal_from", "clip", "keep",
+    "log_every", "held_out_rows",
+)  # fmt: skip
+_NOT_NEGATIVE = (
+    "sparsity", "auxiliary", "threshold_init", "threshold_lr", "bandwidth", "patience", "resample", "frequency",
+)  # fmt: skip
+_SHARES = ("warmup", "decay", "anneal", "sparsity_warmup", "beta1", "beta2", "frequency_limit")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A JumpReLU SAE trained towards a target L0.
-
-    The loss, with x' the activations centred and scaled to mean squared norm 1:
-
-        mean ‖x' − x̂'‖² + sparsity · (L0 / L0* − 1)²
-
-    where L0 is the mean over the batch (Rajamanoharan et al. 2024, appendix on target sparsity) and L0* glides from
-    `anneal_from · target_l0` to `target_l0` over the first `anneal` of the run: features form densely, then thin out.
+    """What to train and how. The loss is in `objective.py`; x' there is the activations centred and scaled to mean
+    squared norm 1, which is folded into the weights at the end.
     """
 
+    architecture: Architecture = "jumprelu"
+    """`batchtopk` is exported as a JumpReLU SAE with one calibrated threshold, `gated` as one with a threshold each."""
+    penalty: Penalty | None = None
+    """What makes features rare; `target` unless said for jumprelu, `l1` for standard and gated. The gates that count
+    (topk, batchtopk) need none."""
     width: int = 6144
     """Features."""
     target_l0: float = 50.0
-    """Mean features per token at the end; the thresholds are rescaled after the last step to meet it."""
+    """Mean features per token at the end (k of topk and batchtopk); the thresholds are rescaled after the last step to
+    meet it. Penalties other than `target` and `quadratic` do not know it: λ alone decides, nothing is rescaled."""
     rows: int = 12_000_000
     """Rows read over the whole run, epochs together."""
     batch: int = 2048
+    matryoshka: tuple[float, ...] = ()
+    """Shares of the features that make up the inner prefixes, such as (0.03125, 0.0625, 0.125, 0.25, 0.5)."""
+    skip: bool = False
+    """Whether an affine map beside the features carries x straight to y: for transcoders."""
     lr: float = 1.2e-3
     """Adam's. Higher wins short runs and kills features in long ones."""
+    beta1: float = 0.9
+    beta2: float = 0.999
     warmup: float = 0.02
     """Share of the run over which the learning rate rises to `lr`."""
+    warmup_shape: Rise = "linear"
+    """`cosine` begins at a tenth of `lr`, as Gemma Scope's does."""
     decay: float = 0.25
     """Share of the run, at its end, over which it falls to zero."""
-    anneal: float = 0.15
+    anneal: float = 0.2
+    """Share of the run over which the target falls from `anneal_from` times as much, by the same factor at each step:
+    features form densely, then thin out."""
     anneal_from: float = 10.0
     sparsity: float = 1.0
-    threshold_lr: float = 8.0
-    """The thresholds' learning rate, in units of `lr`, until a quarter of the run is over; it is 1 from 40 % on.
-    Pre-activations grow by many weights at once, a threshold by one step at a time: it could not keep up."""
-    patience: int = 256_000
-    """Rows without firing after which a feature's threshold sinks, by 1 % a step until it fires again. Nothing else
-    would bring it back: a threshold's gradient comes from activations close to it, a silent feature's are far below."""
+    """λ."""
+    sparsity_warmup: float = 0.0
+    """Share of the run over which λ rises from 0."""
+    frequency: float = 0.0
+    """Weight of a penalty on features that fire on more than `frequency_limit` of the rows, for jumprelu: 1 leaves next
+    to none of them, for a little FVU. 0: none."""
+    frequency_limit: float = 0.1
+    threshold_lr: float = 0.0
+    """The thresholds' learning rate, in units of `lr`, until a quarter of the run is over; it is 1 from 40 % on. 0: a
+    third of √d. Adam moves every weight by about `lr`, so that one step moves a pre-activation on d inputs by up to √d
+    of that, and a threshold by `lr` alone: it could not keep up."""
+    threshold_init: float = 0.0
+    """Thresholds at the start; 0: what lets `anneal_from · target_l0` features through."""
+    bandwidth: float = 0.0
+    """ε; 0: half the pre-activations' spread at the start, and steered from there on."""
+    to_input: bool = False
+    """Whether the thresholds' pseudo-derivatives flow into the encoder too, as Anthropic has it."""
+    pre_bias: bool = False
+    """Whether b_dec is taken off x before it is encoded."""
+    centre: bool = True
+    """Whether the mean is taken off x and y; Gemma Scope only scales."""
+    unit_norm: bool = False
+    """Whether decoder rows keep norm 1 through the run, gradients along them taken out. They are free otherwise."""
+    init_norm: float = 0.1
+    """Norm of the decoder rows at the start."""
+    patience: int = 0
+    """Rows without firing after which a feature counts as silent; 0: a fiftieth of the run, ten batches at least. Of
+    JumpReLU SAEs its threshold then sinks, by 1 % a step until it fires again: a threshold's gradient comes from
+    activations close to it, a silent feature's are far below."""
+    auxiliary: float | None = None
+    """Weight of the silent features' own loss (AuxK). 1/32 unless said, and 0 for standard and gated."""
+    resample: int = 0
+    """Rows after which, again and again in the first half of a run, silent features are begun anew from badly explained
+    rows (Bricken et al. 2023); 0: never."""
     clip: float = 1.0
     """Largest norm of the weights' gradient; the thresholds' is left out of it, being far larger."""
-    init_norm: float = 0.1
-    """Norm of the decoder rows at the start. They are free afterwards and folded into the encoder at the end."""
     seed: int = 0
+    """Of the weights and of the order of the rows."""
     checkpoint_every: int = 500
     """Steps."""
+    keep: int = 1
+    """Checkpoints that stay on disk."""
+    log_every: int = 50
+    """Steps."""
+    held_out_rows: int = 16_384
+    """Held-out rows, at most, that are looked at on the way."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "target_l0", "rows", "batch", "lr", "patience", "checkpoint_every", "init_norm",
-                     "anneal_from", "threshold_lr", "clip"):  # fmt: skip
+        for name in _POSITIVE:
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name}={getattr(self, name)}: must be above 0")
-        if not 0 <= self.sparsity < math.inf:
-            raise InputError(f"sparsity={self.sparsity}: must be 0 or more")
-        for name in ("warmup", "decay", "anneal"):
+        for name in _NOT_NEGATIVE:
+            if not 0 <= (getattr(self, name) or 0) < math.inf:
+                raise InputError(f"{name}={getattr(self, name)}: must be 0 or more")
+        for name in _SHARES:
             if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name}={getattr(self, name)}: must be a share of the run, 0 to 1")
+                raise InputError(f"{name}={getattr(self, name)}: must be a share, 0 to 1")
+        for name in ("beta1", "beta2"):
+            if getattr(self, name) >= 1:
+                raise InputError(f"{name}={getattr(self, name)}: must be below 1, or nothing is ever learned")
+        _require_known_words(vars(self))
+        self._require_sense()
+
+    def _require_sense(self) -> None:
+        """Refuses what cannot go together, naming both."""
         if self.target_l0 >= self.width:
             raise InputError(f"target_l0={self.target_l0} and width={self.width}: fewer must fire than there are")
+        if self.architecture == "topk" and self.target_l0 != round(self.target_l0):
+            raise InputError(f"target_l0={self.target_l0} and architecture='topk': k is a whole number")
         if self.rows < self.batch:
             raise InputError(f"rows={self.rows} and batch={self.batch}: not one step")
         if self.warmup + self.decay > 1:
             raise InputError(f"warmup={self.warmup} and decay={self.decay} are shares of one run: together at most 1")
+        fitting = _PENALTIES[self.architecture]
+        if self.penalty is not None and self.penalty not in fitting:
+            raise InputError(
+                f"penalty={self.penalty!r} and architecture={self.architecture!r}: expected {' or '.join(fitting)}"
+            )
+        for name in ("to_input", "threshold_init", "bandwidth", "frequency"):
+            if getattr(self, name) and self.architecture != "jumprelu":
+                raise InputError(
+                    f"{name}={_plain(getattr(self, name))} and architecture={self.architecture!r}: it has no "
+                    "thresholds to learn"
+                )
+        if self.resample and self.architecture != "standard":
+            raise InputError(
+                f"resample={self.resample} and architecture={self.architecture!r}: only standard SAEs are; silent "
+                "features of others are brought back by patience and auxiliary"
+            )
+        ends = self.prefixes
+        if list(ends) != sorted({0, *ends} - {0}) or any(not 0 < share < 1 for share in self.matryoshka):
+            raise InputError(
+                f"matryoshka={list(self.matryoshka)} with width={self.width}: expected ascending shares below 1, "
+                "each of at least one feature more"
+            )
+        for name in ("matryoshka", "pre_bias", "auxiliary"):
+            if self.architecture == "gated" and getattr(self, name):
+                raise InputError(
+                    f"{name}={_plain(getattr(self, name))} and architecture='gated': it goes without; take jumprelu "
+                    "or batchtopk"
+                )
+
+    @property
+    def penalised(self) -> Penalty:
+        """The penalty in force."""
+        return self.penalty or _PENALTIES[self.architecture][0]
+
+    @property
+    def revival(self) -> float:
+        """The weight of the silent features' own loss in force."""
+        if self.auxiliary is None:
+            return 1 / 32 if self.architecture in ("jumprelu", "topk", "batchtopk") else 0.0
+        return self.auxiliary
+
+    @property
+    def meets_target(self) -> bool:
+        """Whether `target_l0` is aimed at, so that the end can be measured by it."""
+        return self.architecture in ("topk", "batchtopk") or self.penalised in ("target", "quadratic")
+
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        """Ends of the Matryoshka prefixes, all features last; empty for none."""
+        return (*(round(share * self.width) for share in self.matryoshka), self.width) if self.matryoshka else ()
 
     @property
     def steps(self) -> int:
@@ -91,33 +209,102 @@ class TrainConfig:
 
     @classmethod
     def of(cls, table: dict[str, object], *, where: str = "the settings") -> TrainConfig:
-        """From plain values. Raises InputError for an unknown name and for what is not a number."""
-        known = {field.name: field.type for field in fields(cls)}
-        numbers: dict[str, Any] = {}
+        """From plain values. Raises InputError for an unknown name, with the nearest known one, and for a value of
+        another kind.
+        """
+        known = {field.name: field for field in fields(cls)}
+        values: dict[str, Any] = {}
         for name, value in table.items():
             if name not in known:
-                raise InputError(f"{where} has no meaning for {name!r}: known are {', '.join(sorted(known))}")
-            whole = known[name] == "int"
-            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-                raise InputError(f"{name}={value!r} in {where}: expected a {'whole ' if whole else ''}number")
-            numbers[name] = value if whole else float(value)
-        return cls(**numbers)
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
+                raise InputError(f"{where} has no meaning for {name!r}: {hint}")
+            values[name] = _as_kind(name, value, str(known[name].type), where)
+        _require_known_words(values)
+        return cls(**values)
+
+    def changed(self, table: dict[str, object], *, where: str = "the settings") -> TrainConfig:
+        """With some values in the place of its own. Raises what `of` raises."""
+        return type(self).of({**self.to_dict(), **table}, where=where)
+
+    def to_dict(self) -> dict[str, object]:
+        """As a recipe has it: what is None is left out."""
+        plain = {**asdict(self), "matryoshka": list(self.matryoshka)}
+        return {name: value for name, value in plain.items() if value is not None}
 
     def lr_at(self, step: int) -> float:
-        """Learning rate: linear rise, flat, linear fall to zero."""
+        """Learning rate: rise, flat, linear fall to zero."""
         done = step / self.steps
         rise = min(1.0, (done + 1 / self.steps) / self.warmup) if self.warmup else 1.0
+        if self.warmup_shape == "cosine" and rise < 1:
+            rise = 1 - 0.9 * (1 + math.cos(math.pi * rise)) / 2
         fall = min(1.0, (1 - done) / self.decay) if self.decay else 1.0
         return self.lr * min(rise, fall)
 
-    def threshold_lr_at(self, step: int) -> float:
-        """The thresholds' own: `threshold_lr` times as much at first, the same as the weights' from 40 % on."""
+    def threshold_lr_at(self, step: int, d: int) -> float:
+        """The thresholds' own, where rows have d numbers: `threshold_lr` times as much at first, the same as the
+        weights' from 40 % on.
+        """
         done = step / self.steps
         weight = min(1.0, max(0.0, (0.4 - done) / 0.15))
-        return self.lr_at(step) * (1 + (self.threshold_lr - 1) * weight)
+        first = self.threshold_lr or max(1.0, math.sqrt(d) / 3)
+        return self.lr_at(step) * (1 + (first - 1) * weight)
 
     def target_at(self, step: int) -> float:
         """L0 aimed at."""
         done = step / self.steps
         left = max(0.0, 1 - done / self.anneal) if self.anneal else 0.0
-        return self.target_l0 * (1 + (self.anneal_from - 1) * left)
+        return max(self.target_l0, min(self.target_l0 * math.pow(self.anneal_from, left), self.width / 2))
+
+    def sparsity_at(self, step: int) -> float:
+        """λ."""
+        done = (step + 1) / self.steps
+        return self.sparsity * (min(1.0, done / self.sparsity_warmup) if self.sparsity_warmup else 1.0)
+
+
+_PENALTIES: dict[str, tuple[Penalty, ...]] = {
+    "jumprelu": ("target", "l0", "quadratic", "tanh"),
+    "topk": ("none",),
+    "batchtopk": ("none",),
+    "standard": ("l1", "tanh"),
+    "gated": ("l1",),
+}
+"""What goes with each architecture, its own first."""
+
+
+def _plain(value: object) -> str:
+    """As a recipe has it."""
+    return str(list(value) if isinstance(value, tuple) else value).lower()
+
+
+def _require_known_words(values: Mapping[str, object]) -> None:
+    for name, options in (("architecture", Architecture), ("penalty", Penalty), ("warmup_shape", Rise)):
+        if values.get(name) is not None:
+            _require_one_of(name, values[name], get_args(options))
+
+
+def _require_one_of(name: str, value: object, options: tuple[str, ...]) -> None:
+    if value not in options:
+        near = difflib.get_close_matches(str(value), options, n=1)
+        raise InputError(f"{name}={value!r}: expected {near[0] + ', or ' if near else ''}one of {', '.join(options)}")
+
+
+def _as_kind(name: str, value: object, kind: str, where: str) -> object:
+    kind = kind.removesuffix(" | None")
+    if kind == "bool":
+        if not isinstance(value, bool):
+            raise InputError(f"{name}={value!r} in {where}: expected true or false")
+        return value
+    if kind.startswith("tuple"):
+        many = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(one, bool) or not isinstance(one, int | float) for one in many):
+            raise InputError(f"{name}={value!r} in {where}: expected a list of numbers")
+        return tuple(map(float, many))
+    if kind not in ("int", "float"):
+        if not isinstance(value, str):
+            raise InputError(f"{name}={value!r} in {where}: expected a word")
+        return value
+    whole = kind == "int"
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        raise InputError(f"{name}={value!r} in {where}: expected a {'whole ' if whole else ''}number")
+    return value if whole else float(value)

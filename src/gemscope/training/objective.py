@@ -1,46 +1,103 @@
-"""The loss of a JumpReLU SAE and its gradients in closed form, computed only where a feature is active or nearly so.
+"""The loss of an SAE and its gradients in closed form, computed only where a feature is active or nearly so.
 
-For one batch of B rows x, with z = x W_enc + b_enc, f = z · 1[z > θ] · 1[z > 0], x̂ = f W_dec + b_dec:
+For one batch of B rows x, what each shall become y (x itself, but for transcoders), z = x W_enc + b_enc, f the gated z:
 
-    loss = 1/B Σ ‖x − x̂‖² + λ (L0/L0* − 1)²,      L0 = 1/B Σ 1[f > 0]
+    loss = Σ_g w_g 1/B Σ ‖y − x̂_g‖² + penalty,     x̂_g = Σ_{i < m_g} f_i d_i + b_dec (+ W_skip x)
+
+The prefixes m_g are Matryoshka's (Bussmann et al. 2025, arXiv 2503.17547); an ordinary SAE has one, all features.
+
+    gate        f
+    jumprelu    z where z > θ and z > 0, θ learned
+    relu        z where z > 0
+    topk        z where it is positive and among the row's k largest (Gao et al. 2024, arXiv 2406.04093)
+    batchtopk   z where it is positive and among the batch's k·B largest (Bussmann et al. 2024, arXiv 2412.06410)
+
+    penalty     with L0 = 1/B Σ_b L0_b, n_i = ‖d_i‖, of a crosscoder Σ_s ‖d_i^s‖ over its sites' parts of the row
+    target      λ (L0/L0* − 1)²                              Rajamanoharan et al. 2024 (arXiv 2407.14435), appendix
+    l0          λ L0                                         the same, eq. 9
+    quadratic   λ 1/B Σ_b 2/L0* (L0_b − L0*)²                Gemma Scope 2, token by token
+    tanh        λ 1/B Σ tanh(4 f_i n_i)                      Anthropic, January 2025
+    l1          λ 1/B Σ f_i n_i                              Anthropic, April 2024: rows of the decoder are free;
+                                                             crosscoders: Lindsey et al., October 2024
+    none        0
+
+    and with jumprelu, against features that fire everywhere (Gemma Scope 2), the hinge
+
+    frequency Σ_i max(0, p_i − frequency_limit)²,     p_i = 1/B Σ_b 1[z_i > θ_i]
 
 Weights get the plain gradient through active entries. Thresholds get the pseudo-derivatives of Rajamanoharan et al.
-2024 (arXiv 2407.14435, eqs. 11 and 12) with the rectangle K of width ε around θ, taken on z and only where z > 0:
+(eqs. 11 and 12) with the rectangle K of width ε around θ, taken on z and only where z > 0:
 
     ∂f/∂θ = −(θ/ε) K((z − θ)/ε),      ∂1[z > θ]/∂θ = −(1/ε) K((z − θ)/ε)
 
-While few entries lie above θ − ε/2 those alone are computed; while many do (a fresh SAE), dense products are cheaper.
+and, where `to_input`, z gets their opposites as Anthropic has it. While few entries lie above their floors those alone
+are computed; while many do (a fresh SAE), dense products are cheaper.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from gemscope.features.kernels import Kernels, Rows
 from gemscope.features.kernels.choice import choose
-from gemscope.shapes import Float, Int
+from gemscope.features.kernels.rows import below, offsets_of
+from gemscope.shapes import Bool, Float, Int
+
+Gate = Literal["jumprelu", "relu", "topk", "batchtopk"]
+Penalty = Literal["target", "l0", "quadratic", "tanh", "l1", "none"]
 
 _ROWS = 512
 """Rows of a dense step held at a time."""
+_TANH = 4.0
 
 
 @dataclass
 class Weights:
-    """What is trained, one feature a row: `W_enc` [F, D] (the transpose of the SAE's), `b_enc` [F], `W_dec` [F, D],
-    `b_dec` [D], `threshold` [F]."""
+    """What is trained, one feature a row: `W_enc` [F, D] (the transpose of the SAE's), `b_enc` [F], `W_dec` [F, O],
+    `b_dec` [O], `threshold` [F], and `W_skip` [O, D] where there is one.
+    """
 
     W_enc: Float[Tensor, "F D"]
     b_enc: Float[Tensor, "F"]
-    W_dec: Float[Tensor, "F D"]
-    b_dec: Float[Tensor, "D"]
+    W_dec: Float[Tensor, "F O"]
+    b_dec: Float[Tensor, "O"]
     threshold: Float[Tensor, "F"]
+    W_skip: Float[Tensor, "O D"] | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """By name, the very tensors."""
-        return dict(vars(self))
+        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What the loss is made of at one step."""
+
+    gate: Gate = "jumprelu"
+    penalty: Penalty = "target"
+    sparsity: float = 1.0
+    """λ."""
+    target: float = 50.0
+    """L0*, and k of the gates that have one."""
+    bandwidth: float = 0.0
+    """ε."""
+    prefixes: tuple[int, ...] = ()
+    """Ends m_g of the prefixes, ascending, all features last; empty: that one alone. Their errors are averaged."""
+    parts: tuple[int, ...] = ()
+    """Numbers of each site in a decoder row, of a crosscoder; empty: one site."""
+    to_input: bool = False
+    auxiliary: float = 0.0
+    """Weight of the silent features' own loss."""
+    frequency: float = 0.0
+    """Weight of the hinge on how often a feature fires."""
+    frequency_limit: float = 0.1
+    """Share of rows up to which it costs nothing."""
 
 
 @dataclass(frozen=True)
@@ -49,68 +106,326 @@ class Step:
 
     loss: float
     error: float
-    """Mean ‖x − x̂‖²; the FVU where x has mean 0 and mean squared norm 1."""
+    """Mean ‖y − x̂‖² with all features; the FVU where y has mean 0 and mean squared norm 1."""
     l0: float
     window: float
     """Entries per row within ε/2 of their threshold: what the thresholds' gradient is estimated from."""
     firings: Int[Tensor, "F"]
+    auxiliary: float = 0.0
+    """What the silent features leave unexplained of the error, as a share of it; 0 where there are none."""
+    tau: float = 0.0
+    """The smallest activation that batchtopk let through; 0 where fewer were positive than might fire."""
+    penalty: float = 0.0
+    """What the loss has of it."""
 
 
 def step(
     weights: Weights,
     x: Float[Tensor, "B D"],
+    y: Float[Tensor, "B O"],
+    terms: Terms,
     *,
-    bandwidth: float,
-    target: float,
-    sparsity: float,
+    silent: Bool[Tensor, "F"] | None = None,
     kernels: Kernels | None = None,
     dense: bool | None = None,
 ) -> tuple[Step, Weights]:
     """Loss and gradients (a `Weights` of the same shapes) on one batch.
 
-    `kernels` are those that suit the device, and `dense` is decided by a look at a few rows, unless given.
+    `silent` are the features that the auxiliary loss is for. `kernels` are those that suit the device, and `dense` is
+    decided by a look at a few rows, unless given.
     """
-    terms = _Terms(bandwidth, target, sparsity, len(x))
-    # A little below θ − ε/2, for the window's edge is computed in another order below.
-    floor = weights.threshold * (1 - 2.0**-22) - bandwidth / 2 * (1 + 2.0**-22)
-    floor.clamp_(min=0)
     kernels = kernels or choose(x.device)
-    if _share_above(weights, floor, x) > kernels.sparse_below if dense is None else dense:
-        return _dense_step(weights, x, terms)
-    return _sparse_step(weights, floor, x, terms, kernels)
+    pass_ = _Pass(weights, x, y, terms)
+    if terms.gate in ("jumprelu", "relu") and not terms.to_input:
+        if _share_above(weights, pass_.floor, x) > kernels.sparse_below if dense is None else dense:
+            pass_.densely()
+        else:
+            pass_.sparsely(kernels)
+    else:
+        pass_.sparsely(kernels)
+    auxiliary = 0.0
+    if terms.auxiliary and silent is not None and silent.any():
+        auxiliary = pass_.revive(silent)
+    return pass_.told(auxiliary), pass_.grads
 
 
 @torch.no_grad()
 def reconstruct(
-    weights: Weights, x: Float[Tensor, "B D"], kernels: Kernels | None = None
-) -> tuple[Float[Tensor, "B D"], Int[Tensor, "F"]]:
-    """x̂, and how often each feature fired."""
+    weights: Weights, x: Float[Tensor, "B D"], *, k: int | None = None, kernels: Kernels | None = None
+) -> tuple[Float[Tensor, "B O"], Int[Tensor, "F"]]:
+    """x̂, and how often each feature fired. With `k`, the row's k largest fire; else what exceeds its threshold."""
     kernels = kernels or choose(x.device)
-    on = kernels.above(kernels.pack(weights.W_enc, weights.b_enc, weights.threshold.clamp(min=0)), x)
+    if k is None:
+        on = kernels.above(kernels.pack(weights.W_enc, weights.b_enc, weights.threshold.clamp(min=0)), x)
+    else:
+        on = _largest(weights, x, k)
     counts = torch.bincount(on.ids, minlength=len(weights.b_enc))
-    return kernels.sums(on, weights.W_dec).add_(weights.b_dec), counts
+    out = kernels.sums(on, weights.W_dec).add_(weights.b_dec)
+    return out if weights.W_skip is None else out.addmm_(x, weights.W_skip.T), counts
 
 
-@dataclass(frozen=True)
-class _Terms:
-    """What the loss of one batch is made of, beside weights and rows."""
+def norms_by_part(W_dec: Float[Tensor, "F O"], parts: tuple[int, ...]) -> list[Float[Tensor, "F"]]:
+    """Of each site's part of the decoder rows. What a penalty weighs a feature by is their sum."""
+    return [part.norm(dim=-1) for part in torch.split(W_dec, list(parts or W_dec.shape[1:]), dim=-1)]
 
-    bandwidth: float
-    target: float
-    sparsity: float
-    count: int
-    """Rows in the batch."""
 
-    def step(self, error: float, l0: float, window: int, firings: Tensor) -> Step:
-        """The loss that the error and the L0 make."""
-        return Step(error + self.sparsity * (l0 / self.target - 1) ** 2, error, l0, window / self.count, firings)
+class _Pass:
+    """One batch: what is found of it, and the gradients as they add up."""
 
-    def pulls(self, theta: Tensor, df: Tensor, near: Tensor, l0: float) -> Tensor:
-        """∂loss/∂θ: of all entries in a feature's window, θ times ∂loss/∂f and what the sparsity term adds to each.
+    def __init__(self, weights: Weights, x: Tensor, y: Tensor, terms: Terms) -> None:
+        self.weights, self.x, self.y, self.terms = weights, x, y, terms
+        self.count, self.width = len(x), len(weights.b_enc)
+        self.grads = Weights(**{name: torch.zeros_like(tensor) for name, tensor in weights.tensors().items()})
+        self.groups = list(pairwise((0, *(terms.prefixes or (self.width,)))))
+        """First feature and end of each group: the g-th prefix is the groups up to the g-th."""
+        self.parts = norms_by_part(weights.W_dec, terms.parts) if terms.penalty in ("tanh", "l1") else []
+        self.norms = sum(self.parts[1:], self.parts[0]) if self.parts else None
+        self.error = self.nested = self.extra = self.tau = 0.0
+        self.near = 0
+        self.l0 = 0.0
+        self.firings = torch.zeros(self.width, dtype=torch.int64, device=x.device)
+        self.floor = self._floor()
+        self.unexplained: list[Tensor] = []
+        """y − x̂, some rows each; kept where the silent features shall explain it."""
 
-        `df` is the sum of ∂loss/∂f over the window's entries, `near` their number."""
-        each = self.sparsity * 2 * (l0 / self.target - 1) / (self.target * self.count)
-        return (theta * df).add_(near, alpha=each).mul_(-1 / self.bandwidth)
+    def told(self, auxiliary: float) -> Step:
+        terms, l0 = self.terms, self.l0
+        penalty = {
+            "target": lambda: terms.sparsity * (l0 / terms.target - 1) ** 2,
+            "l0": lambda: terms.sparsity * l0,
+        }.get(terms.penalty, lambda: self.extra)()
+        penalty += self._often()
+        loss = self.nested + penalty + terms.auxiliary * auxiliary
+        return Step(loss, self.error, l0, self.near / self.count, self.firings, auxiliary, self.tau, penalty)
+
+    def _floor(self) -> Tensor:
+        theta = self.weights.threshold
+        if self.terms.gate == "relu":
+            return torch.zeros_like(theta)
+        if self.terms.gate == "batchtopk":  # what was enough for the batch before nearly is for this one
+            return 0.9 * theta.clamp(min=0)
+        # A little below θ − ε/2, for the window's edge is computed in another order below.
+        return (theta * (1 - 2.0**-22) - self.terms.bandwidth / 2 * (1 + 2.0**-22)).clamp_(min=0)
+
+    # --- entry by entry ---------------------------------------------------------------------------------------
+
+    def sparsely(self, kernels: Kernels) -> None:
+        """Everything from the entries above their floors alone."""
+        weights, terms, x = self.weights, self.terms, self.x
+        found, active, near = self._entries(kernels)
+        on = found.where(active)
+        self.l0, self.near = len(on.ids) / self.count, int(near.sum())
+        self.firings = torch.bincount(on.ids, minlength=self.width)
+
+        backwards = self._residuals([kernels.sums(part, weights.W_dec) for part in self._split(on)])
+        moved = active | near if terms.to_input else active
+        df = torch.empty_like(found.values)
+        for (low, high), g in zip(self.groups, backwards, strict=True):
+            if len(self.groups) == 1:
+                df = kernels.dots(found.offsets, found.ids, g, weights.W_dec)
+            else:
+                here = (found.ids >= low) & (found.ids < high)
+                part = found.where(here)
+                df[here] = kernels.dots(part.offsets, part.ids, g, weights.W_dec)
+        row = found.rows
+        df += self._penalised(found.ids, torch.where(active, found.values, 0.0))
+        each = self._pull(on.offsets.diff(), row)
+        if terms.frequency:
+            each = each + self._often_pull()[found.ids]
+
+        by_feature, origin = kernels.transposed(on, self.width)
+        for (low, high), g in zip(self.groups, backwards, strict=True):
+            self.grads.W_dec[low:high] += kernels.sums(_columns(by_feature, low, high), g)
+        dz = df * active
+        if terms.gate == "jumprelu":
+            theta = weights.threshold[found.ids]
+            pull = (theta * df + each) / terms.bandwidth
+            self.grads.threshold -= _summed(found.ids[near], pull[near], self.width)
+            if terms.to_input:
+                dz = dz + pull * near
+        if terms.to_input:
+            by_feature, origin = kernels.transposed(found.where(moved), self.width)
+        pulled = dz[moved]
+        self.grads.W_enc += kernels.sums(Rows(by_feature.offsets, by_feature.ids, pulled[origin]), x)
+        self.grads.b_enc += _summed(found.ids[moved], pulled, self.width)
+
+    def _entries(self, kernels: Kernels) -> tuple[Rows, Tensor, Tensor]:
+        """Entries, which of them are active, and which lie in the window of their threshold."""
+        weights, terms, x = self.weights, self.terms, self.x
+        if terms.gate == "topk":
+            found = _largest(weights, x, round(terms.target))
+            everything = torch.ones_like(found.ids, dtype=torch.bool)
+            return found, everything, ~everything
+        found = kernels.above(kernels.pack(weights.W_enc, weights.b_enc, self.floor), x)
+        if terms.gate == "batchtopk":
+            wanted = max(1, round(terms.target * self.count))
+            if len(found.ids) < wanted and self.floor.any():
+                zero = torch.zeros_like(self.floor)
+                found = kernels.above(kernels.pack(weights.W_enc, weights.b_enc, zero), x)
+            if len(found.ids) >= wanted:
+                self.tau = found.values.kthvalue(len(found.ids) - wanted + 1).values.item()
+            active = found.values >= self.tau
+            return found, active, torch.zeros_like(active)
+        theta = weights.threshold[found.ids]
+        active = found.values > theta
+        if terms.gate == "relu":
+            return found, active, torch.zeros_like(active)
+        return found, active, (found.values - theta).abs_() < terms.bandwidth / 2
+
+    def _split(self, on: Rows) -> Iterator[Rows]:
+        for low, high in self.groups:
+            yield on if len(self.groups) == 1 else on.where((on.ids >= low) & (on.ids < high))
+
+    # --- all at once ------------------------------------------------------------------------------------------
+
+    def densely(self) -> None:
+        """The same by products over all features, some rows at a time."""
+        weights, terms, theta = self.weights, self.terms, self.weights.threshold
+        firings, near, pulled, inside = (torch.zeros_like(theta) for _ in range(4))
+        buffers = torch.empty(4, min(self.count, _ROWS), self.width, device=self.x.device)
+        whole_y, whole_x = self.y, self.x
+        for x, y in zip(torch.split(whole_x, _ROWS), torch.split(whole_y, _ROWS), strict=True):
+            z, active, window, df = buffers[:, : len(x)]
+            torch.addmm(weights.b_enc, x, weights.W_enc.T, out=z)
+            # Masks as numbers: torch multiplies and sums those many times faster than booleans.
+            torch.gt(z, theta.clamp(min=0), out=active)
+            torch.gt(z, (theta - terms.bandwidth / 2).clamp(min=0), out=window)
+            window.mul_(torch.lt(z, theta + terms.bandwidth / 2, out=df))
+            l0 = active.sum(1)
+            firings += active.sum(0)
+            f = z.mul_(active)
+            self.x, self.y = x, y
+            backwards = self._residuals([f[:, low:high] @ weights.W_dec[low:high] for low, high in self.groups])
+            for (low, high), g in zip(self.groups, backwards, strict=True):
+                torch.mm(g, weights.W_dec[low:high].T, out=df[:, low:high])
+                self.grads.W_dec[low:high].addmm_(f[:, low:high].T, g)
+            df += self._penalised(None, f)
+            pulled += (window * df).sum(0)
+            near += window.sum(0) if terms.penalty != "quadratic" else (window * self._row_pull(l0)[:, None]).sum(0)
+            inside += window.sum(0)
+            dz = df.mul_(active)
+            self.grads.W_enc.addmm_(dz.T, x)
+            self.grads.b_enc += dz.sum(0)
+        self.x, self.y = whole_x, whole_y
+        self.l0 = firings.double().sum().item() / self.count
+        self.firings = firings.to(torch.int64)
+        self.near = int(inside.double().sum())
+        if terms.gate == "jumprelu":
+            each = 1.0 if terms.penalty == "quadratic" else self._batch_pull()
+            often = self._often_pull() * inside if terms.frequency else 0.0
+            self.grads.threshold -= (theta * pulled + each * near + often) / terms.bandwidth
+
+    # --- what both ways share ---------------------------------------------------------------------------------
+
+    def _residuals(self, parts: list[Tensor]) -> list[Tensor]:
+        """From what each group adds to x̂: the errors, the biases' gradients, and for each group ∂loss/∂x̂ of all the
+        prefixes that it is part of.
+        """
+        weights = self.weights
+        out = weights.b_dec if weights.W_skip is None else weights.b_dec + self.x @ weights.W_skip.T
+        backwards = []
+        for part in parts:
+            out = part.add_(out)
+            residual = out - self.y
+            error = residual.pow(2).sum().item() / self.count
+            self.nested += error / len(parts)
+            backwards.append(residual.mul_(2 / (self.count * len(parts))))
+        self.error += error
+        if self.terms.auxiliary:
+            self.unexplained.append(self.y - out)
+        for later, earlier in zip(backwards[::-1], backwards[-2::-1], strict=False):
+            earlier.add_(later)
+        self.grads.b_dec += backwards[0].sum(0)
+        if self.grads.W_skip is not None:
+            self.grads.W_skip.addmm_(backwards[0].T, self.x)
+        return backwards
+
+    def _penalised(self, ids: Tensor | None, f: Tensor) -> Tensor | float:
+        """∂penalty/∂f of penalties on activations; the decoder rows' part is added to their gradient here. Entries by
+        their ids, or a row of all features each.
+        """
+        if self.norms is None:
+            return 0.0
+        norms = self.norms if ids is None else self.norms[ids]
+        weight = self.terms.sparsity / self.count
+        if self.terms.penalty == "l1":
+            self.extra += weight * (f * norms).sum().item()
+            slope, by_norm = weight * norms, weight * f
+        else:
+            bent = torch.tanh(_TANH * f * norms)
+            self.extra += weight * bent.sum().item()
+            steep = weight * _TANH * (1 - bent * bent)
+            slope, by_norm = steep * norms, steep * f
+        summed = by_norm.sum(0) if ids is None else _summed(ids, by_norm, self.width)
+        widths = [*(self.terms.parts or self.weights.W_dec.shape[1:])]
+        for grad, rows, norms in zip(
+            *(torch.split(W_dec, widths, dim=-1) for W_dec in (self.grads.W_dec, self.weights.W_dec)),
+            self.parts,
+            strict=True,
+        ):
+            grad.addcmul_((summed / norms.clamp(min=1e-12))[:, None], rows)
+        return slope
+
+    def _pull(self, l0: Tensor, row: Tensor) -> Tensor | float:
+        """∂penalty/∂1[z > θ] of each entry."""
+        if self.terms.penalty == "quadratic":
+            pulls: Tensor = self._row_pull(l0.float())[row]
+            return pulls
+        return self._batch_pull()
+
+    def _row_pull(self, l0: Tensor) -> Tensor:
+        """The same of all entries of a row, for the penalty that looks at each row by itself."""
+        terms = self.terms
+        each = 2 * terms.sparsity / (terms.target * self.count)
+        self.extra += each * (l0 - terms.target).pow(2).sum().item()
+        return 2 * each * (l0 - terms.target)
+
+    def _batch_pull(self) -> float:
+        """The same of all entries of the batch."""
+        terms = self.terms
+        if terms.penalty == "target":
+            return terms.sparsity * 2 * (self.l0 / terms.target - 1) / (terms.target * self.count)
+        return terms.sparsity / self.count if terms.penalty == "l0" else 0.0
+
+    def _excess(self) -> Tensor:
+        """By how much each feature fires more often than the limit."""
+        return (self.firings / self.count - self.terms.frequency_limit).clamp_(min=0)
+
+    def _often(self) -> float:
+        terms = self.terms
+        return terms.frequency * self._excess().double().pow(2).sum().item() if terms.frequency else 0.0
+
+    def _often_pull(self) -> Tensor:
+        """∂hinge/∂1[z > θ] of each feature's entries."""
+        return 2 * self.terms.frequency / self.count * self._excess()
+
+    # --- silent features --------------------------------------------------------------------------------------
+
+    def revive(self, silent: Tensor) -> float:
+        """AuxK (Gao et al. 2024, appendix A.2): of the silent features, the half of D largest pre-activations of each
+        row shall explain what the others leave. Adds their gradients; returns the share they leave unexplained.
+        """
+        weights, terms = self.weights, self.terms
+        chosen = silent.nonzero()[:, 0]
+        encoder, decoder, bias = weights.W_enc[chosen], weights.W_dec[chosen], weights.b_enc[chosen]
+        error = torch.cat(self.unexplained)
+        spread = (error - error.mean(0)).pow(2).sum()
+        if spread <= 1e-9 * error.pow(2).sum():  # every row leaves the same, or nothing: that is the bias's part
+            return 0.0
+        k = min(len(chosen), max(1, self.x.shape[1] // 2))
+        left = 0.0
+        for x, e in zip(torch.split(self.x, _ROWS), torch.split(error, _ROWS), strict=True):
+            z = torch.addmm(bias, x, encoder.T)
+            kept = z.topk(k, dim=-1)
+            f = torch.zeros_like(z).scatter(1, kept.indices, kept.values.clamp(min=0))
+            residual = f @ decoder - e
+            left += residual.pow(2).sum().item() / spread.item()
+            g = residual.mul_(2 * terms.auxiliary / spread)
+            self.grads.W_dec.index_add_(0, chosen, f.T @ g)
+            dz = (g @ decoder.T) * (f > 0)
+            self.grads.W_enc.index_add_(0, chosen, dz.T @ x)
+            self.grads.b_enc.index_add_(0, chosen, dz.sum(0))
+        return left
 
 
 def _share_above(weights: Weights, floor: Tensor, x: Tensor) -> float:
@@ -119,65 +434,23 @@ def _share_above(weights: Weights, floor: Tensor, x: Tensor) -> float:
     return (torch.addmm(weights.b_enc, few, weights.W_enc.T) > floor).float().mean().item()
 
 
-def _sparse_step(weights: Weights, floor: Tensor, x: Tensor, terms: _Terms, kernels: Kernels) -> tuple[Step, Weights]:
-    n_features, count = len(weights.b_enc), len(x)
-    found = kernels.above(kernels.pack(weights.W_enc, weights.b_enc, floor), x)
-    theta = weights.threshold[found.ids]
-    active = found.values > theta
-    window = (found.values - theta).abs_() < terms.bandwidth / 2
-
-    on = found.where(active)
-    residual = kernels.sums(on, weights.W_dec).add_(weights.b_dec).sub_(x)
-    error = residual.pow(2).sum().item() / count
-    l0 = len(on.ids) / count
-
-    g = residual.mul_(2 / count)
-    # ∂loss/∂f wherever it is needed: at active entries for the weights, in the window for the thresholds.
-    df = kernels.dots(found.offsets, found.ids, g, weights.W_dec)
-    df_on, ids_near = df[active], found.ids[window]
-    near = torch.bincount(ids_near, minlength=n_features)
-    by_feature, origin = kernels.transposed(on, n_features)
-    dz = Rows(by_feature.offsets, by_feature.ids, df_on[origin])
-    grads = Weights(
-        W_enc=kernels.sums(dz, x),
-        b_enc=_summed(on.ids, df_on, n_features),
-        W_dec=kernels.sums(by_feature, g),
-        b_dec=g.sum(0),
-        threshold=terms.pulls(weights.threshold, _summed(ids_near, df[window], n_features), near, l0),
-    )
-    return terms.step(error, l0, len(ids_near), by_feature.offsets.diff()), grads
-
-
-def _dense_step(weights: Weights, x: Tensor, terms: _Terms) -> tuple[Step, Weights]:
-    count, theta = len(x), weights.threshold
-    grads = Weights(**{name: torch.zeros_like(tensor) for name, tensor in weights.tensors().items()})
-    firings, near, pulled = (torch.zeros_like(theta) for _ in range(3))
-    error = 0.0
-    buffers = torch.empty(4, min(count, _ROWS), len(theta), device=x.device)
+def _largest(weights: Weights, x: Tensor, k: int) -> Rows:
+    """Of each row the k largest entries, of those above zero."""
+    parts = []
     for rows in torch.split(x, _ROWS):
-        z, active, window, df = buffers[:, : len(rows)]
-        torch.addmm(weights.b_enc, rows, weights.W_enc.T, out=z)
-        # Masks as numbers: torch multiplies and sums those many times faster than booleans.
-        torch.gt(z, theta.clamp(min=0), out=active)
-        torch.gt(z, (theta - terms.bandwidth / 2).clamp(min=0), out=window)
-        window.mul_(torch.lt(z, theta + terms.bandwidth / 2, out=df))
-        firings += active.sum(0)
-        near += window.sum(0)
-        f = z.mul_(active)
-        residual = torch.addmm(weights.b_dec, f, weights.W_dec).sub_(rows)
-        error += residual.pow(2).sum().item() / count
+        kept = torch.addmm(weights.b_enc, rows, weights.W_enc.T).topk(min(k, len(weights.b_enc)), dim=-1)
+        ids, order = kept.indices.sort(dim=-1)
+        values = kept.values.gather(1, order)
+        on = values > 0
+        parts.append(Rows(offsets_of(on.sum(1)), ids[on].to(torch.int32), values[on]))
+    return below(parts)
 
-        g = residual.mul_(2 / count)
-        torch.mm(g, weights.W_dec.T, out=df)
-        pulled += window.mul_(df).sum(0)
-        dz = df.mul_(active)
-        grads.W_enc.addmm_(dz.T, rows)
-        grads.b_enc += dz.sum(0)
-        grads.W_dec.addmm_(f.T, g)
-        grads.b_dec += g.sum(0)
-    l0 = firings.double().sum().item() / count
-    grads.threshold = terms.pulls(theta, pulled, near, l0)
-    return terms.step(error, l0, int(near.double().sum()), firings.to(torch.int64)), grads
+
+def _columns(by_feature: Rows, low: int, high: int) -> Rows:
+    """Some of the rows, next to each other."""
+    offsets = by_feature.offsets[low : high + 1]
+    part = slice(int(offsets[0]), int(offsets[-1]))
+    return Rows(offsets - offsets[0], by_feature.ids[part], by_feature.values[part])
 
 
 def _summed(features: Tensor, values: Tensor, n_features: int) -> Tensor:

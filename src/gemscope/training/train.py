@@ -1,15 +1,13 @@
-"""The training loop and nothing else: batches in, checkpoints and a log along the way, an SAE out."""
+"""The training loop and nothing else: batches in, checkpoints and a log along the way, SAEs out."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -17,336 +15,411 @@ from torch import Tensor
 from gemscope.activations.harvest import versions
 from gemscope.activations.site import Site
 from gemscope.activations.store import Store
-from gemscope.errors import CorruptFile, InputError, Mismatch, NotFinite
+from gemscope.errors import CorruptFile, InputError, Mismatch
+from gemscope.features.crosscoder import Crosscoder
+from gemscope.features.files.aside import written_aside
+from gemscope.features.files.crosscoder import save_crosscoder
 from gemscope.features.files.saelens import save_sae
 from gemscope.features.sae import SAE, SAEInfo
 from gemscope.progress import Progress, silent
 from gemscope.training import checkpoint
 from gemscope.training.config import TrainConfig
-from gemscope.training.objective import Step, Weights, reconstruct, step
-from gemscope.training.shuffle import Shuffle
+from gemscope.training.fold import Scale, folded
+from gemscope.training.log import Line, Log
+from gemscope.training.objective import Step
+from gemscope.training.run import Run, require_variation
+from gemscope.training.source import Batches, Source, StoreSource
 
 _SCALE_ROWS = 65_536
-_HELD_OUT_ROWS = 16_384
-_LOG_EVERY = 50
+_LAST_ROWS = 65_536
+"""Rows that thresholds are set by at the end."""
+_FAR = 0.15
+"""An L0 at the end that is further than this from its target is worth a warning."""
+_RUNAWAY = 1.0
+"""A spread (see `Run.spread`) above this is worth a warning: a single feature writes as much as there is to write."""
+
+Watch = Callable[[str, Line], None]
+"""Told the name of an SAE in training and each line of its log, with `rows_per_second`."""
 
 
+def unwatched(name: str, line: Line) -> None:
+    """Watches nothing."""
+
+
+@overload
 def train(
     store: Store | str | Path,
     config: TrainConfig | None = None,
     *,
     to: str | Path,
     site: Site | str | None = None,
-    held_out: Store | str | Path | None = None,
+    writes: Site | str | None = None,
+    held_out: Source | Store | str | Path | None = None,
+    log: Sequence[str] = (),
+    watch: Watch = unwatched,
     progress: Progress = silent,
-) -> SAE:
-    """Trains a JumpReLU SAE on a harvest and saves it in `to`/sae, a folder that SAELens reads too.
+) -> SAE: ...
 
-    A run that was cut off goes on from its last checkpoint when started again with the same store and settings, and
-    ends with the same weights as one that was not. `log.jsonl` in `to` holds the loss, L0 and thresholds over time,
-    and FVU and L0 on the first rows of `held_out` where one is given. `site` may be left out where the store holds
-    only one. Raises InputError, Mismatch, NotFinite, StorageFull.
+
+@overload
+def train(
+    store: Source | Store | str | Path,
+    config: TrainConfig | None = None,
+    *,
+    to: str | Path,
+    site: Site | str | Sequence[Site | str] | None = None,
+    writes: Site | str | None = None,
+    held_out: Source | Store | str | Path | None = None,
+    log: Sequence[str] = (),
+    watch: Watch = unwatched,
+    progress: Progress = silent,
+) -> SAE | Crosscoder: ...
+
+
+def train(
+    store: Source | Store | str | Path,
+    config: TrainConfig | None = None,
+    *,
+    to: str | Path,
+    site: Site | str | Sequence[Site | str] | None = None,
+    writes: Site | str | None = None,
+    held_out: Source | Store | str | Path | None = None,
+    log: Sequence[str] = (),
+    watch: Watch = unwatched,
+    progress: Progress = silent,
+) -> SAE | Crosscoder:
+    """Trains an SAE on a harvest and saves it in `to`/sae, a folder that SAELens reads too.
+
+    A run that was cut off goes on from its last checkpoint when started again with the same rows and settings, and
+    ends with the same weights, log and checkpoints as one that was not. `log.jsonl` in `to` holds the loss, L0 and
+    thresholds over time, and FVU, L0, dead and dense features on the first rows of `held_out` where one is given;
+    `watch` is told each line, and `log` may name "tensorboard" and "wandb" beside it. `figures.json` holds what the SAE
+    is worth in the end: `training_report` makes a page and a card of both. `site` may be left out where the store holds
+    only one; with `writes` it makes a transcoder; several sites make a crosscoder, which `load_crosscoder` reads.
+    Raises InputError, Mismatch, NotFinite, StorageFull.
     """
     config = config or TrainConfig()
-    store = store if isinstance(store, Store) else Store(store)
-    run = _Run(store, config, Path(to), _only(store, site), held_out)
-    for _ in run.steps(progress):
+    where = {"to": to, "site": site, "writes": writes, "held_out": held_out}
+    return sweep(store, {"": config}, **where, log=log, watch=watch, progress=progress)[""]  # type: ignore[arg-type]
+
+
+def sweep(
+    store: Source | Store | str | Path,
+    configs: Mapping[str, TrainConfig],
+    *,
+    to: str | Path,
+    site: Site | str | Sequence[Site | str] | None = None,
+    writes: Site | str | None = None,
+    held_out: Source | Store | str | Path | None = None,
+    log: Sequence[str] = (),
+    watch: Watch = unwatched,
+    progress: Progress = silent,
+) -> dict[str, SAE | Crosscoder]:
+    """`train` of several SAEs from one reading of the rows, each in the folder of its name in `to`.
+
+    They must agree in what the order of the rows hangs on: rows, batch, seed, and whether they are centred.
+    """
+    if not configs:
+        raise InputError("no settings given: expected at least one SAE to train")
+    source, test = _source(store, site, writes), None
+    first = next(iter(configs.values()))
+    for name, config in configs.items():
+        for field in ("rows", "batch", "seed", "centre"):
+            if getattr(config, field) != getattr(first, field):
+                raise InputError(
+                    f"{field} differs ({getattr(first, field)}, and {getattr(config, field)} of {name!r}): SAEs that "
+                    "are trained from one reading share it; train them apart"
+                )
+    if held_out is not None:
+        test = _source(held_out, source.reads, None if source.writes == source.reads else source.writes[0])
+        if test.widths != source.widths:
+            raise Mismatch(f"held-out rows of widths {test.widths} for rows of widths {source.widths}")
+    lesson = Lesson(source, configs, Path(to), test, log, watch=watch)
+    for _ in lesson.steps(progress):
         pass
-    sae = run.export()
-    save_sae(sae, Path(to) / "sae")
-    return sae
+    return lesson.saes()
 
 
-def _only(store: Store, site: Site | str | None) -> Site:
-    if site is not None:
-        return Site.parse(site)
-    if len(store.sites) != 1:
-        raise InputError(f"{store.folder} holds {', '.join(map(str, store.sites))}: say which with site=...")
-    return store.sites[0]
+def _source(
+    given: Source | Store | str | Path, site: Site | str | Sequence[Site | str] | None, writes: Site | str | None
+) -> Source:
+    if not isinstance(given, Store | str | Path):
+        return given
+    store = given if isinstance(given, Store) else Store(given)
+    if site is None:
+        if len(store.sites) != 1:
+            raise InputError(f"{store.folder} holds {', '.join(map(str, store.sites))}: say which with site=...")
+        site = store.sites[0]
+    return StoreSource(store, site, writes)
 
 
-@dataclass
-class _Scale:
-    """x' = (x − mean) · factor, so that x' has mean 0 and mean squared norm 1."""
-
-    mean: Tensor
-    factor: float
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return (x - self.mean).mul_(self.factor)
-
-
-class _Run:
-    """One run: its data, its weights, its optimiser."""
+class Lesson:
+    """Runs that share one reading of the rows."""
 
     def __init__(
-        self, store: Store, config: TrainConfig, to: Path, site: Site, held_out: Store | str | Path | None
+        self,
+        source: Source,
+        configs: Mapping[str, TrainConfig],
+        to: Path,
+        held_out: Source | None = None,
+        log: Sequence[str] = (),
+        *,
+        watch: Watch = unwatched,
     ) -> None:
-        self.config, self.to, self.site, self.store = config, to, site, store
-        self.rows = store[site]
-        self.shuffle = Shuffle(len(self.rows), config.batch, config.seed)
-        self.scale = self._measured_scale()
+        self.source, self.watch = source, watch
+        self.config = next(iter(configs.values()))
+        self.batches: Batches = source.batches(self.config.batch, self.config.seed)
+        self._held: tuple[int, tuple[Tensor, Tensor]] | None = None
+        self.x, self.y, self.variance = self._scales()
         self.test = self._held_out(held_out)
-        self.identity = {
-            "config": asdict(config),
-            "site": str(site),
-            "model": store.manifest.model,
-            "corpus_digest": store.manifest.corpus_digest,
-            "rows": len(self.rows),
+        same = source.reads == source.writes
+        for config in configs.values():
+            _require_fit(config, same)
+        self.runs: dict[str, Run] = {}
+        self.folders = {name: to / name for name in configs}
+        for name, config in configs.items():
+            self.runs[name] = self._started(name, Run(config, self.x, self.y, same=same))
+        self.logs = {
+            name: Log(self.folders[name], run.done, rows=run.done * self.config.batch, also=log)
+            for name, run in self.runs.items()
         }
-        if len(self.rows) < 2 or not math.isfinite(self.scale.factor):
-            raise InputError(f"the {len(self.rows)} rows of {site} in {store.folder} do not vary: nothing to learn")
-        self.done = 0
-        self.fired_at = torch.zeros(config.width, dtype=torch.int64)
-        found = checkpoint.newest(to)
-        if found is None:
-            self.weights, self.bandwidth = self._fresh()
-            self.adam = self._optimizer()
-        else:
-            try:
-                self._resume(*found)
-            except KeyError as error:
-                raise CorruptFile(f"the checkpoint in {to} lacks {error}: remove it to start over") from error
-        self._forget_later_lines()
+        self._ran_away: set[str] = set()
 
     # --- the start --------------------------------------------------------------------------------------------
 
-    def _measured_scale(self) -> _Scale:
-        generator = torch.Generator().manual_seed(self.config.seed)
-        chosen = torch.randperm(len(self.rows), generator=generator)[:_SCALE_ROWS]
-        x = self.rows[chosen].double()
-        mean = x.mean(0)
-        return _Scale(mean.float(), (x - mean).pow(2).sum(-1).mean().rsqrt().item())
+    def _scales(self) -> tuple[Scale, Scale, float]:
+        """Of either side, and the mean squared distance of scaled y from its mean (1 where it is centred)."""
+        x, y = self.batches.sample(_SCALE_ROWS)
+        reads, writes = self.source.widths
+        where = ", ".join(map(str, self.source.reads))
+        if len(x) < 2:
+            raise InputError(f"the {len(x)} rows of {where} do not vary: nothing to learn")
+        inward = Scale.of(x, reads, centre=self.config.centre)
+        outward = inward if y is x else Scale.of(y, writes, centre=self.config.centre)
+        for scale in (inward, outward):
+            require_variation(scale, where)
+        return inward, outward, max(1e-12, 1 - outward(y).double().mean(0).pow(2).sum().item())
 
-    def _held_out(self, store: Store | str | Path | None) -> Tensor | None:
-        if store is None:
+    def _held_out(self, source: Source | None) -> tuple[Tensor, Tensor] | None:
+        self.held_out_facts: Mapping[str, Any] = {} if source is None else source.facts
+        if source is None:
             return None
-        rows = (store if isinstance(store, Store) else Store(store))[self.site]
-        if rows.d != self.rows.d:
-            raise Mismatch(f"held-out rows of width {rows.d} for a store of width {self.rows.d}")
-        return self.scale(rows[slice(0, _HELD_OUT_ROWS)])
+        if not isinstance(source, StoreSource):
+            raise InputError("held-out rows must lie in a store: harvest some text that is not trained on")
+        return self._scaled(*source.rows(slice(0, self.config.held_out_rows)))
 
-    def _fresh(self) -> tuple[Weights, float]:
-        """Small tied directions, and one threshold for all that lets `anneal_from · target_l0` features through."""
-        config = self.config
-        generator = torch.Generator().manual_seed(config.seed)
-        W_dec = torch.randn(config.width, self.rows.d, generator=generator)
-        W_dec *= config.init_norm / W_dec.norm(dim=-1, keepdim=True)
-        z = self.batch(0) @ W_dec.T
-        share = min(0.5, config.target_at(0) / config.width)
-        threshold = z.flatten()[: 1 << 23].kthvalue(int((1 - share) * min(z.numel(), 1 << 23))).values.clamp(min=1e-6)
-        weights = Weights(
-            W_enc=W_dec.clone(),
-            b_enc=torch.zeros(config.width),
-            W_dec=W_dec,
-            b_dec=torch.zeros(self.rows.d),
-            threshold=threshold.repeat(config.width),
-        )
-        return weights, 0.5 * z.std().item()
+    def _started(self, name: str, run: Run) -> Run:
+        found = checkpoint.newest(self.folders[name])
+        if found is None:
+            run.begin(self._scaled(*self._batch(0))[0])
+            return run
+        tensors, state = found
+        if state.get("identity") != self._identity(run):
+            raise Mismatch(
+                f"{self.folders[name]} holds a run with other settings or data "
+                f"({_difference(state.get('identity'), self._identity(run))}): name another folder, or remove it"
+            )
+        checkpoint.rotate(self.folders[name], run.config.keep)
+        try:
+            run.restore(state["step"], tensors, state)
+        except KeyError as error:
+            raise CorruptFile(
+                f"the checkpoint in {self.folders[name]} lacks {error}: remove it to start over"
+            ) from error
+        return run
 
-    def _optimizer(self) -> torch.optim.Adam:
-        tensors = self.weights.tensors()
-        threshold = tensors.pop("threshold")
-        groups = [{"params": list(tensors.values())}, {"params": [threshold]}]
-        return torch.optim.Adam(groups, lr=self.config.lr, betas=(0.9, 0.999), fused=True)
-
-    def _resume(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        if state.get("identity") != self.identity:
-            raise Mismatch(f"{self.to} holds a run with other settings or data: name another folder, or remove it")
-        self.weights = Weights(**{name: tensors[name] for name in Weights.__dataclass_fields__})
-        self.bandwidth, self.done, self.fired_at = state["bandwidth"], state["step"], tensors["fired_at"]
-        self.adam = self._optimizer()
-        for name, tensor in self.weights.tensors().items():
-            self.adam.state[tensor] = {
-                "step": tensors[f"adam.{name}.step"],
-                "exp_avg": tensors[f"adam.{name}.exp_avg"],
-                "exp_avg_sq": tensors[f"adam.{name}.exp_avg_sq"],
-            }
+    def _identity(self, run: Run) -> dict[str, Any]:
+        return {"config": run.config.to_dict(), **self.source.identity}
 
     # --- the way ----------------------------------------------------------------------------------------------
 
-    def batch(self, number: int) -> Tensor:
-        """The scaled rows of one step."""
-        return self.scale(self.rows[self.shuffle[number]])
+    def _batch(self, number: int) -> tuple[Tensor, Tensor]:
+        """The first batch is asked for twice; a stream would begin anew for it."""
+        if self._held is None or self._held[0] != number:
+            self._held = number, self.batches[number]
+        return self._held[1]
 
-    def steps(self, progress: Progress) -> Iterator[Step]:
-        """Runs what is left of the run."""
+    def _scaled(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        scaled = self.x(x)
+        return scaled, (scaled if y is x else self.y(y))
+
+    def steps(self, progress: Progress) -> Iterator[dict[str, Step]]:
+        """Runs what is left of the runs."""
         config = self.config
-        with progress(f"train {self.site}", config.rows, "rows") as advance:
-            advance(self.done * config.batch)
-            while self.done < config.steps:
-                told = self._step()
+        begun = min(run.done for run in self.runs.values())
+        sites = ", ".join(map(str, self.source.reads))
+        with progress(f"train {sites}", config.rows, "rows") as advance:
+            advance(begun * config.batch)
+            for number in range(begun, config.steps):
+                x, y = self._scaled(*self._batch(number))
+                # After a crash one run may be a checkpoint ahead of another.
+                told = {name: run.advance(x, y) for name, run in self.runs.items() if run.done == number}
                 advance(config.batch)
-                self.done += 1
-                if self.done % _LOG_EVERY == 0 or self.done == config.steps:
-                    self._log(told)
-                # After the log, so that the log has every line up to the checkpoint that a run goes on from.
-                if self.done % config.checkpoint_every == 0 or self.done == config.steps:
-                    self._save()
+                for name, one in told.items():
+                    self._note(name, one, x)
                 yield told
 
-    def _step(self) -> Step:
-        config, weights, now = self.config, self.weights, self.done
-        told, grads = step(
-            weights,
-            self.batch(now),
-            bandwidth=self.bandwidth,
-            target=config.target_at(now),
-            sparsity=config.sparsity,
-        )
-        if not math.isfinite(told.loss):
-            raise NotFinite(f"the loss is {told.loss} at step {now} of {config.steps}: try a lower lr than {config.lr}")
-        for name, tensor in weights.tensors().items():
-            tensor.grad = grads.tensors()[name]
-        torch.nn.utils.clip_grad_norm_([weights.W_enc, weights.b_enc, weights.W_dec, weights.b_dec], config.clip)
-        self.adam.param_groups[0]["lr"] = config.lr_at(now)
-        self.adam.param_groups[1]["lr"] = config.threshold_lr_at(now)
-        self.adam.step()
-        self.adam.zero_grad()  # or the old gradients would lie beside the new ones
-        weights.threshold.clamp_(min=0)
-        self.fired_at[told.firings > 0] = now
-        weights.threshold[self.silent] *= 0.99
-        if now % 25 == 24:
-            self._steer_bandwidth(told)
-        return told
+    def _note(self, name: str, told: Step, x: Tensor) -> None:
+        run = self.runs[name]
+        last = run.done == run.config.steps
+        if run.done % run.config.log_every == 0 or last:
+            self._log(name, run, told, x, last)
+        # After the log, so that the log has every line up to the checkpoint that a run goes on from.
+        if run.done % run.config.checkpoint_every == 0 or last:
+            tensors, state = run.state()
+            state |= {"identity": self._identity(run), "versions": versions()}
+            checkpoint.save(self.folders[name], run.done, tensors, state, keep=run.config.keep)
 
-    @property
-    def silent(self) -> Tensor:
-        """Features [F] that have not fired for `patience` rows."""
-        return self.done - self.fired_at > self.config.patience / self.config.batch
-
-    def _steer_bandwidth(self, told: Step) -> None:
-        """Keeps enough entries within ε/2 of their thresholds for the estimate, few enough for it to stay local.
-
-        A fixed ε would not do: the weights grow tenfold during a run and the thresholds fall meanwhile.
-        """
-        wanted = max(self.config.target_l0, told.l0 / 2)
-        self.bandwidth *= 1.15 if told.window < wanted else 1 / 1.15
-        # A median of 0 would make ε 0 for good.
-        self.bandwidth = min(self.bandwidth, max(1.8 * self.weights.threshold.median().item(), 1e-6))
-
-    def _save(self) -> None:
-        tensors: dict[str, Tensor] = {**self.weights.tensors(), "fired_at": self.fired_at}
-        for name, tensor in self.weights.tensors().items():
-            tensors |= {f"adam.{name}.{part}": value for part, value in self.adam.state[tensor].items()}
-        state = {"bandwidth": self.bandwidth, "identity": self.identity, "versions": versions()}
-        checkpoint.save(self.to, self.done, tensors, state)
-
-    def _log(self, told: Step) -> None:
-        line: dict[str, float | int | str] = {
-            "step": self.done,
-            "rows": self.done * self.config.batch,
-            "time": round(time.time(), 1),
+    def _log(self, name: str, run: Run, told: Step, x: Tensor, last: bool) -> None:
+        config, spread = run.config, run.spread(x)
+        line: dict[str, float | int] = {
+            "step": run.done,
+            "rows": run.done * config.batch,
             "loss": told.loss,
-            "fvu": told.error,
+            "error": told.error,
+            "penalty": told.penalty,
+            "auxiliary": told.auxiliary,
+            "fvu": told.error / self.variance,
             "l0": told.l0,
-            "target_l0": self.config.target_at(self.done),
-            "window": told.window,
-            "bandwidth": self.bandwidth,
-            "median_threshold": self.weights.threshold.median().item(),
-            "silent": int(self.silent.sum()),
+            "target_l0": config.target_at(run.done),
+            "sparsity": config.sparsity_at(run.done - 1),
+            "lr": config.lr_at(run.done - 1),
+            "grad_norm": run.grad_norm,
+            "clipped": run.clipped / run.done,
+            "silent": run.silent.double().mean().item(),
+            "dense": (told.firings > len(x) / 10).double().mean().item(),
+            "spread": spread,
         }
-        if self.test is not None and (self.done % (10 * _LOG_EVERY) == 0 or self.done == self.config.steps):
-            l0, fvu = self._measure(self.test)
-            line |= {"held_out_fvu": fvu, "held_out_l0": l0}
-        self.to.mkdir(parents=True, exist_ok=True)
-        with (self.to / "log.jsonl").open("a") as log:
-            log.write(json.dumps({key: round(v, 6) if isinstance(v, float) else v for key, v in line.items()}) + "\n")
-
-    def _forget_later_lines(self) -> None:
-        """Drops the log's lines from after the checkpoint: those steps are about to be taken again."""
-        path = self.to / "log.jsonl"
-        if not path.exists():
-            return
-        kept = []
-        for line in path.read_text().splitlines(keepends=True):
-            try:
-                if json.loads(line)["step"] > self.done:
-                    break
-            except (ValueError, KeyError, TypeError):  # cut off in the middle
-                break
-            kept.append(line)
-        aside = path.with_name(".log.jsonl")
-        aside.write_text("".join(kept))
-        os.replace(aside, path)
-
-    def _measure(self, x: Tensor) -> tuple[float, float]:
-        """Mean L0 and FVU on scaled rows."""
-        error = fired = 0.0
-        for piece in torch.split(x, self.config.batch):
-            out, counts = reconstruct(self.weights, piece)
-            error += (out - piece).double().pow(2).sum().item()
-            fired += counts.sum().item()
-        return fired / len(x), error / (x - x.mean(0)).double().pow(2).sum().item()
+        if config.architecture in ("jumprelu", "batchtopk"):
+            line["median_threshold"] = run.weights.threshold.median().item()
+        if config.architecture == "jumprelu":
+            line |= {"window": told.window, "bandwidth": run.bandwidth}
+        if self.test is not None and (run.done % (10 * config.log_every) == 0 or last):
+            fvu, firings = run.measured(*self.test)
+            line |= {"held_out_fvu": fvu, "held_out_l0": firings.l0}
+            line |= {"held_out_dead": firings.dead, "held_out_dense": firings.dense}
+        self.watch(name, {**line, "rows_per_second": self.logs[name].write(line)})
+        if spread > _RUNAWAY and name not in self._ran_away:
+            self._ran_away.add(name)
+            warnings.warn(
+                f"{self.folders[name]}: pre-activations run away (spread {spread:.2g} at step {run.done}, 1 is as much "
+                "as there is to explain): try a lower lr" + (", or to_input=false" if config.to_input else ""),
+                stacklevel=5,
+            )
 
     # --- the end ----------------------------------------------------------------------------------------------
 
-    def export(self) -> SAE:
-        """The SAE in the units of the site: unit decoder rows, scaling and centring folded in, L0 on target."""
-        l0 = self._meet_target()
-        w, mean, c = self.weights, self.scale.mean.double(), self.scale.factor
-        norm = w.W_dec.double().norm(dim=-1).clamp(min=1e-12)
-        # x̂ = mean + 1/c (Σ f W_dec + b_dec) with f from z = c (x − mean) W_enc + b_enc; f is counted in units of
-        # norm / c from here on.
-        sae = SAE(self.rows.d, self.config.width, site=self.site, info=self._info(l0))
-        folded = {
-            "W_enc": (w.W_enc.double() * norm[:, None]).T,
-            "b_enc": (w.b_enc.double() - c * (w.W_enc.double() @ mean)) * norm / c,
-            "W_dec": w.W_dec.double() / norm[:, None],
-            "b_dec": mean + w.b_dec.double() / c,
-            "threshold": w.threshold.double() * norm / c,
+    def saes(self) -> dict[str, SAE | Crosscoder]:
+        """The SAEs in the units of the site: unit decoder rows, scaling and centring folded in, L0 on target."""
+        out: dict[str, SAE | Crosscoder] = {}
+        x, y = self._rows_for_the_end(self.config)
+        for name, run in self.runs.items():
+            before = run.l0(x)
+            l0 = run.meet_target(x)
+            target = run.config.target_l0
+            if run.config.meets_target and abs(l0 / target - 1) > _FAR:
+                warnings.warn(
+                    f"{self.folders[name]}: L0 {l0:.1f} at the end, {target:g} was aimed at; train longer, or look at "
+                    "the thresholds in its log",
+                    stacklevel=3,
+                )
+            sae, folder = self._sae(name, run, l0), self.folders[name] / "sae"
+            if len(self.source.reads) == 1:
+                out[name] = sae
+                save_sae(sae, folder)
+            else:
+                out[name] = several = Crosscoder(sae, self.source.reads, self.x.widths, self.x.lengths)
+                save_crosscoder(several, folder)
+            figures = {"l0_as_trained": before, "training": _figures(run, x, y)}
+            if self.test is not None:
+                figures["held_out"] = _figures(run, *self.test)
+            self._write_figures(name, run, figures)
+            self.logs[name].close()
+        return out
+
+    def _rows_for_the_end(self, config: TrainConfig) -> tuple[Tensor, Tensor]:
+        """Rows that thresholds are set by, scaled: those that would come next, for a stream does not run backwards."""
+        count = math.ceil(min(config.rows, _LAST_ROWS) / config.batch)
+        pairs = [self._scaled(*self._batch(number)) for number in range(config.steps, config.steps + count)]
+        x = torch.cat([x for x, _ in pairs])
+        return x, (x if self.source.reads == self.source.writes else torch.cat([y for _, y in pairs]))
+
+    def _write_figures(self, name: str, run: Run, figures: Mapping[str, Any]) -> None:
+        """What the run ended with: for the report, which reads nothing else but the log."""
+        facts = {
+            "site": list(map(str, self.source.reads)),
+            "site_out": list(map(str, self.source.writes)),
+            "data": dict(self.source.facts),
+            "held_out_data": dict(self.held_out_facts),
+            "config": run.config.to_dict(),
+            "steps": run.done,
+            "meets_target": run.config.meets_target,
+            "versions": versions(),
         }
-        sae.load_state_dict({name: tensor.float().contiguous() for name, tensor in folded.items()})
+        with written_aside(self.folders[name] / "figures.json") as path:
+            path.write_text(json.dumps({**facts, **figures}, indent=1) + "\n")
+
+    def _sae(self, name: str, run: Run, l0: float) -> SAE:
+        config, facts = run.config, dict(self.source.facts)
+        topk = config.architecture == "topk"
+        alone = len(self.source.reads) == 1
+        sae = SAE(
+            len(self.x.mean),
+            config.width,
+            len(self.y.mean),
+            gate="topk" if topk else "relu" if config.architecture == "standard" else "jumprelu",
+            k=round(config.target_l0) if topk else None,
+            skip=config.skip,
+            site=self.source.reads[0] if alone else None,
+            site_out=self.source.writes[0] if alone else None,
+            info=SAEInfo(
+                name=str(self.folders[name]),
+                model=facts.pop("model", None),
+                revision=facts.pop("revision", None),
+                declared_l0=round(l0, 2),
+                prepend_bos=False,
+                context_size=facts.pop("context_size", None),
+                metadata={**facts, "training": config.to_dict(), "versions": versions()},
+            ),
+        )
+        tensors = folded(run.ungated, self.x, self.y, pre_bias=config.pre_bias, free=not topk)
+        if sae.threshold is None:
+            del tensors["threshold"]
+        sae.load_state_dict(tensors)
         return sae
 
-    def _meet_target(self) -> float:
-        """Rescales all thresholds by one factor so that L0 on the last rows read is the target; returns that L0.
 
-        No factor does it where most thresholds are 0: then it stays as near as it came.
-        """
-        target = self.config.target_l0
-        count = min(len(self.rows), 1 << 16)
-        last = range(max(0, self.config.steps - math.ceil(count / self.config.batch)), self.config.steps)
-        x = torch.cat([self.batch(number) for number in last])
-        raw = self.weights.threshold.clone()
+def _figures(run: Run, x: Tensor, y: Tensor) -> dict[str, Any]:
+    """What a run's SAE is worth on some scaled rows."""
+    fvu, firings = run.measured(x, y)
+    low, step, counts = firings.densities()
+    return {
+        "rows": len(x),
+        "fvu": fvu,
+        "l0": firings.l0,
+        "dead": firings.dead,
+        "dense": firings.dense,
+        "densities": {"low": low, "step": step, "counts": counts},
+    }
 
-        def l0_at(factor: float) -> float:
-            self.weights.threshold = raw * factor
-            return self._l0(x)
 
-        l0, factor = l0_at(1.0), 1.0
-        stride = 1.25 if l0 > target else 1 / 1.25
-        while (l0 > target) == (stride > 1) and 1 / 64 < factor < 64:
-            factor *= stride
-            l0 = l0_at(factor)
-        low, high = sorted((factor, factor / stride))
-        for _ in range(20):
-            if abs(l0 - target) < 1e-3 * target:
-                break
-            middle = math.sqrt(low * high)
-            l0 = l0_at(middle)
-            low, high = (middle, high) if l0 > target else (low, middle)
-        return l0
+def _difference(before: Any, now: Mapping[str, Any]) -> str:
+    """What changed, in few words."""
+    flat = [
+        {**{key: value for key, value in one.items() if key != "config"}, **one.get("config", {})}
+        for one in (before if isinstance(before, Mapping) else {}, now)
+    ]
+    keys = [key for key in flat[1] | flat[0] if flat[0].get(key) != flat[1].get(key)]
+    return ", ".join(f"{key} was {flat[0].get(key)} and is {flat[1].get(key)}" for key in keys[:3])
 
-    def _l0(self, x: Tensor) -> float:
-        return sum(
-            reconstruct(self.weights, piece)[1].sum().item() for piece in torch.split(x, self.config.batch)
-        ) / len(x)
 
-    def _info(self, l0: float) -> SAEInfo:
-        manifest = self.store.manifest
-        return SAEInfo(
-            name=str(self.to),
-            model=manifest.model,
-            revision=manifest.revision,
-            declared_l0=round(l0, 2),
-            prepend_bos=False,
-            context_size=manifest.length,
-            metadata={
-                "corpus": manifest.corpus,
-                "corpus_digest": manifest.corpus_digest,
-                "rows_harvested": len(self.rows),
-                "training": asdict(self.config),
-                "versions": versions(),
-            },
+def _require_fit(config: TrainConfig, same: bool) -> None:
+    """Raises InputError for settings that do not go with what is read and written; `same`: it writes what it reads."""
+    if same and config.skip:
+        raise InputError(
+            "skip=true with an SAE that writes what it reads: x itself would pass; give writes=, or leave it"
         )
+    if not same and config.pre_bias:
+        raise InputError("pre_bias=true with a transcoder: its decoder's bias is of what it writes, not of x")
+    if not same and config.architecture == "topk":
+        raise InputError("architecture='topk' with a transcoder: no file format has that; take batchtopk")

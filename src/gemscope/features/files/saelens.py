@@ -19,12 +19,14 @@ from gemscope.errors import CorruptFile, FileError, InputError
 from gemscope.features.files.contents import Contents, Folder
 from gemscope.features.files.hook_names import has_norm_behind_mlp, hook_of, module_of, site_of_hook, site_of_module
 from gemscope.features.files.json_file import read_json, write_json
-from gemscope.features.files.tensors import DTYPES, read_safetensors, stream_of, write_safetensors
+from gemscope.features.files.tensors import DTYPES, Stream, read_safetensors, stream_of, write_safetensors
 from gemscope.features.sae import SAE, Gate, SAEInfo
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
 SCALER = "activation_scaler.json"
+CROSSCODER = "crosscoder"
+"""What our own folders for several sites say in the place of an architecture; see `crosscoder.py`."""
 
 _FORMAT_VERSION = "6.54.12"
 """The SAELens whose format is written."""
@@ -66,7 +68,10 @@ def read(folder: Folder, *, source: str, site: Site | None = None) -> Contents:
     config_path, weights_path = folder(CONFIG), folder(WEIGHTS)
     if config_path is None or weights_path is None:
         raise CorruptFile(f"{source} has no {CONFIG if config_path is None else WEIGHTS}: an SAELens folder has both")
-    config = modernised(read_json(config_path))
+    stored = read_json(config_path)
+    if stored.get("architecture") == CROSSCODER:
+        raise FileError(f"{source} is a crosscoder, which reads several sites together: load it with load_crosscoder")
+    config = modernised(stored)
     metadata = config["metadata"]
     architecture = config["architecture"]
     if architecture not in _GATES:
@@ -330,7 +335,14 @@ def save_sae(sae: SAE, folder: str | Path, *, dtype: torch.dtype | None = None) 
         state["W_dec"] = _times(state["W_dec"], scale)
         state["b_dec"] = _times(state["b_dec"], scale)
     streams = {name: stream_of(weight, _stored_dtype(weight, dtype)) for name, weight in state.items()}
-    config = _config(sae, {stream.dtype for stream in streams.values()})
+    return write_pair(folder, _config(sae, {stream.dtype for stream in streams.values()}), streams)
+
+
+def write_pair(folder: Path, config: dict[str, Any], streams: Mapping[str, Stream]) -> Path:
+    """A configuration and the weights that it describes, in place of those that were there. Returns the folder.
+
+    Raises StorageFull, FileError.
+    """
     is_new = not folder.exists()
     # The two files belong together: with the configuration taken away first, a crash between them leaves a folder
     # that nobody takes for an SAE, never weights under another's description.

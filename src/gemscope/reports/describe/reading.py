@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
+from gemscope.activations.capture import Activations
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.store import Store
 from gemscope.errors import InputError
@@ -61,7 +61,7 @@ def live(
     for number, rows in enumerate(model.rows(documents, length=length, batch=batch)):
         captured = {} if number < skip else model.capture(rows, sites)
         found = [
-            _found(rows, captured[site].counted, sae.encode(captured[site].rows))
+            _found(captured[site], sae.encode(captured[site].rows))
             for sae, site in zip(saes, sites, strict=True)
             if captured
         ]
@@ -69,19 +69,9 @@ def live(
         yield Batch(ids, documents.starting(rows), int(rows.real.sum()), found)
 
 
-def _found(rows: Tokens, counted: torch.Tensor, features: FeatureActivations) -> Found:
-    counted = counted.cpu()
-    first = rows.real & (rows.positions == 0)
-    masked = {
-        "first": first,
-        "special": rows.real & ~first & ~rows.counted,
-        "sink": rows.counted & ~counted,
-    }
-    return Found(
-        counted.flatten().nonzero().flatten().numpy(),
-        features.to("cpu"),
-        {reason: int(mask.sum()) for reason, mask in masked.items()},
-    )
+def _found(acts: Activations, features: FeatureActivations) -> Found:
+    masked = {reason: number for reason, number in acts.dropped.items() if reason != "padding"}
+    return Found(acts.counted.cpu().flatten().nonzero().flatten().numpy(), features.to("cpu"), masked)
 
 
 class _Recorded:

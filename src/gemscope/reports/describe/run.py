@@ -14,7 +14,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from gemscope.activations.harvest import versions
+from gemscope.activations.harvest import expected_tokens, versions
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.store import Store
 from gemscope.errors import InputError
@@ -262,18 +262,10 @@ class _Pass:
 
 def _length(model: LanguageModel, sources: Sequence[Corpus | Store]) -> int | None:
     """About how many tokens there are to read; None where finding out means downloading it all."""
-    total = 0.0
+    total = 0
     for source in sources:
-        if isinstance(source, Store):
-            total += max(source.manifest.sites.values())
-            continue
-        if source.streamed:
+        found = max(source.manifest.sites.values()) if isinstance(source, Store) else expected_tokens(model, source)
+        if found is None:
             return None
-        letters = known = tokens = 0
-        for index, document in enumerate(source):
-            letters += len(document.text)
-            if index % 64 == 0:
-                known += len(document.text)
-                tokens += len(model.tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"])
-        total += letters * tokens / max(1, known)
-    return round(total)
+        total += found
+    return total

@@ -1,0 +1,86 @@
+"""The gated SAE (Rajamanoharan et al. 2024, arXiv 2404.16014): which features fire and how strongly are learned apart.
+A JumpReLU SAE does the same with one encoder, and it is exported as one; here for comparison, by dense autograd.
+
+    z = x W_enc + b_enc,      m = e^r z' + b_mag with z' = x W_enc,      f = 1[z > 0] max(m, 0)
+    loss = 1/B Σ ‖y − x̂‖² + λ 1/B Σ max(z_i, 0) n_i' + 1/B Σ ‖y − (max(z, 0) W_dec' + b_dec')‖²
+
+where ' says that a term does not move the decoder, nor its norms n. Were the penalty to shrink them, magnitudes would
+make up for it at once and the gates would be left behind, open.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gemscope.shapes import Float
+from gemscope.training.objective import Step, Terms, Weights, norms_by_part
+
+_ROWS = 512
+
+
+@dataclass
+class GatedWeights(Weights):
+    """`r_mag` and `b_mag` [F] beside the others; `threshold` is not used."""
+
+    r_mag: Float[Tensor, "F"] | None = None
+    b_mag: Float[Tensor, "F"] | None = None
+
+    @classmethod
+    def of(cls, weights: Weights) -> GatedWeights:
+        """With magnitudes that equal the gate's pre-activations."""
+        zero = torch.zeros_like(weights.b_enc)
+        return cls(**weights.tensors(), r_mag=zero, b_mag=zero.clone())
+
+    def as_jumprelu(self) -> Weights:
+        """The same function: z > 0 just where m > b_mag − e^r b_enc."""
+        assert self.r_mag is not None
+        assert self.b_mag is not None
+        scale = self.r_mag.exp()
+        return Weights(
+            W_enc=self.W_enc * scale[:, None],
+            b_enc=self.b_mag.clone(),
+            W_dec=self.W_dec,
+            b_dec=self.b_dec,
+            threshold=(self.b_mag - scale * self.b_enc).clamp(min=0),
+            W_skip=self.W_skip,
+        )
+
+
+def gated_step(
+    weights: GatedWeights, x: Float[Tensor, "B D"], y: Float[Tensor, "B O"], terms: Terms
+) -> tuple[Step, GatedWeights]:
+    """Loss and gradients (weights of the same shapes) on one batch."""
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in weights.tensors().items()}
+    held = replace(weights, **leaves)
+    count, loss, error, penalty = len(x), 0.0, 0.0, 0.0
+    firings = torch.zeros(len(weights.b_enc), dtype=torch.int64)
+    for part, wanted in zip(torch.split(x, _ROWS), torch.split(y, _ROWS), strict=True):
+        total, explained, rare, fired = _loss(held, part, wanted, terms)
+        (total / count).backward()  # type: ignore[no-untyped-call]
+        loss += total.item() / count
+        error += explained / count
+        penalty += rare / count
+        firings += fired
+    grads = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
+    told = Step(loss, error, firings.sum().item() / count, 0.0, firings, penalty=penalty)
+    return told, replace(weights, **grads)
+
+
+def _loss(held: GatedWeights, x: Tensor, y: Tensor, terms: Terms) -> tuple[Tensor, float, float, Tensor]:
+    assert held.r_mag is not None
+    assert held.b_mag is not None
+    raw = x @ held.W_enc.T
+    gate = raw + held.b_enc
+    fires = gate > 0
+    f = fires * torch.relu(held.r_mag.exp() * raw + held.b_mag)
+    beside = 0.0 if held.W_skip is None else x @ held.W_skip.T
+    error = (y - (f @ held.W_dec + held.b_dec + beside)).pow(2).sum()
+    open_ = torch.relu(gate)
+    norms = torch.stack(norms_by_part(held.W_dec.detach(), terms.parts)).sum(0)
+    rare = terms.sparsity * (open_ * norms).sum()
+    skip = 0.0 if held.W_skip is None else x @ held.W_skip.detach().T
+    frozen = (y - (open_ @ held.W_dec.detach() + held.b_dec.detach() + skip)).pow(2).sum()
+    return error + rare + frozen, error.item(), rare.item(), (f > 0).sum(0)

@@ -1,0 +1,144 @@
+"""What a run writes down as it goes: lines of JSON always, and the same to TensorBoard or Weights & Biases where they
+are asked for and installed.
+
+    RUN/log.jsonl      what the run computed: the same lines, bit for bit, whether it was cut off or not
+    RUN/times.jsonl    when it did, and how fast: never the same twice, and so kept apart
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from gemscope.errors import InputError, MissingDependency
+
+Line = Mapping[str, float | int]
+"""What there is to say after one step, `step` and `rows` (read so far) among it."""
+
+KNOWN = ("tensorboard", "wandb")
+
+
+class Log:
+    """The log of a run's folder."""
+
+    def __init__(self, folder: Path, done: int, *, rows: int = 0, also: Sequence[str] = ()) -> None:
+        """Lines from after step `done` are dropped: those steps are about to be taken again. `rows` were read until
+        then. Raises InputError for an unknown logger, MissingDependency for one that is not installed.
+        """
+        self._path, self._times = folder / "log.jsonl", folder / "times.jsonl"
+        self._also = [_logger(name, folder, done) for name in also]
+        self._last = time.monotonic(), rows
+        for path in (self._path, self._times):
+            _forget_after(path, done)
+
+    def write(self, line: Line) -> float:
+        """One line, rounded to 7 digits. Returns the rows per second since the one before, or since the start."""
+        (then, rows), now = self._last, time.monotonic()
+        self._last = now, int(line["rows"])
+        speed = (line["rows"] - rows) / max(now - then, 1e-9)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        _append(self._path, {key: _rounded(value) for key, value in line.items()})
+        _append(self._times, {"step": line["step"], "time": round(time.time(), 1), "rows_per_second": round(speed, 1)})
+        for logger in self._also:
+            logger.write({**line, "rows_per_second": speed})
+        return speed
+
+    def close(self) -> None:
+        """Tells the other loggers that there is no more."""
+        for logger in self._also:
+            logger.close()
+
+
+def read(path: Path) -> list[dict[str, float]]:
+    """The whole lines of a log, none where there is no file."""
+    return [json.loads(line) for line in _whole(path)]
+
+
+def _rounded(value: float | int) -> float | int:
+    return float(f"{value:.7g}") if isinstance(value, float) else value
+
+
+def _append(path: Path, line: Line) -> None:
+    with path.open("a") as log:
+        log.write(json.dumps(line) + "\n")
+
+
+def _forget_after(path: Path, done: int) -> None:
+    if not path.exists():
+        return
+    kept = [line for line in _whole(path) if json.loads(line)["step"] <= done]
+    aside = path.with_name(f".{path.name}")
+    aside.write_text("".join(kept))
+    os.replace(aside, path)
+
+
+def _whole(path: Path) -> list[str]:
+    """Lines up to the first that was cut off in the middle."""
+    kept = []
+    for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
+        try:
+            if not isinstance(json.loads(line)["step"], int):
+                break
+        except (ValueError, KeyError, TypeError):
+            break
+        kept.append(line)
+    return kept
+
+
+# --- other loggers ------------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Logger(Protocol):
+    """Somebody else's log."""
+
+    def write(self, line: Line) -> None: ...
+    def close(self) -> None: ...
+
+
+def _logger(name: str, folder: Path, done: int) -> Logger:
+    if name == "tensorboard":
+        return _TensorBoard(folder, done)
+    if name == "wandb":
+        return _WeightsAndBiases(folder)
+    raise InputError(f"no logger {name!r}: known are {' and '.join(KNOWN)}; log.jsonl is always written")
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path, done: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise MissingDependency("TensorBoard is not installed: pip install tensorboard") from None
+        self._board: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+
+    def write(self, line: Line) -> None:
+        for key, value in line.items():
+            if key != "step":
+                self._board.add_scalar(key, value, int(line["step"]))
+        self._board.flush()
+
+    def close(self) -> None:
+        self._board.close()
+
+
+class _WeightsAndBiases:
+    def __init__(self, folder: Path) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise MissingDependency("Weights & Biases is not installed: pip install wandb") from None
+        # A run that goes on is the same run there; runs of one name in different places are not.
+        place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+        self._run: Any = wandb.init(project="gemscope", name=folder.name, dir=str(folder), id=place, resume="allow")
+
+    def write(self, line: Line) -> None:
+        self._run.log(dict(line), step=int(line["step"]))
+
+    def close(self) -> None:
+        self._run.finish()

@@ -1,0 +1,339 @@
+"""One SAE in training: its weights, its optimiser, what it remembers from step to step. Who feeds it batches, when it
+is saved and what is written down, `train.py` knows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gemscope.errors import InputError, NotFinite
+from gemscope.features.kernels.choice import choose
+from gemscope.features.metrics import Firings
+from gemscope.training.config import TrainConfig
+from gemscope.training.fold import Scale
+from gemscope.training.gated import GatedWeights, gated_step
+from gemscope.training.objective import Gate, Step, Terms, Weights, reconstruct, step
+
+_GATES: Mapping[str, Gate] = {"jumprelu": "jumprelu", "topk": "topk", "batchtopk": "batchtopk", "standard": "relu"}
+_ROWS = 2048
+"""Rows that are measured at a time."""
+
+
+class Run:
+    """Fresh weights, or those of a checkpoint; one `advance` a batch."""
+
+    def __init__(self, config: TrainConfig, x: Scale, y: Scale, *, same: bool) -> None:
+        """`same`: what it writes is what it reads, so that encoder and decoder begin as one."""
+        self.config, self.x, self.y, self.same = config, x, y, same
+        self.done = 0
+        self.bandwidth = config.bandwidth
+        self.clipped = 0
+        """Steps whose gradient was longer than `clip`."""
+        self.grad_norm = 0.0
+        """Of the last step's gradient, before that."""
+        self.fired_at = torch.zeros(config.width, dtype=torch.int64)
+        self.weights: Weights
+        self.adam: torch.optim.Adam
+
+    # --- the start --------------------------------------------------------------------------------------------
+
+    def begin(self, x: Tensor) -> None:
+        """Small random directions, and one threshold for all that lets `anneal_from · target_l0` features through, by
+        the scaled rows of the first batch.
+        """
+        config = self.config
+        generator = torch.Generator().manual_seed(config.seed)
+        W_enc = torch.randn(config.width, x.shape[1], generator=generator)
+        W_enc *= (1.0 if config.unit_norm else config.init_norm) / W_enc.norm(dim=-1, keepdim=True)
+        z = x @ W_enc.T
+        self.weights = Weights(
+            W_enc=W_enc,
+            b_enc=torch.zeros(config.width),
+            W_dec=W_enc.clone() if self.same else self._first_decoder(generator),
+            b_dec=torch.zeros(len(self.y.mean)),
+            threshold=self._first_threshold(z).repeat(config.width),
+            W_skip=torch.zeros(len(self.y.mean), x.shape[1]) if config.skip else None,
+        )
+        if config.architecture == "gated":
+            self.weights = GatedWeights.of(self.weights)
+        self.bandwidth = config.bandwidth or 0.5 * z.std().item()
+        self.adam = self._optimizer()
+
+    def _first_decoder(self, generator: torch.Generator) -> Tensor:
+        """Of a transcoder: nothing to begin with, unless rows must have norm 1."""
+        shape = (self.config.width, len(self.y.mean))
+        if not self.config.unit_norm:
+            return torch.zeros(shape)
+        rows = torch.randn(shape, generator=generator)
+        rows /= rows.norm(dim=-1, keepdim=True)
+        return rows
+
+    def _first_threshold(self, z: Tensor) -> Tensor:
+        config = self.config
+        if config.architecture in ("standard", "gated", "topk"):
+            return torch.zeros(1)
+        if config.threshold_init:
+            return torch.full((1,), config.threshold_init)
+        share = min(0.5, config.target_at(0) / config.width)
+        count = min(z.numel(), 1 << 23)
+        found: Tensor = z.flatten()[:count].kthvalue(int((1 - share) * count)).values.clamp(min=1e-6)
+        return found
+
+    def _optimizer(self) -> torch.optim.Adam:
+        tensors = self.weights.tensors()
+        threshold = tensors.pop("threshold")
+        groups = [{"params": list(tensors.values())}, {"params": [threshold]}]
+        betas = (self.config.beta1, self.config.beta2)
+        return torch.optim.Adam(groups, lr=self.config.lr, betas=betas, fused=True)
+
+    # --- a step -----------------------------------------------------------------------------------------------
+
+    def advance(self, x: Tensor, y: Tensor) -> Step:
+        """One step on scaled rows. Raises NotFinite."""
+        config, weights, now = self.config, self.weights, self.done
+        told, grads = self._gradients(x, y)
+        if not math.isfinite(told.loss):
+            raise NotFinite(f"the loss is {told.loss} at step {now} of {config.steps}: try a lower lr than {config.lr}")
+        if config.unit_norm:
+            along = (grads.W_dec * weights.W_dec).sum(-1, keepdim=True)
+            grads.W_dec.sub_(along * weights.W_dec)
+        learned = weights.tensors()
+        for name, gradient in grads.tensors().items():
+            learned[name].grad = gradient
+        clipped = [tensor for name, tensor in learned.items() if name != "threshold"]
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(clipped, config.clip).item()
+        if not math.isfinite(self.grad_norm):  # the loss may be finite yet, and weights of NaN let nothing fire
+            raise NotFinite(
+                f"the gradient is {self.grad_norm} at step {now} of {config.steps}: try a lower lr than {config.lr}"
+            )
+        self.clipped += self.grad_norm > config.clip
+        learns = config.architecture == "jumprelu"
+        if not learns:
+            weights.threshold.grad = None
+        self.adam.param_groups[0]["lr"] = config.lr_at(now)
+        self.adam.param_groups[1]["lr"] = config.threshold_lr_at(now, x.shape[1])
+        self.adam.step()
+        self.adam.zero_grad()  # or the old gradients would lie beside the new ones
+        if config.unit_norm:
+            weights.W_dec.div_(weights.W_dec.norm(dim=-1, keepdim=True).clamp(min=1e-12))
+        self.fired_at[told.firings > 0] = now
+        if learns:
+            weights.threshold.clamp_(min=0)
+            weights.threshold[self.silent] *= 0.99
+            if now % 25 == 24 and not config.bandwidth:
+                self._steer_bandwidth(told)
+        elif config.architecture == "batchtopk":
+            weights.threshold.fill_(told.tau)
+        self.done += 1
+        if config.resample and self._resamples():
+            self._begin_anew(x, y)
+        return told
+
+    def _gradients(self, x: Tensor, y: Tensor) -> tuple[Step, Weights]:
+        config, weights, now = self.config, self.weights, self.done
+        terms = self._terms(now)
+        if not config.pre_bias:
+            return self._stepped(weights, x, y, terms)
+        # z = (x − b_dec) W_enc + b_enc is a bias of b_enc − b_dec W_enc; what that gets goes to all three.
+        bias = weights.b_enc
+        weights.b_enc = bias - weights.W_enc @ weights.b_dec
+        told, grads = self._stepped(weights, x, y, terms)
+        weights.b_enc = bias
+        grads.W_enc.addr_(grads.b_enc, weights.b_dec, alpha=-1)
+        grads.b_dec.sub_(grads.b_enc @ weights.W_enc)
+        return told, grads
+
+    def _stepped(self, weights: Weights, x: Tensor, y: Tensor, terms: Terms) -> tuple[Step, Weights]:
+        if isinstance(weights, GatedWeights):
+            return gated_step(weights, x, y, terms)
+        return step(weights, x, y, terms, silent=self.silent if terms.auxiliary else None)
+
+    def _terms(self, now: int) -> Terms:
+        config = self.config
+        return Terms(
+            gate=_GATES.get(config.architecture, "relu"),
+            penalty=config.penalised,
+            sparsity=config.sparsity_at(now),
+            target=config.target_at(now),
+            bandwidth=self.bandwidth if config.architecture == "jumprelu" else 0.0,
+            prefixes=config.prefixes,
+            parts=self.y.widths,
+            to_input=config.to_input,
+            auxiliary=config.revival,
+            frequency=config.frequency,
+            frequency_limit=config.frequency_limit,
+        )
+
+    @property
+    def silent(self) -> Tensor:
+        """Features [F] that have not fired for as long as `patience` says."""
+        config = self.config
+        patience = config.patience / config.batch or max(10, config.steps / 50)
+        return self.done - self.fired_at > patience
+
+    def _steer_bandwidth(self, told: Step) -> None:
+        """Keeps enough entries within ε/2 of their thresholds for the estimate, few enough for it to stay local.
+
+        A fixed ε would not do: the weights grow tenfold during a run and the thresholds fall meanwhile.
+        """
+        wanted = max(self.config.target_l0, told.l0 / 2)
+        self.bandwidth *= 1.15 if told.window < wanted else 1 / 1.15
+        # Thresholds of 0, as a run has them that begins with half of its features on, must not make ε 0: nothing would
+        # lie within it, and none of them could rise again. x has squared norm 1, spread over its D numbers.
+        spread = self.weights.W_enc.norm(dim=-1).median().item() / math.sqrt(self.weights.W_enc.shape[1])
+        self.bandwidth = min(self.bandwidth, max(1.8 * self.weights.threshold.median().item(), 0.5 * spread))
+
+    def _resamples(self) -> bool:
+        every = max(1, self.config.resample // self.config.batch)
+        return self.done % every == 0 and self.done <= self.config.steps // 2
+
+    def _begin_anew(self, x: Tensor, y: Tensor) -> None:
+        """Silent features from badly explained rows of this batch, with the memory of Adam that belongs to them."""
+        silent = self.silent.nonzero()[:, 0]
+        if not len(silent) or len(silent) == self.config.width:
+            return
+        weights = self.weights
+        living = ~self.silent
+        error = (y - self.reconstructed(x)[0]).pow(2).sum(-1)
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.done)
+        chosen = torch.multinomial(error.double().pow(2), len(silent), replacement=True, generator=generator)
+        inward, outward = (rows[chosen] / rows[chosen].norm(dim=-1, keepdim=True).clamp(min=1e-12) for rows in (x, y))
+        weights.W_enc[silent] = 0.2 * weights.W_enc[living].norm(dim=-1).mean() * inward
+        weights.W_dec[silent] = weights.W_dec[living].norm(dim=-1).mean() * outward
+        weights.b_enc[silent] = 0
+        for name in ("W_enc", "W_dec", "b_enc"):
+            memory = self.adam.state[weights.tensors()[name]]
+            memory["exp_avg"][silent] = 0
+            memory["exp_avg_sq"][silent] = 0
+        self.fired_at[silent] = self.done
+
+    # --- what it is worth -------------------------------------------------------------------------------------
+
+    @property
+    def ungated(self) -> Weights:
+        """Its weights as they are exported, but for what `folded` does."""
+        weights = self.weights
+        return weights.as_jumprelu() if isinstance(weights, GatedWeights) else weights
+
+    @property
+    def plain(self) -> Weights:
+        """Its weights as a gate of the ordinary kind reads scaled rows, the pre-encoder bias folded in."""
+        weights = self.ungated
+        if not self.config.pre_bias:
+            return weights
+        bias = weights.b_enc - weights.W_enc @ weights.b_dec
+        return Weights(**{**weights.tensors(), "b_enc": bias})
+
+    def reconstructed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What it makes of scaled rows, and how often each feature fired."""
+        k = round(self.config.target_at(self.done)) if self.config.architecture == "topk" else None
+        return reconstruct(self.plain, x, k=k)
+
+    def spread(self, x: Tensor) -> float:
+        """Root mean square, over features, of the standard deviation of z‖d‖ over a few of these scaled rows: how much
+        a feature would write by itself, were there no gate. Rows have norm 1 (root mean square); above that the encoder
+        runs away.
+        """
+        weights = self.ungated
+        few = x[:: max(1, len(x) // 64)]
+        written = (few @ weights.W_enc.T) * weights.W_dec.norm(dim=-1)
+        return float(written.var(0, correction=0).mean().sqrt())
+
+    def measured(self, x: Tensor, y: Tensor) -> tuple[float, Firings]:
+        """FVU on scaled rows, and how often each feature fires on them."""
+        error, firings = 0.0, Firings(self.config.width)
+        for rows, wanted in zip(*(torch.split(both, _ROWS) for both in (x, y)), strict=True):
+            out, fired = self.reconstructed(rows)
+            error += (out - wanted).double().pow(2).sum().item()
+            firings.of_feature += fired
+        firings.n = len(x)
+        return error / (y - y.mean(0)).double().pow(2).sum().item(), firings
+
+    def meet_target(self, x: Tensor) -> float:
+        """Sets the thresholds so that L0 on these scaled rows is the target, where there is one; returns that L0.
+
+        JumpReLU's are rescaled by one factor, BatchTopK's one is the value that just lets k in n through. No factor
+        does it where most thresholds are 0: then it stays as near as it came.
+        """
+        architecture, target = self.config.architecture, self.config.target_l0
+        if architecture == "batchtopk":
+            self._calibrate(x)
+        elif architecture == "jumprelu" and self.config.meets_target:
+            return self._rescale(x, target)
+        return self.l0(x)
+
+    def _calibrate(self, x: Tensor) -> None:
+        """The (k · n)-th largest activation on n rows."""
+        weights, kernels = self.plain, choose(x.device)
+        wanted = round(self.config.target_l0 * len(x))
+        floor = 0.8 * weights.threshold
+        while True:
+            packed = kernels.pack(weights.W_enc, weights.b_enc, floor)
+            found = torch.cat([kernels.above(packed, rows).values for rows in torch.split(x, _ROWS)])
+            if len(found) > wanted or not floor.any():
+                break
+            floor = torch.zeros_like(floor)
+        # Strictly above it: the gate that it is exported to. Where fewer are positive than may fire, all of them do.
+        below = found.kthvalue(len(found) - wanted).values.item() if len(found) > wanted else 0.0
+        self.weights.threshold.fill_(below)
+
+    def _rescale(self, x: Tensor, target: float) -> float:
+        raw = self.weights.threshold.clone()
+
+        def l0_at(factor: float) -> float:
+            self.weights.threshold = raw * factor
+            return self.l0(x)
+
+        l0, factor = l0_at(1.0), 1.0
+        stride = 1.25 if l0 > target else 1 / 1.25
+        while (l0 > target) == (stride > 1) and 1 / 64 < factor < 64:
+            factor *= stride
+            l0 = l0_at(factor)
+        low, high = sorted((factor, factor / stride))
+        for _ in range(20):
+            if abs(l0 - target) < 1e-3 * target:
+                break
+            middle = math.sqrt(low * high)
+            l0 = l0_at(middle)
+            low, high = (middle, high) if l0 > target else (low, middle)
+        return l0
+
+    def l0(self, x: Tensor) -> float:
+        """Mean L0 on scaled rows."""
+        return sum(self.reconstructed(rows)[1].sum().item() for rows in torch.split(x, _ROWS)) / len(x)
+
+    # --- on disk ----------------------------------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and plain values from which `restore` makes the same run."""
+        tensors: dict[str, Tensor] = {**self.weights.tensors(), "fired_at": self.fired_at}
+        for name, tensor in self.weights.tensors().items():
+            tensors |= {f"adam.{name}.{part}": value for part, value in self.adam.state[tensor].items()}
+        return tensors, {"bandwidth": self.bandwidth, "clipped": self.clipped}
+
+    def restore(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Raises KeyError for what is missing."""
+        kind = GatedWeights if self.config.architecture == "gated" else Weights
+        known = [name for name in kind.__dataclass_fields__ if name in tensors or name != "W_skip"]
+        if self.config.skip and "W_skip" not in tensors:
+            raise KeyError("W_skip")
+        self.weights = kind(**{name: tensors[name] for name in known})
+        self.bandwidth, self.done, self.fired_at = state["bandwidth"], step, tensors["fired_at"]
+        self.clipped = state["clipped"]
+        self.adam = self._optimizer()
+        for name, tensor in self.weights.tensors().items():
+            if f"adam.{name}.step" in tensors or name != "threshold":  # thresholds that are not learned have no memory
+                self.adam.state[tensor] = {
+                    part: tensors[f"adam.{name}.{part}"] for part in ("step", "exp_avg", "exp_avg_sq")
+                }
+
+
+def require_variation(x: Scale, where: str) -> None:
+    """Raises InputError for rows of which nothing can be learned."""
+    if not x.factor.isfinite().all():
+        raise InputError(f"the rows of {where} do not vary: nothing to learn")
