@@ -48,7 +48,7 @@ OWN: dict[str, dict[str, Any]] = {
     "topk": {"architecture": "topk"},
     "batchtopk": {"architecture": "batchtopk"},
     "matryoshka": {"architecture": "batchtopk", "matryoshka": [0.25, 0.5]},
-    "gated": {"architecture": "gated"},
+    "gated": {"architecture": "gated", "sparsity": 0.5},
     "standard": {"architecture": "standard", "sparsity": 0.1},
 }
 """What differs from `TrainConfig`'s own defaults, besides the toy's size."""
