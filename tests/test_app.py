@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -1212,8 +1214,10 @@ def test_serve_from_the_shell_says_where_it_is_and_ends_with_an_interrupt(folder
     command = [sys.executable, "-m", "gemscope", "serve", str(folder), "--port", "0", "--no-model"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     started = time.monotonic()
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    # Whoever runs the tests in the background may have interrupts ignored, which a child inherits.
+    listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(  # noqa: PLW1509 no lock is held by what it runs
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=listens
     ) as process:
         assert process.stdout
         line = process.stdout.readline()
