@@ -1216,8 +1216,13 @@ def test_serve_from_the_shell_says_where_it_is_and_ends_with_an_interrupt(folder
     started = time.monotonic()
     # Whoever runs the tests in the background may have interrupts ignored, which a child inherits.
     listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(  # noqa: PLW1509 no lock is held by what it runs
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=listens
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=listens,  # noqa: PLW1509 what it runs takes no lock
     ) as process:
         assert process.stdout
         line = process.stdout.readline()
