@@ -62,6 +62,7 @@ def test_the_python_of_the_atlas_s_page_runs(tmp_path: Path) -> None:
     assert "2295" in (tmp_path / "some.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_python_of_the_measures_page_finds_what_the_page_says(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     (code,) = re.findall(r"```python\n(.*?)```", MEASURES, re.DOTALL)
@@ -90,6 +91,7 @@ def test_the_python_of_the_edits_page_runs(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_python_of_the_training_page_runs(tmp_path: Path) -> None:
     code = "\n".join(re.findall(r"```python\n(.*?)```", TRAINING, re.DOTALL))
     less = code.replace("rows=50_000", "rows=5_120").replace("tokens=8_000", "tokens=2_000").replace("4_000", "1_024")

@@ -65,7 +65,8 @@ def bars() -> Iterator[Bars]:
 
     def say(text: str) -> None:
         if drawing.task_ids:
-            drawing.update(drawing.task_ids[-1], said=text)
+            # At once: a short run may be over before the next time that bars are drawn by themselves.
+            drawing.update(drawing.task_ids[-1], said=text, refresh=True)
 
     with drawing:
         yield Bars(progress, say)
