@@ -921,9 +921,11 @@ def test_a_static_site_is_walked_from_the_disk_and_from_a_file_server(
             page.goto(f"{base}/site/index.html")
             page.click("text=Browse")
             assert page.locator("table.features tbody tr").count() == 100
-            page.click("a[rel=next]")
+            with page.expect_navigation():
+                page.click("a[rel=next]")
             assert page.locator("table.features tbody tr").count() == 20
-            page.click("td.index a >> nth=0")
+            with page.expect_navigation():
+                page.click("td.index a >> nth=0")
             assert page.locator("mark.p").count() > 5
             page.locator("mark.p").first.hover()
             assert page.locator("#token-tip").is_visible()
