@@ -925,3 +925,20 @@ def test_every_edit_is_one_readable_line() -> None:
     assert "3" in str(gs.Clamp(sae, 3, 2.0))
     assert str(gs.Splice(sae, error=True)) != str(gs.Splice(sae, error=False))
     assert str(gs.Clamp(sae, 3, 2.0, at="generated")) != str(gs.Clamp(sae, 3, 2.0))
+
+
+def test_an_sae_that_was_told_its_site_afterwards_can_be_acted_with() -> None:
+    model, sae = tiny_model("llama"), identity_sae(32)
+    later = gs.SAE(32, 64, gate="relu")
+    later.load_state_dict(sae.state_dict())
+    with pytest.raises(InputError, match="does not say where it reads"):
+        gs.Clamp(later, 3, 4.0)
+    later.site = sae.site
+    for make in (lambda one: gs.Clamp(one, 3, 4.0), lambda one: gs.Steer(one, 3, 4.0), lambda one: gs.Ablate(one, 3)):
+        with model.edited(make(sae)):
+            expected = model.logits("the thing")
+        with model.edited(make(later)):
+            assert torch.equal(model.logits("the thing"), expected)
+    clean = model.logits("the thing")
+    with model.edited(gs.Splice(later, error=False)):
+        assert torch.equal(model.logits("the thing"), clean)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gemscope.activations import site as places
 from gemscope.activations.capture import sink_limits
-from gemscope.activations.hooks import announced, reading, replacing
+from gemscope.activations.hooks import reading, replacing
 from gemscope.activations.site import Point, Site
 from gemscope.errors import InputError, Mismatch, NotFinite
 from gemscope.shapes import Bool, Float, Int
@@ -221,13 +221,6 @@ def in_force(model: nn.Module, session: Session, edits: Sequence[Edit], rows: Se
             for point, those in at.items()
         }
         stack.enter_context(replacing(model, acts))
-        yield
-
-
-@contextmanager
-def told(model: nn.Module, session: Session) -> Iterator[None]:
-    """While the block runs, the session is told of every pass of the model."""
-    with announced(model, session.begin):
         yield
 
 

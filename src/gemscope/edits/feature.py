@@ -13,6 +13,23 @@ from gemscope.features.sae import SAE
 from gemscope.shapes import Float
 
 
+def sites_of(sae: SAE) -> tuple[Site, Site]:
+    """Where an SAE reads, and where it writes: the same place but for transcoders. Raises InputError for one that does
+    not say.
+    """
+    if sae.site is None:
+        raise InputError(
+            f"{sae.info.name} does not say where it reads: set sae.site, as in sae.site = gs.Site.parse('20.res')"
+        )
+    return sae.site, sae.site_out or sae.site
+
+
+def written(sae: SAE, feature: int) -> tuple[Tensor, Site, str]:
+    """A feature's direction, where it is written, and what to call it. Raises InputError."""
+    _, site = sites_of(sae)
+    return sae.direction(feature), site, f"feature {feature}"
+
+
 class Along(Edit):
     """An edit along one direction of a site."""
 
@@ -65,14 +82,8 @@ class OfFeature(Along):
         at: Positions = "all",
         every_token: bool = False,
     ) -> None:
-        if sae.site is None or sae.site_out is None:
-            raise InputError(
-                f"{sae.info.name} does not say where it reads: set sae.site, as in sae.site = gs.Site.parse('20.res')"
-            )
-        direction = sae.direction(feature)
-        super().__init__(
-            direction, sae.site_out, f"feature {feature}", strength=strength, at=at, every_token=every_token
-        )
+        super().__init__(*written(sae, feature), strength=strength, at=at, every_token=every_token)
+        self._reads, _ = sites_of(sae)
         self.sae = sae
         self.feature = feature
         self._encoder = sae.W_enc.detach()[:, feature].float()
@@ -81,8 +92,7 @@ class OfFeature(Along):
 
     @property
     def reads(self) -> Site:
-        assert self.sae.site is not None
-        return self.sae.site
+        return self._reads
 
     @property
     def reads_width(self) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gemscope.activations.editing import Edit, Positions, positions
 from gemscope.activations.site import Site
+from gemscope.edits.feature import sites_of
 from gemscope.errors import InputError
 from gemscope.features.sae import SAE
 from gemscope.shapes import Float
@@ -43,13 +44,10 @@ class Splice(_Whole):
 
     def __init__(self, sae: SAE, *, error: bool, at: Positions = "all", every_token: bool = False) -> None:
         """Raises InputError for an SAE without a site, or a transcoder."""
-        if sae.site is None:
-            raise InputError(f"{sae.info.name} does not say where it reads: set sae.site")
-        if sae.is_transcoder:
-            raise InputError(
-                f"{sae.info.name} is a transcoder ({sae.site} → {sae.site_out}): put it in place with Replace"
-            )
-        super().__init__(sae.site, sae.d_out, at, every_token)
+        site, site_out = sites_of(sae)
+        if site != site_out:
+            raise InputError(f"{sae.info.name} is a transcoder ({site} → {site_out}): put it in place with Replace")
+        super().__init__(site, sae.d_out, at, every_token)
         self.sae = sae
         self.error = error
 
@@ -69,17 +67,16 @@ class Replace(_Whole):
 
     def __init__(self, sae: SAE, *, at: Positions = "all", every_token: bool = False) -> None:
         """Raises InputError for an SAE that is no transcoder, or has no site."""
-        if sae.site is None or sae.site_out is None:
-            raise InputError(f"{sae.info.name} does not say where it reads and writes: set sae.site and sae.site_out")
-        if not sae.is_transcoder:
-            raise InputError(f"{sae.info.name} reads and writes {sae.site}, it is no transcoder: use Splice")
-        super().__init__(sae.site_out, sae.d_out, at, every_token)
+        site, site_out = sites_of(sae)
+        if site == site_out:
+            raise InputError(f"{sae.info.name} reads and writes {site}, it is no transcoder: use Splice")
+        super().__init__(site_out, sae.d_out, at, every_token)
+        self._reads = site
         self.sae = sae
 
     @property
     def reads(self) -> Site:
-        assert self.sae.site is not None
-        return self.sae.site
+        return self._reads
 
     @property
     def reads_width(self) -> int:

@@ -8,17 +8,11 @@ from torch import Tensor
 
 from gemscope.activations.editing import Positions
 from gemscope.activations.site import Site
-from gemscope.edits.feature import Along
+from gemscope.edits.feature import Along, written
 from gemscope.edits.units import Strength
 from gemscope.errors import InputError
 from gemscope.features.sae import SAE
 from gemscope.shapes import Float
-
-
-def _written(sae: SAE, feature: int) -> tuple[Tensor, Site, str]:
-    if sae.site_out is None:
-        raise InputError(f"{sae.info.name} does not say where it reads: set sae.site, as in gs.Site.parse('20.res')")
-    return sae.direction(feature), sae.site_out, f"feature {feature}"
 
 
 class Steer(Along):
@@ -27,7 +21,7 @@ class Steer(Along):
     def __init__(
         self, sae: SAE, feature: int, by: Strength | float, *, at: Positions = "all", every_token: bool = False
     ) -> None:
-        super().__init__(*_written(sae, feature), strength=by, at=at, every_token=every_token)
+        super().__init__(*written(sae, feature), strength=by, at=at, every_token=every_token)
 
     @classmethod
     def along(
@@ -74,7 +68,7 @@ class Project(_Onto):
     def __init__(
         self, sae: SAE, feature: int, keep: float = 0.0, *, at: Positions = "all", every_token: bool = False
     ) -> None:
-        super().__init__(*_written(sae, feature), at=at, every_token=every_token)
+        super().__init__(*written(sae, feature), at=at, every_token=every_token)
         self._set(keep)
 
     @classmethod
@@ -122,7 +116,7 @@ class Cap(_Onto):
         at: Positions = "all",
         every_token: bool = False,
     ) -> None:
-        super().__init__(*_written(sae, feature), at=at, every_token=every_token)
+        super().__init__(*written(sae, feature), at=at, every_token=every_token)
         self._set(low, high)
 
     @classmethod

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gemscope.activations.editing import Edit
 from gemscope.activations.model import LanguageModel
+from gemscope.edits.feature import sites_of
 from gemscope.edits.steer import Steer
 from gemscope.edits.units import Strength
 from gemscope.errors import InputError, NotFinite, TokenOutOfRange
@@ -169,10 +170,9 @@ def output_score(
         raise InputError(f"no promoted tokens given for feature {feature}: the score is about these")
     if wrong := [id_ for ids in sets for id_ in ids if not 0 <= id_ < model.vocab]:
         raise TokenOutOfRange(f"no token {wrong[0]}: {model.name} has tokens 0 to {model.vocab - 1}")
-    if sae.site_out is None:
-        raise InputError(f"{sae.info.name} does not say where it writes: set sae.site")
+    _, site = sites_of(sae)
     directions = [sae.direction(feature), *_others(sae, feature)]
-    edits = [Steer.along(sae.site_out, direction, strength, name=f"feature {feature}") for direction in directions]
+    edits = [Steer.along(site, direction, strength, name=f"feature {feature}") for direction in directions]
     odds = _odds(model, prompts, edits, check)
     found = [_figures(model, odds, ids) for ids in sets if ids]
     return OutputScore(

@@ -38,7 +38,7 @@ def units_of(atlas: Atlas, model: LanguageModel, sae: SAE) -> Units:
 
 
 def _median_norm(atlas: Atlas, model: LanguageModel, sae: SAE) -> float | None:
-    site, norms, position = sae.site_out, [], 0
+    site, norms, position = sae.site_out or sae.site, [], 0
     length, end = atlas.manifest.length, atlas.manifest.rows * atlas.manifest.length
     if site is None:
         return None
