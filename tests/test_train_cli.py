@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import gemscope as gs
+from gemscope.activations import store as stores
 from gemscope.activations.store import Store
 from gemscope.cli import learn
 from gemscope.cli.bars import Bars
@@ -60,6 +61,23 @@ def test_a_site_s_folder_a_recipe_and_settings_make_a_run(
     assert (settings["architecture"], settings["matryoshka"], settings["lr"]) == ("batchtopk", [0.25, 0.5], 3e-3)
     assert (run / "report.html").exists()
     assert "32 features" in (run / "sae" / "README.md").read_text()
+
+
+def test_damaged_shards_are_left_out_on_request_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "_SHARD", 5_000)
+    rows, _ = planted(1500, d=12, features=20, active=2, seed=0)
+    several = store_of(3 * rows, tmp_path / "acts", piece=500)
+    shards = sorted((several.folder / "3.res").glob("*.safetensors"))
+    assert len(shards) == 3
+    shards[1].write_bytes(b"half")
+    words = ["train", str(several.folder), "-o", str(tmp_path / "run"), *SMALL]
+    assert main(words) == 1
+    assert re.match(r"gemscope: .*3\.res/00001\.safetensors is damaged: ", capsys.readouterr().err)
+    with pytest.warns(UserWarning, match=r"3\.res/00001\.safetensors is damaged: its rows are left out"):
+        assert main([*words, "--skip-corrupt"]) == 0
+    assert gs.load_sae(tmp_path / "run" / "sae").info.metadata["rows_harvested"] == 1000
 
 
 def test_a_sweep_is_a_folder_for_every_combination(

@@ -13,6 +13,7 @@ from gemscope.cli import options
 from gemscope.cli.bars import Bars, bars
 
 if TYPE_CHECKING:
+    from gemscope.activations.store import Store
     from gemscope.training.config import TrainConfig
     from gemscope.training.log import Line
     from gemscope.training.source import Source
@@ -86,6 +87,9 @@ def add_to(commands: Any) -> None:
     train.add_argument("--site", help="which site of a store that holds several; a,b for a crosscoder of both")
     train.add_argument("--writes", metavar="SITE", help="train a transcoder: from --site to this one")
     train.add_argument("--held-out", metavar="STORE", help="other text's activations, to watch FVU and L0 on")
+    train.add_argument(
+        "--skip-corrupt", action="store_true", help="check the store's checksums; leave damaged shards out, by name"
+    )
     train.add_argument("--log", default="", metavar="NAMES", help="tensorboard, wandb, or both, parted by a comma")
     stream = train.add_argument_group("without a store")
     stream.add_argument(
@@ -211,8 +215,9 @@ def _value(text: str) -> object:
         return text
 
 
-def _source(args: argparse.Namespace, progress: Bars) -> Source | Path:
-    """The rows: a store's folder, or a source that knows its sites."""
+def _source(args: argparse.Namespace, progress: Bars) -> Source | Store:
+    """The rows: a store, or a source that knows its sites."""
+    from gemscope.activations.store import Store
     from gemscope.errors import InputError
 
     if not args.stream:
@@ -221,8 +226,8 @@ def _source(args: argparse.Namespace, progress: Bars) -> Source | Path:
             if args.site not in (None, folder.name):
                 raise InputError(f"{folder} and --site {args.site}: name the site once")
             args.site = folder.name
-            return folder.parent
-        return folder
+            folder = folder.parent
+        return Store(folder, skip_corrupt=args.skip_corrupt)
     from gemscope.text.corpus import Corpus
     from gemscope.training.source import StreamSource
 
