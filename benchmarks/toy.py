@@ -43,7 +43,7 @@ SMOKE = {"steps": 1200, "bars": {"uniform": {"mmcs": 0.90, "mcc": 0.85, "fvu": 0
 
 OWN: dict[str, dict[str, Any]] = {
     "jumprelu": {},
-    "jumprelu quadratic": {"penalty": "quadratic", "sparsity": 0.05},
+    "jumprelu quadratic": {"penalty": "quadratic", "sparsity": 0.05, "anneal": 0.0},
     "jumprelu tanh": {"penalty": "tanh", "sparsity": 0.05},
     "topk": {"architecture": "topk"},
     "batchtopk": {"architecture": "batchtopk"},
