@@ -396,6 +396,7 @@ def test_a_reader_who_leaves_while_waiting_takes_the_text_out_of_the_line(folder
     source.live.load(here, source.manifest)
     go = threading.Event()
     worker.submit(lambda _: go.wait(20))
+    until(lambda: worker.busy)  # or it counts as one that waits
 
     async def leaving() -> list[dict[str, Any]]:
         leave = asyncio.Event()

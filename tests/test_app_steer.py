@@ -467,6 +467,7 @@ def test_who_leaves_the_line_is_never_written_for(folder: Path, monkeypatch: pyt
         source.live.steer = lambda *_: pytest.fail("it was written")
         go = threading.Event()
         worker.submit(lambda _: go.wait(20))
+        until(lambda: worker.busy)  # or it counts as one that waits
 
         async def leaving() -> None:
             one = Listener(made, f"{STEER}/stream", ASKED)

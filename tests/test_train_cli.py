@@ -169,6 +169,8 @@ def test_settings_are_read_as_a_recipe_has_them() -> None:
         ("12_000", 12_000),
         ("true", True),
         ("topk", "topk"),
+        (".1", 0.1),
+        ("1.", 1.0),
         ("0.25,0.5", [0.25, 0.5]),
         ("[0.25, 0.5]", [0.25, 0.5]),
         ("1.res", "1.res"),

@@ -212,6 +212,10 @@ def _value(text: str) -> object:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
+        pass
+    try:
+        return float(text)  # .1 and 1. are numbers to everybody else
+    except ValueError:
         return text
 
 
