@@ -156,6 +156,17 @@ def test_batchtopk_is_calibrated_to_its_target_exactly(target: float, store: Sto
     assert ((z > run.weights.threshold.double()) & (z > 0)).sum().item() == pytest.approx(target * 3000, abs=2)
 
 
+def test_while_the_target_is_annealed_firing_often_costs_nothing(store: Store, tmp_path: Path) -> None:
+    penalties = []
+    for weight in (0.0, 5.0):
+        lesson = lesson_of(store, replace(SMALL, frequency=weight, frequency_limit=0.1), tmp_path / str(weight))
+        rows = lesson.x(lesson.batches[0][0])
+        penalties.append([lesson.runs[""].advance(rows, rows).penalty for _ in range(60)])
+    plain, hinged = penalties
+    assert hinged[0] == plain[0]  # L0 is 24 of 48 features: each of them fires on half of the rows
+    assert max(hinged[20:40]) > 2 * max(plain[20:40])
+
+
 def test_an_l0_far_from_its_target_is_said(store: Store, tmp_path: Path) -> None:
     config = replace(
         SMALL, threshold_init=1e-12, rows=64, target_l0=2.0, lr=1e-15
@@ -225,6 +236,15 @@ def test_gemma_scope_s_constants_are_the_papers() -> None:
     assert second.penalised == "quadratic"
     assert second.sparsity_at(24_999) == pytest.approx(3e-4, rel=0.03)
     assert second.prefixes == (1024, 2048, 4096, 8192, 16384)
+    assert (second.frequency > 0, second.frequency_limit_at(0)) == (True, 0.1)
+
+
+def test_a_feature_may_fire_as_many_times_more_as_the_target_is_above_the_last_one() -> None:
+    config = TrainConfig(rows=100_000, batch=100, anneal=0.2, anneal_from=4, frequency=1, frequency_limit=0.1)
+    assert config.frequency_limit_at(0) == pytest.approx(0.4)
+    assert config.frequency_limit_at(100) == pytest.approx(0.2)
+    assert config.frequency_limit_at(200) == config.frequency_limit_at(999) == 0.1
+    assert replace(config, anneal_from=50).frequency_limit_at(0) == 1.0
 
 
 def test_the_recipe_of_the_default_sae_keeps_its_schedule() -> None:

@@ -68,9 +68,10 @@ class TrainConfig:
     sparsity_warmup: float = 0.0
     """Share of the run over which λ rises from 0."""
     frequency: float = 0.0
-    """Weight of a penalty on features that fire on more than `frequency_limit` of the rows, for jumprelu: 1 leaves next
-    to none of them, for a little FVU. 0: none."""
+    """Weight of a penalty on features that fire on more than `frequency_limit` of the rows, for jumprelu: 0.2 leaves
+    next to none of them, for a little FVU. 0: none."""
     frequency_limit: float = 0.1
+    """While the target is annealed, as many times more as the target is."""
     threshold_lr: float = 0.0
     """The thresholds' learning rate, in units of `lr`, until a quarter of the run is over; it is 1 from 40 % on. 0: a
     third of √d. Adam moves every weight by about `lr`, so that one step moves a pre-activation on d inputs by up to √d
@@ -255,6 +256,12 @@ class TrainConfig:
         done = step / self.steps
         left = max(0.0, 1 - done / self.anneal) if self.anneal else 0.0
         return max(self.target_l0, min(self.target_l0 * math.pow(self.anneal_from, left), self.width / 2))
+
+    def frequency_limit_at(self, step: int) -> float:
+        """Share of rows that a feature may fire on for nothing: as many times the last one as the target is then, or
+        the hinge would work against the annealing.
+        """
+        return min(1.0, self.frequency_limit * self.target_at(step) / self.target_l0)
 
     def sparsity_at(self, step: int) -> float:
         """λ."""

@@ -166,7 +166,7 @@ class Run:
             to_input=config.to_input,
             auxiliary=config.revival,
             frequency=config.frequency,
-            frequency_limit=config.frequency_limit,
+            frequency_limit=config.frequency_limit_at(now),
         )
 
     @property
