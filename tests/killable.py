@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gemscope.activations import store as stores
+from gemscope.activations import writer as writers
 from gemscope.activations.harvest import harvest
 from gemscope.testing import tiny_model
 from gemscope.text.corpus import Corpus
@@ -24,14 +24,14 @@ def main() -> None:
         [f"the {n} and the {n + 1} sang, thinking of rivers and hours " * (1 + n % 5) for n in range(60)]
     )
     model.capture("warm", ["2.res"])
-    stores._SHARD = 12_000
-    save = stores.save_file
+    writers._SHARD = 12_000
+    save = writers.save_file
 
     def slow(tensors: dict[str, Tensor], path: Path) -> None:
         save(tensors, path)
         time.sleep(0.005)
 
-    stores.save_file = slow
+    writers.save_file = slow
     for folder in sys.stdin:
         child = os.fork()
         if child == 0:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from gemscope.activations import store as stores
 from gemscope.activations.harvest import harvest
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.store import Store
@@ -93,7 +93,7 @@ def test_a_row_that_is_no_number_is_refused_when_it_is_read(value: float, store:
     text = (store.folder / "manifest.json").read_text()
     (tmp_path / "copy" / "2.res").mkdir(parents=True)
     (tmp_path / "copy" / "manifest.json").write_text(text)
-    stores.save_file(shard, tmp_path / "copy" / "2.res" / "00000.safetensors")
+    save_file(shard, tmp_path / "copy" / "2.res" / "00000.safetensors")
     source = StoreSource(Store(tmp_path / "copy"), "2.res")
     source.rows(torch.tensor([16, 18]))
     with pytest.raises(NotFinite, match=r"NaN or Inf among the rows of 2\.res") as raised:

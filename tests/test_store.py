@@ -23,12 +23,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gemscope.activations import store as stores
+from gemscope.activations import writer as writers
 from gemscope.activations.capture import Activations
 from gemscope.activations.harvest import harvest
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
-from gemscope.activations.store import FORMAT, Manifest, Store, Writer
+from gemscope.activations.store import DTYPES, FORMAT, Manifest, Store
+from gemscope.activations.writer import Writer
 from gemscope.errors import (
     AccessError,
     CorruptFile,
@@ -64,7 +65,7 @@ def corpus() -> Corpus:
 @pytest.fixture(scope="module")
 def store(model: LanguageModel, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Store:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stores, "_SHARD", 15_000)  # several shards, none of them of a round size
+        patch.setattr(writers, "_SHARD", 15_000)  # several shards, none of them of a round size
         return harvest(model, corpus, SITES, to=tmp_path_factory.mktemp("store") / "deep" / "store", length=24, batch=2)
 
 
@@ -232,7 +233,7 @@ def test_values_are_kept_in_the_number_format_asked_for(
     expected = torch.cat([acts.rows for acts in captured(model, corpus, "2.res")])
     rows = store["2.res"][slice(None)]
     assert rows.dtype == torch.float32
-    assert torch.equal(rows, expected.to(stores.DTYPES[dtype]).float())
+    assert torch.equal(rows, expected.to(DTYPES[dtype]).float())
     with pytest.raises(InputError, match="'float8': choose from float16, bfloat16, float32"):
         harvest(model, corpus, ["2.res"], to=tmp_path / "other", dtype="float8")
 
@@ -355,7 +356,7 @@ def test_a_full_disk_is_one_line_and_what_was_whole_is_gone_on_from(
     call: int, model: LanguageModel, corpus: Corpus, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Shards that were whole stayed nowhere before there was a way to go on from them."""
-    real, calls = stores.save_file, iter(range(99))
+    real, calls = writers.save_file, iter(range(99))
 
     def fills(tensors: dict[str, Tensor], path: Path) -> None:
         if next(calls) == call:
@@ -363,8 +364,8 @@ def test_a_full_disk_is_one_line_and_what_was_whole_is_gone_on_from(
             raise OSError(errno.ENOSPC, "No space left on device")
         real(tensors, path)
 
-    monkeypatch.setattr(stores, "_SHARD", 15_000)
-    monkeypatch.setattr(stores, "save_file", fills)
+    monkeypatch.setattr(writers, "_SHARD", 15_000)
+    monkeypatch.setattr(writers, "save_file", fills)
     kept = "2 of 4 batches are kept in .*store.partial; make room" if call == 5 else "none are kept"
     with pytest.raises(StorageFull, match=f"no room left .*{kept}") as raised:
         harvest(model, corpus, SITES, to=tmp_path / "store", length=24, batch=2)
@@ -393,7 +394,7 @@ def test_other_failures_of_the_disk_keep_their_name(
     def fails(tensors: dict[str, Tensor], path: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(stores, "save_file", fails)
+    monkeypatch.setattr(writers, "save_file", fails)
     with pytest.raises(PermissionError):
         harvest(model, corpus, ["2.res"], to=tmp_path / "store", length=24, batch=2)
 
@@ -410,7 +411,7 @@ def test_a_corpus_of_which_nothing_counts_is_refused(model: LanguageModel, tmp_p
 def test_what_was_cut_off_goes_on_from_its_last_shard_to_the_same_bytes(
     model: LanguageModel, corpus: Corpus, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stores, "_SHARD", 15_000)
+    monkeypatch.setattr(writers, "_SHARD", 15_000)
     with pytest.raises(PowerCut):
         harvest(model, broken_after(corpus, 4, PowerCut()), SITES, to=tmp_path / "store", length=24, batch=2)
     with pytest.raises(NotFound, match="no harvest"):
@@ -428,7 +429,7 @@ def test_what_was_cut_off_goes_on_from_its_last_shard_to_the_same_bytes(
 def test_another_harvest_in_the_way_is_a_mismatch(
     model: LanguageModel, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stores, "_SHARD", 5_000)
+    monkeypatch.setattr(writers, "_SHARD", 5_000)
     with pytest.raises(PowerCut):
         harvest(model, broken_after(corpus, 4, PowerCut()), ["2.res"], to=tmp_path / "store", length=24, batch=2)
     before = contents(tmp_path)
@@ -556,7 +557,7 @@ def test_the_estimate_is_near_what_is_written(model: LanguageModel, tmp_path: Pa
     store = harvest(model, corpus, SITES, to=tmp_path / "store", length=24, progress=progress)
     assert told[0] is not None
     assert told[0] == pytest.approx(store.manifest.read, rel=0.3)
-    row = sum(stores.bytes_per_row(model.width(site), "float16") for site in SITES)
+    row = sum(writers.bytes_per_row(model.width(site), "float16") for site in SITES)
     written = sum(map(len, contents(store.folder).values()))
     assert written == pytest.approx(told[0] * row, rel=0.3)
 
@@ -565,12 +566,12 @@ def test_what_was_written_before_is_not_asked_for_again(
     model: LanguageModel, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The room that is left is enough for the rest, and was never enough for all."""
-    monkeypatch.setattr(stores, "_SHARD", 5_000)
+    monkeypatch.setattr(writers, "_SHARD", 5_000)
     options: dict[str, Any] = {"to": tmp_path / "store", "length": 24, "batch": 2, "tokens": 240}
     with pytest.raises(PowerCut):
         harvest(model, broken_after(corpus, 4, PowerCut(), reading=1), ["2.res"], **options)
     done = json.loads((tmp_path / "store.partial" / "unfinished.json").read_text())["read"]
-    row = stores.bytes_per_row(model.width("2.res"), "float16")
+    row = writers.bytes_per_row(model.width("2.res"), "float16")
     disk = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: disk._replace(free=(240 - done) * row - 1))
     with pytest.raises(StorageFull):
@@ -583,7 +584,7 @@ def test_no_more_than_a_shard_of_all_sites_is_held_in_memory(
     model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = Corpus.of([f"{text} {number}" for number in range(8) for text in TEXTS])
-    monkeypatch.setattr(stores, "_SHARD", 25_000)
+    monkeypatch.setattr(writers, "_SHARD", 25_000)
     most, real = [0], Writer.add
 
     def watched(writer: Writer, *found: Activations) -> None:
@@ -636,7 +637,7 @@ def test_a_missing_shard_of_format_1_is_noticed(copy: Path) -> None:
 
 
 def test_a_shard_of_something_else_is_refused(copy: Path) -> None:
-    stores.save_file({"weights": torch.ones(3)}, copy / "2.res" / "00000.safetensors")
+    writers.save_file({"weights": torch.ones(3)}, copy / "2.res" / "00000.safetensors")
     with pytest.raises(CorruptFile, match=r"00000\.safetensors is damaged"):
         Store(copy)["2.res"]
 
@@ -709,7 +710,7 @@ def test_a_damaged_shard_is_skipped_only_on_request(damage, store: Store, copy: 
 def test_what_is_skipped_at_one_site_is_skipped_at_all_that_were_harvested_together(
     model: LanguageModel, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stores, "_SHARD", 10_000)
+    monkeypatch.setattr(writers, "_SHARD", 10_000)
     store = harvest(model, corpus, SITES, to=tmp_path / "store", length=24, batch=2, together=True)
     flipped(store.folder / "0.mlp" / "00001.safetensors")
     skipping = Store(store.folder, skip_corrupt=True)

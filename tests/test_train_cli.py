@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import gemscope as gs
-from gemscope.activations import store as stores
+from gemscope.activations import writer as writers
 from gemscope.activations.store import Store
 from gemscope.cli import learn
 from gemscope.cli.bars import Bars
@@ -66,7 +66,7 @@ def test_a_site_s_folder_a_recipe_and_settings_make_a_run(
 def test_damaged_shards_are_left_out_on_request_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stores, "_SHARD", 5_000)
+    monkeypatch.setattr(writers, "_SHARD", 5_000)
     rows, _ = planted(1500, d=12, features=20, active=2, seed=0)
     several = store_of(3 * rows, tmp_path / "acts", piece=500)
     shards = sorted((several.folder / "3.res").glob("*.safetensors"))

@@ -106,7 +106,7 @@ def test_a_recipe_says_what_it_is() -> None:
 
 
 def test_a_cosine_warm_up_rises_from_a_tenth() -> None:
-    config = TrainConfig(rows=2048 * 1000, lr=1.0, warmup=0.1, warmup_shape="cosine", decay=0.2)
+    config = TrainConfig(rows=2048 * 1000, batch=2048, lr=1.0, warmup=0.1, warmup_shape="cosine", decay=0.2)
     rates = [config.lr_at(step) for step in range(1000)]
     for step in range(100):
         rise = (step + 1) / 100
@@ -118,7 +118,7 @@ def test_a_cosine_warm_up_rises_from_a_tenth() -> None:
 
 
 def test_sparsity_rises_from_nothing_over_its_share() -> None:
-    config = TrainConfig(rows=2048 * 1000, sparsity=0.5, sparsity_warmup=0.25)
+    config = TrainConfig(rows=2048 * 1000, batch=2048, sparsity=0.5, sparsity_warmup=0.25)
     assert config.sparsity_at(0) == pytest.approx(0.5 / 250)
     assert config.sparsity_at(124) == pytest.approx(0.25)
     assert config.sparsity_at(249) == config.sparsity_at(999) == 0.5
@@ -126,7 +126,7 @@ def test_sparsity_rises_from_nothing_over_its_share() -> None:
 
 
 def test_without_warm_up_decay_and_anneal_everything_is_constant() -> None:
-    config = TrainConfig(rows=2048 * 100, warmup=0.0, decay=0.0, anneal=0.0, lr=1.0, threshold_lr=1.0)
+    config = TrainConfig(rows=2048 * 100, batch=2048, warmup=0.0, decay=0.0, anneal=0.0, lr=1.0, threshold_lr=1.0)
     for step in (0, 50, 99):
         assert (config.lr_at(step), config.threshold_lr_at(step, 576), config.target_at(step)) == (1.0, 1.0, 50.0)
 
@@ -254,5 +254,5 @@ def test_the_recipe_of_the_default_sae_keeps_its_schedule() -> None:
     assert config.target_at(0) == config.anneal_from * config.target_l0
     assert config.target_at(config.steps) == config.target_l0
     assert config.threshold_lr_at(config.steps // 10, 576) == pytest.approx(8 * config.lr)
-    assert (config.anneal, config.patience) == (0.15, 256_000)
+    assert (config.anneal, config.patience) == (0.1, 256_000)
     assert config.threshold_lr_at(config.steps // 2, 576) == config.lr

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from gemscope.activations.capture import Activations
 from gemscope.activations.site import Site
-from gemscope.activations.store import FORMAT, Manifest, Store, Writer
+from gemscope.activations.store import FORMAT, Manifest, Store
+from gemscope.activations.writer import Writer
 from gemscope.errors import CorruptFile, InputError, Mismatch, NotFinite, NotFound, StorageFull
 from gemscope.features.kernels.plain import Plain
 from gemscope.features.metrics import Variance
@@ -402,7 +403,7 @@ def test_a_recipe_is_a_toml_table(tmp_path: Path) -> None:
 
 
 def test_schedules_begin_and_end_where_they_should() -> None:
-    config = TrainConfig(rows=2048 * 1000, lr=1.0, target_l0=50.0)
+    config = TrainConfig(rows=2048 * 1000, batch=2048, lr=1.0, target_l0=50.0, anneal=0.2)
     rates = [config.lr_at(step) for step in range(1000)]
     assert rates[0] == pytest.approx(1 / 20)
     assert rates[19:751] == pytest.approx([1.0] * 732)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
-from gemscope.activations.store import FORMAT, Manifest, Store, Writer, bytes_per_row
+from gemscope.activations.store import FORMAT, Manifest, Store
+from gemscope.activations.writer import Writer, bytes_per_row
 from gemscope.errors import InputError, StorageFull
 from gemscope.progress import Progress, silent
 from gemscope.text.corpus import Corpus

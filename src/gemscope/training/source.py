@@ -11,7 +11,8 @@ from torch import Tensor
 from gemscope.activations.capture import counted_at_all
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
-from gemscope.activations.store import DTYPES, Rows, Store, values_of
+from gemscope.activations.store import DTYPES, Rows, Store
+from gemscope.activations.writer import values_of
 from gemscope.errors import InputError, NotFinite
 from gemscope.progress import Progress, silent
 from gemscope.shapes import Float

@@ -1,0 +1,285 @@
+"""Writes a store (see `store.py`): shards as rows come, the manifest last; what a kill leaves is gone on from."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gemscope.activations.capture import Activations, counted_at_all
+from gemscope.activations.store import DTYPES, Manifest, Shard, Store, digest_of, shard_name, shards_of
+from gemscope.errors import AccessError, CorruptFile, InputError, Mismatch, NotFinite, StorageFull
+from gemscope.shapes import Bool, Float
+
+_SHARD = 1 << 28
+"""Bytes that are gathered, over all sites, before a shard of each is written: what a harvest takes of memory."""
+_BESIDE = 12
+"""Bytes of a row beside its values: token, document and offset."""
+
+
+class Writer:
+    """Writes a store beside its place and moves it there when it is whole. Use as a context manager."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        identity: Mapping[str, Any] | None = None,
+        *,
+        stored: str = "float16",
+        together: bool = False,
+    ) -> None:
+        """`identity` is what the store is made of and how: what an earlier attempt with the same has written is gone
+        on from (None: nothing is). `together` keeps only tokens that count at all sites. Raises InputError.
+        """
+        self._to = Path(folder)
+        if self._to.exists():
+            raise InputError(f"{folder} exists: a harvest is never written over; name another folder or remove it")
+        if stored not in DTYPES:
+            raise InputError(f"activations cannot be stored as {stored!r}: choose from {', '.join(DTYPES)}")
+        self.stored, self.together = stored, together
+        self.batches = 0
+        """Batches that were added, in earlier attempts too."""
+        self.read = 0
+        """Their tokens, counted or not, without padding."""
+        # As JSON gives it back, so that it can be compared.
+        self._identity = None if identity is None else json.loads(json.dumps(identity))
+        self._aside = self._to.with_name(self._to.name + ".partial")
+        self._state = self._aside / "unfinished.json"
+        self._pending: dict[str, list[dict[str, Tensor]]] = {}
+        self._dropped: dict[str, dict[str, int]] = {}
+        self._shards: dict[str, list[Shard]] = {}
+        self._lock = -1
+
+    def __enter__(self) -> Writer:
+        """Raises Mismatch where an unfinished harvest with another identity is in the way, AccessError where another
+        process is at it, CorruptFile.
+        """
+        with self._room():
+            self._aside.mkdir(parents=True, exist_ok=True)
+        self._lock = _held(self._aside)
+        try:
+            if self._identity is not None and self._state.exists():
+                self._restore()
+            self._tidy()
+        except BaseException:
+            self._let_go()
+            raise
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        try:
+            if self._state.exists() and self._shards:
+                self._tidy()
+            else:
+                shutil.rmtree(self._aside, ignore_errors=True)
+        finally:
+            self._let_go()
+
+    def add(self, *found: Activations) -> None:
+        """The counted rows of one batch at all sites. Raises NotFinite, StorageFull."""
+        common = counted_at_all(found) if self.together else None
+        for acts in found:
+            counted = acts.counted.cpu()
+            kept = counted if common is None else common
+            self._pending.setdefault(str(acts.site), []).append(self._piece(acts, kept))
+            dropped = {**acts.dropped, "elsewhere": int((counted & ~kept).sum())}
+            before = self._dropped.get(str(acts.site), {})
+            self._dropped[str(acts.site)] = {reason: before.get(reason, 0) + n for reason, n in dropped.items()}
+        self.batches += 1
+        self.read += int(found[0].tokens.real.sum())
+        held = [piece["values"] for pieces in self._pending.values() for piece in pieces]
+        # A rule that looks back no further than the last cut, so that whoever goes on from there cuts alike.
+        if sum(values.nbytes + _BESIDE * len(values) for values in held) >= _SHARD:
+            self._cut()
+
+    def _piece(self, acts: Activations, kept: Bool[Tensor, "B T"]) -> dict[str, Tensor]:
+        tokens = acts.tokens
+        nowhere = torch.full_like(tokens.ids, -1)
+        return {
+            "values": values_of(acts, kept, self.stored),
+            "token": tokens.ids[kept].int(),
+            "document": (nowhere if tokens.document is None else tokens.document)[kept].int(),
+            "offset": (nowhere if tokens.offset is None else tokens.offset)[kept].int(),
+        }
+
+    def _cut(self) -> None:
+        """A shard of each site, and then word of it: what nobody says is whole is written anew."""
+        shards = {site: list(written) for site, written in self._shards.items()}
+        with self._room():
+            for site in sorted(self._pending):
+                pieces = self._pending.pop(site)
+                written = shards.setdefault(site, [])
+                shard = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+                path = self._aside / site / shard_name(len(written))
+                path.parent.mkdir(exist_ok=True)
+                save_file(shard, path)
+                _sync(path)
+                written.append(Shard(len(shard["values"]), digest_of(path)))
+            if self._identity is not None:
+                self._save(shards)
+        self._shards = shards
+
+    def _save(self, shards: Mapping[str, Sequence[Shard]]) -> None:
+        state = {
+            "identity": self._identity,
+            "batches": self.batches,
+            "read": self.read,
+            "dropped": self._dropped,
+            "shards": {site: [asdict(shard) for shard in written] for site, written in shards.items()},
+        }
+        aside = self._state.with_suffix(".new")
+        aside.write_text(json.dumps(state))
+        _sync(aside)
+        os.replace(aside, self._state)
+
+    def _restore(self) -> None:
+        try:
+            state = json.loads(self._state.read_text())
+            identity, self.batches, self.read = state["identity"], int(state["batches"]), int(state["read"])
+            self._dropped = state["dropped"]
+            self._shards = {site: list(shards_of(found)) for site, found in state["shards"].items()}
+            wanted = self._identity or {}
+            named = [name for name in {**wanted, **identity} if identity.get(name) != wanted.get(name)]
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CorruptFile(f"{self._state} is damaged ({error}): remove {self._aside} to begin anew") from error
+        if named:
+            raise Mismatch(
+                f"{self._aside} is a harvest that was begun with another {', '.join(named)}: start it again with the "
+                f"same, name another folder, or remove it"
+            )
+        for path in self._listed():
+            if not path.is_file():
+                raise CorruptFile(f"{path} of an unfinished harvest is gone: remove {self._aside} to begin anew")
+
+    def _listed(self) -> set[Path]:
+        return {
+            self._aside / site / shard_name(number)
+            for site, shards in self._shards.items()
+            for number in range(len(shards))
+        }
+
+    def _tidy(self) -> None:
+        """Takes away what is not known to be whole."""
+        kept = self._listed()
+        if kept:
+            kept.add(self._state)
+        for path in sorted(self._aside.rglob("*"), reverse=True):
+            if path.is_dir():
+                with suppress(OSError):  # shards are in it
+                    path.rmdir()
+            elif path not in kept:
+                path.unlink()
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """Says in one line that the disk is full, where that is why writing failed."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+                raise StorageFull(
+                    f"no room left for the harvest in {self._to}: {self.read:,} tokens were read, {self._kept()}"
+                ) from error
+            raise
+
+    def _kept(self) -> str:
+        try:
+            batches = json.loads(self._state.read_text())["batches"] if self._identity is not None else 0
+        except (OSError, ValueError, KeyError):
+            batches = 0
+        if not batches:
+            return "none are kept"
+        return f"{batches} of {self.batches} batches are kept in {self._aside}; make room and start it again"
+
+    def finish(self, manifest: Manifest) -> Store:
+        """Writes the manifest and moves the folder to its place. What the writer knows itself it fills in: number
+        format, what was dropped, shards.
+        """
+        if not any(self.counts.values()):
+            raise InputError("the corpus gave no token that counts: nothing was harvested")
+        if self._pending:
+            self._cut()
+        manifest = replace(
+            manifest,
+            stored=self.stored,
+            together=self.together,
+            dropped=dict(sorted(self._dropped.items())),
+            shards={site: tuple(shards) for site, shards in sorted(self._shards.items())},
+        )
+        with self._room():
+            path = self._aside / "manifest.json"
+            path.write_text(json.dumps(asdict(manifest), indent=1) + "\n")
+            _sync(path)
+        os.replace(self._aside, self._to)
+        # Only now: until here a harvest that is killed would go on from it.
+        (self._to / self._state.name).unlink(missing_ok=True)
+        return Store(self._to)
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Rows so far, by site."""
+        counts = {site: sum(shard.rows for shard in shards) for site, shards in self._shards.items()}
+        for site, pieces in self._pending.items():
+            counts[site] = counts.get(site, 0) + sum(len(piece["values"]) for piece in pieces)
+        return dict(sorted(counts.items()))
+
+    def _let_go(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def values_of(acts: Activations, kept: Bool[Tensor, "B T"], stored: str) -> Float[Tensor, "N D"]:
+    """The rows kept, in the number format that they are stored in. Raises NotFinite where it cannot hold them."""
+    rows = acts.values[kept.to(acts.values.device)]
+    values: Tensor = rows.to("cpu", DTYPES[stored])
+    # An infinite norm passes for an attention sink, so what the tokens alone count is looked at too.
+    if not (values.isfinite().all() and acts.values[acts.tokens.counted.to(acts.values.device)].isfinite().all()):
+        largest = rows.abs().max().item() if len(rows) else math.inf
+        raise NotFinite(
+            f"activations at {acts.site} are NaN, infinite or beyond {stored} (largest {largest:.3g}): "
+            f"check the model's dtype"
+        )
+    return values
+
+
+def bytes_per_row(width: int, stored: str) -> int:
+    """What a row takes on disk. Raises InputError for a number format that is none of DTYPES."""
+    if stored not in DTYPES:
+        raise InputError(f"activations cannot be stored as {stored!r}: choose from {', '.join(DTYPES)}")
+    return width * DTYPES[stored].itemsize + _BESIDE
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _held(folder: Path) -> int:
+    """A lock on a folder, which the system lets go of when this process ends, however it does. Raises AccessError
+    where another has it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return -1
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):  # else: some file systems know no locks
+            os.close(lock)
+            raise AccessError(f"{folder} is being written by another process: wait for it, or end it") from error
+    return lock
