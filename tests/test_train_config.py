@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from gemscope.training.log import read
 from gemscope.training.train import train
 from test_training import SITE, lesson_of, planted, store_of
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
@@ -185,6 +187,15 @@ def test_a_penalty_that_knows_no_target_is_not_held_to_it(store: Store, tmp_path
 def test_two_hundred_steps_are_enough_for_an_l0_near_the_target(penalty: Any, store: Store, tmp_path: Path) -> None:
     sae = train(store, replace(SMALL, penalty=penalty, rows=200 * 64), to=tmp_path)
     assert sae.encode(store[SITE][slice(0, 3000)]).mean_l0 == pytest.approx(4, rel=0.1)
+
+
+def test_the_keys_of_the_log_are_those_that_the_page_explains(store: Store, tmp_path: Path) -> None:
+    train(store, replace(SMALL, rows=10 * 64), to=tmp_path, held_out=store)
+    written = {key for line in read(tmp_path / "log.jsonl") for key in line} - {"step", "rows"}
+    rows = (ROOT / "docs" / "training.md").read_text().partition("| key | it is |")[2].partition("\n\n**")[0]
+    named = {key for row in rows.splitlines() for key in re.findall(r"`(\w+)`", row[: row.find("|", 2)])}
+    named -= {"_l0", "_dead", "_dense"}  # after held_out_fvu
+    assert named | {"held_out_l0", "held_out_dead", "held_out_dense"} == written
 
 
 # --- recipes --------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
     make default-sae          # runs: python tools/default_sae.py, with the two corpora in place
 
 Steps whose result is there already are passed over, so a run that was cut off goes on where it stopped. Needs about
-10 GB of disk and an hour on two cores. `--card` measures the weights that are shipped and writes their figures into the
+10 GB of disk and an hour and a half on two cores. `--card` measures the weights that are shipped and writes their figures into the
 card again, some ten minutes; what it says of data and training stays.
 """
 
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=Path("recipes/smollm2-15-res.toml"))
     parser.add_argument("--corpora", type=Path, default=Path("corpora"))
     parser.add_argument("--work", type=Path, default=Path("runs/smollm2-15-res"))
-    parser.add_argument("--tokens", type=int, default=3_200_000)
+    parser.add_argument("--tokens", type=int, default=6_170_000)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--card", action="store_true", help="measure the shipped weights anew and write their card")
     args = parser.parse_args()
@@ -183,7 +183,8 @@ sampled from varied openings: it is what this model believes such text to be. Ex
 ## Training
 
 {config.rows:,} rows ({config.rows / count:.1f} epochs) in batches of {config.batch:,}; target L0 {config.target_l0:g}, reached from {config.anneal_from:g} times as much over
-the first {config.anneal:.0%}; Adam, lr {config.lr:g}, linear decay over the last {config.decay:.0%}; seed {config.seed}; thresholds rescaled by one factor at the end.
+the first {config.anneal:.0%}; a hinge of weight {config.frequency:g} on features that fire on more than {config.frequency_limit:.0%} of the rows; Adam, lr {config.lr:g}, linear decay
+over the last {config.decay:.0%}; seed {config.seed}; thresholds rescaled by one factor at the end. What other seeds come to is in `docs/training-log.md`.
 `recipes/smollm2-15-res.toml` is the recipe. {", ".join(f"{name} {number}" for name, number in manifest.versions.items())}.
 
 To make it again: `make corpus own-words default-sae`.
