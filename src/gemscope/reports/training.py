@@ -14,10 +14,8 @@ from gemscope.errors import CorruptFile, NotFound
 from gemscope.features.files.aside import written_aside
 from gemscope.pages.training import training_document
 from gemscope.text.printable import clipped, readable
+from gemscope.training.config import FAR
 from gemscope.training.log import read
-
-FAR = 0.15
-"""An L0 that was further than this from its target when training ended is worth saying."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,9 @@ from gemscope.training.objective import Penalty
 Architecture = Literal["jumprelu", "topk", "batchtopk", "standard", "gated"]
 Rise = Literal["linear", "cosine"]
 
+FAR = 0.15
+"""An L0 at the end that is further than this share from its target is worth a warning."""
+
 _POSITIVE = (
     "width", "target_l0", "rows", "batch", "lr", "checkpoint_every", "init_norm", "anneal_from", "clip", "keep",
     "log_every", "held_out_rows",

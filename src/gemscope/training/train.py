@@ -23,7 +23,7 @@ from gemscope.features.files.saelens import save_sae
 from gemscope.features.sae import SAE, SAEInfo
 from gemscope.progress import Progress, silent
 from gemscope.training import checkpoint
-from gemscope.training.config import TrainConfig
+from gemscope.training.config import FAR, TrainConfig
 from gemscope.training.fold import Scale, folded
 from gemscope.training.log import Line, Log
 from gemscope.training.objective import Step
@@ -33,8 +33,6 @@ from gemscope.training.source import Batches, Source, StoreSource
 _SCALE_ROWS = 65_536
 _LAST_ROWS = 65_536
 """Rows that thresholds are set by at the end."""
-_FAR = 0.15
-"""An L0 at the end that is further than this from its target is worth a warning."""
 _RUNAWAY = 1.0
 """A spread (see `Run.spread`) above this is worth a warning: a single feature writes as much as there is to write."""
 
@@ -317,7 +315,7 @@ class Lesson:
             before = run.l0(x)
             l0 = run.meet_target(x)
             target = run.config.target_l0
-            if run.config.meets_target and abs(l0 / target - 1) > _FAR:
+            if run.config.meets_target and abs(l0 / target - 1) > FAR:
                 warnings.warn(
                     f"{self.folders[name]}: L0 {l0:.1f} at the end, {target:g} was aimed at; train longer, or look at "
                     "the thresholds in its log",
