@@ -169,6 +169,19 @@ def test_while_the_target_is_annealed_firing_often_costs_nothing(store: Store, t
     assert max(hinged[20:40]) > 2 * max(plain[20:40])
 
 
+def test_features_that_lie_below_zero_on_every_row_come_back(store: Store, tmp_path: Path) -> None:
+    lesson = lesson_of(store, replace(SMALL, rows=120 * 64, patience=5 * 64), tmp_path)
+    run = lesson.runs[""]
+    run.weights.b_enc[:6] = -0.2
+    firings = torch.zeros(48, dtype=torch.int64)
+    for step in range(120):
+        rows = lesson.x(lesson.batches[step][0])
+        if step < 5:
+            assert not ((rows @ run.weights.W_enc[:6].T + run.weights.b_enc[:6]) > 0).any()  # no threshold would do
+        firings += run.advance(rows, rows).firings
+    assert (firings[:6] > 0).all()
+
+
 def test_an_l0_far_from_its_target_is_said(store: Store, tmp_path: Path) -> None:
     config = replace(
         SMALL, threshold_init=1e-12, rows=64, target_l0=2.0, lr=1e-15

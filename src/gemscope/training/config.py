@@ -96,8 +96,8 @@ class TrainConfig:
     """Norm of the decoder rows at the start."""
     patience: int = 0
     """Rows without firing after which a feature counts as silent; 0: a fiftieth of the run, ten batches at least. Of
-    JumpReLU SAEs its threshold then sinks, by 1 % a step until it fires again: a threshold's gradient comes from
-    activations close to it, a silent feature's are far below."""
+    JumpReLU SAEs its threshold then sinks, by 1 % a step, and its bias rises, by `lr` a step, until it fires again: a
+    threshold's gradient comes from activations close to it, a silent feature's are far below."""
     auxiliary: float | None = None
     """Weight of the silent features' own loss (AuxK). 1/32 unless said, and 0 for standard and gated."""
     resample: int = 0

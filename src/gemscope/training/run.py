@@ -124,7 +124,9 @@ class Run:
         self.fired_at[told.firings > 0] = now
         if learns:
             weights.threshold.clamp_(min=0)
-            weights.threshold[self.silent] *= 0.99
+            silent = self.silent
+            weights.threshold[silent] *= 0.99
+            weights.b_enc[silent] += config.lr  # long runs push z below 0 on every row, where no threshold lets it pass
             if now % 25 == 24 and not config.bandwidth:
                 self._steer_bandwidth(told)
         elif config.architecture == "batchtopk":
