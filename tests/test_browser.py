@@ -32,7 +32,7 @@ AT = "/smollm2-135m-instruct/15-res-6k"
 PLANTED = "/tiny-model/1-res-tiny"
 SISTER = 6124
 """A feature of the bundled SAE that fires on the word."""
-GREETINGS = 2295
+GREETINGS = 3527
 """One that fires on good wishes, and is labelled."""
 SHOTS = Path(os.environ.get("GEMSCOPE_SHOTS") or Path(__file__).parent / "output")
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 375, "height": 812}

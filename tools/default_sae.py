@@ -156,7 +156,7 @@ The same weights used wrongly, on {tried.tokens:,} of the same tokens ({tried.lo
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {rows}
 
-A layer off, or half a layer, costs six to eight times the delta loss and nearly doubles FVU; a wrong sign is a ruin. Loss
+A layer off, or half a layer, costs five to six times the delta loss and nearly doubles FVU; a wrong sign is a ruin. Loss
 recovered from zero ablation hardly tells the wrong sites apart. BOS, first positions and sinks have norms a hundred times
 the others', no SAE is trained on them, and once they are counted the figures are about nothing else.
 """

@@ -20,7 +20,7 @@ import gemscope as gs
 HOME = Path(__file__).parent.parent / "docs" / "pictures"
 BUNDLED = Path(gs.__file__).parent / "data" / "atlas"
 AT = "/smollm2-135m-instruct/15-res-6k"
-GREETINGS, TIME = 2295, 3978
+GREETINGS, TIME = 3527, 4920
 PROMPT = quote("Would you be able to travel through time using a wormhole?")
 DESK, PHONE = {"width": 1280, "height": 800}, {"width": 375, "height": 800}
 MOST = 150_000

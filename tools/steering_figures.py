@@ -1,6 +1,6 @@
 """Does steering with a feature bring what its examples are about into the text? The figures of docs/edits.md.
 
-For each of eight features, chosen by their labels before anything was generated: the share of continuations with one of
+For each of eight features, chosen before anything was generated (docs/edits.md says how): the share of continuations with one of
 the concept's words, unsteered, steered, steered with features drawn at random and with noise, all of one length at the
 site, on the same prompts with the same dice. The words are those that the feature fires on in the atlas's examples.
 
@@ -38,8 +38,8 @@ RESULT, PICTURE, PAGE = DOCS / "steering.json", DOCS / "steering.svg", DOCS / "e
 WORK = DOCS.parent / "runs" / "steering"
 BUNDLED = Path(gs.__file__).parent / "data" / "atlas"
 
-CONCEPTS = (506, 5738, 5911, 2852, 4519, 4132, 5463, 3054)
-SWEPT, SHARES = 506, (0.1, 0.2, 0.3, 0.5, 1.0)
+CONCEPTS = (4414, 2608, 2052, 2852, 3098, 4132, 3501, 371)
+SWEPT, SHARES = 4414, (0.1, 0.2, 0.3, 0.5, 1.0)
 SHARE = 0.5
 """Length of what is added, in median norms of the site: half of it, as others found best on other models. One strength
 for all features, and none of them tuned."""
@@ -234,7 +234,7 @@ class Bench:
         self.others = [
             random_feature(self.sae, feature, self.units, seed=number) for number, feature in enumerate(CONCEPTS)
         ]
-        self.folder = folder
+        self.folder = folder / self.sae.digest[:8]  # texts of other weights are others
         noises = [noise(self.sae, feature, seed=number) for number, feature in enumerate(CONCEPTS)]
         self.conditions: dict[str, tuple[list[Edit], int]] = {
             "unsteered": ([], SEED),
