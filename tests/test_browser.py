@@ -31,7 +31,7 @@ BUNDLED = Path(gs.__file__).parent / "data" / "atlas"
 AT = "/smollm2-135m-instruct/15-res-6k"
 PLANTED = "/tiny-model/1-res-tiny"
 SISTER = 6124
-"""A feature of the bundled SAE that fires on the word."""
+"""A feature of the bundled SAE that fires on the word, and on brothers, most strongly on one of them."""
 GREETINGS = 3527
 """One that fires on good wishes, and is labelled."""
 SHOTS = Path(os.environ.get("GEMSCOPE_SHOTS") or Path(__file__).parent / "output")
@@ -240,8 +240,8 @@ def test_a_reader_goes_from_the_atlases_to_a_feature_by_sorting_and_filtering(pa
     page.select_option("[name=dead]", "true")
     page.click("text=Clear")
     page.select_option("[name=dead]", "true")
-    page.locator(".count", has_text="16 features").wait_for()
-    assert page.locator("table.features tbody tr").count() == 16
+    page.locator(".count", has_text="25 features").wait_for()
+    assert page.locator("table.features tbody tr").count() == 25
 
 
 def test_cells_of_the_scatter_lead_to_a_feature_or_to_a_table_of_them(page: Page) -> None:
@@ -278,12 +278,12 @@ def test_a_mark_says_its_value_when_pointed_at_and_when_focused(page: Page) -> N
     assert mark.get_attribute("title") == value
     tip = page.locator("#token-tip")
     mark.hover()
-    assert (tip.text_content() or "").split() == [value, "·sister"]
+    assert (tip.text_content() or "").split() == [value, "·brother"]
     shot(page, "tip-light-desk", whole=False)
     page.mouse.move(2, 2)
     assert tip.is_hidden()
     mark.focus()
-    assert (tip.text_content() or "").split() == [value, "·sister"]
+    assert (tip.text_content() or "").split() == [value, "·brother"]
     assert mark.get_attribute("aria-describedby") == "token-tip"
     page.keyboard.press("Escape")
     assert tip.is_hidden()
@@ -385,7 +385,7 @@ def test_a_prompt_shows_each_token_s_features_and_one_that_is_pinned(page: Page)
     assert str(SISTER) in row.locator(".fired a").all_text_contents()
     # A feature without a label still says something: the token that it fires on most.
     hint = row.locator(".fired li", has=page.locator(f"a[href$='/{SISTER}']")).locator(".label")
-    assert "sister" in shown(hint)
+    assert "brother" in shown(hint)
     page.click(f"[aria-label='Pin feature {SISTER}']")
     page.wait_for_selector(".pinned mark")
     assert "sister" in shown(page.locator(".pinned mark.p"))
@@ -410,12 +410,12 @@ def test_a_feature_is_steered_with_from_its_page_and_the_texts_come_as_they_are_
     panel = page.locator("steer-panel")
     panel.scroll_into_view_if_needed()
     output = panel.locator(".strength output")
-    assert "63.3 raw = 1 × max" in shown(output)
+    assert "58 raw = 1 × max" in shown(output)
     panel.locator(".strength input[type=range]").focus()
     for _ in range(10):
         page.keyboard.press("ArrowRight")
     assert panel.locator("[name=strength]").input_value() == "2"
-    assert "127 raw = 2 × max" in shown(output)
+    assert "116 raw = 2 × max" in shown(output)
     output.filter(has_text="× median norm").wait_for(timeout=LIVE)
     assert "strength=2" in (panel.locator("[data-open]").get_attribute("href") or "")
     panel.locator("[name=tokens]").fill("10")
@@ -480,7 +480,7 @@ def test_two_features_are_steered_with_and_the_address_opens_with_all_of_it(
     chromium: Browser, served: str, page: Page
 ) -> None:
     page.goto(f"{AT}/steer")
-    page.fill("[name=add]", "greetings")
+    page.fill("[name=add]", "farewells")
     page.keyboard.press("Enter")
     page.click(f".suggestions button[value='{GREETINGS}']")
     page.wait_for_selector(f".dial[data-feature='{GREETINGS}']")
@@ -611,7 +611,7 @@ def test_a_walk_by_keyboard_alone(page: Page) -> None:
         if page.evaluate("document.activeElement.localName") == "mark":
             break
     first = page.evaluate("document.activeElement.textContent")
-    assert "sister" in first
+    assert "brother" in first
     assert page.locator("#token-tip").is_visible()
     page.locator(".examples .modes label", has_text="Full").click()
     strip = page.locator("token-strip").filter(has=page.locator("mark ~ mark")).first
@@ -719,7 +719,7 @@ def test_a_feature_shows_itself_in_a_notebook(chromium: Browser, tmp_path: Path,
         page.goto(f"{base}/notebook.html")
         frame = page.frame_locator("iframe")
         frame.locator("mark.p[tabindex]").first.hover()  # which it has once the scripts ran
-        assert "sister" in shown(frame.locator("#token-tip"))
+        assert "brother" in shown(frame.locator("#token-tip"))
         frame.locator(".modes label", has_text="Full").first.click()
         assert frame.locator(".f").first.is_visible()
         assert watch.requests == 1
@@ -767,7 +767,7 @@ PAGES: dict[str, tuple[str, Callable[[Page], object]]] = {
         f"{AT}/search?kind=text&text={PROMPT}",
         lambda page: page.wait_for_selector(".looks li", timeout=LIVE),
     ),
-    "prompt": (f"{AT}/prompt?pin=4602&text={PROMPT}", _pinned),
+    "prompt": (f"{AT}/prompt?pin=5529&text={PROMPT}", _pinned),
     "steer-empty": (f"{AT}/steer", lambda page: None),
     "steer": (
         f"{AT}/steer?feature={GREETINGS}&feature={SISTER}&strength=2&strength=-1&tokens=10&n=2&prompt=I+think+that&noise=true",
@@ -890,7 +890,7 @@ def test_one_file_opens_from_the_disk_and_needs_nothing_else(chromium: Browser, 
         page.click(f"nav a[href='#feature-{SISTER}']")
         article = page.locator(f"#feature-{SISTER}")
         article.locator("mark.p").first.hover()
-        assert "sister" in shown(page.locator("#token-tip"))
+        assert "brother" in shown(page.locator("#token-tip"))
         article.locator(".modes label", has_text="Full").click()
         assert article.locator(".f").first.is_visible()
         page.mouse.move(0, 0)
