@@ -274,9 +274,10 @@ def test_a_feature_may_fire_as_many_times_more_as_the_target_is_above_the_last_o
 def test_the_recipe_of_the_default_sae_keeps_its_schedule() -> None:
     config = TrainConfig.read(next(path for path in RECIPES if path.stem == "smollm2-15-res"))
     assert config.steps == config.rows // config.batch
-    assert config.lr_at(config.steps // 2) == config.lr
+    assert config.lr_at(config.steps // 4) == config.lr
+    assert config.lr_at(config.steps * 5 // 8) == pytest.approx(config.lr / 2, rel=1e-3)
     assert config.target_at(0) == config.anneal_from * config.target_l0
     assert config.target_at(config.steps) == config.target_l0
     assert config.threshold_lr_at(config.steps // 10, 576) == pytest.approx(8 * config.lr)
     assert (config.anneal, config.patience) == (0.1, 256_000)
-    assert config.threshold_lr_at(config.steps // 2, 576) == config.lr
+    assert config.threshold_lr_at(config.steps // 2, 576) == config.lr_at(config.steps // 2)
