@@ -184,7 +184,8 @@ sampled from varied openings: it is what this model believes such text to be. Ex
 
 {config.rows:,} rows ({config.rows / count:.1f} epochs) in batches of {config.batch:,}; target L0 {config.target_l0:g}, reached from {config.anneal_from:g} times as much over
 the first {config.anneal:.0%}; a hinge of weight {config.frequency:g} on features that fire on more than {config.frequency_limit:.0%} of the rows; Adam, lr {config.lr:g}, linear decay
-over the last {config.decay:.0%}; seed {config.seed}; thresholds rescaled by one factor at the end. What other seeds come to is in `docs/training-log.md`.
+over the last {config.decay:.0%}; seed {config.seed}; thresholds rescaled by one factor at the end. What other seeds come to, and how
+many of its features mean one thing, is in `docs/training-log.md`.
 `recipes/smollm2-15-res.toml` is the recipe. {", ".join(f"{name} {number}" for name, number in manifest.versions.items())}.
 
 To make it again: `make corpus own-words default-sae`.
