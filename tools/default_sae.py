@@ -193,8 +193,8 @@ To make it again: `make corpus own-words default-sae`.
 ## What to expect
 
 The strongest activations of most features read clearly. The weakest, just above the threshold, are often noise. Another
-seed gives a dictionary that is as good and shares few features with this one: take single features as one reading of the
-model, not the reading. `gemscope info smollm2` gives the SHA-256 of the weights; these are `{sae.digest[:16]}…`.
+seed gives a dictionary that is as good and shares half of its features with this one: take single features as one reading
+of the model, not the reading. `gemscope info smollm2` gives the SHA-256 of the weights; these are `{sae.digest[:16]}…`.
 """
 
 
