@@ -55,7 +55,10 @@ def gated(z: Tensor, w: dict[str, Tensor], terms: Terms) -> tuple[Tensor, Tensor
     if terms.gate == "topk":
         least = positive.topk(round(terms.target), dim=-1).values[:, -1:]
     elif terms.gate == "batchtopk":
-        least = positive.flatten().topk(round(terms.target * len(z))).values[-1]
+        written = positive * w["W_dec"].norm(dim=-1)
+        least = written.flatten().topk(round(terms.target * len(z))).values[-1]
+        on = (written >= least) & (positive > 0)
+        return positive * on, on.to(z.dtype)
     on = (positive >= least) & (positive > 0)
     return positive * on, on.to(z.dtype)
 
@@ -231,8 +234,8 @@ def test_the_k_largest_of_a_batch_do_not_hang_on_where_they_were_looked_for(gues
     assert_equals_dense(weights, x, {}, gate="batchtopk", penalty="none", target=7.0)
     told, _ = step(weights, x, x, Terms(gate="batchtopk", penalty="none", target=7.0))
     assert told.firings.sum() == 7 * 64
-    z = torch.relu(x @ weights.W_enc.T + weights.b_enc)
-    assert told.tau == pytest.approx(z.flatten().topk(7 * 64).values[-1].item(), rel=1e-5)
+    written = torch.relu(x @ weights.W_enc.T + weights.b_enc) * weights.W_dec.norm(dim=-1)
+    assert told.tau == pytest.approx(written.flatten().topk(7 * 64).values[-1].item(), rel=1e-5)
 
 
 def test_where_fewer_are_positive_than_may_fire_all_of_them_do() -> None:

@@ -182,6 +182,14 @@ def test_features_that_lie_below_zero_on_every_row_come_back(store: Store, tmp_p
     assert (firings[:6] > 0).all()
 
 
+def test_batchtopk_ranks_by_what_a_feature_writes_and_is_exported_with_one_threshold(
+    store: Store, tmp_path: Path
+) -> None:
+    sae = train(store, replace(SMALL, architecture="batchtopk"), to=tmp_path)
+    assert sae.threshold is not None
+    torch.testing.assert_close(sae.threshold, sae.threshold[:1].expand(48), rtol=1e-5, atol=0)
+
+
 def test_an_l0_far_from_its_target_is_said(store: Store, tmp_path: Path) -> None:
     config = replace(
         SMALL, threshold_init=1e-12, rows=64, target_l0=2.0, lr=1e-15

@@ -115,7 +115,8 @@ def test_when_just_as_many_are_positive_as_may_fire_the_smallest_of_them_is_the_
     count = int((z > 0).sum())
     told, _ = step(weights, x, x, Terms(gate="batchtopk", penalty="none", target=count / 10))
     assert told.firings.sum() == count
-    assert told.tau == pytest.approx(z[z > 0].min().item(), rel=1e-4)
+    written = z * weights.W_dec.norm(dim=-1)
+    assert told.tau == pytest.approx(written[z > 0].min().item(), rel=1e-4)
 
 
 # --- nothing and everything -----------------------------------------------------------------------------------------

@@ -103,8 +103,10 @@ class TrainConfig:
     resample: int = 0
     """Rows after which, again and again in the first half of a run, silent features are begun anew from badly explained
     rows (Bricken et al. 2023); 0: never."""
-    clip: float = 1.0
-    """Largest norm of the weights' gradient; the thresholds' is left out of it, being far larger."""
+    clip: float = 0.01
+    """Largest norm of the weights' gradient; the thresholds' is left out of it, being far larger. Nearly every step's
+    is longer, so that all weigh the same in Adam's memory: the first ones, ten times as long, would hold back the next
+    thousand steps."""
     seed: int = 0
     """Of the weights and of the order of the rows."""
     checkpoint_every: int = 500

@@ -10,7 +10,8 @@ The prefixes m_g are Matryoshka's (Bussmann et al. 2025, arXiv 2503.17547); an o
     jumprelu    z where z > θ and z > 0, θ learned
     relu        z where z > 0
     topk        z where it is positive and among the row's k largest (Gao et al. 2024, arXiv 2406.04093)
-    batchtopk   z where it is positive and among the batch's k·B largest (Bussmann et al. 2024, arXiv 2412.06410)
+    batchtopk   z where it is positive and z‖d‖ among the batch's k·B largest (Bussmann et al. 2024, arXiv 2412.06410,
+                where ‖d‖ is 1)
 
     penalty     with L0 = 1/B Σ_b L0_b, n_i = ‖d_i‖, of a crosscoder Σ_s ‖d_i^s‖ over its sites' parts of the row
     target      λ (L0/L0* − 1)²                              Rajamanoharan et al. 2024 (arXiv 2407.14435), appendix
@@ -114,7 +115,7 @@ class Step:
     auxiliary: float = 0.0
     """What the silent features leave unexplained of the error, as a share of it; 0 where there are none."""
     tau: float = 0.0
-    """The smallest activation that batchtopk let through; 0 where fewer were positive than might fire."""
+    """The smallest z‖d‖ that batchtopk let through; 0 where fewer were positive than might fire."""
     penalty: float = 0.0
     """What the loss has of it."""
 
@@ -164,6 +165,12 @@ def reconstruct(
     return out if weights.W_skip is None else out.addmm_(x, weights.W_skip.T), counts
 
 
+def lengths(weights: Weights) -> Float[Tensor, "F"]:
+    """‖d‖, by which batchtopk ranks; never 0, so that there are ranks where a decoder begins at 0."""
+    norms: Tensor = weights.W_dec.norm(dim=-1)
+    return norms.clamp_(min=1e-12)
+
+
 def norms_by_part(W_dec: Float[Tensor, "F O"], parts: tuple[int, ...]) -> list[Float[Tensor, "F"]]:
     """Of each site's part of the decoder rows. What a penalty weighs a feature by is their sum."""
     return [part.norm(dim=-1) for part in torch.split(W_dec, list(parts or W_dec.shape[1:]), dim=-1)]
@@ -203,7 +210,8 @@ class _Pass:
         if self.terms.gate == "relu":
             return torch.zeros_like(theta)
         if self.terms.gate == "batchtopk":  # what was enough for the batch before nearly is for this one
-            return 0.9 * theta.clamp(min=0)
+            norms = lengths(self.weights)
+            return 0.9 * (theta.clamp(min=0) * norms).median() / norms
         # A little below θ − ε/2, for the window's edge is computed in another order below.
         return (theta * (1 - 2.0**-22) - self.terms.bandwidth / 2 * (1 + 2.0**-22)).clamp_(min=0)
 
@@ -262,9 +270,10 @@ class _Pass:
             if len(found.ids) < wanted and self.floor.any():
                 zero = torch.zeros_like(self.floor)
                 found = kernels.above(kernels.pack(weights.W_enc, weights.b_enc, zero), x)
+            written = found.values * lengths(weights)[found.ids]
             if len(found.ids) >= wanted:
-                self.tau = found.values.kthvalue(len(found.ids) - wanted + 1).values.item()
-            active = found.values >= self.tau
+                self.tau = written.kthvalue(len(found.ids) - wanted + 1).values.item()
+            active = written >= self.tau
             return found, active, torch.zeros_like(active)
         theta = weights.threshold[found.ids]
         active = found.values > theta

@@ -17,7 +17,7 @@ from gemscope.features.metrics import Firings
 from gemscope.training.config import TrainConfig
 from gemscope.training.fold import Scale
 from gemscope.training.gated import GatedWeights, gated_step
-from gemscope.training.objective import Gate, Step, Terms, Weights, reconstruct, step
+from gemscope.training.objective import Gate, Step, Terms, Weights, lengths, reconstruct, step
 
 _GATES: Mapping[str, Gate] = {"jumprelu": "jumprelu", "topk": "topk", "batchtopk": "batchtopk", "standard": "relu"}
 _ROWS = 2048
@@ -130,7 +130,7 @@ class Run:
             if now % 25 == 24 and not config.bandwidth:
                 self._steer_bandwidth(told)
         elif config.architecture == "batchtopk":
-            weights.threshold.fill_(told.tau)
+            self._cut_at(told.tau)
         self.done += 1
         if config.resample and self._resamples():
             self._begin_anew(x, y)
@@ -270,19 +270,28 @@ class Run:
         return self.l0(x)
 
     def _calibrate(self, x: Tensor) -> None:
-        """The (k · n)-th largest activation on n rows."""
+        """Between the (k · n)-th largest z‖d‖ on n rows and the next."""
         weights, kernels = self.plain, choose(x.device)
         wanted = round(self.config.target_l0 * len(x))
-        floor = 0.8 * weights.threshold
+        norms = lengths(weights)
+        floor = 0.8 * (weights.threshold * norms).median() / norms
         while True:
             packed = kernels.pack(weights.W_enc, weights.b_enc, floor)
-            found = torch.cat([kernels.above(packed, rows).values for rows in torch.split(x, _ROWS)])
+            parts = [kernels.above(packed, rows) for rows in torch.split(x, _ROWS)]
+            found = torch.cat([part.values * norms[part.ids] for part in parts])
             if len(found) > wanted or not floor.any():
                 break
             floor = torch.zeros_like(floor)
-        # Strictly above it: the gate that it is exported to. Where fewer are positive than may fire, all of them do.
-        below = found.kthvalue(len(found) - wanted).values.item() if len(found) > wanted else 0.0
-        self.weights.threshold.fill_(below)
+        tau = 0.0  # where fewer are positive than may fire, all of them do
+        if len(found) > wanted:
+            low, high = (found.kthvalue(len(found) - wanted + more).values.item() for more in (0, 1))
+            tau = (low + high) / 2
+        self._cut_at(tau)
+
+    def _cut_at(self, tau: float) -> None:
+        """Lets through what writes more than tau, z‖d‖: one threshold once decoder rows are brought to norm 1."""
+        weights = self.weights
+        weights.threshold.copy_(tau / lengths(weights))
 
     def _rescale(self, x: Tensor, target: float) -> float:
         raw = self.weights.threshold.clone()
