@@ -23,7 +23,7 @@ from gemscope.activations.editing import Edit
 
 PROMPT = "Once upon a time there was a girl who lived with her grandmother at the edge of a great forest, and every day"
 BUNDLED = measure.REPOSITORY / "src" / "gemscope" / "data" / "smollm2-15-res"
-FEATURE, TO = 4414, 60.0
+FEATURE, TO = 8029, 60.0
 BAR = 0.10
 """How much of the clean speed one Clamp may cost."""
 CLEAN = {"gemscope": "clean", "hf": "hf clean", "saelens": "saelens clean"}
@@ -84,10 +84,10 @@ class Ours:
             "clamp": (clamp,),
             "five at two sites": (
                 clamp,
-                gs.Steer(self.sae, 2052, 30.0),
-                gs.Ablate(self.sae, 3501),
-                gs.Clamp(early, 4132, 20.0),
-                gs.Scale(early, 371, 2.0),
+                gs.Steer(self.sae, 2341, 30.0),
+                gs.Ablate(self.sae, 3252),
+                gs.Clamp(early, 4443, 20.0),
+                gs.Scale(early, 4540, 2.0),
             ),
             "splice": (gs.Splice(self.sae, error=False),),
             "splice and clamp": (gs.Splice(self.sae, error=False), clamp),

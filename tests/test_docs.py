@@ -50,16 +50,16 @@ gs.DescribeConfig = functools.partial(gs.DescribeConfig, logits=0, neighbours=0,
 
 def test_the_python_of_the_atlas_s_page_runs(tmp_path: Path) -> None:
     code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
-    # In a process of its own: without the checks of shapes, which see each of 6,144 features many times.
+    # In a process of its own: without the checks of shapes, which see each of 8,192 features many times.
     ran = subprocess.run(
         [sys.executable, "-c", _LESS + code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert ran.returncode == 0, ran.stderr
-    assert "6,144 features" in ran.stdout
+    assert "8,192 features" in ran.stdout
     assert "label='good wishes'" in ran.stdout
     assert "http://127.0.0.1:" in ran.stdout
-    assert (tmp_path / "my.csv").read_text(encoding="utf-8").count("\n") >= 6144
-    assert "3527" in (tmp_path / "some.html").read_text(encoding="utf-8")
+    assert (tmp_path / "my.csv").read_text(encoding="utf-8").count("\n") >= 8192
+    assert "5078" in (tmp_path / "some.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -69,9 +69,9 @@ def test_the_python_of_the_measures_page_finds_what_the_page_says(tmp_path: Path
     # In a process of its own: without the checks of shapes, which would take longer than the work.
     ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    assert re.search(r"1 SAE feature +1\.000 +0\.929 to 1\.000 +1\.000 +3641 \(−\)", ran.stdout)
-    assert re.search(r"measured\n +3641 +·opened \(5\) +14\.\d+ +−0\.\d+ +−\d\.\d+\n", ran.stdout)  # the strongest
-    assert "3641 [' opened', ' then']" in ran.stdout
+    assert re.search(r"1 SAE feature +1\.000 +0\.929 to 1\.000 +1\.000 +3133 \(−\)", ran.stdout)
+    assert re.search(r"measured\n +3133 +·opened \(5\) +1\d\.\d+ +−0\.\d+ +−\d\.\d+\n", ran.stdout)  # the strongest
+    assert "3133 [' opened', ' then']" in ran.stdout
     told = re.findall(r"\| ·(\w+) \| ([\d.]+) \| [+−][\d.]+ \| [+−][\d.]+ \| (\d+) % \|", MEASURES)
     measured = re.findall(r"' (\w+)': ([\d.]+), all 20: .* error's share (\d+)%", ran.stdout)
     assert len(told) == len(measured) == 6
@@ -87,7 +87,7 @@ def test_the_python_of_the_edits_page_runs(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert re.match(
-        r"add feature 4414 \([\d.]+ raw = [\d.]+ × max activation = 0.5 × median norm\) at 15.res", ran.stdout
+        r"add feature 8029 \([\d.]+ raw = [\d.]+ × max activation = 0.5 × median norm\) at 15.res", ran.stdout
     )
 
 

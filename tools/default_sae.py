@@ -89,7 +89,9 @@ def main() -> None:
     if args.card:
         origin = readme.read_text()[readme.read_text().index(ORIGIN) :]
     else:
-        origin = provenance(gs.load_sae("smollm2"), gs.Store(args.work / "train"), config, sources(mix))
+        last = json.loads((args.work / "run" / "log.jsonl").read_text().splitlines()[-1])
+        harvest = gs.Store(args.work / "train")
+        origin = provenance(gs.load_sae("smollm2"), harvest, config, sources(mix), last["silent"])
     readme.write_text(f"{figures}\n{origin}")
 
 
@@ -166,8 +168,8 @@ ORIGIN = "## Data\n"
 """Where the card's second half begins."""
 
 
-def provenance(sae: gs.SAE, store: gs.Store, config: TrainConfig, held: Counter[str]) -> str:
-    """The card's second half: what went into the weights, read from the run."""
+def provenance(sae: gs.SAE, store: gs.Store, config: TrainConfig, held: Counter[str], silent: float) -> str:
+    """The card's second half: what went into the weights, read from the run; `silent` is its last line's."""
     manifest = store.manifest
     count = manifest.sites[SITE]
     texts = ", ".join(f"{name} {size / 1e6:.1f}" for name, size in held.most_common())
@@ -184,8 +186,9 @@ sampled from varied openings: it is what this model believes such text to be. Ex
 
 {config.rows:,} rows ({config.rows / count:.1f} epochs) in batches of {config.batch:,}; target L0 {config.target_l0:g}, reached from {config.anneal_from:g} times as much over
 the first {config.anneal:.0%}; a hinge of weight {config.frequency:g} on features that fire on more than {config.frequency_limit:.0%} of the rows; Adam, lr {config.lr:g}, linear decay
-over the last {config.decay:.0%}; seed {config.seed}; thresholds rescaled by one factor at the end. What other seeds come to, and how
-many of its features mean one thing, is in `docs/training-log.md`.
+over the last {config.decay:.0%}; seed {config.seed}; thresholds rescaled by one factor at the end. Of the features {silent:.2%} had not fired
+for the last {config.patience:,} rows: what counts as dead above are features of texts that the held-out documents have none of.
+What other seeds come to, and how many of its features mean one thing, is in `docs/training-log.md`.
 `recipes/smollm2-15-res.toml` is the recipe. {", ".join(f"{name} {number}" for name, number in manifest.versions.items())}.
 
 To make it again: `make corpus own-words default-sae`.

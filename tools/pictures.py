@@ -19,8 +19,8 @@ import gemscope as gs
 
 HOME = Path(__file__).parent.parent / "docs" / "pictures"
 BUNDLED = Path(gs.__file__).parent / "data" / "atlas"
-AT = "/smollm2-135m-instruct/15-res-6k"
-GREETINGS, TIME = 3527, 4920
+AT = "/smollm2-135m-instruct/15-res-8k"
+GREETINGS, TIME = 5078, 4920
 PROMPT = quote("Would you be able to travel through time using a wormhole?")
 DESK, PHONE = {"width": 1280, "height": 800}, {"width": 375, "height": 800}
 MOST = 150_000
@@ -127,7 +127,7 @@ def site(browser, folder: Path, scratch: Path) -> None:
     gs.export(folder, scratch / "site", format="site")
     page = browser.new_page(viewport=DESK)
     page.goto((scratch / "site" / AT.strip("/") / "index.html").as_uri())
-    page.fill("input[type=search]", "calendar")
+    page.fill("input[type=search]", "name")
     page.wait_for_selector("ol.found li")
     take(page, "site")
     page.close()

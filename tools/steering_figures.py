@@ -38,8 +38,8 @@ RESULT, PICTURE, PAGE = DOCS / "steering.json", DOCS / "steering.svg", DOCS / "e
 WORK = DOCS.parent / "runs" / "steering"
 BUNDLED = Path(gs.__file__).parent / "data" / "atlas"
 
-CONCEPTS = (4414, 2608, 2052, 2852, 3098, 4132, 3501, 371)
-SWEPT, SHARES = 4414, (0.1, 0.2, 0.3, 0.5, 1.0)
+CONCEPTS = (8029, 263, 2341, 2852, 3098, 4443, 3252, 4540)
+SWEPT, SHARES = 8029, (0.1, 0.2, 0.3, 0.5, 1.0)
 SHARE = 0.5
 """Length of what is added, in median norms of the site: half of it, as others found best on other models. One strength
 for all features, and none of them tuned."""

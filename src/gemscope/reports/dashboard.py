@@ -119,7 +119,7 @@ class Dashboard:
     model: str
     """As in the address of its page: `smollm2-135m-instruct`."""
     source: str
-    """As in the address of its page: `15-res-6k`."""
+    """As in the address of its page: `15-res-8k`."""
     index: int
     count: int
     """Counted tokens on which it fires."""

@@ -40,7 +40,7 @@ class Manifest:
     model_id: str
     """As in the address of a page: `smollm2-135m-instruct`."""
     source_id: str
-    """As in the address of a page: `15-res-6k`."""
+    """As in the address of a page: `15-res-8k`."""
     revision: str | None
     sae: str
     sae_digest: str
