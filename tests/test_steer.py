@@ -488,7 +488,7 @@ def test_the_shell_sweeps(tmp_path: object, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["99999=2", "I live in"], "no feature 99999: this SAE has features 0 to 6143"),
+        (["99999=2", "I live in"], "no feature 99999: this SAE has features 0 to 8191"),
         (["2510=nan", "I live in"], "strength nan"),
         (["2510=abc", "I live in"], "'abc' is no strength"),
         (["2510", "I live in"], "has no strength"),

@@ -46,7 +46,7 @@ def add_to(commands: Any) -> None:
         description="Writes on from TEXT twice, by the model as it is and with the features edited, with the same "
         "dice, and says how the edit changes each token's log-probability. Default model and SAE: the bundled ones. "
         "TEXT - reads stdin.",
-        epilog="Example: gemscope steer 2510=2 'I live in'. Strengths: 2 is twice the feature's largest activation, "
+        epilog="Example: gemscope steer 2852=2 'I live in'. Strengths: 2 is twice the feature's largest activation, "
         "30raw is in units of its activation, 0.5norm adds a vector half as long as activations are there (the median "
         "norm); all three are reported. Around 0.5norm text changes and mostly stays text; far above it breaks down.",
     )
