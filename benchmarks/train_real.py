@@ -63,6 +63,7 @@ OWN = (
         options=_STRAIGHT,
     ),
     Setting(name="batchtopk, lr 2.4e-3, not annealed", architecture="batchtopk", lr=2.4e-3, options=_STRAIGHT),
+    Setting(name="batchtopk, lr 4.8e-3, not annealed", architecture="batchtopk", lr=4.8e-3, options=_STRAIGHT),
 )
 """What the trial chooses from for gemscope: its default first, and what wins runs of less than three million rows.
 Batches are of 1,024 rows unless it says otherwise."""
@@ -70,6 +71,7 @@ Batches are of 1,024 rows unless it says otherwise."""
 PEERS = (
     Setting(name="batchtopk, lr 1.2e-3", architecture="batchtopk", lr=1.2e-3),
     Setting(name="batchtopk, lr 2.4e-3", architecture="batchtopk", lr=2.4e-3),
+    Setting(name="batchtopk, lr 4.8e-3", architecture="batchtopk", lr=4.8e-3),
     Setting(name="batchtopk, lr 2.4e-3, batch 2048", architecture="batchtopk", lr=2.4e-3, batch=2048),
     Setting(name="jumprelu quadratic, lr 1.2e-3", architecture="jumprelu", lr=1.2e-3),
     Setting(
