@@ -58,7 +58,7 @@ def sae(model_folder: str, to: str, prompt: str) -> None:
 
     torch.manual_seed(0)
     acts = load_model(model_folder).capture(prompt, ["15.res"])["15.res"]
-    made = SAE(acts.values.shape[-1], 6144, site="15.res")
+    made = SAE(acts.values.shape[-1], 8192, site="15.res")
     made.W_enc.normal_().div_(made.W_enc.norm(dim=0))
     made.W_dec.copy_(made.W_enc.T)
     pre = acts.values[acts.counted].float() @ made.W_enc

@@ -105,8 +105,8 @@ class TrainConfig:
     rows (Bricken et al. 2023); 0: never."""
     clip: float = 0.01
     """Largest norm of the weights' gradient; the thresholds' is left out of it, being far larger. Nearly every step's
-    is longer, so that all weigh the same in Adam's memory: the first ones, ten times as long, would hold back the next
-    thousand steps."""
+    is longer, so that all weigh the same in Adam's memory: the first ones, several times as long, would hold back the
+    next thousand steps."""
     seed: int = 0
     """Of the weights and of the order of the rows."""
     checkpoint_every: int = 500
