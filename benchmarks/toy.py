@@ -48,7 +48,7 @@ OWN: dict[str, dict[str, Any]] = {
     "topk": {"architecture": "topk", "lr": 6e-3},
     "batchtopk": {"architecture": "batchtopk", "lr": 6e-3},
     "matryoshka": {"architecture": "batchtopk", "matryoshka": [0.25, 0.5], "lr": 6e-3, "anneal": 0.0},
-    "gated": {"architecture": "gated", "sparsity": 0.5, "lr": 3e-3},
+    "gated": {"architecture": "gated", "sparsity": 0.45, "lr": 2e-3},
     "standard": {"architecture": "standard", "sparsity": 0.3, "sparsity_warmup": 0.6, "lr": 3e-3},
 }
 """What differs from `TrainConfig`'s own defaults, besides the toy's size."""

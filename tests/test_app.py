@@ -147,6 +147,13 @@ def test_a_link_on_a_page_leads_to_a_page(live: TestClient) -> None:
     assert f"{AT}/5" in seen
 
 
+def test_a_browser_finds_an_icon_beside_answers_that_name_none(live: TestClient) -> None:
+    answer = live.get("/favicon.ico")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "image/svg+xml"
+    assert answer.content == live.get("/static/gem.svg").content
+
+
 def test_a_feature_s_data_is_the_dashboard_s_with_the_names_of_neuronpedia(live: TestClient, folder: Path) -> None:
     with Atlas(folder) as atlas:
         expected = json.loads(json.dumps(atlas[3].to_dict()))

@@ -347,6 +347,7 @@ ROUTES: list[Route] = [
     Route("/health", health),
     Route("/search.json", everywhere),
     Route("/static/{name:path}", static),
+    Route("/favicon.ico", static),
     *api.ROUTES,
     Route("/{model}.json", model),
     Route("/{model}", model),

@@ -21,7 +21,7 @@ from gemscope.reports.atlas import Atlas, Manifest
 from gemscope.reports.dashboard import Dashboard, Summary
 
 MANIFEST = "manifest.json"
-OURS = frozenset({"api", "health", "search", "static"})
+OURS = frozenset({"api", "favicon.ico", "health", "search", "static"})
 """First parts of addresses that no model can have."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@=~-]{0,199}")

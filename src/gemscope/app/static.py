@@ -18,12 +18,14 @@ _KINDS = {
     "svg": "image/svg+xml",
     "woff2": "font/woff2",
 }
+ICON = "gem.svg"
+"""What a browser gets that asks for /favicon.ico, as it does beside answers that are not pages."""
 _FOR_EVER = "public, max-age=31536000, immutable"
 
 
 async def static(request: Request) -> Response:
     """A file by name. An address that carries the digest of all files may be kept for ever."""
-    found = _table().get(request.path_params["name"])
+    found = _table().get(request.path_params.get("name", ICON))
     if found is None:
         raise HTTPException(404, "no such file")
     content, kind = found
