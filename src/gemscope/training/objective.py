@@ -171,6 +171,12 @@ def lengths(weights: Weights) -> Float[Tensor, "F"]:
     return norms.clamp_(min=1e-12)
 
 
+def cut(weights: Weights, share: float) -> Float[Tensor, "F"]:
+    """What z must exceed for z‖d‖ to exceed this share of batchtopk's one threshold on it."""
+    norms = lengths(weights)
+    return share * (weights.threshold.clamp(min=0) * norms).median() / norms
+
+
 def norms_by_part(W_dec: Float[Tensor, "F O"], parts: tuple[int, ...]) -> list[Float[Tensor, "F"]]:
     """Of each site's part of the decoder rows. What a penalty weighs a feature by is their sum."""
     return [part.norm(dim=-1) for part in torch.split(W_dec, list(parts or W_dec.shape[1:]), dim=-1)]
@@ -210,8 +216,7 @@ class _Pass:
         if self.terms.gate == "relu":
             return torch.zeros_like(theta)
         if self.terms.gate == "batchtopk":  # what was enough for the batch before nearly is for this one
-            norms = lengths(self.weights)
-            return 0.9 * (theta.clamp(min=0) * norms).median() / norms
+            return cut(self.weights, 0.9)
         # A little below θ − ε/2, for the window's edge is computed in another order below.
         return (theta * (1 - 2.0**-22) - self.terms.bandwidth / 2 * (1 + 2.0**-22)).clamp_(min=0)
 

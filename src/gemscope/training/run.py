@@ -17,7 +17,7 @@ from gemscope.features.metrics import Firings
 from gemscope.training.config import TrainConfig
 from gemscope.training.fold import Scale
 from gemscope.training.gated import GatedWeights, gated_step
-from gemscope.training.objective import Gate, Step, Terms, Weights, lengths, reconstruct, step
+from gemscope.training.objective import Gate, Step, Terms, Weights, cut, lengths, reconstruct, step
 
 _GATES: Mapping[str, Gate] = {"jumprelu": "jumprelu", "topk": "topk", "batchtopk": "batchtopk", "standard": "relu"}
 _ROWS = 2048
@@ -274,7 +274,7 @@ class Run:
         weights, kernels = self.plain, choose(x.device)
         wanted = round(self.config.target_l0 * len(x))
         norms = lengths(weights)
-        floor = 0.8 * (weights.threshold * norms).median() / norms
+        floor = cut(weights, 0.8)
         while True:
             packed = kernels.pack(weights.W_enc, weights.b_enc, floor)
             parts = [kernels.above(packed, rows) for rows in torch.split(x, _ROWS)]
