@@ -1,4 +1,4 @@
-"""Small JSON objects: read from files that may be damaged, written atomically."""
+"""Small JSON objects, written atomically, and read where every name in them may matter."""
 
 from __future__ import annotations
 
@@ -6,19 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gemscope.errors import CorruptFile
+from gemscope import checked
 from gemscope.features.files.aside import written_aside
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file. Raises CorruptFile for anything else."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError, OSError) as error:
-        raise CorruptFile(f"{path} is no JSON ({' '.join(str(error).split())}): fetch it again") from error
-    if not isinstance(value, dict):
-        raise CorruptFile(f"{path} holds a {type(value).__name__}, expected a JSON object")
-    return value
+    """The object in a file, whatever it holds. Raises NotFound, AccessError, CorruptFile."""
+    found: dict[str, Any] = checked.read_json(path, dict, remedy="fetch it again")
+    return found
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gemscope.errors import AccessError, CorruptFile, NotFound
+from gemscope.checked import Count, Numbered, Positive, read_json, shown
+from gemscope.errors import CorruptFile, NotFound
 
 FORMAT = 1
 """Of the folder as a whole; `schema.py` has a step of migration for each."""
 NAME = "manifest.json"
+_REMEDY = "describe makes an atlas anew"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +24,11 @@ class Part:
 
     name: str
     digest: str
-    rows: int
-    documents: int
-    counted: int
+    rows: Count
+    documents: Count
+    counted: Count
     """Tokens that figures are over."""
-    masked: Mapping[str, int]
+    masked: Mapping[str, Count]
     """Tokens that are in no figure, by reason: `special`, `first`, `sink`, `padding`."""
 
 
@@ -34,7 +36,7 @@ class Part:
 class Manifest:
     """What an atlas is of."""
 
-    format: int = FORMAT
+    format: Positive = FORMAT
     model: str
     """Hugging Face id: HuggingFaceTB/SmolLM2-135M-Instruct."""
     model_id: str
@@ -47,13 +49,13 @@ class Manifest:
     site: str
     site_out: str
     gate: str
-    d_sae: int
+    d_sae: Positive
     parts: tuple[Part, ...]
-    length: int
+    length: Positive
     """Tokens per row of the corpus."""
-    before: int
+    before: Count
     """Tokens shown in front of an example's own."""
-    after: int
+    after: Count
     """Tokens shown behind it."""
     bos: bool
     """Whether each row opens with a BOS that no document holds."""
@@ -96,47 +98,9 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / NAME
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        number = facts["format"]
-        if type(number) is not int or not 1 <= number <= FORMAT:
-            raise CorruptFile(f"{path} is of format {number!r}, this version reads up to {FORMAT}: update gemscope")
-        _check(Manifest, facts)
-        for part in facts["parts"]:
-            _check(Part, part)
-        if facts["length"] < 1:
-            raise ValueError(f"length is {facts['length']}, below 1")
-        return Manifest(**{**facts, "parts": tuple(Part(**part) for part in facts["parts"])})
-    except (FileNotFoundError, NotADirectoryError):
-        raise NotFound(f"no atlas in {folder}: it has no {NAME} (describe makes one)") from None
-    except CorruptFile:
-        raise
-    except OSError as error:
-        raise AccessError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise CorruptFile(f"{path} is not an atlas's manifest: {error}") from error
-
-
-_JSON: dict[str, type | tuple[type, ...]] = {
-    "int": int,
-    "str": str,
-    "bool": bool,
-    "str | None": (str, type(None)),
-    "tuple[Part, ...]": list,
-    "Mapping[str, Any]": dict,
-    "Mapping[str, str]": dict,
-    "Mapping[str, int]": dict,
-}
-
-
-def _check(kind: type[Manifest | Part], facts: Mapping[str, Any]) -> None:
-    """Raises ValueError, KeyError for a file that somebody has changed by hand, or that is another program's."""
-    for one in fields(kind):
-        if one.name not in facts and one.default_factory is MISSING and one.default is MISSING:
-            raise KeyError(f"{one.name} is missing")
-        value, wanted = facts.get(one.name), _JSON[str(one.type)]
-        if one.name in facts and (not isinstance(value, wanted) or (wanted is int and isinstance(value, bool))):
-            raise ValueError(f"{one.name} is {value!r}, not of type {one.type}")
-        if wanted is int and one.name in facts and facts[one.name] < 0:
-            raise ValueError(f"{one.name} is {value}, below 0")
-    if unknown := facts.keys() - {one.name for one in fields(kind)}:
-        raise ValueError(f"it says {min(unknown)!r}, which is not known")
+        number = read_json(path, Numbered, remedy=_REMEDY).format
+        if not 1 <= number <= FORMAT:
+            raise CorruptFile(f"{path} is of format {number}, this version reads up to {FORMAT}: update gemscope")
+        return read_json(path, Manifest, closed=True, remedy=_REMEDY)
+    except NotFound:
+        raise NotFound(f"no atlas in {shown(folder)}: it has no {NAME} (describe makes one)") from None

@@ -1,0 +1,370 @@
+"""What comes in from outside becomes the types that were declared for it here, or one line says why not: JSON and TOML
+of bounded size and depth, without NaN, Infinity or a name given twice. Nothing else in the package parses either.
+
+A type is declared once, as a dataclass with bounds, beside whoever owns it:
+
+    @dataclass(frozen=True, kw_only=True)
+    class Part:
+        name: str
+        rows: Count
+
+    read_json(path, Part)     # CorruptFile: PATH: field "rows" is a list, expected a whole number from 0
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta, inspect
+
+from gemscope.errors import AccessError, CorruptFile, NotFound
+
+T = TypeVar("T")
+
+LARGE = 64 << 20
+"""Bytes of a file that is parsed as a whole."""
+DEEP = 64
+"""Lists and objects within one another. Whoever walks a value later needs no more of the stack than that."""
+EXACT = 2**53
+"""Whole numbers up to here are the same in everybody's JSON."""
+
+Count = Annotated[int, Meta(ge=0, le=EXACT)]
+Positive = Annotated[int, Meta(ge=1, le=EXACT)]
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """What every file of ours begins with: the number of its format, to be looked at before all else."""
+
+    format: Count
+
+
+def read_json(path: Path, kind: type[T], *, closed: bool = False, remedy: str = "") -> T:
+    """The contents of a JSON file. `closed` refuses what the declaration does not name, as fits a file of our own;
+    others say more than we need. `remedy` is what to do about a damaged one.
+
+    Raises NotFound, AccessError, CorruptFile.
+    """
+    data = bytes_of(path, most=LARGE)
+    where, behind = shown(path), f"; {remedy}" if remedy else ""
+    try:
+        value = json_of(data, kind, where=where)
+        said = json.loads(data, object_pairs_hook=_once)
+    except _Twice as twice:
+        raise CorruptFile(f"{where} says {quoted(twice.args[0])} twice in one object{behind}") from None
+    except CorruptFile as error:
+        raise CorruptFile(f"{error}{behind}") from error
+    if closed and (unknown := _unknown(said, msgspec.to_builtins(value))):
+        raise CorruptFile(f"{where}: {_field(unknown)} is not known{behind}")
+    return value
+
+
+def json_of(data: bytes | str, kind: type[T], *, where: str) -> T:
+    """One JSON document, such as a line of a file; `where` names it in messages. Raises CorruptFile."""
+    try:
+        if isinstance(data, str):
+            data = data.encode()
+        data = data.removeprefix(b"\xef\xbb\xbf")  # some editors begin a file with this
+        value: T = _decoder(kind).decode(data)  # type: ignore[arg-type]
+    except msgspec.ValidationError as error:
+        raise CorruptFile(f"{where}: {_worded(error, kind, data)}") from error
+    except msgspec.DecodeError as error:
+        raise CorruptFile(f"{where} is no JSON: {_plainly(error)}") from error
+    except UnicodeError as error:
+        raise CorruptFile(f"{where} is no JSON: it is not text in UTF-8") from error
+    except RecursionError as error:
+        raise CorruptFile(f"{where} is nested deeper than {DEEP} levels") from error
+    if _is_deep(data):
+        raise CorruptFile(f"{where} is nested deeper than {DEEP} levels")
+    return value
+
+
+def read_toml(path: Path, kind: type[T]) -> T:
+    """The contents of a TOML file. Raises NotFound, AccessError, CorruptFile."""
+    return toml_of(bytes_of(path, most=LARGE), kind, where=shown(path))
+
+
+def toml_of(data: bytes | str, kind: type[T], *, where: str) -> T:
+    """One TOML document. Raises CorruptFile."""
+    try:
+        text = data if isinstance(data, str) else data.decode()
+        value = tomllib.loads(text)
+    except UnicodeError as error:
+        raise CorruptFile(f"{where} is no TOML: it is not text in UTF-8") from error
+    except ValueError as error:
+        raise CorruptFile(f"{where} is no TOML: {shown(error)}") from error
+    except RecursionError as error:
+        raise CorruptFile(f"{where} is nested deeper than {DEEP} levels") from error
+    return declared(value, kind, where=where)
+
+
+def declared(value: object, kind: type[T], *, where: str) -> T:
+    """The same for plain values that somebody else parsed. Raises CorruptFile."""
+    _require_plain(value, where, DEEP)
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise CorruptFile(f"{where}: {_worded(error, kind, value)}") from error
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def bytes_of(path: Path, *, most: int) -> bytes:
+    """A whole file of at most `most` bytes. Raises NotFound, AccessError, CorruptFile."""
+    size = size_of(path)
+    if size > most:
+        raise CorruptFile(f"{shown(path)} has {size:,} bytes, expected at most {most:,}")
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise AccessError(f"{shown(path)} cannot be read: {error.strerror or error}") from error
+    if len(data) > most:
+        raise CorruptFile(f"{shown(path)} grows while it is read, expected at most {most:,} bytes")
+    return data
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file that is one, and not a folder, a pipe or a device, whose reading might never end.
+
+    Raises NotFound, AccessError, CorruptFile.
+    """
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFound(f"no file {shown(path)}") from None
+    except PermissionError as error:
+        raise AccessError(f"{shown(path)} cannot be read: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # links in a circle, a name that is too long or holds a zero
+        raise NotFound(f"no file {shown(path)}: {getattr(error, 'strerror', None) or error}") from error
+    if not stat.S_ISREG(found.st_mode):
+        what = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, a socket or a device"
+        raise AccessError(f"{shown(path)} cannot be read: it is {what}, expected a file")
+    return found.st_size
+
+
+# --- words ----------------------------------------------------------------------------------------------------------
+
+
+def shown(text: object, length: int = 300) -> str:
+    """Anything as part of one line: what cannot be printed is spelt out, of what is too long the ends are left."""
+    whole = str(text)
+    if len(whole) > length:
+        whole = f"{whole[: length // 2]}…{whole[-length // 4 :]}"
+    if whole.isprintable():
+        return whole
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in whole)
+
+
+def quoted(value: object) -> str:
+    """What a file says, in a few words: a short value as it is, of anything else what kind of thing it is."""
+    match value:
+        case None | True | False:
+            return json.dumps(value)
+        case str():
+            return f'"{shown(value, 60)}"'
+        case float():
+            return f"{value:g}"
+        case int():
+            return str(value) if abs(value) <= 10**20 else "a number of many digits"
+        case list() | tuple():
+            return "a list" if value else "an empty list"
+        case dict():
+            return "an object" if value else "an empty object"
+    return f"a {type(value).__name__}"
+
+
+_PLACE = re.compile(r"(?P<what>.*?)(?: - at `(?P<key>key` in `)?\$?(?P<path>.*)`)?", re.DOTALL)
+_STEP = re.compile(r"\[\.\.\.\]|\[(?P<index>\d+)\]|\.(?P<name>[^.\[]+)")
+_MISSING = re.compile(r"Object missing required field `(?P<name>.*)`", re.DOTALL)
+
+
+def _worded(error: msgspec.ValidationError, kind: Any, given: object) -> str:
+    """msgspec's message in our words, with what is there and all that is expected there."""
+    found = _PLACE.fullmatch(str(error))
+    assert found is not None
+    path = found["path"] or ""
+    if missing := _MISSING.fullmatch(found["what"]):
+        name = missing["name"]
+        return f"{_field(f'{path}.{name}')} is missing"
+    value = _untyped(given) if isinstance(given, bytes) else given
+    node: inspect.Type | None = _node(kind)
+    exact = not found["key"]
+    for step in _STEP.finditer(path):
+        node = _within(node, step, value)
+        value, exact = _inside(value, step, exact)
+    place = "a name within " if found["key"] else "" if exact else "a value within "
+    where = f"{place}{_field(path)}" if path else "it"
+    if not found["what"].startswith(("Expected", "Invalid enum", "Number out of", "Integer value out of")):
+        return f"{where}: {shown(found['what'])}"  # said by a type of ours
+    expected = "text" if found["key"] else _described(node)
+    return f"{where} is {quoted(value)}, expected {expected}" if exact else f"{where} is not {expected}"
+
+
+def _field(path: str) -> str:
+    return f'field "{shown(path.removeprefix("."), 80)}"'
+
+
+def _untyped(data: bytes) -> object:
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        return None
+
+
+def _inside(value: Any, step: re.Match[str], exact: bool) -> tuple[Any, bool]:
+    try:
+        if step["name"] is not None:
+            return value[step["name"]], exact
+        if step["index"] is not None:
+            return value[int(step["index"])], exact
+    except (LookupError, TypeError):
+        pass
+    return None, False
+
+
+def _within(node: inspect.Type | None, step: re.Match[str], value: object) -> inspect.Type | None:
+    """What is declared one step further in."""
+    match node:
+        case inspect.UnionType():
+            fitting: tuple[type[inspect.Type], ...] = (inspect.CollectionType, inspect.TupleType)
+            if step["name"] or isinstance(value, dict):
+                fitting = (inspect.DataclassType, inspect.DictType)
+            one = next((one for one in node.types if isinstance(one, fitting)), None)
+            return None if one is None else _within(one, step, value)
+        case inspect.DataclassType():
+            return next((field.type for field in node.fields if field.encode_name == step["name"]), None)
+        case inspect.DictType():
+            return node.value_type
+        case inspect.TupleType():
+            return node.item_types[int(step["index"] or 0)]
+        case inspect.CollectionType():
+            return node.item_type
+    return None
+
+
+def _described(node: inspect.Type | None) -> str:
+    """What a declaration lets in, in words."""
+    match node:
+        case inspect.IntType():
+            return f"a whole number{_bounds(node)}"
+        case inspect.FloatType():
+            return f"a number{_bounds(node)}"
+        case inspect.StrType():
+            return "text" + (f" of at most {node.max_length} characters" if node.max_length else "")
+        case inspect.BoolType():
+            return "true or false"
+        case inspect.NoneType():
+            return "null"
+        case inspect.LiteralType():
+            return _either([quoted(value) for value in node.values])
+        case inspect.TupleType():
+            return f"a list of {len(node.item_types)}"
+        case inspect.CollectionType():
+            return "a list" + (f" of at most {node.max_length}" if node.max_length else "")
+        case inspect.DictType() | inspect.DataclassType():
+            return "an object"
+        case inspect.UnionType():
+            return _either([_described(one) for one in node.types])
+    return "something else"
+
+
+def _bounds(node: inspect.IntType | inspect.FloatType) -> str:
+    low, high = node.ge if node.gt is None else node.gt, node.le if node.lt is None else node.lt
+    words = "" if low is None else f" {'from' if node.gt is None else 'above'} {low:g}"
+    if high is None or abs(high) >= EXACT:
+        return words
+    return words + (f" to {high:,g}" if node.lt is None else f" and below {high:,g}")
+
+
+def _either(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _plainly(error: msgspec.DecodeError) -> str:
+    return shown(error).removeprefix("JSON is malformed: ").replace("Input data was truncated", "it ends in the middle")
+
+
+# --- parsing --------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
+
+
+@cache
+def _node(kind: Any) -> inspect.Type:
+    return inspect.type_info(kind)
+
+
+class _Twice(Exception):
+    """A name."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise _Twice(name)
+        found[name] = value
+    return found
+
+
+def _unknown(said: object, known: object) -> str:
+    """Where a document says what became of nothing; "" where it does not."""
+    if isinstance(said, dict) and isinstance(known, dict):
+        for name, value in said.items():
+            if name not in known:
+                return f".{name}"
+            if found := _unknown(value, known[name]):
+                return f".{name}{found}"
+    elif isinstance(said, list) and isinstance(known, list | tuple):
+        for place, (one, other) in enumerate(zip(said, known, strict=True)):
+            if found := _unknown(one, other):
+                return f"[{place}]{found}"
+    return ""
+
+
+_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_OTHERS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def _is_deep(data: bytes) -> bool:
+    """Of JSON that has been parsed: whether it is nested deeper than DEEP."""
+    if data.count(b"[") + data.count(b"{") <= DEEP:
+        return False
+    left = _TEXT.sub(b"", data).translate(None, _OTHERS)
+    for _ in range(DEEP):
+        left = left.replace(b"[]", b"").replace(b"{}", b"")
+        if not left:
+            return False
+    return True
+
+
+def _require_plain(value: object, where: str, levels: int) -> None:
+    """Of values that another parser let in, and JSON would not."""
+    if not levels:
+        raise CorruptFile(f"{where} is nested deeper than {DEEP} levels")
+    if isinstance(value, float) and not (-sys.float_info.max <= value <= sys.float_info.max):
+        raise CorruptFile(f"{where} holds {value:g}, expected numbers")
+    for one in _parts(value):
+        _require_plain(one, where, levels - 1)
+
+
+def _parts(value: object) -> Iterator[object]:
+    if isinstance(value, dict):
+        yield from value.values()
+    elif isinstance(value, list | tuple):
+        yield from value
