@@ -4,10 +4,8 @@ fast where the processor multiplies bfloat16 faster than float32.
 
 from __future__ import annotations
 
-import time
 import warnings
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
@@ -15,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gemscope.features.kernels import Packed, Rows
+from gemscope.features.kernels.measured import fastest
 from gemscope.features.kernels.rows import below, empty, offsets_of, stable_order
 from gemscope.shapes import Float, Int
 
@@ -198,24 +197,8 @@ class Plain:
 
 
 def load() -> Plain:
-    """Searching in bfloat16 where this machine multiplies it much faster than float32 (measured once)."""
-    return Plain(_fastest())
-
-
-@cache
-def _fastest() -> torch.dtype:
-    operands = {
-        dtype: (torch.ones(128, 1024, dtype=dtype), torch.ones(1024, 512, dtype=dtype))
-        for dtype in (torch.float32, torch.bfloat16)
-    }
-    took = dict.fromkeys(operands, float("inf"))
-    # In turns and often, each well below a millisecond: on a busy machine some of them still run undisturbed.
-    for _ in range(20):
-        for dtype, (a, b) in operands.items():
-            start = time.perf_counter()
-            a @ b
-            took[dtype] = min(took[dtype], time.perf_counter() - start)
-    return torch.bfloat16 if took[torch.bfloat16] < 0.7 * took[torch.float32] else torch.float32
+    """Searching in bfloat16 where this machine multiplies it much faster than float32."""
+    return Plain(fastest())
 
 
 def _rounding(d: int) -> float:
