@@ -111,7 +111,7 @@ def test_raw_weights_stay_on_the_disk_until_another_dtype_is_wanted(tmp_path):
     stored = load_sae(folder)
     assert stored.W_enc.data_ptr() % 64  # where the zip put it, not where an allocator would
     half = load_sae(folder, dtype=torch.bfloat16)
-    assert half.W_enc.dtype == half.threshold.dtype == torch.bfloat16
+    assert (half.W_enc.dtype, half.threshold.dtype) == (torch.bfloat16, torch.float32)
     double = {name: array.astype(np.float64) for name, array in params().items()}
     assert load_sae(gemma_scope_1(tmp_path / "double", double)).W_enc.dtype == torch.float32
     assert load_sae(tmp_path / "double", dtype=None).W_enc.dtype == torch.float64
@@ -234,7 +234,7 @@ def test_one_nan_among_many_is_found_wherever_it_is(tmp_path):
 
 
 def test_weights_too_large_for_the_dtype_asked_for_say_so(tmp_path):
-    arrays = params() | {"b_dec": np.full(D_IN, 1e6, np.float32)}
+    arrays = params() | {"W_dec": np.full((D_SAE, D_IN), 1e6, np.float32)}
     folder = gemma_scope_1(tmp_path / "sae", arrays)
     load_sae(folder)
     with pytest.raises(NotFinite, match=r"does not fit torch\.float16"):

@@ -59,7 +59,8 @@ def load_sae(
 
     `site` says where the SAE reads when its file does not, or says it in a way that is not known here. `revision` is
     a branch, tag or commit of the repository; `token` and `cache_dir` are as in huggingface_hub; `offline=None`
-    follows HF_HUB_OFFLINE. `dtype=None` keeps what the file has.
+    follows HF_HUB_OFFLINE. `dtype` is what the matrices are kept in (None: what the file has); biases, thresholds and
+    what is folded into weights are never rounded below float32 but for a narrower `dtype` asked for.
 
     Raises SAENotFound (naming the nearest addresses that exist), GatedRepository, HubUnreachable, CorruptFile,
     UnsafeFile (a pickle), FileError (a kind that is not read here), NotFinite, StorageFull.

@@ -15,6 +15,7 @@ from torch import Tensor
 from gemscope.activations.site import Site
 from gemscope.errors import CorruptFile, NotFinite
 from gemscope.features.catalog import Entry
+from gemscope.features.files.tensors import dtype_for
 from gemscope.features.mapped import Mapped
 from gemscope.features.sae import SAE, Gate, SAEInfo
 
@@ -122,12 +123,12 @@ def _sizes(contents: Contents) -> tuple[int, int, int]:
 
 
 def _finite(tensor: Tensor, dtype: torch.dtype | None, name: str, source: str) -> Tensor:
-    """The tensor in `dtype`, when it holds neither NaN nor Inf."""
+    """The tensor as it is kept when `dtype` is asked for, when it holds neither NaN nor Inf."""
     if not _is_finite(tensor):
         raise NotFinite(f"{source}: {name} holds NaN or Inf: the file is damaged or comes of a run that failed")
-    cast = tensor if dtype is None else tensor.to(dtype)
-    if dtype is not None and dtype.itemsize < tensor.dtype.itemsize and not _is_finite(cast):
-        raise NotFinite(f"{source}: {name} does not fit {dtype}, its values are too large: load it as float32")
+    cast = tensor.to(dtype_for(tensor, dtype))
+    if cast.dtype.itemsize < tensor.dtype.itemsize and not _is_finite(cast):
+        raise NotFinite(f"{source}: {name} does not fit {cast.dtype}, its values are too large: load it as float32")
     return cast
 
 

@@ -19,7 +19,14 @@ from gemscope.errors import CorruptFile, FileError, InputError
 from gemscope.features.files.contents import Contents, Folder
 from gemscope.features.files.hook_names import has_norm_behind_mlp, hook_of, module_of, site_of_hook, site_of_module
 from gemscope.features.files.json_file import read_json, write_json
-from gemscope.features.files.tensors import DTYPES, Stream, read_safetensors, stream_of, write_safetensors
+from gemscope.features.files.tensors import (
+    DTYPES,
+    Stream,
+    dtype_for,
+    read_safetensors,
+    stream_of,
+    write_safetensors,
+)
 from gemscope.features.sae import SAE, Gate, SAEInfo
 
 CONFIG = "cfg.json"
@@ -204,16 +211,19 @@ def _input_scale(config: dict[str, Any], folder: Folder, source: str) -> float:
 
 
 def _folded(stored: Mapping[str, Tensor], config: dict[str, Any], scale: float, source: str) -> dict[str, Tensor]:
-    """The weights of an SAE that does the same on plain activations. In float64 where something is folded."""
+    """The weights of an SAE that does the same on plain activations. What is folded is computed in float64 and kept in
+    float32 or better, whatever the file is in; the rest stays mapped from it.
+    """
     tensors = dict(stored)
     _drop_scaling_factor(tensors, source)
     _complete(tensors, config["architecture"], source)
     if config["architecture"] == "gated":
         _fold_gate(tensors)
     if "log_threshold" in tensors:
-        tensors["threshold"] = tensors.pop("log_threshold").exp()
+        stored_log = tensors.pop("log_threshold")
+        tensors["threshold"] = _rounded(stored_log.double().exp(), stored_log)
     if "topk_threshold" in tensors:
-        tensors["threshold"] = torch.full_like(tensors["b_enc"], float(tensors.pop("topk_threshold")))
+        tensors["threshold"] = tensors.pop("topk_threshold").reshape(1).expand(tensors["W_enc"].shape[1]).contiguous()
     if config["apply_b_dec_to_input"]:
         _fold_input_bias(tensors, source)
     if scale != 1.0:
@@ -273,7 +283,7 @@ def _fold_gate(tensors: dict[str, Tensor]) -> None:
     b_gate, b_mag = tensors.pop("b_gate"), tensors.pop("b_mag")
     tensors["W_enc"] = _times(tensors["W_enc"], grown)
     tensors["b_enc"] = b_mag
-    tensors["threshold"] = (b_mag.double() - b_gate.double() * grown).to(b_mag.dtype)
+    tensors["threshold"] = _rounded(b_mag.double() - b_gate.double() * grown, b_mag)
 
 
 def _fold_input_bias(tensors: dict[str, Tensor], source: str) -> None:
@@ -288,12 +298,19 @@ def _fold_input_bias(tensors: dict[str, Tensor], source: str) -> None:
         torch.split(W_enc, 256), torch.split(b_dec, 256), strict=True
     ):  # a copy in float64 of a piece, not of all
         shift += bias.double() @ rows.double()
-    tensors["b_enc"] = (tensors["b_enc"].double() - shift).to(tensors["b_enc"].dtype)
+    tensors["b_enc"] = _rounded(tensors["b_enc"].double() - shift, tensors["b_enc"])
 
 
 def _times(tensor: Tensor, factor: float | Tensor) -> Tensor:
     """The product, rounded once."""
-    return (tensor.double() * factor).to(tensor.dtype)
+    return _rounded(tensor.double() * factor, tensor)
+
+
+def _rounded(exact: Tensor, stored: Tensor) -> Tensor:
+    """What came of a stored tensor, in its format or in float32: half precision would move features across their
+    threshold.
+    """
+    return exact.to(torch.promote_types(stored.dtype, torch.float32))
 
 
 def _number(config: dict[str, Any], key: str, source: str) -> float:
@@ -334,7 +351,7 @@ def save_sae(sae: SAE, folder: str | Path, *, dtype: torch.dtype | None = None) 
         state["W_enc"] = _times(state["W_enc"], 1 / scale)
         state["W_dec"] = _times(state["W_dec"], scale)
         state["b_dec"] = _times(state["b_dec"], scale)
-    streams = {name: stream_of(weight, _stored_dtype(weight, dtype)) for name, weight in state.items()}
+    streams = {name: stream_of(weight, dtype_for(weight, dtype)) for name, weight in state.items()}
     return write_pair(folder, _config(sae, {stream.dtype for stream in streams.values()}), streams)
 
 
@@ -358,12 +375,6 @@ def write_pair(folder: Path, config: dict[str, Any], streams: Mapping[str, Strea
         if is_new and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
     return folder
-
-
-def _stored_dtype(weight: Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    if weight.ndim == 2:
-        return dtype or weight.dtype
-    return weight.dtype if weight.dtype.itemsize >= 4 else torch.float32
 
 
 def _config(sae: SAE, dtypes: set[torch.dtype]) -> dict[str, Any]:

@@ -20,6 +20,14 @@ DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torc
 """What weights come in, and what safetensors calls it."""
 
 
+def dtype_for(weight: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """What a weight is kept in when `dtype` is asked for (None: what it has). Biases and thresholds, which decide when
+    a feature is active, are never rounded below float32.
+    """
+    dtype = dtype or weight.dtype
+    return dtype if weight.ndim == 2 else torch.promote_types(dtype, torch.float32)
+
+
 @dataclass(frozen=True)
 class Stream:
     """A tensor on its way into a file: what it will be, and its bytes in row-major order, piece by piece."""
