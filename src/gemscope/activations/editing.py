@@ -7,9 +7,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
-from typing import Literal
+from typing import Any, Literal
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +19,10 @@ from torch import Tensor, nn
 from gemscope.activations import site as places
 from gemscope.activations.capture import sink_limits
 from gemscope.activations.hooks import reading, replacing
+from gemscope.activations.passes import Pass
 from gemscope.activations.site import Point, Site
 from gemscope.errors import InputError, Mismatch, NotFinite
-from gemscope.shapes import Bool, Float, Int
+from gemscope.shapes import Bool, Float
 
 Positions = Literal["all", "prompt", "generated"] | tuple[int, ...] | Bool[Tensor, "B T"]
 """Tokens of a row: all of them, those of the prompt or those generated after it; single ones by their place in the row,
@@ -85,6 +88,15 @@ class Edit:
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class _Left:
+    """The cache that a pass left, how many tokens it holds, and of how many rows."""
+
+    cache: ReferenceType[Any]
+    tokens: int
+    rows: int
+
+
 class Session:
     """What is known of the running pass while edits are in force: its tokens, and which of them count where."""
 
@@ -96,28 +108,44 @@ class Session:
         self._limits: dict[Point, Tensor] = {}
         self._counted: dict[Point, Tensor] = {}
         self._ids: Tensor | None = None
+        self._left: _Left | None = None
 
-    def begin(self, ids: Int[Tensor, "B T"] | None, mask: Tensor | None, past: int) -> None:
-        """A pass begins, over T tokens behind `past` cached ones. `mask` [B, past + T] is 0 on padding."""
+    def begin(self, this: Pass) -> None:
+        """A pass begins. Raises InputError where it does not say which of its tokens are padding."""
+        ids, past = this.ids, this.past
         if ids is None:
             raise InputError("edits need token ids, this pass was given embeddings: call the model with input_ids")
-        rows, length = ids.shape
-        padded = mask is not None and mask.ndim == 2 and mask.shape[1] == past + length
-        whole = mask.bool() if mask is not None and padded else ids.new_ones(rows, past + length, dtype=torch.bool)
-        if past == 0 or self._columns is None or self.prompt is not None:
-            self._columns = self.prompt if self.prompt is not None else past or length
-        if past == 0:
+        (rows, length), device = ids.shape, ids.device
+        whole = _whole(this.mask, rows, past + length).to(device)
+        follows = past > 0 and self._follows(this.cache, past, rows)
+        told = self.prompt if self.prompt is not None else this.prompt
+        if told is None and past == 0:
+            told = length
+        elif told is None and follows and length == 1:
+            told = self._columns
+        if not follows:
             self._limits.clear()
-        self.prompt = None
+        self.prompt, self._columns = None, told
         self._counted.clear()
-        self._ids = ids
-        self._past = past
-        self._real = whole[:, past:]
+        self._ids, self._past, self._real = ids, past, whole[:, past:]
         self._position = whole.cumsum(-1)[:, past:] - 1
-        self._generated = torch.arange(past, past + length, device=ids.device) >= self._columns
-        self._ends = whole[:, : self._columns].sum(-1)
-        special = torch.isin(ids, self._special.to(ids.device))
+        column = torch.arange(past, past + length, device=device)
+        self._generated = torch.zeros_like(column, dtype=torch.bool) if told is None else column >= told
+        self._ends = whole[:, :told].sum(-1)
+        special = torch.isin(ids, self._special.to(device))
         self._content = self._real & ~special & (self._position > 0)
+
+    def end(self, cache: Any) -> None:
+        """A pass has ended, and left a cache or None."""
+        if self._ids is not None:
+            rows, length = self._ids.shape
+            self._left = None if cache is None else _Left(ref(cache), self._past + length, rows)
+        self._ids = None
+
+    def _follows(self, cache: Any, past: int, rows: int) -> bool:
+        """Whether a pass goes on behind what the last one left, or behind a beginning of that."""
+        left = self._left
+        return left is not None and left.cache() is cache and past <= left.tokens and rows == left.rows
 
     def changed(
         self,
@@ -178,6 +206,11 @@ class Session:
         return at[:, self._past :]
 
     def _chosen(self, at: str | tuple[int, ...]) -> Tensor:
+        if self._columns is None and (at in ("prompt", "generated") or (isinstance(at, tuple) and min(at) < 0)):
+            raise InputError(
+                f"at={at!r} behind a cache that was filled elsewhere or in pieces, so nothing says where the prompt "
+                "ends: call model.hf.generate, or use at='all', positions from the beginning, or a mask"
+            )
         if isinstance(at, str):
             return {"all": self._real, "prompt": ~self._generated, "generated": self._generated}[at]
         wanted = torch.tensor(at, dtype=torch.int64, device=self._position.device)
@@ -194,6 +227,18 @@ class Session:
                 self._limits[point] = sink_limits(norms, content & ~self._generated.to(norms.device))
             self._counted[point] = content & ~(norms > self._limits[point])
         return self._counted[point]
+
+
+def _whole(mask: Any, rows: int, columns: int) -> Bool[Tensor, "B S"]:
+    """Which of the tokens so far are real, as a pass is told. Raises InputError for a mask that does not say it."""
+    if mask is None:
+        return torch.ones(rows, columns, dtype=torch.bool)
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[0] != rows or mask.shape[1] < columns:
+        what = f"of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"as a {type(mask).__name__}"
+        raise InputError(
+            f"attention_mask {what} given: edits need it as [{rows}, {columns}] (rows, tokens so far), 0 on padding"
+        )
+    return mask[:, :columns].bool()
 
 
 @contextmanager

@@ -55,24 +55,23 @@ def replacing(model: nn.Module, edits: Mapping[Point, Callable[[Tensor], Tensor 
 
 
 @contextmanager
-def announced(model: nn.Module, tell: Callable[[Tensor | None, Tensor | None, int], None]) -> Iterator[None]:
-    """While the block runs, `tell` learns of every pass before it begins: its token ids [B, T] (None where it is given
-    embeddings), its attention mask, and how many tokens a cache holds in front of them.
+def around(
+    module: nn.Module,
+    before: Callable[[tuple[Any, ...], dict[str, Any]], None],
+    after: Callable[[dict[str, Any], Any], None],
+) -> Iterator[None]:
+    """While the block runs, each call of the module is told to `before` (positional arguments, named ones) and `after`
+    (named ones, what it returned: None where it raised).
     """
-
-    def on_pass(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        cache = kwargs.get("past_key_values")
-        tell(
-            args[0] if args else kwargs.get("input_ids"),
-            kwargs.get("attention_mask"),
-            0 if cache is None else int(cache.get_seq_length()),
-        )
-
-    handle = model.register_forward_pre_hook(on_pass, with_kwargs=True)
+    handles = [
+        module.register_forward_pre_hook(lambda _, args, kwargs: before(args, kwargs), with_kwargs=True),
+        module.register_forward_hook(lambda _, __, kwargs, out: after(kwargs, out), with_kwargs=True, always_call=True),
+    ]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

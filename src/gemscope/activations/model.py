@@ -20,7 +20,8 @@ from gemscope.activations import site as places
 from gemscope.activations.capture import Activations, Captured, sinks
 from gemscope.activations.editing import Edit, Session, in_force
 from gemscope.activations.generation import Dice, Step, continued
-from gemscope.activations.hooks import Enough, announced, grasping, reading, watching
+from gemscope.activations.hooks import Enough, grasping, reading, watching
+from gemscope.activations.passes import announced
 from gemscope.activations.site import Site
 from gemscope.errors import EmptyText, InputError, TextTooLong, TokenOutOfRange
 from gemscope.shapes import Float
@@ -325,7 +326,7 @@ class LanguageModel:
             if self._session is None:
                 self._session = Session(sorted(self.special_ids))
                 stack.callback(self._forget)
-                stack.enter_context(announced(self.hf, self._session.begin))
+                stack.enter_context(announced(self.hf, self._session.begin, self._session.end))
             stack.enter_context(in_force(self.hf, self._session, edits, rows))
             yield self
 
