@@ -520,14 +520,55 @@ def test_when_too_many_wait_the_next_is_turned_away_from_a_stream_too(folder: Pa
 
 # --- who may ask ------------------------------------------------------------------------------------------------------
 
+QUERY = urlencode(ASKED, doseq=True)
 COSTLY = (
-    f"{STEER}/stream?{urlencode(ASKED, doseq=True)}",
+    f"{STEER}/stream?{QUERY}",
     f"{STEER}/units.json?feature=5",
-    f"{AT}/attribute?text=the+cat",
+    f"{STEER}.json?run=true&{QUERY}",
     f"{AT}/attribute.json?text=the+cat",
-    f"{AT}/5/output-score",
-    f"{STEER}.json?run=true&{urlencode(ASKED, doseq=True)}",
+    f"{AT}/prompt.json?text=the+cat",
+    f"{AT}/search.json?kind=text&text=the+cat",
+    f"{AT}/5/output-score.json",
 )
+"""Data that takes work."""
+COSTLY_PAGES = {
+    f"{STEER}?run=true&{QUERY}": "Press Generate",
+    f"{AT}/attribute?text=the+cat&position=1&target=a": "Press Explain",
+    f"{AT}/prompt?text=the+cat&pin=5": "Press Look",
+    f"{AT}/search?kind=text&text=the+cat": "Press Search",
+    f"{AT}/5/output-score": "Measure it",
+    f"{AT}/5?embed=true&defaulttesttext=the+cat": ">the cat</textarea>",
+    f"{AT}/5?embed=true&embedtestfield=false&defaulttesttext=the+cat": ">the cat</p>",
+    f"{AT}/5?defaulttesttext=the+cat": ">the cat</textarea>",
+}
+"""Pages that show what their address carries, and do it when their reader says so."""
+BROWSER = {"user-agent": "Mozilla/5.0 (X11; Linux x86_64)"}
+OURS = {"sec-fetch-site": "same-origin", "sec-fetch-mode": "cors", "referer": f"{BASE}{STEER}"}
+
+
+@pytest.fixture
+def idle(live: TestClient) -> Iterator[TestClient]:
+    """The same, and nobody may be given work."""
+    with pytest.MonkeyPatch.context() as patch:
+        worker = live.app.state.worker  # type: ignore[attr-defined]
+        patch.setattr(worker, "submit", lambda *_, **__: pytest.fail("the model was asked"))
+        live.app.state.shelf.get("tiny-model", "1-res-tiny").scores.clear()  # type: ignore[attr-defined]
+        yield live
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"sec-fetch-site": "cross-site", "sec-fetch-mode": "cors", "sec-fetch-dest": "empty"},
+        {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"},
+        {"sec-fetch-site": "same-site", "sec-fetch-mode": "no-cors", "sec-fetch-dest": "script"},
+    ],
+)
+def test_what_other_sites_pages_fetch_is_refused(idle: TestClient, headers: dict[str, str]) -> None:
+    for path in (*COSTLY, *COSTLY_PAGES):
+        assert idle.get(path, headers=headers).status_code == 403, path
+    for path, body in (("/api/steer", BODY), (f"{STEER}.json", ASKED)):
+        assert idle.post(path, json=body, headers=headers).status_code == 403
 
 
 @pytest.mark.parametrize(
@@ -536,46 +577,62 @@ COSTLY = (
         LINKED,
         {**LINKED, "sec-fetch-dest": "iframe"},
         {**LINKED, "sec-fetch-site": "same-site"},
-        {"sec-fetch-site": "cross-site", "sec-fetch-mode": "cors", "sec-fetch-dest": "empty"},
-        {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"},
+        {**LINKED, "sec-fetch-site": "none"},  # typed, a bookmark, a link in a letter
+        {**OURS, "sec-purpose": "prefetch;prerender"},
         {"origin": "http://evil.example"},
         {"origin": "null"},
         {"referer": "http://evil.example/page"},
         {"referer": "http://127.0.0.1:9999/page"},
+        BROWSER,  # that does not say where it comes from
     ],
 )
-def test_other_sites_pages_cannot_set_the_model_to_work(live: TestClient, headers: dict[str, str]) -> None:
-    (source,) = live.app.state.shelf  # type: ignore[attr-defined]
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("steer", "units", "attribute", "output_score", "pair"):
-            patch.setattr(source.live, name, lambda *_, **__: pytest.fail("the model was asked"))
-        for path in COSTLY:
-            answer = live.get(path, headers=headers)
-            if path.startswith(f"{STEER}.json") and answer.status_code == 200:
-                assert answer.json()["runs"] is None
-                continue
-            assert answer.status_code == 403, path
-        page = live.get(f"{STEER}?run=true&{urlencode(ASKED, doseq=True)}", headers=headers)
-        assert page.status_code == 403 or "Press Generate" in page.text
-        if "sec-fetch-site" in headers or "origin" in headers:
-            for path, body in (("/api/steer", BODY), (f"{STEER}.json", ASKED)):
-                assert live.post(path, json=body, headers=headers).status_code == 403
+def test_an_address_alone_sets_no_model_to_work(idle: TestClient, headers: dict[str, str]) -> None:
+    for path in COSTLY:
+        answer = idle.get(path, headers={**headers, "accept": "application/json"})
+        assert answer.status_code == 403, path
+        assert "press the button" in answer.json()["error"]
+    for path, shown in COSTLY_PAGES.items():
+        answer = idle.get(path, headers=headers)
+        assert answer.status_code == 200, path
+        assert shown in answer.text, path
 
 
-def test_our_own_pages_and_programs_can(live: TestClient) -> None:
-    for headers in (
-        {},
-        {
-            "sec-fetch-site": "same-origin",
-            "sec-fetch-mode": "cors",
-            "sec-fetch-dest": "empty",
-            "referer": f"{BASE}{STEER}",
-        },
-        {"sec-fetch-site": "none", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"},
-        {"origin": BASE},
-    ):
-        for path in COSTLY:
-            assert live.get(path, headers=headers).status_code == 200, (path, headers)
+def test_what_an_address_carries_is_filled_in(idle: TestClient) -> None:
+    def field(path: str, name: str, headers: dict[str, str]) -> list[str]:
+        return re.findall(rf'name="{name}" value="([^"]*)"', idle.get(path, headers=headers).text)
+
+    assert field(f"{AT}/prompt?text=the+cat&pin=5", "pin", LINKED) == ["5"]
+    causes = f"{AT}/attribute?text=the+cat&position=1&target=a&k=3"
+    assert [field(causes, name, LINKED) for name in ("position", "target", "k")] == [["1"], ["a"], ["3"]]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},  # a program
+        OURS,
+        {**OURS, "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"},
+        {**BROWSER, "referer": f"{BASE}{STEER}"},  # a browser over plain HTTP
+        {**BROWSER, "origin": BASE},
+    ],
+)
+def test_our_own_pages_and_programs_can(live: TestClient, headers: dict[str, str]) -> None:
+    for path in (*COSTLY, *COSTLY_PAGES):
+        assert live.get(path, headers=headers).status_code == 200, path
+    assert live.get(COSTLY[2], headers={**headers, "accept": "application/json"}).json()["runs"]
+    assert "<table" in live.get(f"{AT}/prompt?text=the+cat", headers=headers).text
+
+
+def test_a_form_in_a_frame_that_no_script_takes_over_leads_to_a_page_of_ours_and_writes_nothing(
+    live: TestClient,
+) -> None:
+    frame = live.get(f"{AT}/5?embed=true&defaulttesttext=the+cat").text
+    forms = re.findall(r"<form[^>]*>", frame)
+    assert len(forms) == 2
+    assert all('target="_blank"' in form and "action=" in form for form in forms)
+    assert 'name="run"' not in frame
+    assert 'name="run"' in live.get(f"{AT}/5").text
+    assert ">the cat</textarea>" in live.get(f"{AT}/5?text=the+cat").text
 
 
 def test_only_who_calls_the_server_by_its_name_and_brings_its_token_gets_a_text(folder: Path) -> None:
@@ -761,7 +818,8 @@ def test_the_output_score_is_the_library_s_and_is_measured_once(live: TestClient
     assert "<html" not in part
     assert "Output score" in part
     assert "12" in live.get(f"{AT}/12/output-score").text
-    assert f'hx-get="{AT}/12/output-score"' in live.get(f"{AT}/12").text
+    assert "Output score" in live.get(f"{AT}/12").text  # known by now
+    assert f'hx-get="{AT}/9/output-score"' in live.get(f"{AT}/9").text
 
 
 def test_a_feature_that_never_fired_has_no_output_score(live: TestClient) -> None:

@@ -121,10 +121,25 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(bundled: Path, planted: Path) -> Iterator[str]:
+def serving(bundled: Path, planted: Path) -> Iterator[Any]:
     """Both, with the bundled one's model."""
     with gs.serve(bundled, planted, block=False, port=0) as server:
-        yield server.url
+        yield server
+
+
+@pytest.fixture
+def jobs(serving: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """All that the model is given to do meanwhile."""
+    worker, given = serving.app.state.worker, []
+    submit = worker.submit
+    monkeypatch.setattr(worker, "submit", lambda work, **how: given.append(work) or submit(work, **how))
+    return given
+
+
+@pytest.fixture(scope="module")
+def served(serving: Any) -> str:
+    """Where they are."""
+    return str(serving.url)
 
 
 @pytest.fixture
@@ -549,7 +564,7 @@ def test_what_cannot_be_written_is_said_on_the_panel(watched: tuple[Page, Watch]
 
 def test_the_causes_of_a_prediction_are_shown_beside_their_measured_effects(page: Page) -> None:
     page.goto(f"{AT}/prompt?text={quote('In the evening we sat by the fire, all of us: my father, my mother and my')}")
-    page.locator("table.look").wait_for(timeout=LIVE)
+    _look(page)
     page.locator("table.look th a").last.click()
     causes = page.locator("section.causes")
     causes.wait_for(timeout=LIVE)
@@ -572,9 +587,9 @@ def test_the_causes_of_a_prediction_are_shown_beside_their_measured_effects(page
     page.wait_for_selector("article.feature")
 
 
-def test_the_output_score_is_measured_when_it_comes_into_view(page: Page) -> None:
+def test_the_output_score_is_measured_when_it_is_asked_for(page: Page) -> None:
     page.goto(f"{AT}/{GREETINGS}")
-    page.locator(".effect").scroll_into_view_if_needed()
+    page.click(".effect button")
     page.locator(".effect", has_text="Output score").wait_for(timeout=LIVE)
     assert page.locator(".effect tbody tr").count() == 2  # tokens of its examples, and promoted ones
 
@@ -692,9 +707,10 @@ def test_a_frame_on_another_site_shows_the_parts_that_its_address_asks_for(
         with reading(chromium, served, base) as (page, _):
             page.goto(f"{base}/host.html")
             frame = page.frame_locator("iframe")
-            frame.locator(".test mark").first.wait_for(
-                timeout=LIVE
-            )  # the text was tried at once, from inside the frame
+            assert frame.locator(".test textarea").input_value() == "My sister and I."
+            _vouched(frame)
+            frame.locator(".test button").click()
+            frame.locator(".test mark").first.wait_for(timeout=LIVE)
             assert "sister" in shown(frame.locator(".test mark.p"))
             assert frame.locator("header.top, footer, [data-part=plots], .column.last").count() == 0
             assert frame.locator("[data-part=activations] li").count() > 5
@@ -702,6 +718,89 @@ def test_a_frame_on_another_site_shows_the_parts_that_its_address_asks_for(
             frame.locator("[data-part=activations] mark.p[tabindex]").first.hover()
             assert frame.locator("#token-tip").is_visible()
             shot(page, f"framed-{where}-light-desk", whole=False)
+
+
+CARRIED = (
+    f"{SISTER}?embed=true&defaulttesttext=A+sister",
+    f"{SISTER}?embed=true&embedtestfield=false&defaulttesttext=A+sister",
+    f"{SISTER}?defaulttesttext=A+sister",
+    "prompt?text=A+sister&pin=22",
+    "search?kind=text&text=A+sister",
+    "attribute?text=A+sister+of",
+    f"{SISTER}/output-score",
+    f"steer?feature={SISTER}&prompt=A+sister&tokens=4&run=true",
+    f"steer.json?feature={SISTER}&prompt=A+sister&tokens=4&run=true",
+    f"steer/stream?feature={SISTER}&prompt=A+sister&tokens=4",
+    f"steer/units.json?feature={SISTER}",
+)
+"""Addresses that carry work."""
+
+
+def test_no_foreign_page_sets_the_model_to_work_by_frames_links_or_windows(
+    chromium: Browser, served: str, tmp_path: Path, jobs: list[Any]
+) -> None:
+    urls = [f"{served}{AT}/{one}" for one in CARRIED]
+    (tmp_path / "host.html").write_text(
+        HOST
+        + "".join(f'<iframe width="600" height="3000" src="{url}"></iframe><a href="{url}">go</a>' for url in urls)
+        + "".join(f'<link rel="prefetch" href="{url}"><img alt="" src="{url}">' for url in urls)
+    )
+    with files_served(tmp_path, "localhost") as host, reading(chromium, served, host) as (page, watch):
+        watch.expected = ["frame-ancestors", "chrome-error", "403", "X-Frame-Options", "ERR_BLOCKED"]
+        page.goto(f"{host}/host.html")
+        page.frame_locator("iframe >> nth=0").locator("steer-panel").wait_for()
+        page.frame_locator("iframe >> nth=1").locator(".test button").wait_for()
+        page.wait_for_load_state("networkidle")
+        page.mouse.wheel(0, 20_000)
+        page.wait_for_load_state("networkidle")
+        for place in range(len(CARRIED)):
+            page.goto(f"{host}/host.html")
+            page.locator("a").nth(place).click()
+            page.wait_for_load_state("networkidle")
+        with page.expect_popup() as opened:
+            page.goto(f"{host}/host.html")
+            page.evaluate("url => { window.open(url) }", urls[2])
+        opened.value.wait_for_load_state("networkidle")
+        opened.value.locator("section.examples").scroll_into_view_if_needed()
+        assert jobs == []
+
+
+def test_a_press_in_a_frame_counts_where_the_frame_can_be_seen(
+    chromium: Browser, served: str, tmp_path: Path, jobs: list[Any]
+) -> None:
+    url = f"{served}{AT}/{SISTER}?embed=true&defaulttesttext=A+sister"
+    bait = "<style>iframe { position: absolute; left: 0; top: 0 }</style><button>Win a prize</button>"
+    (tmp_path / "host.html").write_text(
+        f'{HOST}{bait}<iframe width="700" height="900" style="opacity: 0.01" src="{url}"></iframe>'
+    )
+    with files_served(tmp_path, "localhost") as host, reading(chromium, served, host) as (page, _):
+        page.goto(f"{host}/host.html")
+        frame = page.frame_locator("iframe")
+        for button, filled in ((".test button", ".test textarea"), ("steer-panel button.main", "[name=prompt]")):
+            _vouched(frame, sound=False)
+            with page.context.expect_page() as opened:
+                frame.locator(button).click()
+            carried = frame.locator(filled).input_value()
+            opened.value.wait_for_selector("main")
+            assert opened.value.locator(filled).input_value() == carried  # there it can be pressed in plain sight
+            assert opened.value.url.startswith(f"{served}{AT}/")
+            opened.value.close()
+        assert jobs == []
+        page.evaluate("document.querySelector('iframe').style.opacity = 1")
+        _vouched(frame)
+        frame.locator(".test button").click()
+        frame.locator(".test mark").first.wait_for(timeout=LIVE)
+        assert len(jobs) == 1
+
+
+def _vouched(frame: Any, *, sound: bool = True) -> None:
+    """Waits for the browser to have said whether the frame can be seen. Our script asks it in the same way."""
+    frame.locator("body").evaluate(
+        """(body, sound) => new Promise(done => new IntersectionObserver(
+            (found, watch) => found.some(one => one.isVisible === sound) && (watch.disconnect(), setTimeout(done, 150)),
+            {trackVisibility: true, delay: 100}).observe(body.querySelector(".test button")))""",
+        sound,
+    )
 
 
 def test_a_page_that_is_not_meant_for_frames_is_not_shown_in_one(
@@ -733,7 +832,13 @@ def test_a_feature_shows_itself_in_a_notebook(chromium: Browser, tmp_path: Path,
 # --- every page, light and dark, on a desk and on a phone -------------------------------------------------------------
 
 
+def _look(page: Page) -> None:
+    page.click("button:has-text('Look')")
+    page.wait_for_selector("table.look", timeout=LIVE)
+
+
 def _pinned(page: Page) -> None:
+    _look(page)
     page.wait_for_selector(".pinned mark", timeout=LIVE)
 
 
@@ -743,14 +848,26 @@ def _written(page: Page) -> None:
 
 
 def _explained(page: Page) -> None:
+    _look(page)
     page.locator("table.look th a").last.click()
     page.wait_for_selector("section.causes", timeout=LIVE)
 
 
-def _tried(page: Page) -> None:
-    page.fill(".test textarea", "Her sister is here.")
+def _searched(page: Page) -> None:
+    page.click("form.search button")
+    page.wait_for_selector(".looks li", timeout=LIVE)
+
+
+def _tested(page: Page) -> None:
     page.click(".test button")
     page.wait_for_selector(".test mark", timeout=LIVE)
+
+
+def _tried(page: Page) -> None:
+    page.fill(".test textarea", "Her sister is here.")
+    _tested(page)
+    page.click(".effect button")
+    page.wait_for_selector(".effect table", timeout=LIVE)
     page.fill("[name=tokens]", "10")
     _written(page)
 
@@ -767,10 +884,9 @@ PAGES: dict[str, tuple[str, Callable[[Page], object]]] = {
     "search": (f"{AT}/search", lambda page: None),
     "search-label": (f"{PLANTED}/search?text=words", lambda page: page.wait_for_selector(".found li")),
     "search-token": (f"{AT}/search?kind=token&text=water", lambda page: page.wait_for_selector(".hits")),
-    "search-text": (
-        f"{AT}/search?kind=text&text={PROMPT}",
-        lambda page: page.wait_for_selector(".looks li", timeout=LIVE),
-    ),
+    "search-text": (f"{AT}/search?kind=text&text={PROMPT}", _searched),
+    "search-link": (f"{AT}/search?kind=text&text={PROMPT}", lambda page: page.wait_for_selector("text=Press Search")),
+    "prompt-link": (f"{AT}/prompt?text={PROMPT}", lambda page: page.wait_for_selector("text=Press Look")),
     "prompt": (f"{AT}/prompt?pin=6837&text={PROMPT}", _pinned),
     "steer-empty": (f"{AT}/steer", lambda page: None),
     "steer": (
@@ -781,10 +897,8 @@ PAGES: dict[str, tuple[str, Callable[[Page], object]]] = {
     "steer-off": (f"{PLANTED}/steer", lambda page: None),
     "causes": (f"{AT}/prompt?text={quote('My mother and my')}", _explained),
     "prompt-off": (f"{PLANTED}/prompt", lambda page: None),
-    "embed": (
-        f"{AT}/{SISTER}?embed=true&defaulttesttext=A+sister",
-        lambda page: page.wait_for_selector(".test mark", timeout=LIVE),
-    ),
+    "embed": (f"{AT}/{SISTER}?embed=true&defaulttesttext=A+sister", _tested),
+    "embed-fixed": (f"{AT}/{SISTER}?embed=true&embedtestfield=false&defaulttesttext=A+sister", lambda page: None),
     "missing": (f"{AT}/99999", lambda page: page.wait_for_selector(".error")),
     "harm": (f"{PLANTED}/0", lambda page: None),
 }
@@ -845,10 +959,11 @@ def test_text_that_means_harm_stays_text(page: Page) -> None:
         assert page.locator("form.search input[type=search]").input_value() == evil
         harmless(page)
     page.goto(f"{AT}/prompt?text={quote(evil)}")
-    page.wait_for_selector("table.look", timeout=LIVE)
+    _look(page)
     assert page.locator("textarea").input_value() == evil
     harmless(page)
     page.goto(f"{AT}/{SISTER}?defaulttesttext={quote(evil)}")
+    page.click(".test button")
     page.wait_for_selector(".verdict", timeout=LIVE)
     harmless(page)
     page.goto(f"{AT}/steer?feature={SISTER}&tokens=3&temperature=0&prompt={quote(evil)}")
@@ -857,6 +972,7 @@ def test_text_that_means_harm_stays_text(page: Page) -> None:
     written(page)
     harmless(page)
     page.goto(f"{AT}/attribute?text={quote(evil)}")
+    page.click("button:has-text('Explain')")
     page.wait_for_selector("section.causes", timeout=LIVE)
     harmless(page)
 

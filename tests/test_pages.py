@@ -704,6 +704,7 @@ def test_a_feature_page_holds_everything_known_of_a_feature() -> None:
     lists = tree.all("ol", class_="strips")
     assert [len(one.all("token-strip")) for one in lists] == [1, 1]
     assert [re.sub(r"\s+", " ", one.text) for one in tree.all("h3")] == [
+        "Does it write what it reads?",
         "Strongest",
         "0 to 4 96.7 % of its firings (145)",
     ]
@@ -751,7 +752,7 @@ def test_a_dead_feature_says_so_and_shows_what_its_weights_say() -> None:
 def test_texts_can_be_tried_where_a_model_is_loaded_and_elsewhere_it_is_said_why_not() -> None:
     form = parse(feature_page(dashboard(), test_text="the sea")).one("section", class_="test").one("form")
     assert form.attributes["hx-post"] == "/tiny-model/1-res-tiny/12/test"
-    assert form.attributes["hx-trigger"] == "submit, load"
+    assert "hx-trigger" not in form.attributes  # it is sent when it is submitted
     assert form.one("textarea").text == "the sea"
     still = parse(feature_page(dashboard(), live=False, why="no model here"))
     assert not still.all("section", class_="test")
@@ -1148,6 +1149,23 @@ def test_every_shade_can_be_read_in_both_themes(theme: int) -> None:
         assert contrast(colours["soft"], colours[back]) >= 4.5
         for thing in ("edge", "focus", "dot"):
             assert contrast(colours[thing], colours[back]) >= 3, thing
+
+
+def test_no_page_sends_anything_before_its_reader_does_something() -> None:
+    """htmx sends a form when it is submitted, anything else when it is clicked, unless `hx-trigger` says otherwise."""
+    made = files("gemscope.pages") / "templates"
+    templates = "".join(one.read_text("utf-8") for one in made.iterdir())
+    triggers = re.findall(r'hx-trigger="([^"]*)"', templates)
+    assert triggers == templates.count("hx-trigger") * ["submit, change, input delay:300ms"]  # of the table of features
+    assert not re.findall(
+        r"hx-ext|hx-on|sse-connect|ws-connect|http-equiv|onload|rel=.preload|rel=.prefetch", templates
+    )
+    scripts = "".join(one.read_text("utf-8") for one in STATIC.iterdir() if one.name.endswith(".js"))
+    assert not re.findall(r"EventSource|WebSocket|sendBeacon|XMLHttpRequest|requestIdleCallback", scripts)
+    # A script asks the server in three places, each behind an event of its reader's.
+    assert re.findall(r"fetch\(`?([^,)]*)", scripts) == [
+        "url", "${this.dataset.units}?${new URLSearchParams(asked", "${this.form.action}?${this.state(button",
+    ]  # fmt: skip
 
 
 def test_scripts_are_few_and_small_and_load_nothing() -> None:

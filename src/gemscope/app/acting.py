@@ -1,7 +1,7 @@
 """Pages on which a model acts: the steer view and its stream of texts, what causes a prediction, what a feature does to
 the output. Each handler: arguments, a call of the library in the worker's thread, a page or JSON.
 
-All of it costs work, so none of it is done for a request that another site's page has made.
+All of it costs work, so none of it is done but for who presses a button here, or for a program (`asking.pressed`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gemscope.app.asking import ask, body_of, index_of, only_ours, query_of, source_of
+from gemscope.app.asking import ask, body_of, index_of, pressed, query_of, source_of
 from gemscope.app.events import Events
-from gemscope.app.guard import is_ours
 from gemscope.app.requests import EDITED, Cause, Steering
 from gemscope.app.responses import data, page, wants_data, wants_part
 from gemscope.app.shelf import Source
@@ -81,8 +80,8 @@ async def steer(request: Request) -> Response:
     asked, suggestions, said = await run_in_threadpool(_taken_in, source, asked)
     rows = await run_in_threadpool(dials, source, asked)
     runs, error, note = None, None, ""
-    if wanted and not is_ours(request.headers):
-        note = "Press Generate: a link from another site's page shows what to write, and does not write it."
+    if wanted and not pressed(request):
+        note = "Press Generate: a link shows what to write, and does not write it."
     elif wanted:
         try:
             _check(source, asked)
@@ -184,7 +183,6 @@ def _runs(runs: Sequence[Any]) -> list[dict[str, Any]]:
 async def stream(request: Request) -> Response:
     """The texts as they come, as server-sent events: `wait`, `frame`, and at last `done` or `failed`."""
     source, asked = source_of(request), query_of(request, Steering)
-    only_ours(request)
     _check(source, asked)
 
     def work(job: Job[Any]) -> dict[str, Any]:
@@ -203,7 +201,6 @@ def _frame(news: Any) -> tuple[str, dict[str, Any]]:
 async def units(request: Request) -> Response:
     """What strengths are measured against: each feature's greatest activation, and its share of the median norm."""
     source, asked = source_of(request), query_of(request, Steering)
-    only_ours(request)
     rows = await run_in_threadpool(dials, source, asked)
 
     def work(job: Job[Any]) -> dict[str, Any]:
@@ -231,8 +228,8 @@ async def attribute(request: Request) -> Response:
     found, error = None, None if source.live.on else source.live.why
     labels: dict[int, str] = {}
     hints: dict[int, str] = {}
-    if asked.text and error is None:
-        only_ours(request)
+    here = not asked.text or error is not None or pressed(request)
+    if asked.text and error is None and here:
         try:
             found, labels, hints = await ask(request, lambda job: _causes(source, asked, job), seconds=MEASURING)
         except GemscopeError as raised:
@@ -258,6 +255,7 @@ async def attribute(request: Request) -> Response:
         labels=labels,
         hints=hints,
         error=error,
+        note="" if here else "Press Explain what comes next: a link shows what to explain.",
     )
 
 
@@ -272,13 +270,12 @@ async def output_score(request: Request) -> Response:
     """Whether steering with a feature does to the output what the tokens that it promotes suggest."""
     source, index = source_of(request), index_of(request)
     dashboard = source[index]
-    only_ours(request)
     score, why = source.scores.get(index), ""
     if dashboard.dead:
         why = "it fired nowhere, so its strength has no measure"
     elif not dashboard.promoted:
         why = "no logits are known for it"
-    elif score is None:
+    elif score is None and pressed(request):
         score = await ask(
             request,
             lambda job: source.live.output_score(job, source.atlas, dashboard),

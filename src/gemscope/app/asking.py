@@ -17,6 +17,7 @@ from starlette.responses import Response
 from gemscope.app.guard import is_ours
 from gemscope.app.live import Off
 from gemscope.app.requests import read_as
+from gemscope.app.responses import wants_data
 from gemscope.app.shelf import Shelf, Source
 from gemscope.app.worker import Full, Job, Overtime, Worker
 from gemscope.errors import InputError, NotFound
@@ -83,10 +84,17 @@ async def _fields(request: Request) -> Mapping[str, Any]:
     raise HTTPException(415, "expected application/json or application/x-www-form-urlencoded")
 
 
-def only_ours(request: Request) -> None:
-    """Refuses what another site's page makes a browser ask for by a plain address. Raises HTTPException 403."""
-    if not is_ours(request.headers):
-        raise HTTPException(403, "this request comes from another site's page")
+_NOT_OURS = "this sets a model to work, which no page here asked for: open its page and press the button there"
+
+
+def pressed(request: Request) -> bool:
+    """Whether somebody asks for work on a page of ours, or by a program; a page that is asked for otherwise shows what
+    its address carries, and does none. Raises HTTPException 403 where data is asked for.
+    """
+    ours = is_ours(request.headers)
+    if not ours and wants_data(request):
+        raise HTTPException(403, _NOT_OURS)
+    return ours
 
 
 def submitted(
@@ -97,7 +105,11 @@ def submitted(
     patient: bool = False,
     listen: Callable[[Any], None] | None = None,
 ) -> Job[T]:
-    """In the worker's line. Raises HTTPException 503 where too many wait."""
+    """In the worker's line: the one way there. Raises HTTPException 503 where too many wait, and 403 for what is not
+    ours (`guard.is_ours`).
+    """
+    if not is_ours(request.headers):
+        raise HTTPException(403, _NOT_OURS)
     try:
         job = worker_of(request).submit(work, seconds=seconds, patient=patient, listen=listen)
     except Full as full:
@@ -112,8 +124,8 @@ async def ask(
     """Has the worker do something for the reader of this request, and stops it when the reader leaves. `patient`: after
     all that readers have asked for themselves.
 
-    Raises what the work raises; HTTPException 503 where too many wait, it takes too long or there is no model;
-    ClientDisconnect.
+    Raises what the work raises; HTTPException 503 where too many wait, it takes too long or there is no model, 403 for
+    what is not ours; ClientDisconnect.
     """
     job = submitted(request, work, seconds=seconds, patient=patient)
     done = asyncio.wrap_future(job.outcome)

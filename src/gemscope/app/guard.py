@@ -2,8 +2,8 @@
 
 A page on the web can make a browser send requests to this machine. What keeps it out: the Host header (a foreign name
 that was made to point here), Origin and Sec-Fetch-Site (a foreign page that posts or loads), and the token where there
-is one. What sets the model to work by a plain address asks `is_ours` besides. The content security policy keeps out
-what got into a page's text.
+is one. Whoever gets through may look; what sets a model to work asks `is_ours` besides. The content security policy
+keeps out what got into a page's text.
 """
 
 from __future__ import annotations
@@ -167,17 +167,22 @@ def _is_foreign(method: str, host: str, first: Mapping[str, str]) -> bool:
 
 
 def is_ours(headers: Mapping[str, str]) -> bool:
-    """Whether a request comes from a page of ours, from an address that somebody typed, or from a program.
+    """Whether a page of ours asks, or a program: for what costs work.
 
-    For what costs work and can be asked for by a plain address: following a link from another site shows a page, as
-    everywhere, but does not set the model to work. Browsers that send no Sec-Fetch-Site (over plain HTTP to another
-    machine) have to bring the token, in a cookie that other sites' pages are not sent with.
+    A link from elsewhere, a frame, a bookmark, an address that is typed or fetched ahead shows what it carries; its
+    reader then says whether the model shall run. A browser, which its name tells, has to say that a page of ours made
+    it ask: by Sec-Fetch-Site, or where it sends none (over plain HTTP to another machine) by Origin or Referer.
     """
-    if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+    if any("prefetch" in headers.get(name, "") for name in ("sec-purpose", "purpose")):
         return False
     host = headers.get("host", "").lower()
     said = [headers[name].lower() for name in ("origin", "referer") if name in headers]
-    return all(_origin(one) in (f"http://{host}", f"https://{host}") for one in said)
+    if not all(_origin(one) in (f"http://{host}", f"https://{host}") for one in said):
+        return False
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site == "same-origin"
+    return bool(said) or "mozilla/" not in headers.get("user-agent", "").lower()
 
 
 def _origin(address: str) -> str:

@@ -11,7 +11,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from gemscope.app import acting, api
-from gemscope.app.asking import ask, body_of, index_of, query_of, shelf_of, source_of, worker_of
+from gemscope.app.asking import ask, body_of, index_of, pressed, query_of, shelf_of, source_of, worker_of
 from gemscope.app.guard import FRAMED
 from gemscope.app.requests import Browse, Forget, Label, Prompt, Search, Trial
 from gemscope.app.responses import data, page, wants_data, wants_part
@@ -135,7 +135,8 @@ async def feature(request: Request) -> Response:
         previous=index - 1 if index else None,
         following=index + 1 if index + 1 < len(source.atlas) else None,
         embed=embed,
-        test_text=embed.default_test_text if embed else request.query_params.get("defaulttesttext", ""),
+        test_text=request.query_params.get("text") or request.query_params.get("defaulttesttext", ""),
+        score=source.scores.get(index),
     )
 
 
@@ -236,6 +237,8 @@ def _by_token(source: Source, asked: Search) -> dict[str, Any]:
 async def _firing(request: Request, source: Source, text: str) -> dict[str, Any]:
     if not source.live.on:
         return {"note": source.live.why}
+    if not pressed(request):
+        return {"note": "Press Search: a link shows a text, and does not have it read."}
 
     def work(job: Job[Any]) -> dict[str, Any]:
         reading = source.live.read(job, text)
@@ -274,7 +277,8 @@ async def prompt(request: Request) -> Response:
     labels: dict[int, str] = {}
     hints: dict[int, str] = {}
     error = None if source.live.on else source.live.why
-    if asked.text and error is None:
+    here = not asked.text or error is not None or pressed(request)
+    if asked.text and error is None and here:
         try:
             looked, pinned, labels, hints = await ask(request, lambda job: _look(source, asked, job))
         except GemscopeError as raised:
@@ -303,6 +307,7 @@ async def prompt(request: Request) -> Response:
         pinned=asked.pin,
         pinned_values=pinned and _counted(looked, pinned),
         error=error,
+        note="" if here else "Press Look: a link shows a text, and does not have it read.",
     )
 
 

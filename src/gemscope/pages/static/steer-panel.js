@@ -38,11 +38,9 @@
       const share = this.querySelector("[data-share]");
       if (share) share.hidden = false;
       this.ready();
-      new IntersectionObserver((seen, watch) => {
-        if (!seen.some((one) => one.isIntersecting)) return;
-        watch.disconnect();
-        this.measure();
-      }).observe(this);
+      // What the median norm is takes a pass of the model: when somebody turns to the panel, which in a frame of somebody
+      // else's may be unawares; and when texts are there.
+      if (self === top) this.form.addEventListener("focusin", () => this.measure(), { once: true });
     }
 
     disconnectedCallback() {
@@ -226,6 +224,7 @@
     }
 
     done({ html, runs }) {
+      if (!this.norms) this.measure();
       this.outcome.replaceChildren(...parts(html));
       const [{ default: alone, steered }] = runs[0].pairs;
       const same = runs[0].pairs.every((pair) => pair.default.text === pair.steered.text);
