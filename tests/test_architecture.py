@@ -7,7 +7,7 @@ import gemscope
 
 ROOT = Path(gemscope.__file__).parent
 ORDER = ["text", "activations", "features", "edits", "training", "pages", "reports", "app", "cli"]
-GROUND = {"errors", "checked", "shapes", "progress", "world", "__version__"}
+GROUND = {"errors", "checked", "shapes", "progress", "disk", "world", "__version__"}
 ONLY_HERE = {"transformers": {"activations/load.py"}, "argparse": {"cli"}}
 
 
@@ -39,7 +39,7 @@ def test_each_folder_imports_only_from_its_left_and_the_ground_floor() -> None:
 
 
 def test_the_ground_floor_imports_nothing_of_ours_but_errors() -> None:
-    for name in ("errors", "shapes", "progress", "checked"):
+    for name in ("errors", "shapes", "progress", "checked", "disk"):
         ours = [one for one in _imports(ROOT / f"{name}.py") if one.startswith("gemscope")]
         assert all(one.startswith("gemscope.errors.") for one in ours)
 

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import torch
 
 from gemscope.activations import bundled
 from gemscope.activations.bundled import cache_dir, smollm2_folder
+from gemscope.disk import claimed
 from gemscope.errors import CorruptFile, FileError, GemscopeError, MissingDependency, StorageFull
 
 gguf = pytest.importorskip("gguf", reason="gguf, which reads the bundled model's weights, is not installed")
@@ -203,7 +204,7 @@ def test_a_missing_fact_is_named(package, cache, monkeypatch):
     monkeypatch.setattr(gguf.GGUFReader, "get_field", lambda self, key: None)
     with pytest.raises(CorruptFile, match="has no llama"):
         smollm2_folder(cache)
-    assert everything_in(cache) == ["models"]
+    assert everything_in(cache) == []
 
 
 def test_progress_hears_of_every_tensor(package, cache):
@@ -279,35 +280,19 @@ def test_a_damaged_folder_is_made_again(package, cache, damage):
     assert weights.read_bytes() == whole
 
 
-def test_the_slower_of_two_processes_keeps_the_faster_ones_folder(package, cache, monkeypatch):
-    convert, faster = bundled._convert, []
+def test_of_several_at_once_one_converts_and_the_others_wait_for_it(package, cache, monkeypatch):
+    convert, converted = bundled._convert, []
 
-    def overtaken(*args):
-        monkeypatch.setattr(bundled, "_convert", convert)
-        folder = smollm2_folder(cache)  # the other process, from start to end while this one converts
-        faster.append((folder / "model.safetensors").stat().st_ino)
+    def counted(*args):
+        converted.append(args)
         convert(*args)
 
-    monkeypatch.setattr(bundled, "_convert", overtaken)
-    folder = smollm2_folder(cache)
-    assert [(folder / "model.safetensors").stat().st_ino] == faster
-    assert os.listdir(cache / "models") == [folder.name]
-
-
-def test_a_folder_that_appears_at_the_last_moment_is_left_alone(package, cache, monkeypatch):
-    folder = smollm2_folder(cache)
-    inode = (folder / "model.safetensors").stat().st_ino
-    look, looks = bundled._is_complete, []
-
-    def too_early(*args):
-        looks.append(args)
-        return len(looks) > 2 and look(*args)  # not there when asked for, nor just before it is moved there
-
-    monkeypatch.setattr(bundled, "_is_complete", too_early)
-    assert smollm2_folder(cache) == folder
-    assert len(looks) == 3
-    assert (folder / "model.safetensors").stat().st_ino == inode
-    assert os.listdir(cache / "models") == [folder.name]
+    monkeypatch.setattr(bundled, "_convert", counted)
+    with ThreadPoolExecutor(3) as several:
+        folders = set(several.map(smollm2_folder, [cache] * 3))
+    assert len(converted) == 1
+    assert len(folders) == 1
+    assert os.listdir(cache / "models") == [folders.pop().name]
 
 
 def test_a_half_written_folder_is_never_seen(package, cache, monkeypatch):
@@ -321,20 +306,19 @@ def test_a_half_written_folder_is_never_seen(package, cache, monkeypatch):
     monkeypatch.setattr(bundled, "_convert", watched)
     with pytest.raises(KeyboardInterrupt):
         smollm2_folder(cache)
-    assert os.listdir(cache / "models") == []
+    assert everything_in(cache) == []
 
 
 def test_what_a_killed_process_left_is_swept_and_what_a_live_one_writes_is_not(package, cache):
-    name = smollm2_folder(cache).name
-    (cache / "models" / name / "provenance.json").unlink()
-    dead, live = (cache / "models" / f".{name}.{who}" for who in ("dead", "live"))
-    for aside in (dead, live):
-        aside.mkdir()
-        (aside / "model.safetensors").write_bytes(b"half")
-    yesterday = time.time() - 86400
-    os.utime(dead, (yesterday, yesterday))
-    smollm2_folder(cache)
-    assert sorted(os.listdir(cache / "models")) == [live.name, name]
+    dead, live = cache / "models" / ".smollm2-of-old.gemscope", cache / "models" / "live"
+    dead.mkdir(parents=True)
+    (dead / "model.safetensors").write_bytes(b"half")
+    with claimed(live) as place:
+        (place / "model.safetensors").write_bytes(b"half")
+        name = smollm2_folder(cache).name
+        assert sorted(os.listdir(cache / "models")) == [place.name, name]
+        assert (place / "model.safetensors").read_bytes() == b"half"
+    assert os.listdir(cache / "models") == [name]
 
 
 # --- what can go wrong --------------------------------------------------------------------------------------------
@@ -409,7 +393,7 @@ def test_a_full_disk_leaves_nothing_behind(package, cache, monkeypatch, full_at,
     with pytest.raises(StorageFull, match="GEMSCOPE_CACHE") as caught:
         smollm2_folder(cache)
     one_line(caught.value)
-    assert everything_in(cache) == ["models"]
+    assert everything_in(cache) == []
 
 
 def test_a_cache_that_cannot_be_written_is_named(package, cache):

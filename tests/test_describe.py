@@ -371,7 +371,7 @@ def test_killed_while_cleaning_up_the_atlas_is_whole_and_the_rest_goes(
 
     with monkeypatch.context() as patch:
         patch.setattr(unfinished_, "shutil", SimpleNamespace(rmtree=killed))
-        patch.setattr(unfinished_.Unfinished, "close", lambda self: self._lock.close())
+        patch.setattr(unfinished_.Unfinished, "close", lambda self: self._held.pop_all())
         if steps == 0:
             patch.setattr(unfinished_.Unfinished, "discard", lambda self: killed(self.folder))
         with pytest.raises(_Stop):
@@ -396,12 +396,14 @@ def test_a_full_disk_is_one_line_and_what_was_saved_stays(
     to = tmp_path / "a"
     with monkeypatch.context() as patch:
         patch.setattr(unfinished_, "save_file", full)
-        with pytest.raises(StorageFull, match=r"no room left in .*: make room and start again"):
+        with pytest.raises(
+            StorageFull, match=r"no room left on the disk for .*a.partial, nothing half-written was kept"
+        ):
             describe(model, sae, corpora[0], to=to, config=CONFIG)
     assert list(tmp_path.iterdir()) == []
     with monkeypatch.context() as patch:
         patch.setattr(compose_, "save_file", full)
-        with pytest.raises(StorageFull, match="no room left for the atlas"):
+        with pytest.raises(StorageFull, match=r"no room left .* nothing of the atlas is kept"):
             describe(model, sae, corpora[0], to=to, config=CONFIG)
     assert [path.name for path in tmp_path.iterdir()] == ["a.partial"]
     monkeypatch.setattr(LanguageModel, "capture", None)  # all was read

@@ -743,7 +743,8 @@ def test_an_import_never_writes_over_anything(tmp_path: Path, format: str) -> No
 
 
 def test_what_a_killed_import_left_is_in_nobody_s_way(tmp_path: Path) -> None:
-    (tmp_path / ".in.atlas.intake").write_bytes(b"not a database")
+    (tmp_path / ".in.atlas.gemscope").mkdir()
+    (tmp_path / ".in.atlas.gemscope" / "intake.sqlite").write_bytes(b"not a database")
     with _imported(tmp_path, features_0=[_feature(0)]) as atlas:
         assert atlas[0].count == 10
     assert {one.name for one in tmp_path.iterdir()} == {"v1", "in.atlas"}

@@ -355,7 +355,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_nothing_half_written(
         save_file(tensors, path)
 
     monkeypatch.setattr(checkpoint, "save_file", fills)
-    with pytest.raises(StorageFull, match="can go on from its last one"):
+    with pytest.raises(StorageFull, match="can go on from its last checkpoint"):
         train(small, SMALL, to=tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir() if "state" in path.name] == ["state-00000020"]
     monkeypatch.undo()

@@ -4,22 +4,19 @@ once, into a plain Hugging Face folder in the user's cache. Loading that folder,
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import re
-import secrets
-import shutil
 import struct
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gemscope.disk import claimed, room
 from gemscope.errors import CorruptFile, FileError, MissingDependency, StorageFull
 from gemscope.progress import Progress, silent
 
@@ -56,17 +53,16 @@ def smollm2_folder(cache: Path | None = None, *, progress: Progress = silent) ->
     if _is_complete(folder, SMOLLM2):
         return folder
     gguf = _find(SMOLLM2)
-    with _storage_errors(folder.parent):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(folder)
-        aside = _aside(folder)
-        aside.mkdir()
-        try:
-            _convert(gguf, aside, progress)
-            _write_provenance(aside, SMOLLM2)
-            _publish(aside, folder, SMOLLM2)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+    with _storage_errors(folder.parent), claimed(folder, wait=True) as place, room(folder, place):
+        if _is_complete(folder, SMOLLM2):  # another process was at it
+            return folder
+        made = place / folder.name
+        made.mkdir()
+        _convert(gguf, made, progress)
+        _write_provenance(made, SMOLLM2)
+        if os.path.lexists(folder):  # damaged, from outside
+            os.replace(folder, place / "damaged")
+        os.replace(made, folder)
     return folder
 
 
@@ -98,9 +94,6 @@ SMOLLM2 = _Source(
 _FORMAT = 1
 """Part of the folder's name: raise it when conversion writes something else, and old folders are left alone."""
 
-_STALE = 3600.0
-"""Seconds after which a folder aside belongs to a process that died; a conversion takes about ten."""
-
 
 # --- the package --------------------------------------------------------------------------------------------------
 
@@ -127,39 +120,6 @@ def _find(source: _Source) -> Path:
 
 
 # --- the folder, seen whole or not at all -------------------------------------------------------------------------
-
-
-def _aside(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.{secrets.token_hex(6)}")
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what killed processes left aside."""
-    for left in folder.parent.glob(f".{folder.name}.*"):
-        try:
-            stale = time.time() - left.stat().st_mtime > _STALE
-        except FileNotFoundError:  # another process has just finished with it
-            continue
-        if stale:
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _publish(aside: Path, folder: Path, source: _Source) -> None:
-    """Move a finished folder to its name. A complete one already there (another process was faster) stays; a damaged
-    one makes way.
-    """
-    while not _is_complete(folder, source):
-        try:
-            aside.rename(folder)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise
-            if _is_complete(folder, source):  # it came between the look and the move
-                return
-            damaged = _aside(folder)
-            with suppress(FileNotFoundError):  # another process has just moved it
-                folder.rename(damaged)
-            shutil.rmtree(damaged, ignore_errors=True)
 
 
 def _write_provenance(folder: Path, source: _Source) -> None:
@@ -192,18 +152,15 @@ def _is_complete(folder: Path, source: _Source) -> bool:
 def _storage_errors(cache: Path) -> Iterator[None]:
     try:
         yield
-    except FileError:
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull(
-                f"no room in {cache} for the bundled model (about 270 MB): free some, or set GEMSCOPE_CACHE to a "
-                "folder on a larger disk"
-            ) from error
-        raise FileError(
-            f"cannot write the bundled model to {cache} ({error.strerror}): set GEMSCOPE_CACHE to a folder that you "
-            "can write to"
+    except StorageFull as error:
+        raise StorageFull(
+            f"no room in {cache} for the bundled model (about 270 MB): free some, or set GEMSCOPE_CACHE to a folder on "
+            "a larger disk"
         ) from error
+    except FileError as error:
+        if type(error) is not FileError:
+            raise
+        raise FileError(f"{error}: set GEMSCOPE_CACHE to a folder that you can write to") from error
 
 
 # --- the conversion -----------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ Knows repositories and file names; what is in the files is the other readers' wo
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from gemscope.disk import is_full
 from gemscope.errors import GatedRepository, GemscopeError, HubUnreachable, SAENotFound, StorageFull
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -157,15 +157,19 @@ def _translated(repo: str, revision: str | None) -> Iterator[None]:
     except errors.HFValidationError as error:
         raise SAENotFound(f"{repo!r} is not a name of a repository: expected owner/name") from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull(
-                f"no room left on the disk for a file of {repo}: free some, or pass cache_dir=..."
-            ) from error
+        _require_room(error, repo)
         raise HubUnreachable(f"reading {repo} from {_endpoint()} failed: {_one_line(error)}") from error
     except Exception as error:
+        _require_room(error, repo)
         if type(error).__module__.partition(".")[0] in {"httpx", "httpcore", "requests", "urllib3"}:
             raise HubUnreachable(f"reading {repo} from {_endpoint()} failed: {_one_line(error)}") from error
         raise
+
+
+def _require_room(error: Exception, repo: str) -> None:
+    """Raises StorageFull where that is why a download failed."""
+    if is_full(error):
+        raise StorageFull(f"no room left on the disk for a file of {repo}: free some, or pass cache_dir=...") from error
 
 
 def _one_line(error: BaseException) -> str:

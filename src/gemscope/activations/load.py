@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from gemscope.activations import hub
 from gemscope.activations import site as places
 from gemscope.activations.bundled import SMOLLM2, smollm2_folder
 from gemscope.activations.model import LanguageModel
+from gemscope.disk import chain, is_full
 from gemscope.errors import (
     CorruptFile,
     GatedRepository,
@@ -190,12 +190,12 @@ def _explained(error: BaseException, name: str, source: str, revision: str | Non
 
     first = _first_line(error)
     page = f"{constants.ENDPOINT}/{source}"
-    chain = list(_chain(error))
+    caused = list(chain(error))
 
     def among(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(one, kinds) for one in chain)
+        return any(isinstance(one, kinds) for one in caused)
 
-    if any(isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT) for one in chain):
+    if is_full(error):
         return StorageFull(f"no room left on the disk for {name}: free some, or pass cache_dir=...")
     if among(errors.GatedRepoError):  # a RepositoryNotFoundError too, so it comes first
         return GatedRepository(f"{name} is gated: accept its terms at {page}, then `hf auth login` or pass token=...")
@@ -217,7 +217,7 @@ def _explained(error: BaseException, name: str, source: str, revision: str | Non
         return HubUnreachable(
             f"{name} is not in the cache and the Hub cannot be reached: check the name, the network and HF_HUB_OFFLINE"
         )
-    for refused in chain:
+    for refused in caused:
         if isinstance(refused, errors.HfHubHTTPError):
             status = getattr(refused.response, "status_code", None)
             if status in (401, 403):
@@ -232,16 +232,6 @@ def _explained_folder(folder: Path, first: str) -> GemscopeError:
     if not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
         return UnsafeFile(f"the weights in {folder} are pickled, which can run anything: save them as safetensors")
     return CorruptFile(f"the model in {folder} cannot be read: {first}")
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it came from, and so on."""
-    seen: set[int] = set()
-    one: BaseException | None = error
-    while one is not None and id(one) not in seen:
-        seen.add(id(one))
-        yield one
-        one = one.__cause__ or one.__context__
 
 
 def _first_line(error: BaseException) -> str:

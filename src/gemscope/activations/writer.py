@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from gemscope.activations.capture import Activations, counted_at_all
 from gemscope.activations.store import DTYPES, Manifest, Shard, Store, digest_of, shard_name, shards_of
-from gemscope.errors import AccessError, CorruptFile, InputError, Mismatch, NotFinite, StorageFull
+from gemscope.disk import claimed, room, synced
+from gemscope.errors import CorruptFile, InputError, Mismatch, NotFinite
 from gemscope.shapes import Bool, Float
 
 _SHARD = 1 << 28
 """Bytes that are gathered, over all sites, before a shard of each is written: what a harvest takes of memory."""
 _BESIDE = 12
 """Bytes of a row beside its values: token, document and offset."""
+_OWN = re.compile(r"(unfinished\.(json|new)|manifest\.json|[^/]+/(\d+\.safetensors|\.tmp\w*))")
+"""What an unfinished harvest is made of; the last is what safetensors leaves when it is killed."""
 
 
 class Writer:
@@ -44,8 +46,7 @@ class Writer:
         on from (None: nothing is). `together` keeps only tokens that count at all sites. Raises InputError.
         """
         self._to = Path(folder)
-        if self._to.exists():
-            raise InputError(f"{folder} exists: a harvest is never written over; name another folder or remove it")
+        self._refuse_existing()
         if stored not in DTYPES:
             raise InputError(f"activations cannot be stored as {stored!r}: choose from {', '.join(DTYPES)}")
         self.stored, self.together = stored, together
@@ -60,32 +61,34 @@ class Writer:
         self._pending: dict[str, list[dict[str, Tensor]]] = {}
         self._dropped: dict[str, dict[str, int]] = {}
         self._shards: dict[str, list[Shard]] = {}
-        self._lock = -1
+        self._held = ExitStack()
+
+    def _refuse_existing(self) -> None:
+        if self._to.exists():
+            raise InputError(f"{self._to} exists: a harvest is never written over; name another folder or remove it")
 
     def __enter__(self) -> Writer:
-        """Raises Mismatch where an unfinished harvest with another identity is in the way, AccessError where another
-        process is at it, CorruptFile.
+        """Raises Mismatch where an unfinished harvest with another identity is in the way, InputError where something
+        else is, AccessError where another process is at it, CorruptFile.
         """
-        with self._room():
-            self._aside.mkdir(parents=True, exist_ok=True)
-        self._lock = _held(self._aside)
-        try:
+        with ExitStack() as held:
+            held.enter_context(claimed(self._aside))
+            self._refuse_existing()  # another process may have just finished it
+            with self._room():
+                self._aside.mkdir(exist_ok=True)
+            self._require_own()
             if self._identity is not None and self._state.exists():
                 self._restore()
             self._tidy()
-        except BaseException:
-            self._let_go()
-            raise
+            self._held = held.pop_all()
         return self
 
     def __exit__(self, *raised: object) -> None:
-        try:
+        with self._held:
             if self._state.exists() and self._shards:
                 self._tidy()
             else:
                 shutil.rmtree(self._aside, ignore_errors=True)
-        finally:
-            self._let_go()
 
     def add(self, *found: Activations) -> None:
         """The counted rows of one batch at all sites. Raises NotFinite, StorageFull."""
@@ -125,7 +128,7 @@ class Writer:
                 path = self._aside / site / shard_name(len(written))
                 path.parent.mkdir(exist_ok=True)
                 save_file(shard, path)
-                _sync(path)
+                synced(path)
                 written.append(Shard(len(shard["values"]), digest_of(path)))
             if self._identity is not None:
                 self._save(shards)
@@ -141,7 +144,7 @@ class Writer:
         }
         aside = self._state.with_suffix(".new")
         aside.write_text(json.dumps(state))
-        _sync(aside)
+        synced(aside)
         os.replace(aside, self._state)
 
     def _restore(self) -> None:
@@ -170,6 +173,12 @@ class Writer:
             for number in range(len(shards))
         }
 
+    def _require_own(self) -> None:
+        """Raises InputError where the folder holds what no harvest writes: it may be somebody's work."""
+        for path in self._aside.rglob("*"):
+            if not path.is_dir() and _OWN.fullmatch(path.relative_to(self._aside).as_posix()) is None:
+                raise InputError(f"{path} is of no unfinished harvest: move {self._aside}, or name another folder")
+
     def _tidy(self) -> None:
         """Takes away what is not known to be whole."""
         kept = self._listed()
@@ -182,17 +191,8 @@ class Writer:
             elif path not in kept:
                 path.unlink()
 
-    @contextmanager
-    def _room(self) -> Iterator[None]:
-        """Says in one line that the disk is full, where that is why writing failed."""
-        try:
-            yield
-        except (OSError, SafetensorError) as error:
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-                raise StorageFull(
-                    f"no room left for the harvest in {self._to}: {self.read:,} tokens were read, {self._kept()}"
-                ) from error
-            raise
+    def _room(self) -> AbstractContextManager[None]:
+        return room(self._to, self._aside, kept=self._kept)
 
     def _kept(self) -> str:
         try:
@@ -200,8 +200,11 @@ class Writer:
         except (OSError, ValueError, KeyError):
             batches = 0
         if not batches:
-            return "none are kept"
-        return f"{batches} of {self.batches} batches are kept in {self._aside}; make room and start it again"
+            return f"none of the {self.read:,} tokens read are kept: free some room"
+        return (
+            f"{self.read:,} tokens were read and {batches} of {self.batches} batches are kept in {self._aside}: free "
+            "some room and start it again"
+        )
 
     def finish(self, manifest: Manifest) -> Store:
         """Writes the manifest and moves the folder to its place. What the writer knows itself it fills in: number
@@ -221,8 +224,8 @@ class Writer:
         with self._room():
             path = self._aside / "manifest.json"
             path.write_text(json.dumps(asdict(manifest), indent=1) + "\n")
-            _sync(path)
-        os.replace(self._aside, self._to)
+            synced(path)
+            os.replace(self._aside, self._to)
         # Only now: until here a harvest that is killed would go on from it.
         (self._to / self._state.name).unlink(missing_ok=True)
         return Store(self._to)
@@ -234,11 +237,6 @@ class Writer:
         for site, pieces in self._pending.items():
             counts[site] = counts.get(site, 0) + sum(len(piece["values"]) for piece in pieces)
         return dict(sorted(counts.items()))
-
-    def _let_go(self) -> None:
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
 
 
 def values_of(acts: Activations, kept: Bool[Tensor, "B T"], stored: str) -> Float[Tensor, "N D"]:
@@ -260,26 +258,3 @@ def bytes_per_row(width: int, stored: str) -> int:
     if stored not in DTYPES:
         raise InputError(f"activations cannot be stored as {stored!r}: choose from {', '.join(DTYPES)}")
     return width * DTYPES[stored].itemsize + _BESIDE
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _held(folder: Path) -> int:
-    """A lock on a folder, which the system lets go of when this process ends, however it does. Raises AccessError
-    where another has it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return -1
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):  # else: some file systems know no locks
-            os.close(lock)
-            raise AccessError(f"{folder} is being written by another process: wait for it, or end it") from error
-    return lock

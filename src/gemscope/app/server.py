@@ -29,6 +29,7 @@ from gemscope.app.responses import HANDLERS
 from gemscope.app.routes import ROUTES
 from gemscope.app.shelf import Shelf, folders, shelf
 from gemscope.app.worker import Worker
+from gemscope.disk import claimed
 from gemscope.errors import GemscopeError, InputError, NotFound
 from gemscope.pages.render import warm
 from gemscope.reports.atlas import Atlas
@@ -253,17 +254,16 @@ def _own_copy(bundled: Path) -> Path:
 
 def _copied(folder: Path, to: Path) -> None:
     """The files of a folder, without what it says of who may write them, under a new name. Raises OSError."""
-    aside = to.with_name(f"{to.name}.{os.getpid()}")
-    aside.mkdir(parents=True, exist_ok=True)
-    try:
+    with claimed(to, wait=True) as place:
+        if (to / "manifest.json").is_file():  # another process was at it
+            return
+        aside = place / to.name
+        aside.mkdir()
         for path in folder.iterdir():
             shutil.copyfile(path, aside / path.name)
+        if to.exists():  # not whole
+            os.replace(to, place / "damaged")
         os.replace(aside, to)
-    except OSError:
-        if not (to / "manifest.json").is_file():  # else somebody else was faster
-            raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _finder(model: Any, sae: Any) -> Finder:

@@ -1,14 +1,21 @@
-"""The shell: `gemscope COMMAND ...`. Parses, calls, and turns a user's mistake into one line and exit code 1."""
+"""The shell: `gemscope COMMAND ...`. Parses, calls, and turns a user's mistake into one line and exit code 1, and
+signals into an orderly end.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 from gemscope import __version__
 from gemscope.cli import atlas, describe, exchange, find, learn, measure, read, serve, steer
+from gemscope.disk import is_full
 from gemscope.errors import GemscopeError
 
 
@@ -27,23 +34,67 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, 1 for a mistake of the user's, 2 for wrong usage."""
-    args = parser().parse_args(argv)
+    """Runs one command; returns the exit code: 0, 1 for a mistake of the user's, 2 for wrong usage, 128 and the number
+    of the signal that ended it.
+    """
     try:
-        code: int = args.run(args)
-        sys.stdout.flush()
-        return code
+        with _signals_end_it():
+            args = parser().parse_args(argv)
+            code: int = args.run(args)
+            sys.stdout.flush()
+            return code
     except GemscopeError as error:
         print(f"gemscope: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("gemscope: interrupted", file=sys.stderr)
         return 130
+    except _Ended as ended:
+        print(f"gemscope: ended by {ended.by.name}", file=sys.stderr)
+        return 128 + ended.by
     except BrokenPipeError:
-        # The reader (head, less) has gone; what is left to flush must not raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_output()  # the reader (head, less) has gone
         return 0
     except OSError as error:  # the disk's or the network's word, where nobody had a better one
         what = f"{error.filename}: " if error.filename else ""
-        print(f"gemscope: {what}{error.strerror or error}", file=sys.stderr)
+        said = "no room left on the disk: free some" if is_full(error) else error.strerror or error
+        print(f"gemscope: {what}{said}", file=sys.stderr)
+        if not error.filename:  # it may be the output that found no room
+            _forget_output()
         return 1
+
+
+def _forget_output() -> None:
+    """What is left to be written must not raise again at exit."""
+    with suppress(OSError, ValueError):  # no file at all, where somebody has put something else in its place
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Ended(BaseException):
+    """A signal asked for the end; not an Exception, so that nobody on the way out takes it for a fault."""
+
+    def __init__(self, by: signal.Signals) -> None:
+        super().__init__(by)
+        self.by = by
+
+
+@contextmanager
+def _signals_end_it() -> Iterator[None]:
+    """What would end the process on the spot (`kill`, a terminal that closes) ends it as Ctrl-C does: what is half done
+    is put away. The second time it ends on the spot.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)] if main else []
+    caught = [one for one in map(signal.Signals.__getitem__, names) if signal.getsignal(one) is signal.SIG_DFL]
+    for one in caught:  # one that is ignored, as under nohup, stays so
+        signal.signal(one, _end)
+    try:
+        yield
+    finally:
+        for one in caught:
+            signal.signal(one, signal.SIG_DFL)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    raise _Ended(signal.Signals(number))

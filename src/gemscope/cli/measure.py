@@ -109,8 +109,8 @@ def _token(text: str | None) -> str | int | None:
 
 
 def _probe(args: argparse.Namespace) -> int:
+    from gemscope.disk import written_aside
     from gemscope.errors import InputError
-    from gemscope.features.files.aside import written_aside
     from gemscope.reports.probe import require_sklearn, sparse_probe
 
     name, address, dataset = _named(args, "DATASET")

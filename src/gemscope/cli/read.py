@@ -115,7 +115,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _score(args: argparse.Namespace) -> int:
-    from gemscope.features.files.aside import written_aside
+    from gemscope.disk import written_aside
     from gemscope.features.several import is_pattern, matching
     from gemscope.reports.score import score
     from gemscope.reports.sweep import compare

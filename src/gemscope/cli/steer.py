@@ -396,17 +396,19 @@ class _Control:
 def _write_page(path: str, reports: Sequence[Steered | Dose], notes: Sequence[str]) -> None:
     from html import escape
 
+    from gemscope.disk import written_aside
     from gemscope.text.printable import readable
 
     said = "".join(f"<p><small>{escape(readable(note))}</small></p>" for note in notes)
     body = "<hr>".join(one._repr_html_() for one in reports)
-    Path(path).write_text(
+    page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>gemscope steer</title>'
         # Nothing but styles: what is written here came out of a model.
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         "<style>:root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:75em;margin:2em auto;"
         "padding:0 1em}td,th{padding:2px 12px 2px 0}svg{max-width:100%}</style></head>"
-        f"<body>{body}{said}</body></html>\n",
-        encoding="utf-8",
+        f"<body>{body}{said}</body></html>\n"
     )
+    with written_aside(Path(path)) as file:
+        file.write_text(page, encoding="utf-8")

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gemscope.disk import written_aside
 from gemscope.errors import CorruptFile, NotFound
-from gemscope.features.files.aside import written_aside
 from gemscope.pages.training import training_document
 from gemscope.text.printable import clipped, readable
 from gemscope.training.config import FAR

@@ -5,7 +5,6 @@ RUN/state-00001500/tensors.safetensors, state.json     older ones are removed wh
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -17,31 +16,30 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gemscope.errors import CorruptFile, StorageFull
+from gemscope.disk import claimed, room
+from gemscope.errors import CorruptFile
+
+KEPT = "the run can go on from its last checkpoint: free some room and start it again"
+"""What a full disk leaves of a run."""
 
 
 def save(run: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], *, keep: int = 1) -> None:
     """Writes beside, moves into place, then drops all but the `keep` newest. Raises StorageFull: older ones stay."""
-    place = run / f"state-{step:08d}"
-    aside = run / f".{place.name}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    whole = run / f"state-{step:08d}"
+    with claimed(whole) as place, room(run, place, kept=KEPT):
+        aside = place / whole.name
+        aside.mkdir()
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside / "tensors.safetensors")
         (aside / "state.json").write_text(json.dumps({"step": step, **state}, indent=1) + "\n")
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-            raise StorageFull(f"no room left for a checkpoint in {run}: the run can go on from its last one") from error
-        raise
-    shutil.rmtree(place, ignore_errors=True)
-    os.replace(aside, place)
+        if whole.exists():
+            os.replace(whole, place / "before")
+        os.replace(aside, whole)
     rotate(run, keep)
 
 
 def rotate(run: Path, keep: int) -> None:
-    """Drops all checkpoints but the `keep` newest, and what a crash left of one that was being written."""
-    for path in (*_states(run)[:-keep], *run.glob(".state-*")):
+    """Drops all checkpoints but the `keep` newest."""
+    for path in _states(run)[:-keep]:
         shutil.rmtree(path)
 
 

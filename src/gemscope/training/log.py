@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from gemscope.disk import room, written_aside
 from gemscope.errors import InputError, MissingDependency
+from gemscope.training.checkpoint import KEPT
 
 Line = Mapping[str, float | int]
 """What there is to say after one step, `step` and `rows` (read so far) among it."""
@@ -64,7 +65,7 @@ def _rounded(value: float | int) -> float | int:
 
 
 def _append(path: Path, line: Line) -> None:
-    with path.open("a") as log:
+    with room(path, kept=KEPT), path.open("a") as log:
         log.write(json.dumps(line) + "\n")
 
 
@@ -72,9 +73,8 @@ def _forget_after(path: Path, done: int) -> None:
     if not path.exists():
         return
     kept = [line for line in _whole(path) if json.loads(line)["step"] <= done]
-    aside = path.with_name(f".{path.name}")
-    aside.write_text("".join(kept))
-    os.replace(aside, path)
+    with written_aside(path) as aside:
+        aside.write_text("".join(kept))
 
 
 def _whole(path: Path) -> list[str]:

@@ -6,6 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,9 +16,9 @@ from torch import Tensor
 from gemscope.activations.harvest import versions
 from gemscope.activations.site import Site
 from gemscope.activations.store import Store
+from gemscope.disk import claimed, written_aside
 from gemscope.errors import CorruptFile, InputError, Mismatch
 from gemscope.features.crosscoder import Crosscoder
-from gemscope.features.files.aside import written_aside
 from gemscope.features.files.crosscoder import save_crosscoder
 from gemscope.features.files.saelens import save_sae
 from gemscope.features.sae import SAE, SAEInfo
@@ -35,6 +36,9 @@ _LAST_ROWS = 65_536
 """Rows that thresholds are set by at the end."""
 _RUNAWAY = 1.0
 """A spread (see `Run.spread`) above this is worth a warning: a single feature writes as much as there is to write."""
+
+RUN = "run"
+"""What is claimed in a run's folder: who trains there writes all of it."""
 
 Watch = Callable[[str, Line], None]
 """Told the name of an SAE in training and each line of its log, with `rows_per_second`."""
@@ -94,7 +98,7 @@ def train(
     `watch` is told each line, and `log` may name "tensorboard" and "wandb" beside it. `figures.json` holds what the SAE
     is worth in the end: `training_report` makes a page and a card of both. `site` may be left out where the store holds
     only one; with `writes` it makes a transcoder; several sites make a crosscoder, which `load_crosscoder` reads.
-    Raises InputError, Mismatch, NotFinite, StorageFull.
+    Raises InputError, Mismatch, NotFinite, StorageFull, FileError, AccessError where another process is at the run.
     """
     config = config or TrainConfig()
     where = {"to": to, "site": site, "writes": writes, "held_out": held_out}
@@ -132,10 +136,13 @@ def sweep(
         test = _source(held_out, source.reads, None if source.writes == source.reads else source.writes[0])
         if test.widths != source.widths:
             raise Mismatch(f"held-out rows of widths {test.widths} for rows of widths {source.widths}")
-    lesson = Lesson(source, configs, Path(to), test, log, watch=watch)
-    for _ in lesson.steps(progress):
-        pass
-    return lesson.saes()
+    with ExitStack() as held:
+        for name in configs:
+            held.enter_context(claimed(Path(to) / name / RUN))
+        lesson = Lesson(source, configs, Path(to), test, log, watch=watch)
+        for _ in lesson.steps(progress):
+            pass
+        return lesson.saes()
 
 
 def _source(

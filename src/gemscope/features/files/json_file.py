@@ -1,4 +1,4 @@
-"""Small JSON objects, written atomically, and read where every name in them may matter."""
+"""Small JSON objects, read where every name in them may matter."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from gemscope import checked
-from gemscope.features.files.aside import written_aside
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -17,6 +16,5 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Raises StorageFull, FileError."""
-    with written_aside(path) as aside:
-        aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Writes a file that nobody reads yet."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

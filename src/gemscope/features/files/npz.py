@@ -8,6 +8,7 @@ import ast
 import hashlib
 import lzma
 import math
+import os
 import struct
 import zipfile
 import zlib
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gemscope.disk import claimed, room
 from gemscope.errors import CorruptFile, GemscopeError, UnsafeFile
 from gemscope.features.files.tensors import Stream, read_safetensors, write_safetensors
 from gemscope.progress import Advance, Progress, silent
@@ -74,15 +76,23 @@ def read_npz(path: Path, cache: Path, *, progress: Progress = silent) -> dict[st
         if all(member.mappable for member in members):
             return {member.name: _mapped(path, member) for member in members}
         unpacked = cache / f"{path.stem}-{_key(path)}.safetensors"
-        try:
-            stored = read_safetensors(unpacked) if unpacked.exists() else None
-        except CorruptFile:  # only something from outside can have damaged it; what it was made from is still here
-            stored = None
+        stored = _stored(unpacked)
         if stored is None:
-            _unpack(path, members, unpacked, progress)
-            stored = read_safetensors(unpacked)
+            with claimed(unpacked, wait=True) as place, room(unpacked, place):
+                stored = _stored(unpacked)  # another process may have been at it
+                if stored is None:
+                    _unpack(path, members, place / unpacked.name, progress)
+                    os.replace(place / unpacked.name, unpacked)
+                    stored = read_safetensors(unpacked)
     # Fortran order is the transpose of row-major order.
     return {member.name: _turned(stored[member.name]) if member.fortran else stored[member.name] for member in members}
+
+
+def _stored(unpacked: Path) -> dict[str, Tensor] | None:
+    try:
+        return read_safetensors(unpacked) if unpacked.exists() else None
+    except CorruptFile:  # only something from outside can have damaged it; what it was made from is still here
+        return None
 
 
 def _key(path: Path) -> str:

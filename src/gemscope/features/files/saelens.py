@@ -7,6 +7,7 @@ refused; nothing that changes the arithmetic is passed over.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gemscope.activations.site import Site
+from gemscope.disk import claimed, room, synced
 from gemscope.errors import CorruptFile, FileError, InputError
 from gemscope.features.files.contents import Contents, Folder
 from gemscope.features.files.hook_names import has_norm_behind_mlp, hook_of, module_of, site_of_hook, site_of_module
@@ -358,22 +360,17 @@ def save_sae(sae: SAE, folder: str | Path, *, dtype: torch.dtype | None = None) 
 def write_pair(folder: Path, config: dict[str, Any], streams: Mapping[str, Stream]) -> Path:
     """A configuration and the weights that it describes, in place of those that were there. Returns the folder.
 
-    Raises StorageFull, FileError.
+    Raises StorageFull, FileError, AccessError where another process writes it.
     """
-    is_new = not folder.exists()
-    # The two files belong together: with the configuration taken away first, a crash between them leaves a folder
-    # that nobody takes for an SAE, never weights under another's description.
-    try:
-        write_json(folder / f"{CONFIG}.new", config)
-        write_safetensors(folder / f"{WEIGHTS}.new", streams)
+    with claimed(folder / CONFIG) as place, room(folder, place):
+        write_json(place / CONFIG, config)
+        write_safetensors(place / WEIGHTS, streams)
+        synced(place / WEIGHTS)
+        # The two files belong together: with the configuration taken away first, a crash between them leaves a folder
+        # that nobody takes for an SAE, never weights under another's description.
         (folder / CONFIG).unlink(missing_ok=True)
-        (folder / f"{WEIGHTS}.new").replace(folder / WEIGHTS)
-        (folder / f"{CONFIG}.new").replace(folder / CONFIG)
-    finally:
-        for name in (CONFIG, WEIGHTS):
-            (folder / f"{name}.new").unlink(missing_ok=True)
-        if is_new and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        os.replace(place / WEIGHTS, folder / WEIGHTS)
+        os.replace(place / CONFIG, folder / CONFIG)
     return folder
 
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from gemscope.errors import CorruptFile
-from gemscope.features.files.aside import written_aside
 
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 """What weights come in, and what safetensors calls it."""
@@ -51,14 +50,14 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_safetensors(path: Path, streams: Mapping[str, Stream]) -> None:
-    """Writes tensors whose bytes come in pieces, atomically; memory holds one piece. Raises StorageFull, FileError."""
+    """Writes tensors whose bytes come in pieces to a file that nobody reads yet; memory holds one piece."""
     header, end = {}, 0
     for name, stream in streams.items():
         start, end = end, end + math.prod(stream.shape) * stream.dtype.itemsize
         header[name] = {"dtype": DTYPES[stream.dtype], "shape": list(stream.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format wants its data aligned
-    with written_aside(path) as aside, aside.open("wb") as file:
+    with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for stream in streams.values():
             for piece in stream.pieces:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -95,7 +96,8 @@ class Rows:
 
     def abandon(self) -> None:
         """Lets go of the file."""
-        self._file.close()
+        with suppress(OSError):  # what there was no room for, once more
+            self._file.close()
 
 
 class Corpus:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gemscope.checked import Count, Numbered, Positive, read_json, shown
+from gemscope.disk import written_aside
 from gemscope.errors import CorruptFile, NotFound
 
 FORMAT = 1
@@ -86,10 +86,9 @@ class Manifest:
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
-    """Beside its place, then into it."""
-    aside = folder / f"{NAME}.new"
-    aside.write_text(json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(aside, folder / NAME)
+    """Raises StorageFull, FileError, AccessError."""
+    with written_aside(folder / NAME) as aside:
+        aside.write_text(json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gemscope.disk import is_full
 from gemscope.errors import AccessError, CorruptFile, StorageFull
 from gemscope.reports.atlas.manifest import FORMAT
 
@@ -136,7 +137,7 @@ def explained(path: Path) -> Iterator[None]:
             raise CorruptFile(
                 f"{path} is damaged: {error}; `verify` says where, a copy or describing anew helps"
             ) from (error)
-        if name == "SQLITE_FULL":
+        if is_full(error, path.parent):
             raise StorageFull(f"no room left on the disk of {path}: nothing was changed") from error
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             raise AccessError(f"{path} is being written by another program for over {WAIT:.0f} s: {error}") from error

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
-import shutil
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -16,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from gemscope.errors import FileError, GemscopeError, InputError, Mismatch, NotFinite, StorageFull
+from gemscope.disk import claimed, room
+from gemscope.errors import InputError, Mismatch, NotFinite
 from gemscope.reports.atlas import corpus, hits, schema, vocabulary
 from gemscope.reports.atlas.manifest import Manifest, write_manifest
 from gemscope.reports.atlas.packing import pack_page
@@ -34,26 +33,32 @@ class Writer:
 
     def __init__(self, to: str | Path) -> None:
         self._to = Path(to)
-        if self._to.exists():
-            raise InputError(f"{to} exists: an atlas is never written over; name another folder or remove it")
-        self._aside = self._to.with_name(self._to.name + ".partial-atlas")
+        self._refuse_existing()
         self._tokens: dict[int, bytes] = {}
         self._special: set[int] = set()
         self._sources: dict[tuple[str, str], int] = {}
         self._next = 0
         self._document = -1
 
+    def _refuse_existing(self) -> None:
+        if self._to.exists():
+            raise InputError(f"{self._to} exists: an atlas is never written over; name another folder or remove it")
+
     def __enter__(self) -> Writer:
-        shutil.rmtree(self._aside, ignore_errors=True)
-        try:
+        """Raises AccessError while another process makes the same atlas, StorageFull, FileError."""
+        with ExitStack() as held:
+            self.place = held.enter_context(claimed(self._to))
+            """A folder for what is needed on the way, which goes when the atlas is in its place."""
+            self._refuse_existing()  # another process may have just finished it
+            self._aside = self.place / self._to.name
             with self._room():
-                self._aside.mkdir(parents=True)
+                self._aside.mkdir()
                 self._rows = corpus.Rows(self._aside / corpus.NAME)
-                self._db = sqlite3.connect(self._aside / _SCRATCH, isolation_level=None)
+                held.callback(self._rows.abandon)
+                self._db = sqlite3.connect(self.place / _SCRATCH, isolation_level=None)
+                held.callback(self._db.close)
                 self._prepare()
-        except BaseException:
-            shutil.rmtree(self._aside, ignore_errors=True)
-            raise
+            self._held = held.pop_all()
         return self
 
     @contextmanager
@@ -73,9 +78,7 @@ class Writer:
         self._db.execute("BEGIN")
 
     def __exit__(self, *raised: object) -> None:
-        self._rows.abandon()
-        self._db.close()
-        shutil.rmtree(self._aside, ignore_errors=True)
+        self._held.close()
 
     def add_rows(self, ids: Ints) -> None:
         """Rows [R, length] of token ids, -1 where there is no token. Raises InputError, Mismatch, StorageFull."""
@@ -197,25 +200,11 @@ class Writer:
         path = self._aside / schema.NAME
         self._db.execute("VACUUM INTO ?", (str(path),))
         self._db.close()
-        (self._aside / _SCRATCH).unlink()
         with path.open("rb") as file:
             os.fsync(file.fileno())
 
-    @contextmanager
-    def _room(self) -> Iterator[None]:
-        """Says in one line that the disk is full, or that nothing can be written, where that is why writing failed."""
-        try:
-            yield
-        except GemscopeError:
-            raise
-        except Exception as error:
-            # The system says so in a number, SQLite in a name, safetensors in words.
-            full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-            if full or "SQLITE_FULL" in getattr(error, "sqlite_errorname", ""):
-                raise StorageFull(f"no room left for the atlas {self._to}: nothing of it is kept") from error
-            if isinstance(error, OSError):
-                raise FileError(f"cannot write {self._to}: {error.strerror or error}") from error
-            raise
+    def _room(self) -> AbstractContextManager[None]:
+        return room(self._to, self.place, kept="nothing of the atlas is kept: free some room")
 
 
 def _check_figures(entry: Entry) -> None:

@@ -4,26 +4,26 @@ NAME.partial/settings.json     what is being made; going on with other settings 
 NAME.partial/corpus.bin        rows of token ids (int32), appended
 NAME.partial/documents.jsonl   where documents begin, appended
 NAME.partial/state.safetensors the running statistics, replaced as a whole; says how much of the two above counts
-NAME.partial/lock              held by the process that is at it
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from gemscope.errors import AccessError, CorruptFile, FileError, GemscopeError, InputError, StorageFull
+from gemscope.disk import claimed, room, synced
+from gemscope.errors import CorruptFile, InputError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -31,6 +31,8 @@ _LEAST = 20.0
 """Seconds, at least, between two snapshots."""
 _SHARE = 20.0
 """At most one part in this many of the time goes into snapshots."""
+_OWN = re.compile(r"(settings\.json|state\.safetensors)(\.new)?|corpus\.bin|documents\.jsonl|\.tmp\w*")
+"""What an unfinished atlas is made of; the last is what safetensors leaves when it is killed."""
 
 
 class Unfinished:
@@ -39,7 +41,8 @@ class Unfinished:
     def __init__(self, to: Path, settings: Mapping[str, Any]) -> None:
         """Opens what an earlier attempt left, or begins.
 
-        Raises InputError where that was made with other settings, AccessError where another process is at it.
+        Raises InputError where that was made with other settings or is something else, AccessError where another
+        process is at it.
         """
         self.folder = to.with_name(to.name + ".partial")
         self.rows = self.folder / "corpus.bin"
@@ -47,34 +50,27 @@ class Unfinished:
         self._state = self.folder / "state.safetensors"
         self._saved = time.monotonic()
         self._cost = 0.0
-        with self._room():
-            self._lock = self._locked()
-        self.begun = self._state.exists()
-        """Whether there is something to go on from; what was made before the first snapshot is made again."""
-        path = self.folder / "settings.json"
-        try:
+        with ExitStack() as held:
+            held.enter_context(claimed(self.folder))
+            with self._room():
+                self.folder.mkdir(exist_ok=True)
+            self._require_own()
+            self.begun = self._state.exists()
+            """Whether there is something to go on from; what was made before the first snapshot is made again."""
+            held.callback(self._leave_nothing_useless)
+            path = self.folder / "settings.json"
             if self.begun:
                 self._refuse_others(path, settings)
             else:
                 with self._room():
                     _replace(path, json.dumps(settings, indent=1).encode())
-        except BaseException:
-            self.close()
-            raise
+            self._held = held.pop_all()
 
-    def _locked(self) -> BinaryIO:
-        """The open lock file. Whoever had it may have thrown it away with all else: then another is made."""
-        path = self.folder / "lock"
-        while True:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):
-                lock = path.open("ab")
-                if not _hold(lock):
-                    lock.close()
-                    raise AccessError(f"{self.folder} is being written by another process: wait for it, or end it")
-                if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
-                    return lock
-                lock.close()
+    def _require_own(self) -> None:
+        """Raises InputError where the folder holds what no description writes: it may be somebody's work."""
+        for path in self.folder.iterdir():
+            if _OWN.fullmatch(path.name) is None:
+                raise InputError(f"{path} is of no unfinished atlas: move {self.folder}, or name another folder")
 
     def _refuse_others(self, path: Path, settings: Mapping[str, Any]) -> None:
         try:
@@ -130,8 +126,7 @@ class Unfinished:
             whole = {name: np.ascontiguousarray(value) for name, value in state.items()}
             save_file(whole, aside, {"progress": json.dumps({**progress, **sizes})})
             for path in (self.rows, self.documents, aside):
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
+                synced(path)
             os.replace(aside, self._state)
         self._saved = time.monotonic()
         self._cost = self._saved - started
@@ -156,34 +151,17 @@ class Unfinished:
 
     def close(self) -> None:
         """Lets others at it. Where nothing was saved, nothing stays: there is nothing to go on from."""
+        self._held.close()
+
+    def _leave_nothing_useless(self) -> None:
         if not self._state.exists():
             self.discard()
-        self._lock.close()
 
-    @contextmanager
-    def _room(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, SafetensorError) as error:
-            if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-                kept = f"what was described so far is kept in {self.folder}; " if self._state.exists() else ""
-                raise StorageFull(f"no room left in {self.folder.parent}: {kept}make room and start again") from error
-            if isinstance(error, OSError) and not isinstance(error, GemscopeError):
-                raise FileError(f"cannot write {self.folder}: {error.strerror or error}") from error
-            raise
+    def _room(self) -> AbstractContextManager[None]:
+        return room(self.folder, kept=self._kept)
 
-
-def _hold(lock: BinaryIO) -> bool:
-    """Whether nobody else holds it; the system lets go of it when this process ends, however it does."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return True
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in (errno.EAGAIN, errno.EACCES)  # some file systems know no locks
-    return True
+    def _kept(self) -> str:
+        return "what was described so far is kept there: free some room and start again" if self._state.exists() else ""
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gemscope.disk import folder_aside
 from gemscope.errors import CorruptFile, InputError, NotFound
 from gemscope.progress import Progress, silent
 from gemscope.reports.dashboard import Dashboard, Example, Histogram
 from gemscope.reports.entry import Entry
-from gemscope.reports.exchange.folder import chosen, folder_aside, slugged
+from gemscope.reports.exchange.folder import chosen, slugged
 from gemscope.reports.exchange.intake import (
     Intake,
     Shown,
@@ -151,8 +152,7 @@ def import_atlas(
     if not path.is_dir():
         raise NotFound(f"no folder {path}: expected one of {{index}}.json files, or one with index.json.gz")
     about = _about(path / ABOUT)
-    writing = Writer(to)  # says at once when there is something in its place
-    with Intake(to.with_name(f".{to.name}.intake")) as intake:
+    with Writer(to) as writer, Intake(writer.place) as intake:
         with progress("read", None, "features") as advance:
             for index, record, where in _records(path, layer):
                 _take(intake, index, record, where)
@@ -160,7 +160,7 @@ def import_atlas(
                 advance(1)
         size = intake.size(d_sae or about.get("d_sae"), path)
         tokens = _tokens(about)
-        with writing as writer, progress("write", size, "features") as advance:
+        with progress("write", size, "features") as advance:
             for rows in intake.windows():
                 writer.add_rows(rows)
             makes = _Numbers(intake, tokens)

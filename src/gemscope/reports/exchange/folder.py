@@ -1,17 +1,11 @@
-"""Folders written beside their name and moved there when whole, and which features go into them."""
+"""What folders of other tools are called, and which features go into them."""
 
 from __future__ import annotations
 
-import errno
-import os
 import re
-import secrets
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterable
 
-from gemscope.errors import FileError, GemscopeError, InputError, NotFound, StorageFull
+from gemscope.errors import InputError, NotFound
 
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
@@ -26,32 +20,6 @@ def slug(name: str) -> str:
 def slugged(name: str) -> str:
     """A name that can name a folder, as close to this one as may be."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:200].lower() or "unnamed"
-
-
-@contextmanager
-def folder_aside(target: Path) -> Iterator[Path]:
-    """An empty folder to write to; when the block ends it is `target`, which must not exist before.
-
-    When anything is raised nothing is left. Raises FileError, StorageFull.
-    """
-    if target.exists():
-        raise FileError(f"{target} exists: choose a name that does not, or remove it first")
-    aside = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside.mkdir()
-        yield aside
-        os.rename(aside, target)
-    except GemscopeError:
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StorageFull(
-                f"no room left on the disk for {target}, nothing half-written was kept: free some room"
-            ) from error
-        raise FileError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def chosen(features: Iterable[int] | None, size: int) -> list[int] | range:

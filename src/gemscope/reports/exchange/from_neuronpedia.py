@@ -71,12 +71,12 @@ def import_atlas(
     writing = Writer(to)  # says at once when there is something in its place
     place = _source_in(path)
     intermediate = not (place / "features").is_dir()
-    with Intake(to.with_name(f".{to.name}.intake")) as intake:
+    with writing as writer, Intake(writer.place) as intake:
         about = _read_intermediate(place, intake, progress) if intermediate else _read_lines(place, intake, progress)
         facts = _facts(place, about, model)
         size = intake.size(d_sae or facts["d_sae"], place)
         missing = sorted(set(range(size)) - set(intake.indices()) - set(about.get("skipped", ())))
-        with writing as writer, progress("write", size, "features") as advance:
+        with progress("write", size, "features") as advance:
             for rows in intake.windows():
                 writer.add_rows(rows)
             numbers = _Numbers(intake, facts["tokens"])

@@ -59,31 +59,29 @@ def import_atlas(
     path, to = Path(path), Path(to)
     if not path.is_file():
         raise NotFound(f"no file {path}: it lies beside the SAE's params.safetensors")
-    writing = Writer(to)  # says at once when there is something in its place
-    with _opened(path) as file:
+    with Writer(to) as writer, _opened(path) as file:
         sizes = _sizes(file, path)
         picked, frequencies = _pick_all(file, sizes, path, progress)
         rows = np.arange(sizes.rows) if whole_corpus else np.unique(np.concatenate([one.rows for one in picked]))
         picked = [one.placed(rows, sizes.length) for one in picked]
         scale = _counting(frequencies, sizes)
-        with writing as writer:
-            used = _add_rows(writer, file, rows, sizes, progress)
-            has_logits = False
-            with progress("write", sizes.features, "features") as advance:
-                for block, one in zip(_blocks(sizes.features), picked, strict=True):
-                    logits = [file[name][block.start : block.stop] for name in KEYS[:4]]
-                    used |= set(np.unique(np.concatenate([logits[0].ravel(), logits[2].ravel()])).tolist())
-                    has_logits |= bool(logits[0].size)
-                    for number in range(len(block)):
-                        count = round(float(frequencies[block.start + number]) * scale)
-                        writer.add(_entry(block.start + number, count, one, [some[number] for some in logits]))
-                        advance(1)
-            texts, special = _texts(model, used)
-            writer.add_tokens(texts, special)
-            manifest = _manifest(
-                sae, model, sizes, rows=len(rows), whole=whole_corpus, shares=scale != 1, logits=has_logits
-            )
-            return writer.finish(manifest)
+        used = _add_rows(writer, file, rows, sizes, progress)
+        has_logits = False
+        with progress("write", sizes.features, "features") as advance:
+            for block, one in zip(_blocks(sizes.features), picked, strict=True):
+                logits = [file[name][block.start : block.stop] for name in KEYS[:4]]
+                used |= set(np.unique(np.concatenate([logits[0].ravel(), logits[2].ravel()])).tolist())
+                has_logits |= bool(logits[0].size)
+                for number in range(len(block)):
+                    count = round(float(frequencies[block.start + number]) * scale)
+                    writer.add(_entry(block.start + number, count, one, [some[number] for some in logits]))
+                    advance(1)
+        texts, special = _texts(model, used)
+        writer.add_tokens(texts, special)
+        manifest = _manifest(
+            sae, model, sizes, rows=len(rows), whole=whole_corpus, shares=scale != 1, logits=has_logits
+        )
+        return writer.finish(manifest)
 
 
 # --- the file -------------------------------------------------------------------------------------------------------

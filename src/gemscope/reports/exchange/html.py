@@ -11,12 +11,12 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gemscope.disk import folder_aside, written_aside
 from gemscope.errors import InputError
-from gemscope.features.files.aside import written_aside
 from gemscope.pages.links import PAGE, NoLinks, SiteLinks
 from gemscope.pages.render import line, render
 from gemscope.pages.standalone import article, document
-from gemscope.reports.exchange.folder import chosen, folder_aside, slug
+from gemscope.reports.exchange.folder import chosen, slug
 
 if TYPE_CHECKING:
     from gemscope.reports.atlas import Atlas

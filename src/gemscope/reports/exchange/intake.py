@@ -8,6 +8,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from math import isnan
@@ -18,7 +19,8 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from gemscope.errors import CorruptFile, FileError, InputError, StorageFull
+from gemscope.disk import room
+from gemscope.errors import CorruptFile, InputError
 from gemscope.reports.entry import Entry, Floats, Ints
 from gemscope.reports.exchange.pieces import bytes_of, is_special, looks_byte_level
 
@@ -109,18 +111,20 @@ class _Ids(dict[str, int]):
 
 
 class Intake:
-    """A file beside the atlas to be, in which features wait for those before them. A context manager."""
+    """A file in the folder `place`, in which features wait for those before them. A context manager."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, place: Path) -> None:
         self.taken = Taken()
-        self._path = path
+        self._path = place / "intake.sqlite"
         self._ids = _Ids()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.unlink(missing_ok=True)  # left by an import that was killed
-            self._database = sqlite3.connect(path)
-        except (OSError, sqlite3.Error) as error:
-            raise FileError(f"cannot write {path}: {error}") from error
+        with self._room():
+            self._database = sqlite3.connect(self._path)
+            self._begin()
+        self._windows = 0
+        self.length = 1
+        """Tokens of the longest window."""
+
+    def _begin(self) -> None:
         # It is thrown away whatever happens: nothing needs to reach the disk.
         for pragma in ("journal_mode = OFF", "synchronous = OFF", "cache_size = -65536"):
             self._database.execute(f"PRAGMA {pragma}")
@@ -131,9 +135,10 @@ class Intake:
             " low REAL, high REAL, share REAL);"
             "CREATE TABLE explanation(feature INTEGER, record TEXT);"
         )
-        self._windows = 0
-        self.length = 1
-        """Tokens of the longest window."""
+
+    def _room(self) -> AbstractContextManager[None]:
+        kept = "and an import needs about as much beside the atlas as it reads: nothing of it is kept, free some room"
+        return room(self._path, kept=kept)
 
     def __enter__(self) -> Intake:
         return self
@@ -141,11 +146,13 @@ class Intake:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._database.close()
-        self._path.unlink(missing_ok=True)
-        if isinstance(error, sqlite3.Error):
-            what = "no room left on the disk" if "full" in str(error) else str(error)
-            raise StorageFull(f"{what}: an import needs about as much beside the atlas as it reads") from error
+        try:
+            if isinstance(error, sqlite3.Error):
+                with self._room():
+                    raise error
+        finally:
+            self._database.close()
+            self._path.unlink(missing_ok=True)
 
     # --- taking in --------------------------------------------------------------------------------------------
 

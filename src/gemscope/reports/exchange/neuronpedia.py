@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gemscope.disk import folder_aside
 from gemscope.reports.dashboard import Dashboard, Example, Histogram
-from gemscope.reports.exchange.folder import chosen, folder_aside, slug
+from gemscope.reports.exchange.folder import chosen, slug
 from gemscope.reports.exchange.pieces import piece_of
 
 if TYPE_CHECKING:

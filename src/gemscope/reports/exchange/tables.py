@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gemscope.disk import written_aside
 from gemscope.errors import MissingDependency
-from gemscope.features.files.aside import written_aside
 from gemscope.reports.dashboard import Dashboard, Example, Histogram, Logit
 from gemscope.reports.exchange.folder import chosen
 

@@ -1,0 +1,241 @@
+"""What comes onto the disk: whole or not at all, from one process at a time, and a full disk is called a full disk.
+
+Whoever writes NAME has a folder `.NAME.gemscope` beside it, with a lock in it and what is on its way to NAME. The lock
+falls when its process ends, however it ends; what was left by one that ended is taken away by the next to write there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gemscope.errors import AccessError, FileError, GemscopeError, StorageFull
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+_SUFFIX = ".gemscope"
+_LOCK = "lock"
+_PATIENCE = 0.5
+"""Seconds to wait for a lock: somebody may just be taking away what was left there."""
+
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP}
+"""Said by network drives without the service for it. Where there is no such call at all, filelock knows another way."""
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""No space; no more of it for this user; a file longer than may be."""
+_SAID = re.compile(
+    rf"\(os error (?:{'|'.join(map(str, _FULL))})\)|No space left on device|Disk quota exceeded|File too large"
+    "|not enough space on the disk"
+)
+"""How it is said by those who keep the number to themselves: Rust, shutil's list of what could not be copied."""
+_IN_RUST = re.compile(r"\(os error \d+\)")
+_IN_SQLITE = re.compile("SQLITE_(IOERR|CANTOPEN|READONLY|PERM)")
+
+
+# --- written whole ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def written_aside(target: Path) -> Iterator[Path]:
+    """A name to write a file to; when the block ends, it is `target`, in place of what was there before.
+
+    When anything is raised, nothing is left and `target` is as it was. Raises StorageFull for a disk without room,
+    AccessError while another process writes the same file, FileError where writing is not allowed.
+    """
+    if target.exists() and not target.is_file():
+        raise FileError(f"cannot write {target}: it is there and no file; name a file")
+    target = Path(os.path.realpath(target))  # a link goes on leading where it led
+    with claimed(target) as place, room(target, place):
+        aside = place / target.name
+        yield aside
+        synced(aside)
+        os.replace(aside, target)
+
+
+@contextmanager
+def folder_aside(target: Path) -> Iterator[Path]:
+    """An empty folder to write to; when the block ends it is `target`, which must not exist before.
+
+    When anything is raised nothing is left. Raises FileError, AccessError, StorageFull.
+    """
+    if os.path.lexists(target):
+        raise FileError(f"{target} exists: choose a name that does not, or remove it first")
+    with claimed(target) as place, room(target, place):
+        aside = place / target.name
+        aside.mkdir()
+        yield aside
+        if os.path.lexists(target):  # made by a program that knows nothing of these locks
+            raise FileError(f"{target} appeared while it was being written: choose another name")
+        os.rename(aside, target)
+
+
+def synced(path: Path) -> None:
+    """Returns when what was written to a file is on the disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+# --- one writer at a time -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def claimed(target: Path, *, wait: bool = False) -> Iterator[Path]:
+    """While the block runs nobody else writes `target`, a file or a folder. Gives a folder beside it for what is on its
+    way there: empty at first, gone in the end.
+
+    What dead processes left beside it, on the way to whatever name, is taken away first. `wait` waits for a process
+    that is at it; without, that is an AccessError. Raises FileError, StorageFull.
+    """
+    target = target.absolute()
+    place = target.with_name(f".{target.name}{_SUFFIX}")
+    missing = [folder for folder in target.parents if not folder.exists()]
+    with room(target):
+        lock = _lock(place, -1 if wait else _PATIENCE)
+    if lock is None:
+        raise AccessError(f"{target} is being written by another process: wait for it, or end it")
+    try:
+        _empty(place)
+        _sweep(target.parent, place)
+        yield place
+    finally:
+        _let_go(place, lock)
+        with suppress(OSError):  # something was written
+            for folder in missing:
+                folder.rmdir()
+
+
+def _lock(place: Path, patience: float) -> BaseFileLock | None:
+    """The lock in a folder that is made for it; None where another has it. Raises OSError."""
+    from filelock import FileLock, Timeout
+
+    while True:
+        lock = FileLock(place / _LOCK, thread_local=False)
+        try:
+            place.mkdir(mode=0o700, exist_ok=True)  # nobody else puts anything there
+            _require_own(place)
+            lock.acquire(timeout=patience)
+        except Timeout:
+            return None
+        except FileNotFoundError:  # nor was there a folder around it, or somebody has just tidied it away
+            place.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            with suppress(OSError):
+                if error.errno in _NO_LOCKS:  # so nobody has it
+                    (place / _LOCK).unlink()
+                place.rmdir()
+            raise
+        else:
+            return lock
+
+
+def _require_own(place: Path) -> None:
+    """Raises FileError for a folder of another user's, or a link: nothing is written there, and nothing taken away."""
+    found = place.lstat()
+    if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "geteuid") and found.st_uid != os.geteuid()):
+        raise FileError(f"{place} is another user's: have it removed, or write elsewhere")
+
+
+def _empty(place: Path) -> None:
+    for path in place.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != _LOCK:
+            path.unlink(missing_ok=True)
+
+
+def _let_go(place: Path, lock: BaseFileLock) -> None:
+    """The lock's file goes while it is held: whoever waits for it finds that out and makes another."""
+    with suppress(OSError):
+        _empty(place)
+    with suppress(OSError):  # Windows removes no open file; there the lock does that by itself
+        (place / _LOCK).unlink()
+    lock.release()
+    with suppress(OSError):  # the next one is in it already
+        place.rmdir()
+
+
+def _sweep(folder: Path, own: Path) -> None:
+    """Takes away what dead processes left in a folder: the lock of a living one cannot be had."""
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            if name.startswith(".") and name.endswith(_SUFFIX) and name != own.name:
+                with suppress(OSError):  # gone already, another user's, or no folder
+                    if (lock := _lock(folder / name, 0)) is not None:
+                        _let_go(folder / name, lock)
+
+
+# --- no room ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def room(target: Path, place: Path | None = None, *, kept: str | Callable[[], str] = "") -> Iterator[None]:
+    """Turns what the system says while `target` is written, in `place`, into one line: StorageFull, with what is `kept`
+    all the same, or FileError.
+    """
+    try:
+        yield
+    except GemscopeError:
+        raise
+    except Exception as error:
+        if is_full(error, place or target.parent):
+            said = (kept if isinstance(kept, str) else kept()) or "nothing half-written was kept: free some room"
+            raise StorageFull(f"no room left on the disk for {target}, {said}") from error
+        if isinstance(error, OSError) or _IN_SQLITE.match(_of_sqlite(error)) or _IN_RUST.search(str(error)):
+            raise FileError(f"cannot write {target}: {_reason(error)}") from error
+        raise
+
+
+def is_full(error: BaseException, place: Path | None = None) -> bool:
+    """Whether this, or what it came from, is for want of room. SQLite tells of a limit as of any other fault; then the
+    system is asked once more in `place`, where the file lies.
+    """
+    for one in chain(error):
+        if getattr(one, "errno", None) in _FULL or _of_sqlite(one) == "SQLITE_FULL" or _SAID.search(str(one)):
+            return True
+        if _of_sqlite(one).startswith("SQLITE_IOERR") and place is not None and _refuses(place):
+            return True
+    return False
+
+
+def _of_sqlite(error: BaseException) -> str:
+    return str(getattr(error, "sqlite_errorname", ""))
+
+
+def _refuses(place: Path) -> bool:
+    """Whether no file there may grow beyond the longest that it has."""
+    try:
+        longest = max((path.stat().st_size for path in place.iterdir() if path.is_file()), default=0)
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.seek(longest)
+            file.write(bytes(1 << 20))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.errno in _FULL
+    return False
+
+
+def _reason(error: BaseException) -> str:
+    said = getattr(error, "strerror", None) or error
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):  # of every file that could not be copied
+        said = error.args[0][0][-1]
+    return " ".join(str(said).split())[:300]
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it came from, and so on."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__ or one.__context__
