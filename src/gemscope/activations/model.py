@@ -25,6 +25,7 @@ from gemscope.activations.passes import announced
 from gemscope.activations.site import Site
 from gemscope.errors import EmptyText, InputError, TextTooLong, TokenOutOfRange
 from gemscope.shapes import Float
+from gemscope.text.chat import Text, Turn, chats_of, is_one_chat, written
 from gemscope.text.corpus import Document
 from gemscope.text.tokens import Side, Tokens, pack
 
@@ -116,31 +117,51 @@ class LanguageModel:
 
     def tokens(
         self,
-        text: str | Sequence[str] | Sequence[int] | Tensor | Tokens,
+        text: Text,
         *,
         side: Side = "right",
         every_token: bool = False,
+        reply: bool = False,
     ) -> Tokens:
-        """Text as the model's own tokenizer reads it (its own BOS rule), or ids as they are.
+        """Text as the model's own tokenizer reads it (its own BOS rule; never two, also where a chat template has
+        written one into the text), the turns of a chat (`[{"role": "user", "content": "Hello"}]`) as its chat template
+        writes them, or ids as they are.
 
-        Several texts become rows, padded on the given side; a tensor of ids [T] or [B, T] is one row or B.
-        `every_token` counts special tokens and the first position too. Raises EmptyText, TextTooLong, TokenOutOfRange,
-        and InputError for what is neither text nor ids.
+        Several texts or chats become rows, padded on the given side; a tensor of ids [T] or [B, T] is one row or B.
+        `every_token` counts special tokens and the first position too. `reply` has a chat end where the assistant is to
+        go on. Raises EmptyText, TextTooLong, TokenOutOfRange, and InputError for what is neither text nor chat nor ids,
+        for a chat where there is no template, and for one that the template refuses.
         """
         if isinstance(text, Tokens):
             self._check_rows(text.ids.tolist())
             return text.every_token if every_token else text
-        rows = self._rows(text)
+        rows = self._rows(text, reply)
         self._check_rows(rows)
         return Tokens.of(rows, special=self.special_ids, pad=self._pad, side=side, every_token=every_token)
 
-    def _rows(self, text: str | Sequence[str] | Sequence[int] | Tensor) -> list[list[int]]:
+    def ids(self, text: str) -> list[int]:
+        """A text's ids, whatever its length: BOS in front where its tokenizer puts one, and never two."""
+        return self._one_bos(self.tokenizer(text, verbose=False)["input_ids"])
+
+    def _one_bos(self, ids: list[int]) -> list[int]:
+        return [self.bos, *self._without_bos(ids)] if self.bos is not None and ids[:1] == [self.bos] else ids
+
+    def _without_bos(self, ids: list[int]) -> list[int]:
+        """Without what a chat template may have put in front of a text that is tokenized once more."""
+        brought = next((place for place, id_ in enumerate(ids) if id_ != self.bos), len(ids))
+        return ids[brought:]
+
+    def _rows(self, text: Any, reply: bool) -> list[list[int]]:
         if isinstance(text, Tensor):
             return _id_rows(text)
+        if (chats := chats_of(text)) is not None:
+            return [written(self.tokenizer, chat, model=self.name, reply=reply) for chat in chats]
         if isinstance(text, str):
             text = [text]
         if not isinstance(text, Sequence):
-            raise InputError(f"a {type(text).__name__} cannot be read: expected text, a list of texts, or token ids")
+            raise InputError(
+                f"a {type(text).__name__} cannot be read: expected text, a list of texts, turns of a chat, or token ids"
+            )
         if text and all(isinstance(one, Integral) for one in text):
             return [[int(id_) for id_ in text]]
         for index, one in enumerate(text):
@@ -150,7 +171,7 @@ class LanguageModel:
                 raise InputError(
                     f"text {index} holds half a surrogate pair, which is not text: decode it properly first"
                 )
-        return [list(map(int, row)) for row in self.tokenizer(list(text), verbose=False)["input_ids"]] if text else []
+        return [self._one_bos(row) for row in self.tokenizer(list(text), verbose=False)["input_ids"]] if text else []
 
     def _check_rows(self, rows: list[list[int]]) -> None:
         for index, row in enumerate(rows):
@@ -189,7 +210,8 @@ class LanguageModel:
     def _documents(self, corpus: Iterable[Document]) -> Iterator[list[int]]:
         for document in corpus:
             # A document at a time: handing the tokenizer many at once gains little beside a forward pass.
-            yield self.tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
+            ids = self.tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
+            yield self._without_bos(ids)  # each row of the packed corpus gets its own
 
     def strings(self, ids: Iterable[int]) -> list[str]:
         """Each token as the text it stands for, blanks included."""
@@ -231,7 +253,7 @@ class LanguageModel:
     @torch.no_grad()
     def capture(
         self,
-        text: str | Sequence[str] | Sequence[int] | Tensor | Tokens,
+        text: Text,
         sites: Iterable[Site | str],
         *,
         every_token: bool = False,
@@ -263,9 +285,7 @@ class LanguageModel:
         return Captured(found, out)
 
     @torch.no_grad()
-    def logits(
-        self, text: str | Sequence[str] | Sequence[int] | Tensor | Tokens, *, prompt: int | None = None
-    ) -> Float[Tensor, "B T V"]:
+    def logits(self, text: Text, *, prompt: int | None = None) -> Float[Tensor, "B T V"]:
         """What it predicts after every token, edits in force included. The first `prompt` columns are the prompt to
         edits that tell it from what was generated after it (None: all).
         """
@@ -274,7 +294,7 @@ class LanguageModel:
 
     def gradient(
         self,
-        text: str | Sequence[str] | Sequence[int] | Tensor | Tokens,
+        text: Text,
         site: Site | str,
         of: Callable[[Float[Tensor, "B T V"]], Tensor],
     ) -> tuple[Activations, Float[Tensor, "B T D"]]:
@@ -341,7 +361,7 @@ class LanguageModel:
 
     def stream(
         self,
-        text: str | Sequence[str] | Sequence[int] | Tensor | Tokens,
+        text: Text,
         *,
         max_new_tokens: int = 50,
         temperature: float = 0.0,
@@ -349,13 +369,13 @@ class LanguageModel:
         draws: Sequence[int] | None = None,
         cache: bool = True,
     ) -> Iterator[Step]:
-        """Texts continued, one token of each at a time. `temperature` 0 takes the likeliest token each time.
+        """Texts continued, or chats replied to, one token of each at a time. `temperature` 0 takes the likeliest token.
 
         `draws` says which stream of the seed's noise each row is given (each its own unless said): rows with the same
         number and the same predictions go on in the same words. `cache=False` reads everything anew for each token.
         Raises InputError, and TextTooLong where the model's context cannot hold what is asked for, before it begins.
         """
-        tokens = text if isinstance(text, Tokens) else self.tokens(text, side="left")
+        tokens = text if isinstance(text, Tokens) else self.tokens(text, side="left", reply=True)
         rows, length = tokens.ids.shape
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens={max_new_tokens}: at least 1 token must be asked for")
@@ -395,26 +415,26 @@ class LanguageModel:
         return frozenset(() if found is None else [found] if isinstance(found, int) else found)
 
     @overload
-    def generate(self, text: str, **options: Any) -> str: ...
+    def generate(self, text: str | Sequence[Turn], **options: Any) -> str: ...
     @overload
-    def generate(self, text: list[str], **options: Any) -> list[str]: ...
+    def generate(self, text: list[str] | Sequence[Sequence[Turn]], **options: Any) -> list[str]: ...
     def generate(
         self,
-        text: str | list[str],
+        text: str | list[str] | Sequence[Turn] | Sequence[Sequence[Turn]],
         *,
         max_new_tokens: int = 50,
         temperature: float = 0.0,
         seed: int | None = None,
         cache: bool = True,
     ) -> str | list[str]:
-        """The text continued, the text itself left out; several texts at once as a list. What it takes and raises is
-        what `stream` does.
+        """The text continued, the text itself left out; of a chat the reply. Of several a list. What it
+        takes and raises is what `stream` does.
         """
         steps = list(self.stream(text, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, cache=cache))
         ids, ended = torch.stack([step.ids for step in steps], 1), torch.stack([step.ended for step in steps], 1)
         written = [row[: len(row) - max(0, int(over.sum()) - 1)] for row, over in zip(ids, ended, strict=True)]
         texts = [str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in written]
-        return texts[0] if isinstance(text, str) else texts
+        return texts[0] if isinstance(text, str) or is_one_chat(text) else texts
 
 
 def _letters_of_bytes() -> dict[str, int]:

@@ -21,8 +21,8 @@ from gemscope.progress import Progress, silent
 from gemscope.reports.plain import plain
 from gemscope.reports.writing import Writing, known, perplexity, positions_of, repetition, strength_dict
 from gemscope.shapes import Int
+from gemscope.text.chat import OneText
 from gemscope.text.printable import clipped, readable, visible
-from gemscope.text.tokens import Tokens
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -257,7 +257,7 @@ class Dose:
 
 def dose(
     model: LanguageModel,
-    text: str | Sequence[int] | Tensor | Tokens,
+    text: OneText,
     make: Callable[[float], Sequence[Edit]],
     strengths: Sequence[float],
     *,

@@ -19,7 +19,7 @@ from gemscope.activations.model import LanguageModel
 from gemscope.edits.units import Strength
 from gemscope.errors import EmptyText, InputError, NotFinite
 from gemscope.shapes import Float, Int
-from gemscope.text.tokens import Tokens
+from gemscope.text.chat import OneText
 
 _ENTRIES = 1 << 27
 """Logits held at a time: 512 MB in float32."""
@@ -148,7 +148,7 @@ class Writing:
     def __init__(
         self,
         model: LanguageModel,
-        text: str | Sequence[int] | Tensor | Tokens,
+        text: OneText,
         variants: Sequence[Sequence[Edit]],
         *,
         n: int,
@@ -233,11 +233,11 @@ def logprobs(
     return scores
 
 
-def one_text(model: LanguageModel, text: str | Sequence[int] | Tensor | Tokens) -> Int[Tensor, "1 T"]:
+def one_text(model: LanguageModel, text: OneText) -> Int[Tensor, "1 T"]:
     """The ids of one prompt. Raises EmptyText, InputError, TextTooLong, TokenOutOfRange."""
     if isinstance(text, str) and not text:
         raise EmptyText("the prompt is empty: there is nothing to write on from")
-    ids = model.tokens(text).ids
+    ids = model.tokens(text, reply=True).ids
     if len(ids) != 1:
         raise InputError(f"{len(ids)} prompts given: expected one")
     return ids
