@@ -1273,7 +1273,10 @@ def test_a_path_outside_is_404_on_the_real_server(folder: Path) -> None:
 # --- the shell ----------------------------------------------------------------------------------------------------------
 
 
-def test_serve_from_the_shell_says_where_it_is_and_ends_with_an_interrupt(folder: Path) -> None:
+@pytest.mark.parametrize(("by", "codes"), [(signal.SIGINT, (0, 130)), (signal.SIGTERM, (143,))])
+def test_serve_from_the_shell_says_where_it_is_and_ends_when_it_is_told_to(
+    by: signal.Signals, codes: tuple[int, ...], folder: Path
+) -> None:
     command = [sys.executable, "-m", "gemscope", "serve", str(folder), "--port", "0", "--no-model"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     started = time.monotonic()
@@ -1292,8 +1295,8 @@ def test_serve_from_the_shell_says_where_it_is_and_ends_with_an_interrupt(folder
         url = line.partition(" ")[0]
         assert b" 200 " in fetched(f"{url}tiny-model/1-res-tiny/3")
         took = time.monotonic() - started
-        process.send_signal(2)
-        assert process.wait(15) in (0, 130)
+        process.send_signal(by)
+        assert process.wait(15) in codes
         assert process.stderr
         assert "Traceback" not in process.stderr.read()
     assert took < 20, "generous: two seconds on a machine with nothing else to do"
