@@ -23,7 +23,7 @@ from gemscope.activations.generation import Dice, Step, continued
 from gemscope.activations.hooks import Enough, grasping, reading, watching
 from gemscope.activations.passes import announced
 from gemscope.activations.site import Site
-from gemscope.errors import EmptyText, InputError, TextTooLong, TokenOutOfRange
+from gemscope.errors import EmptyText, InputError, NotFinite, TextTooLong, TokenOutOfRange
 from gemscope.shapes import Float
 from gemscope.text.chat import Text, Turn, chats_of, is_one_chat, written
 from gemscope.text.corpus import Document
@@ -264,7 +264,8 @@ class LanguageModel:
 
         Special tokens, the first position, padding and attention sinks do not count unless `every_token` (padding
         never does). `logits` lets the pass run to its end and keeps them ([B, T, vocab]). `device` is where the
-        activations go; they stay where they arise otherwise. Raises SiteNotFound, and what `tokens` raises.
+        activations go; they stay where they arise otherwise. Raises SiteNotFound, NotFinite where the model computes
+        NaN or Inf, and what `tokens` raises.
         """
         tokens = self.tokens(text, every_token=every_token)
         if isinstance(sites, str | Site):
@@ -277,6 +278,7 @@ class LanguageModel:
             out = self._forward(tokens).logits
         found = {}
         for site, values in seen.items():
+            self._require_finite(values, tokens, f"at {site}")
             values = values if device is None else values.to(device)  # noqa: PLW2901
             counted = tokens.counted.to(values.device)
             if not every_token:
@@ -287,7 +289,7 @@ class LanguageModel:
     @torch.no_grad()
     def logits(self, text: Text, *, prompt: int | None = None) -> Float[Tensor, "B T V"]:
         """What it predicts after every token, edits in force included. The first `prompt` columns are the prompt to
-        edits that tell it from what was generated after it (None: all).
+        edits that tell it from what was generated after it (None: all). Raises NotFinite, and what `tokens` raises.
         """
         logits: Tensor = self._forward(self.tokens(text), prompt=prompt).logits
         return logits
@@ -311,6 +313,8 @@ class LanguageModel:
             number = of(self._forward(tokens).logits.float())
             (gradient,) = torch.autograd.grad(number, held[-1:])
         values = held[-1].detach()
+        self._require_finite(values, tokens, f"at {site}")
+        self._require_finite(gradient, tokens, f"in the gradient at {site}")
         counted = tokens.counted.to(values.device)
         counted = counted & ~sinks(values, counted)
         return Activations(values, counted, tokens, site, self.name), gradient.float()
@@ -318,7 +322,9 @@ class LanguageModel:
     def _forward(
         self, tokens: Tokens, *, prompt: int | None = None, cache: Any = None, keep: int = 0, use_cache: bool = False
     ) -> Any:
-        """One pass over what the cache does not hold yet; `keep` is how many last logits are made, 0 all of them."""
+        """One pass over what the cache does not hold yet; `keep` is how many last logits are made, 0 all of them.
+        Raises NotFinite.
+        """
         if self._session is not None:
             self._session.prompt = prompt
         past = 0 if cache is None else int(cache.get_seq_length())
@@ -331,7 +337,28 @@ class LanguageModel:
             inputs["past_key_values"] = cache
         # Asked for by a model's own config, these would have transformers 4 patch modules that `Enough` leaves patched.
         never = {"output_hidden_states": False, "output_attentions": False}
-        return self.hf(**inputs, **never, use_cache=use_cache, logits_to_keep=keep, return_dict=True)
+        out = self.hf(**inputs, **never, use_cache=use_cache, logits_to_keep=keep, return_dict=True)
+        self._require_finite(out.logits, tokens, "in its logits")
+        return out
+
+    def _require_finite(self, values: Float[Tensor, "B S D"], tokens: Tokens, where: str) -> None:
+        """Of the last S tokens of each row, padding aside. Only the largest and smallest of each token are looked at:
+        both are NaN where any is, and a whole pass over the logits would show beside the model's own work.
+        """
+        fine = values.amax(-1).isfinite()
+        if where != "in its logits":  # there −inf says that a token is never written
+            fine &= values.amin(-1).isfinite()
+        wrong = ~fine & tokens.real[:, -values.shape[1] :].to(fine.device)
+        if not wrong.any():
+            return
+        # Which token it comes from cannot be told: attention spreads NaN over the row, and backwards too.
+        if self._session is not None and (edits := self._session.edits):
+            more = f" and {len(edits) - 1} more" if len(edits) > 1 else ""
+            raise NotFinite(f"NaN or Inf {where}, under {edits[0]}{more}: use less strength")
+        raise NotFinite(
+            f"{self.name} computes NaN or Inf {where}: its weights are damaged, or too large for "
+            f"{str(self.dtype).removeprefix('torch.')}: get it again, or load it as float32"
+        )
 
     @contextmanager
     def edited(self, *edits: Edit, rows: Sequence[int] | None = None) -> Iterator[LanguageModel]:
@@ -373,7 +400,8 @@ class LanguageModel:
 
         `draws` says which stream of the seed's noise each row is given (each its own unless said): rows with the same
         number and the same predictions go on in the same words. `cache=False` reads everything anew for each token.
-        Raises InputError, and TextTooLong where the model's context cannot hold what is asked for, before it begins.
+        Raises InputError, and TextTooLong where the model's context cannot hold what is asked for, before it begins;
+        NotFinite while iterated, where the model computes NaN or Inf.
         """
         tokens = text if isinstance(text, Tokens) else self.tokens(text, side="left", reply=True)
         rows, length = tokens.ids.shape

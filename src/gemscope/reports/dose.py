@@ -15,7 +15,7 @@ from torch import Tensor
 from gemscope.activations.editing import Edit
 from gemscope.activations.model import LanguageModel
 from gemscope.edits.units import Strength
-from gemscope.errors import InputError, NotFinite, TokenOutOfRange
+from gemscope.errors import InputError, TokenOutOfRange
 from gemscope.pages.lines import Line, lines
 from gemscope.progress import Progress, silent
 from gemscope.reports.plain import plain
@@ -384,8 +384,6 @@ def _after(
         logits = model.logits(prompt, prompt=columns)[0, -1].float().cpu()
     logit = logits[list(target)].logsumexp(0).item()
     logprob = logits.log_softmax(-1)[list(target)].logsumexp(0).item()
-    if math.isnan(logprob):
-        raise NotFinite(f"no probabilities are left under {'; '.join(map(str, edits))}: use less strength")
     return logit, logprob
 
 
