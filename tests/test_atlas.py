@@ -603,11 +603,11 @@ def test_a_token_leads_to_the_features_whose_examples_peak_on_it(planted: Atlas)
 
 def test_features_of_a_token_beyond_two_bytes_are_kept() -> None:
     some = hits.of([3, 70_000, 5], [2, 300, 300], [0.5, 0.25, 1.0])
-    found = hits.unpack(hits.pack(some), 3)
+    found = hits.unpack(hits.pack(some), 3, 200_000)
     assert found["feature"].tolist() == [5, 70_000, 3]
     assert found["examples"].tolist() == [255, 255, 2]
     with pytest.raises(CorruptFile):
-        hits.unpack(hits.pack(some)[:-1], 3)
+        hits.unpack(hits.pack(some)[:-1], 3, 200_000)
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -887,23 +887,6 @@ def test_a_full_disk_while_labelling_leaves_the_labels_as_they_were(copy: Path) 
     assert verify(copy) == []
 
 
-def test_labels_that_find_no_room_in_a_file_as_long_as_may_be_are_a_full_disk(copy: Path) -> None:
-    """SQLite says "disk I/O error" then."""
-    resource = pytest.importorskip("resource", reason="this system knows no limit on a file's length")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with Atlas(copy) as atlas:
-        made = atlas.explain(0, "short")
-        resource.setrlimit(resource.RLIMIT_FSIZE, ((copy / "atlas.sqlite").stat().st_size, before[1]))
-        try:
-            with pytest.raises(StorageFull, match="nothing was changed"):
-                atlas.explain(0, "long " * 1_000_000)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        assert atlas[0].explanations[0] == made
-        atlas.explain(0, "again")
-    assert verify(copy) == []
-
-
 ONE = Entry(
     index=0,
     count=2,
@@ -1041,7 +1024,7 @@ DAMAGES = {
     "not sqlite": (lambda at: (at / "atlas.sqlite").write_bytes(b"PK" * 5000), "not an SQLite file"),
     "no sqlite": (lambda at: (at / "atlas.sqlite").unlink(), "atlas.sqlite is missing"),
     "newer sqlite": (lambda at: _change_sql(at, "PRAGMA user_version = 99"), "format 99, this version reads up to 1"),
-    "no table": (lambda at: _change_sql(at, "DROP TABLE feature"), "no such table: feature"),
+    "no table": (lambda at: _change_sql(at, "DROP TABLE feature"), "has no table 'feature'"),
     "fewer features": (
         lambda at: _change_sql(at, "DELETE FROM feature WHERE id = 4"),
         "39 features, its manifest says 40",
@@ -1235,15 +1218,37 @@ def test_an_older_atlas_that_cannot_be_written_says_so(reachable: Path, newer: N
             Atlas(reachable)
 
 
-def test_a_trigger_that_somebody_put_into_an_atlas_cannot_run_what_it_likes(copy: Path) -> None:
-    _change_sql(
-        copy,
-        "CREATE TRIGGER evil AFTER INSERT ON explanation BEGIN SELECT fts5(1); END",
-    )
+TRAPS = {
+    "a trigger": "CREATE TRIGGER odd AFTER INSERT ON explanation BEGIN DELETE FROM explanation; END",
+    "a view": "ALTER TABLE token RENAME TO was; CREATE VIEW token AS SELECT * FROM was",
+    "an endless view": (
+        "DROP TABLE document; CREATE VIEW document AS WITH RECURSIVE c(start, source) AS "
+        "(SELECT 0, 0 UNION ALL SELECT start + 1, 0 FROM c) SELECT * FROM c"
+    ),
+    "a column that computes itself": "ALTER TABLE feature ADD COLUMN odd AS (hex(zeroblob(500000000)))",
+    "an index that computes": "CREATE INDEX odd ON explanation (hex(zeroblob(500)))",
+    "another table": "CREATE TABLE odd (x)",
+}
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_nothing_that_somebody_put_into_an_atlas_is_run(copy: Path, trap: str) -> None:
+    with contextlib.closing(sqlite3.connect(copy / "atlas.sqlite")) as db:
+        db.executescript(TRAPS[trap])
+    for use in (Atlas, lambda at: verify(at) and Atlas(at)):
+        with pytest.raises(CorruptFile, match=r"atlas.sqlite has a (trigger|view|table|index) '.*' that no atlas has"):
+            use(copy)
+
+
+def test_a_trap_that_is_laid_while_an_atlas_is_open_does_not_run_when_a_label_is_written(copy: Path) -> None:
     with Atlas(copy) as atlas:
-        with pytest.raises(CorruptFile, match="unsafe"):
-            atlas.explain(0, "x")
-        assert atlas[0].label == HOSTILE_LABEL
+        atlas.explain(0, "x")
+        with contextlib.closing(sqlite3.connect(copy / "atlas.sqlite")) as db:
+            db.executescript(TRAPS["a trigger"])
+        with pytest.raises(CorruptFile, match="has a trigger 'odd'"):
+            atlas.explain(0, "y")
+        with contextlib.closing(sqlite3.connect(copy / "atlas.sqlite")) as db:
+            assert ("x",) in db.execute("SELECT text FROM explanation").fetchall()
 
 
 # --- how it shows itself ----------------------------------------------------------------------------------------------

@@ -42,10 +42,6 @@ MERGES = ["h e", "Ġ t", "Ġt he", "1 2"]
 
 @pytest.fixture(scope="module")
 def llama():
-    return tiny_llama()
-
-
-def tiny_llama():
     config = transformers.LlamaConfig(
         vocab_size=len(TOKENS),
         hidden_size=D_MODEL,
@@ -69,12 +65,8 @@ def tiny_llama():
 
 @pytest.fixture(scope="module")
 def gguf_bytes(llama, tmp_path_factory):
-    return tiny_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", llama)
-
-
-def tiny_gguf(path, llama=None):
     """The same llama as llama.cpp keeps it: other names, and the two rows of each rotary pair side by side."""
-    llama = llama or tiny_llama()
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(N_LAYERS)
     writer.add_context_length(64)
@@ -132,12 +124,6 @@ def pairs_together(rows: np.ndarray, n_heads: int) -> np.ndarray:
     return np.ascontiguousarray(rows[order])
 
 
-def source_of(weights):
-    """A package `tiny_weights` with these in its `tiny.gguf`."""
-    digest = hashlib.sha256(weights).hexdigest()
-    return dataclasses.replace(bundled.SMOLLM2, module="tiny_weights", file="tiny.gguf", sha256=digest)
-
-
 @pytest.fixture
 def package(gguf_bytes, tmp_path, monkeypatch):
     """An installed package whose import fails, as the real one's does without its dependencies."""
@@ -145,7 +131,10 @@ def package(gguf_bytes, tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("raise RuntimeError('the package was imported')")
     (folder / "tiny.gguf").write_bytes(gguf_bytes)
-    monkeypatch.setattr(bundled, "SMOLLM2", source_of(gguf_bytes))
+    source = dataclasses.replace(
+        bundled.SMOLLM2, module="tiny_weights", file="tiny.gguf", sha256=hashlib.sha256(gguf_bytes).hexdigest()
+    )
+    monkeypatch.setattr(bundled, "SMOLLM2", source)
     monkeypatch.syspath_prepend(str(folder.parent))
     return folder
 

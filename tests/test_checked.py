@@ -169,7 +169,7 @@ def test_toml_is_held_to_the_same(case: str, tmp_path: Path) -> None:
 
 def test_what_a_file_says_is_quoted_as_part_of_a_line() -> None:
     assert quoted("\x1b[31m red \u202e and \n more") == r'"\x1b[31m red \u202e and \n more"'
-    assert quoted("x" * 10_000) == f'"{"x" * 30}…{"x" * 15}"'
+    assert quoted("x" * 10_000) == f'"{"x" * 44}…{"x" * 15}"'
     assert quoted([1]) == "a list"
     assert quoted(10**5000) == "a number of many digits"
     assert shown("Größe · α") == "Größe · α"

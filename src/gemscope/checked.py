@@ -27,7 +27,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta, inspect
 
-from gemscope.errors import AccessError, CorruptFile, NotFound
+from gemscope.errors import AccessError, CorruptFile, NotFound, one_line
 
 T = TypeVar("T")
 
@@ -62,6 +62,8 @@ def read_json(path: Path, kind: type[T], *, closed: bool = False, remedy: str = 
         said = json.loads(data, object_pairs_hook=_once)
     except _Twice as twice:
         raise CorruptFile(f"{where} says {quoted(twice.args[0])} twice in one object{behind}") from None
+    except ValueError as error:  # in what the declaration passes over
+        raise CorruptFile(f"{where} is no JSON: {shown(error)}{behind}") from error
     except CorruptFile as error:
         raise CorruptFile(f"{error}{behind}") from error
     if closed and (unknown := _unknown(said, msgspec.to_builtins(value))):
@@ -158,13 +160,8 @@ def size_of(path: Path) -> int:
 
 
 def shown(text: object, length: int = 300) -> str:
-    """Anything as part of one line: what cannot be printed is spelt out, of what is too long the ends are left."""
-    whole = str(text)
-    if len(whole) > length:
-        whole = f"{whole[: length // 2]}…{whole[-length // 4 :]}"
-    if whole.isprintable():
-        return whole
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in whole)
+    """Anything as part of a message."""
+    return one_line(text, length)
 
 
 def quoted(value: object) -> str:

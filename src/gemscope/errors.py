@@ -22,9 +22,27 @@ expected, what to do. Nothing here knows how the errors come about.
     └── MissingDependency     an optional package is needed                        (also an ImportError)
 """
 
+LONGEST = 1000
+"""Characters of a message. What names and files put into it may be of any length, and hostile."""
+
 
 class GemscopeError(Exception):
-    """Base of all errors below. `str(error)` is one line."""
+    """Base of all errors below. `str(error)` is one printable line of at most LONGEST characters."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(str(message).replace("\n", " "), LONGEST))
+
+
+def one_line(text: object, length: int) -> str:
+    """Anything as part of one line: what cannot be printed is spelt out, of what is too long both ends are left."""
+    whole = str(text)
+    if len(whole) > length:
+        end = length // 4
+        whole = f"{whole[: length - end - 1]}…{whole[-end:]}"
+    if whole.isprintable():
+        return whole
+    whole = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in whole)
+    return whole if len(whole) <= length else one_line(whole, length)
 
 
 class InputError(GemscopeError, ValueError):

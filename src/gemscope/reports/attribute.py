@@ -22,7 +22,6 @@ from gemscope.features.sae import SAE
 from gemscope.reports.fit import require_fit
 from gemscope.reports.plain import plain
 from gemscope.shapes import Float
-from gemscope.text.chat import OneText
 from gemscope.text.printable import visible
 from gemscope.text.tokens import Tokens
 
@@ -262,7 +261,7 @@ class Attribution:
 def attribute(
     model: LanguageModel,
     sae: SAE,
-    text: OneText,
+    text: str | Sequence[int] | Tensor | Tokens,
     target: str | int | None = None,
     *,
     against: str | int | None = None,
@@ -285,7 +284,7 @@ def attribute(
         raise EmptyText("the text is empty: there is nothing to attribute")
     site = require_fit(model, sae)
     written = sae.site_out or site
-    tokens = model.tokens(text, reply=True)
+    tokens = model.tokens(text)
     if len(tokens) != 1 or tokens.padded:
         raise InputError(f"{len(tokens)} rows of tokens given: attribution is of one text without padding")
     at = _position(position, tokens.ids.shape[1])

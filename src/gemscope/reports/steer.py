@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from gemscope.activations.editing import Edit
 from gemscope.activations.model import LanguageModel
 from gemscope.edits.units import Strength
@@ -16,8 +18,8 @@ from gemscope.reports.coloured import SHOWN, notebook, terminal
 from gemscope.reports.dose import Dose, dose
 from gemscope.reports.plain import plain
 from gemscope.reports.writing import Continuation, Writing, positions_of, strength_dict
-from gemscope.text.chat import OneText
 from gemscope.text.printable import clipped, readable
+from gemscope.text.tokens import Tokens
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -160,7 +162,7 @@ def _figures(one: Continuation) -> str:
 
 def stream(
     model: LanguageModel,
-    text: OneText,
+    text: str | Sequence[int] | Tensor | Tokens,
     edits: Sequence[Edit],
     *,
     n: int = 1,
@@ -214,7 +216,7 @@ def stream(
 
 def steer(
     model: LanguageModel,
-    text: OneText,
+    text: str | Sequence[int] | Tensor | Tokens,
     edits: Sequence[Edit],
     *,
     n: int = 1,

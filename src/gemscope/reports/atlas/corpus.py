@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from gemscope.errors import AccessError, CorruptFile, InputError, Mismatch
+from gemscope.checked import size_of
+from gemscope.errors import AccessError, CorruptFile, InputError, Mismatch, NotFound
 from gemscope.reports.entry import Ints
 
 NAME = "corpus.npy"
@@ -109,7 +110,7 @@ class Corpus:
         if shape != (rows, length) and not (rows == 0 == shape[0]):
             raise CorruptFile(f"{path} holds rows {list(shape)}, its manifest says {[rows, length]}: copy it again")
         expected = _HEADER + rows * length * dtype.itemsize
-        if (actual := path.stat().st_size) != expected:
+        if (actual := size_of(path)) != expected:
             raise CorruptFile(f"{path} is of {actual:,} bytes, {expected:,} are expected: copy it again")
         self.length = length
         # A plain array over the map: slices of numpy's own memmap type take several times as long.
@@ -139,6 +140,7 @@ def _signed(ids: np.ndarray[Any, np.dtype[Any]]) -> Ints:
 
 def _header(path: Path) -> tuple[np.dtype[Any], tuple[int, int]]:
     try:
+        size_of(path)
         with path.open("rb") as file:
             start = file.read(_HEADER)
         if len(start) != _HEADER or not start.startswith(b"\x93NUMPY\x01\x00\x76\x00"):
@@ -148,9 +150,11 @@ def _header(path: Path) -> tuple[np.dtype[Any], tuple[int, int]]:
         if dtype not in (_SHORT, _LONG) or facts["fortran_order"]:
             raise ValueError(f"its numbers are {facts['descr']}")
         return dtype, (int(rows), int(length))
-    except FileNotFoundError:
+    except NotFound:
         raise CorruptFile(f"{path} is missing: the atlas was not copied whole") from None
+    except AccessError:
+        raise
     except OSError as error:
         raise AccessError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, TypeError, KeyError, SyntaxError) as error:
+    except (ValueError, TypeError, KeyError, SyntaxError, RecursionError, MemoryError) as error:
         raise CorruptFile(f"{path} is not an atlas's corpus: {error}") from error

@@ -14,6 +14,8 @@ MOST = 255
 """Examples on one token beyond this many are not told apart."""
 KIND = np.dtype([("feature", "<u4"), ("examples", "u1"), ("strength", "<f2")])
 _SHORT = np.dtype([("feature", "<u2"), ("examples", "u1"), ("strength", "<f2")])
+SIZES = (_SHORT.itemsize, KIND.itemsize)
+"""Bytes that a feature takes, of either kind."""
 
 
 def pack(hits: Hits) -> bytes:
@@ -23,11 +25,14 @@ def pack(hits: Hits) -> bytes:
     return hits[order].astype(_SHORT if short else KIND).tobytes()
 
 
-def unpack(packed: bytes, features: int) -> Hits:
-    """[features] of `KIND`, in the order of rank. Raises CorruptFile."""
+def unpack(packed: bytes, features: int, size: int) -> Hits:
+    """[features] of `KIND`, in the order of rank, of an SAE with `size` features. Raises CorruptFile."""
     for kind in (_SHORT, KIND):
         if len(packed) == features * kind.itemsize:
-            return np.frombuffer(packed, kind).astype(KIND)
+            found = np.frombuffer(packed, kind).astype(KIND)
+            if (found["feature"] < size).all() and np.isfinite(found["strength"]).all():
+                return found
+            raise CorruptFile(f"the features of a token are damaged: they are not all among the {size}")
     raise CorruptFile(f"the features of a token are damaged: {len(packed)} bytes for {features} of them")
 
 

@@ -23,6 +23,8 @@ _KINDS = (*_INTEGERS, *map(np.dtype, ("<f2", "<f4", "<f8", "<f2")))
 _BOUNDS = [(int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)) for dtype in _INTEGERS]
 _HALF = len(_KINDS) - 1
 """The last kind comes with a scale."""
+_MOST = 1 << 23
+"""Bytes that a record unpacks to, at most: a page takes a few thousand, and deflated zeros would take a thousandth."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Halves:
 
 
 def pack(arrays: Sequence[Array | Halves]) -> bytes:
-    """Whole numbers and floats exactly, `Halves` as they say. Raises NotFinite for NaN and infinities.
+    """Whole numbers and floats exactly, `Halves` as they say. Raises NotFinite for NaN and infinities, InputError for
+    more than a record holds.
 
     A checksum; deflated: a byte per array for its type and how many of its planes are rough, their lengths, then the
     smooth planes; at last the rough ones as they are. Lower bytes are noise, and deflating noise costs more than it
@@ -52,6 +55,8 @@ def pack(arrays: Sequence[Array | Halves]) -> bytes:
         lengths.append(len(content))
         rough += planes[:noisy]
         smooth += planes[noisy:]
+    if (size := sum(map(len, smooth)) + 5 * len(kinds)) > _MOST:
+        raise InputError(f"{size:,} bytes are to go into one record: at most {_MOST:,} are kept")
     deflating = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     deflated = deflating.compress(b"".join((kinds, *_planes(np.array(lengths, "<u4")), *smooth))) + deflating.flush()
     body = b"".join((deflated, *rough))
@@ -60,11 +65,15 @@ def pack(arrays: Sequence[Array | Halves]) -> bytes:
 
 def unpack(blob: bytes, count: int) -> list[Array]:
     """The arrays that `pack` was given; `Halves` as float32. Raises CorruptFile for anything else."""
+    if not isinstance(blob, bytes):  # SQLite keeps anything in any column
+        raise CorruptFile(f"a packed record is damaged: it is of type {type(blob).__name__}")
     if zlib.crc32(memoryview(blob)[4:]) != int.from_bytes(blob[:4], "little"):
         raise CorruptFile("a packed record is damaged: its checksum is another")
     inflating = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        smooth, rough = inflating.decompress(memoryview(blob)[4:]), inflating.unused_data
+        smooth, rough = inflating.decompress(memoryview(blob)[4:], _MOST), inflating.unused_data
+        if not inflating.eof:
+            raise ValueError(f"it ends early, or unpacks to more than {_MOST:,} bytes")
         lengths = np.frombuffer(smooth, "u1", 4 * count, count).reshape(4, count).T.copy().view("<u4").ravel().tolist()
         at, at_rough, arrays = 5 * count, 0, []
         for kind, length in zip(smooth[:count], lengths, strict=True):
@@ -74,6 +83,8 @@ def unpack(blob: bytes, count: int) -> list[Array]:
                 scale = np.frombuffer(rough, "<f4", 1, at_rough)
                 at_rough += 4
             size = dtype.itemsize
+            if noisy > size or at + (size - noisy) * length > len(smooth) or at_rough + noisy * length > len(rough):
+                raise ValueError("it holds fewer numbers than it says")
             if size == 1:
                 values = np.frombuffer(*((rough, dtype, length, at_rough) if noisy else (smooth, dtype, length, at)))
             else:
@@ -214,7 +225,10 @@ class Page:
 
 
 def entry_of(page: Page, length: int, **figures: Any) -> Entry:
-    """The entry that a page was packed from, given its figures: `index`, `count`, `max` and so on."""
+    """The entry that a page was packed from, given its figures: `index`, `count`, `max` and so on.
+
+    Raises CorruptFile for a page that no entry gave.
+    """
     positions = page.positions.astype(np.int64)
     home = positions % length
     examples = np.arange(len(positions))
@@ -223,7 +237,7 @@ def entry_of(page: Page, length: int, **figures: Any) -> Entry:
     columns = np.concatenate((home[others] + page.offsets, home))
     order = np.lexsort((columns, owners))
     step, logit_low, logit_step = page.scales
-    return Entry(
+    entry = Entry(
         **figures,
         step=step,
         histogram=page.histogram,
@@ -247,21 +261,49 @@ def entry_of(page: Page, length: int, **figures: Any) -> Entry:
         jaccards=page.jaccards,
         shares=page.shares,
     )
+    try:
+        _check(entry, length)
+    except InputError as error:
+        raise CorruptFile(f"a packed record is damaged: {error}") from error
+    return entry
 
 
 def unpack_page(blob: bytes) -> Page:
-    """What `pack_page` packed. Raises CorruptFile."""
+    """What `pack_page` packed. Raises CorruptFile, for what is whole and says what no page can say as well."""
     scales, *arrays = unpack(blob, _ARRAYS)
+    _require(len(scales) == 3 and not any(arrays[number].dtype.kind == "f" for number in _WHOLE))
+    lengths = list(map(len, arrays))
+    _require(all(lengths[one] == lengths[other] for one, other in _ALIKE))
+    _require(lengths[1] == (lengths[2] + 1 if lengths[2] else 0))
+    for number in _COUNTS:
+        _require(arrays[number].dtype.kind == "u" or not lengths[number] or int(arrays[number].min()) >= 0)
     arrays[4] = np.cumsum(arrays[4], dtype=np.int64) - 1
     sizes, steps = arrays[6], arrays[7].astype(np.int64)
-    if len(scales) != 3 or len(steps) != sizes.sum():
-        raise CorruptFile("a packed record is damaged: it is no page's")
+    if lengths[4]:
+        _require(int(arrays[4].min()) >= -1 and int(arrays[4].max()) < lengths[2])
+        _require(int(sizes.max()) <= lengths[7])
+    _require(lengths[7] == int(sizes.sum()))
     # Sums that start anew at every example: the running sum less what it was where the example starts.
     starts = np.cumsum(sizes, dtype=np.int64) - sizes  # of examples in the list of cells
     running = np.concatenate((np.zeros(1, np.int64), np.cumsum(steps)))
     arrays[7] = running[1:] - np.repeat(running[starts], sizes)
-    arrays[8] = arrays[8].astype(np.float32) * np.repeat(_units(arrays[5]), sizes)
+    with np.errstate(over="ignore", invalid="ignore"):
+        arrays[8] = arrays[8].astype(np.float32) * np.repeat(_units(arrays[5]), sizes)
+        _require(bool(np.isfinite(np.concatenate((scales, *(arrays[number] for number in _REAL)))).all()))
     return Page(scales.tolist(), *arrays)
+
+
+_REAL = (1, 5, 8, 10, 12, 15, 17, 18)
+_COUNTS = (0, 2, 3, 6, 9, 11, 13, 14, 16)
+_WHOLE = (*_COUNTS, 4, 7)
+"""Arrays of a page, by what their numbers are; steps may be negative."""
+_ALIKE = ((3, 4), (3, 5), (3, 6), (7, 8), (9, 10), (11, 12), (14, 15), (16, 17), (16, 18))
+"""Those that are of one length."""
+
+
+def _require(sensible: bool) -> None:
+    if not sensible:
+        raise CorruptFile("a packed record is damaged: it is no page's")
 
 
 def _units(peaks: Floats) -> Floats:

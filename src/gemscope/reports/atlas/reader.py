@@ -171,7 +171,7 @@ class Atlas:
         self._drain()
         with self._writing:
             if self._writer is None and schema.logged(self._path) and schema.writable(self.folder):
-                with suppress(sqlite3.Error):
+                with suppress(sqlite3.Error, CorruptFile):
                     self._writer = schema.connect(self._path, write=True)
                     schema.version(self._writer)
             if self._writer is not None:
@@ -247,16 +247,17 @@ class Atlas:
         number = self._index(index)
         with self._reading() as db:
             (count, top, mean, cosine, norm, _), page = self._page(db, number)
-        return entry_of(
-            page,
-            self.manifest.length,
-            index=number,
-            count=count,
-            max=top,
-            mean=mean,
-            encoder_cosine=cosine,
-            decoder_norm=norm,
-        )
+        with self._undamaged(f"feature {number}"):
+            return entry_of(
+                page,
+                self.manifest.length,
+                index=number,
+                count=count,
+                max=top,
+                mean=mean,
+                encoder_cosine=cosine,
+                decoder_norm=norm,
+            )
 
     def _page(self, db: sqlite3.Connection, index: int) -> tuple[tuple[Any, ...], Page]:
         """Figures and label; all else."""
@@ -515,8 +516,10 @@ class Atlas:
         with self._reading() as db:
             ranked = db.execute("SELECT rowid FROM label_text WHERE label_text MATCH ? ORDER BY rank", (query,))
             for (id_,) in ranked:
-                feature = db.execute("SELECT feature FROM explanation WHERE id = ?", (id_,)).fetchone()[0]
-                found.setdefault(feature)
+                said = db.execute("SELECT feature FROM explanation WHERE id = ?", (id_,)).fetchone()
+                if said is None:
+                    raise CorruptFile(f"{self._path} is damaged: its search finds explanation {id_}, which is gone")
+                found.setdefault(said[0])
                 if len(found) >= offset + limit:
                     break
             ranked.close()
@@ -561,7 +564,8 @@ class Atlas:
         if row is None:
             return []
         with self._undamaged(f"token {token_id}"):
-            found = hits.unpack(*row)[:limit]
+            packed, features = row
+            found = hits.unpack(packed, features, len(self))[:limit]
         summaries = self._summaries(found["feature"].tolist())
         return [
             TokenHit(summary, strength, examples)
@@ -637,6 +641,7 @@ class Atlas:
             # From the first label on, readers go on while somebody writes. Asking again costs nothing.
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("BEGIN IMMEDIATE")
+            schema.require_ours(db, self._path)  # it may have become another since it was opened
             yield db
             schema.relabel(db, [feature])
             db.execute("UPDATE relabelled SET times = times + 1")

@@ -16,11 +16,15 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+from gemscope.checked import size_of
 from gemscope.disk import is_full
-from gemscope.errors import AccessError, CorruptFile, StorageFull
+from gemscope.errors import AccessError, CorruptFile, NotFound, StorageFull
+from gemscope.reports.atlas import hits
 from gemscope.reports.atlas.manifest import FORMAT
 
 NAME = "atlas.sqlite"
@@ -52,20 +56,33 @@ _FORMAT_1 = (
 
 STEPS: tuple[tuple[str, ...], ...] = (_FORMAT_1,)
 """Step i leads from format i to i + 1; an empty file is of format 0."""
-CHECKED = ("feature", "explanation", "token", "token_feature", "document", "source")
+CHECKED = ("feature", "explanation", "token", "token_feature", "document", "source", "relabelled")
 """Looked through on opening: all but the pages, which make up nearly all of a large file."""
 
 
+MOST = 1e300
+"""Numbers are smaller: what is computed of them is finite too."""
+_NUMBER = f"(typeof({{0}}) = 'real' AND abs({{0}}) < {MOST})"
 _SENSIBLE = {
-    "feature": """typeof(count) = 'integer' AND count BETWEEN 0 AND 1 << 53
-                  AND typeof(max) = 'real' AND abs(max) < 1e300
-                  AND typeof(mean) = 'real' AND abs(mean) < 1e300 AND typeof(token) IN ('integer', 'null')
-                  AND typeof(encoder_cosine) IN ('real', 'null') AND typeof(decoder_norm) IN ('real', 'null')
+    "feature": f"""id >= 0 AND typeof(count) = 'integer' AND count BETWEEN 0 AND 1 << 53
+                  AND {_NUMBER.format("max")} AND {_NUMBER.format("mean")}
+                  AND (token IS NULL OR typeof(token) = 'integer')
+                  AND (encoder_cosine IS NULL OR {_NUMBER.format("encoder_cosine")})
+                  AND (decoder_norm IS NULL OR {_NUMBER.format("decoder_norm")})
                   AND typeof(label) IN ('text', 'null')""",
-    "explanation": """typeof(text) = 'text' AND typeof(method) = 'text' AND typeof(author) = 'text'
-                      AND typeof(score) IN ('real', 'null')""",
+    "explanation": f"""typeof(feature) = 'integer' AND feature BETWEEN 0 AND (SELECT max(id) FROM feature)
+                      AND typeof(text) = 'text' AND typeof(method) = 'text' AND typeof(author) = 'text'
+                      AND (score IS NULL OR {_NUMBER.format("score")})""",
+    "token": "typeof(packed) = 'blob'",
+    "token_feature": f"""typeof(features) = 'integer' AND typeof(packed) = 'blob'
+                        AND length(packed) IN ({", ".join(f"features * {size}" for size in hits.SIZES)})""",
+    "document": "start >= 0 AND source IN (SELECT id FROM source)",
+    "source": "typeof(name) = 'text' AND typeof(license) = 'text'",
+    "relabelled": "typeof(times) = 'integer'",
 }
 """What SQLite does not see to: a column takes values of any kind."""
+_ALONE = ("relabelled",)
+"""Tables of one row."""
 
 
 def upgrade(db: sqlite3.Connection) -> None:
@@ -108,10 +125,47 @@ def connect(path: Path, *, write: bool = False) -> sqlite3.Connection:
         isolation_level=None,
         check_same_thread=False,
     )
-    db.execute("PRAGMA trusted_schema = OFF")
-    if not write:
-        db.execute(f"PRAGMA mmap_size = {_MAPPED}")
+    try:
+        db.execute("PRAGMA trusted_schema = OFF")
+        for name in _SETTINGS:  # from Python 3.12 on
+            if hasattr(db, "setconfig") and hasattr(sqlite3, name):
+                db.setconfig(getattr(sqlite3, name), name == _DEFENSIVE)
+        require_ours(db, path)
+        if not write:
+            db.execute(f"PRAGMA mmap_size = {_MAPPED}")
+    except BaseException:
+        db.close()
+        raise
     return db
+
+
+def require_ours(db: sqlite3.Connection, path: Path) -> None:
+    """Nothing that a file brings along is run: no trigger, no view, no column that computes itself, because it must
+    consist of what we make and of nothing else. Raises CorruptFile.
+    """
+    there, made = set(db.execute(_EVERYTHING)), _made(min(version(db), len(STEPS)))
+    for odd, fault in (
+        (there - made, "has a {} {!r} that no atlas has, and nothing that a file brings along is run: it is refused"),
+        (made - there, "has no {} {!r} as every atlas has one: copy it again, or describe anew"),
+    ):
+        if odd:
+            kind, name, *_ = min(odd, key=str)
+            raise CorruptFile(f"{path} {fault.format(kind, name)}")
+
+
+_DEFENSIVE = "SQLITE_DBCONFIG_DEFENSIVE"
+_SETTINGS = (_DEFENSIVE, "SQLITE_DBCONFIG_ENABLE_TRIGGER", "SQLITE_DBCONFIG_ENABLE_VIEW")
+_EVERYTHING = "SELECT type, name, tbl_name, sql FROM sqlite_schema"
+
+
+@cache
+def _made(number: int) -> frozenset[tuple[Any, ...]]:
+    """All that a file of a format consists of, as SQLite itself writes it down."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
+        for step in STEPS[: max(0, number)]:
+            for statement in step:
+                db.execute(statement)
+        return frozenset(db.execute(_EVERYTHING))
 
 
 def logged(path: Path) -> bool:
@@ -153,18 +207,24 @@ def first_problem(db: sqlite3.Connection) -> str | None:
         if found != "ok":
             return found.splitlines()[-1]
     for table, sensible in _SENSIBLE.items():
-        if row := db.execute(f"SELECT id FROM {table} WHERE NOT ({sensible}) LIMIT 1").fetchone():
+        if row := db.execute(f"SELECT rowid FROM {table} WHERE NOT ifnull({sensible}, 0) LIMIT 1").fetchone():
             return f"row {row[0]} of table {table} holds what cannot stand there"
+    for table in _ALONE:
+        if (rows := db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]) != 1:
+            return f"table {table} has {rows} rows, expected one"
     return None
 
 
 def check(path: Path) -> None:
     """A look at a file that takes far less than a second, whatever its size. Raises CorruptFile."""
     try:
+        actual = size_of(path)
         with path.open("rb") as file:
             header = file.read(100)
-    except FileNotFoundError:
+    except NotFound:
         raise CorruptFile(f"{path} is missing: the atlas was not copied whole") from None
+    except AccessError:
+        raise
     except OSError as error:
         raise AccessError(f"{path} cannot be read: {error.strerror or error}") from error
     if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
@@ -175,5 +235,5 @@ def check(path: Path) -> None:
     if not 1 <= number <= FORMAT:
         raise CorruptFile(f"{path} is of format {number}, this version reads up to {FORMAT}: update gemscope")
     expected = int.from_bytes(header[28:32]) * (size if size != 1 else 65536)
-    if (actual := path.stat().st_size) < expected:
+    if actual < expected:
         raise CorruptFile(f"{path} is truncated: {actual:,} bytes of {expected:,}; copy it again")

@@ -97,7 +97,7 @@ def _pages(db: sqlite3.Connection, manifest: Manifest, rows: corpus.Corpus) -> I
         distinct = rows.at(np.unique(page.positions).astype(np.int64))
         for one, examples in zip(*(part.tolist() for part in np.unique(distinct, return_counts=True)), strict=True):
             by_token.setdefault(one, []).append((index, min(examples, hits.MOST)))
-    yield from _token_features(db, by_token)
+    yield from _token_features(db, by_token, manifest.d_sae)
 
 
 def _page(page: Page, count: int, top: float, corpus_length: int) -> Iterator[str]:
@@ -112,10 +112,10 @@ def _page(page: Page, count: int, top: float, corpus_length: int) -> Iterator[st
             yield f"an example of {strongest:g} is stronger than its maximum, {top:g}"
 
 
-def _token_features(db: sqlite3.Connection, expected: dict[int, list[tuple[int, int]]]) -> Iterator[str]:
+def _token_features(db: sqlite3.Connection, expected: dict[int, list[tuple[int, int]]], size: int) -> Iterator[str]:
     for token, features, packed in db.execute("SELECT token, features, packed FROM token_feature"):
         try:
-            found = hits.unpack(packed, features)
+            found = hits.unpack(packed, features, size)
         except CorruptFile as error:
             yield f"token {token}: {error}"
             continue

@@ -6,6 +6,7 @@ Tokens are bytes: a character may be spread over several, and bytes may be no te
 from __future__ import annotations
 
 import codecs
+import math
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
@@ -13,17 +14,24 @@ from typing import Any
 
 import numpy as np
 
+from gemscope.errors import CorruptFile, InputError
 from gemscope.reports.atlas.packing import pack, unpack
 from gemscope.reports.entry import Ints
 
 _CHUNK = 1024
 """Tokens packed together."""
+MOST = 1 << 22
+"""Ids are smaller: what is looked up by id takes room for every id up to the highest, and the largest vocabularies have
+a quarter of a million.
+"""
 UNKNOWN = "\ufffd"
 
 
 def packed(texts: Mapping[int, bytes], special: Collection[int]) -> Iterator[tuple[int, bytes]]:
-    """A vocabulary as records: the first id of each, and the tokens from there on."""
+    """A vocabulary as records: the first id of each, and the tokens from there on. Raises InputError."""
     ids = np.array(sorted(texts), np.int64)
+    if len(ids) and not 0 <= int(ids[0]) <= int(ids[-1]) < MOST:
+        raise InputError(f"token {int(ids[-1] if ids[0] >= 0 else ids[0]):,}: ids from 0 to {MOST - 1:,} are kept")
     for start in range(0, len(ids), _CHUNK):
         chunk = ids[start : start + _CHUNK]
         tokens = [texts[id_] for id_ in chunk.tolist()]
@@ -49,6 +57,7 @@ class Vocabulary:
         special: list[int] = []
         for first, record in records:
             steps, lengths, marked, content = unpack(record, 4)
+            _require_tokens(first, steps, lengths, marked, content)
             ids = (np.concatenate((np.zeros(1, np.int64), np.cumsum(steps, dtype=np.int64))) + first).tolist()
             whole, ends = content.tobytes(), np.cumsum(lengths, dtype=np.int64).tolist()
             starts = [0, *ends[:-1]]
@@ -119,6 +128,23 @@ class Vocabulary:
             if bare := text.strip().casefold():
                 folded.setdefault(bare, []).append(id_)
         return exact, folded, sorted(folded)
+
+
+def _require_tokens(first: int, steps: Ints, lengths: Ints, marked: Ints, content: Ints) -> None:
+    """Before anything is made of them. Raises CorruptFile."""
+    if any(one.dtype.kind not in "iu" for one in (steps, lengths, marked)) or content.dtype != np.uint8:
+        raise CorruptFile("a packed record is damaged: it is no vocabulary's")
+    count, ascending = len(lengths), not len(steps) or int(steps.min()) > 0
+    sums = [math.fsum(map(float, one.tolist())) for one in (steps, lengths)]  # which whole numbers might overflow
+    if not ascending or not 0 <= first <= first + sums[0] < MOST:
+        raise CorruptFile(f"a packed record is damaged: its tokens are not among ids from 0 to {MOST - 1:,}")
+    if (
+        count != len(steps) + 1
+        or int(lengths.min()) < 0
+        or sums[1] != len(content)
+        or (len(marked) and not 0 <= int(marked.min()) <= int(marked.max()) < count)
+    ):
+        raise CorruptFile("a packed record is damaged: it holds other tokens than it says")
 
 
 def known(ids: Ints, size: int) -> Ints:

@@ -144,7 +144,9 @@ class Writer:
     def add_explanation(
         self, feature: int, text: str, method: str, author: str = "", score: float | None = None
     ) -> None:
-        """What a feature stands for. Of several for one feature, the last is its label."""
+        """What a feature stands for. Of several for one feature, the last is its label. Raises NotFinite."""
+        if score is not None and not abs(score) < schema.MOST:
+            raise NotFinite(f"feature {feature} has an explanation with score={score}: a number is expected")
         with self._room():
             self._db.execute(
                 "INSERT INTO explanation (feature, text, method, author, score) VALUES (?, ?, ?, ?, ?)",
@@ -210,7 +212,7 @@ class Writer:
 def _check_figures(entry: Entry) -> None:
     for name in ("max", "mean", "encoder_cosine", "decoder_norm", "step", "logit_low", "logit_step"):
         value = getattr(entry, name)
-        if value is not None and not math.isfinite(value):
+        if value is not None and not abs(value) < schema.MOST:
             raise NotFinite(f"feature {entry.index} has {name}={value}: numbers are expected")
     if entry.count < 0:
         raise InputError(f"feature {entry.index} has count={entry.count}: it cannot be below 0")

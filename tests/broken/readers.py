@@ -1,0 +1,221 @@
+"""What a user would do with each folder: open it, and look at everything in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import gemscope as gs
+from gemscope.activations.store import Store
+from gemscope.activations.writer import Writer
+from gemscope.errors import GemscopeError
+from gemscope.features.sae import SAE
+from gemscope.progress import silent
+from gemscope.reports.atlas import verify
+from gemscope.text.labelled import labelled as texts_with_labels
+from gemscope.training.config import TrainConfig
+from gemscope.training.train import Lesson
+
+from . import samples
+
+Reader = Callable[[Path], None]
+READERS: dict[str, Reader] = {}
+"""By the sample's name. Each may raise our errors and nothing else."""
+
+
+def _reads(*names: str) -> Callable[[Reader], Reader]:
+    def known(read: Reader) -> Reader:
+        READERS.update(dict.fromkeys(names, read))
+        return read
+
+    return known
+
+
+def _used(sae: SAE) -> None:
+    x = torch.randn(3, sae.d_in, generator=torch.Generator().manual_seed(0))
+    assert sae.decode(sae.encode(x)).shape == (3, sae.d_out)
+    assert repr(sae)
+    assert repr(sae.info)
+
+
+@_reads("saelens", "saelens_scaled", "saelens_topk", "saelens_gated", "saelens_5", "gemma_scope_2")
+def _folder(folder: Path) -> None:
+    _used(gs.load_sae(folder, site="1.res", cache_dir=folder / "cache"))
+    _used(gs.load_sae(folder, cache_dir=folder / "cache"))
+
+
+@_reads("npz", "npz_packed")
+def _npz(folder: Path) -> None:
+    _used(gs.load_sae(folder / "params.npz", cache_dir=folder / "cache"))
+
+
+@_reads("crosscoder")
+def _crosscoder(folder: Path) -> None:
+    found = gs.load_crosscoder(folder)
+    assert repr(found)
+    x = {site: torch.randn(3, width) for site, width in zip(found.sites, found.widths, strict=True)}
+    assert found.decode(found.encode(x))
+
+
+@_reads("recipe")
+def _recipe(folder: Path) -> None:
+    config = TrainConfig.read(folder / "recipe.toml")
+    assert config.steps >= 0
+    assert config.lr_at(0) >= 0
+    assert config.prefixes is not None
+
+
+@_reads("store")
+def _store(folder: Path) -> None:
+    raised: list[GemscopeError] = []
+    for skip in (False, True):
+        try:
+            store = Store(folder / "acts", skip_corrupt=skip)
+            assert repr(store)
+            for site in store.sites:
+                rows = store[site]
+                assert len(rows[:]) == len(rows)
+                rows.tokens(slice(0, 9)), rows.documents(slice(0, 9)), rows.offsets(slice(0, 9))
+            store.verify()
+        except GemscopeError as error:
+            raised.append(error)
+    if raised:
+        raise raised[0]
+
+
+@_reads("harvest")
+def _harvest(folder: Path) -> None:
+    with Writer(folder / "acts", samples.IDENTITY) as writer:
+        for seed in range(writer.batches, 3):
+            writer.add(*samples.activations(seed))
+        writer.finish(samples.manifest(writer.counts))
+
+
+def _goes_on(name: str) -> Reader:
+    def read(folder: Path) -> None:
+        lesson = Lesson(samples.rows(), {"": samples.CONFIGS[name]}, folder / "run", None, ())
+        for _ in lesson.steps(silent):
+            pass
+        lesson.saes()
+
+    return read
+
+
+for _name in samples.CONFIGS:
+    _reads(_name)(_goes_on(_name))
+
+
+@_reads("report")
+def _report(folder: Path) -> None:
+    report = gs.training_report(folder / "run")
+    assert str(report)
+    assert report.to_dict()
+    assert report.off_target is not None
+    report.write()
+
+
+@_reads("corpus")
+def _corpus(folder: Path) -> None:
+    raised: list[GemscopeError] = []
+    for path in [*sorted(folder.iterdir()), folder]:
+        try:
+            corpus = gs.Corpus.read(path)
+            assert corpus.digest
+            assert [document.text.encode() for document in corpus]
+        except GemscopeError as error:
+            raised.append(error)
+    if raised:
+        raise raised[0]
+
+
+@_reads("labelled")
+def _labelled(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        assert texts_with_labels(path).counts
+
+
+def _seen(atlas: gs.Atlas) -> None:
+    assert str(atlas)
+    assert atlas._repr_html_()
+    for index in range(len(atlas)):
+        page = atlas[index]
+        assert str(page)
+        assert page._repr_html_()
+        atlas.entry(index)
+    for order in ("index", "density", "max", "mean", "label"):
+        atlas.summaries(order=order, dead=False, text="river", limit=10)
+        atlas.summaries(order=order, limit=1000)
+    atlas.search("the river")
+    for id_, _, _ in atlas.tokens_like("riv") + atlas.tokens_like(""):
+        atlas.by_token(id_)
+    for token in (0, 20, 30, 10**6):
+        atlas.by_token(token)
+    atlas.scatter(), atlas.special, atlas.text([0, 1, -1, 10**6]), atlas.explanations(), atlas.row(0)
+    for number, _ in enumerate(atlas.documents()):
+        atlas.document(number)
+
+
+@_reads("atlas")
+def _atlas(folder: Path) -> None:
+    raised: list[GemscopeError] = []
+    at = folder / "a.atlas"
+    looks: list[Callable[[gs.Atlas], object]] = [
+        _seen,
+        lambda atlas: atlas.forget(0, atlas.explain(0, "what it stands for").id),
+        lambda atlas: gs.export(atlas, folder / "b.csv", format="csv"),
+        lambda atlas: gs.export(atlas, folder / "b.anthropic", format="anthropic"),
+    ]
+    for look in looks:
+        try:
+            with gs.Atlas(at) as atlas:
+                look(atlas)
+        except GemscopeError as error:
+            raised.append(error)
+    try:
+        for problem in verify(at):
+            raised.append(GemscopeError(problem))
+    except GemscopeError as error:
+        raised.append(error)
+    if raised:
+        raise raised[0]
+
+
+@_reads("describing")
+def _describing(folder: Path) -> None:
+    model, sae = samples.described()
+    texts = gs.Corpus.of([f"{text} {number}" for number in range(6) for text in samples.TEXTS])
+    gs.describe(model, sae, texts, to=folder / "a.atlas", config=samples.DESCRIBE).close()
+
+
+@_reads("merging")
+def _merging(folder: Path) -> None:
+    with gs.merge([folder / "0.atlas", folder / "1.atlas"], to=folder / "both.atlas") as atlas:
+        _seen(atlas)
+
+
+def _imports(format: str, place: str, **options: str) -> Reader:
+    def read(folder: Path) -> None:
+        with gs.import_atlas(format, folder / place, folder / "in.atlas", **options) as atlas:
+            assert verify(atlas.folder) == []
+            _seen(atlas)
+
+    return read
+
+
+_reads("neuronpedia")(_imports("neuronpedia", "neuronpedia"))
+_reads("anthropic")(_imports("anthropic", "anthropic"))
+_reads("packed")(_imports("anthropic", "anthropic"))
+_reads("dashboard")(_imports("neuronpedia", "."))
+_reads("examples")(_imports("gemma-scope-2", "examples.safetensors", sae="some/where/params"))
+
+
+@_reads("model")
+def _model(folder: Path) -> None:
+    model = gs.load_model(folder)
+    model.logits("the river")
+    assert repr(model)
+
+
+assert set(READERS) == set(samples.SAMPLES), set(READERS) ^ set(samples.SAMPLES)

@@ -1,0 +1,422 @@
+"""A sound folder for each reader: small, and made by our own writers where there are such."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import struct
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import gemscope as gs
+from atlases import planted_atlas
+from gemscope.activations.capture import Activations
+from gemscope.activations.site import Site
+from gemscope.activations.store import FORMAT, Manifest
+from gemscope.activations.writer import Writer
+from gemscope.features.crosscoder import Crosscoder
+from gemscope.features.files.crosscoder import save_crosscoder
+from gemscope.features.files.tensors import stream_of, write_safetensors
+from gemscope.features.sae import SAE, SAEInfo
+from gemscope.progress import silent
+from gemscope.reports.describe import unfinished
+from gemscope.testing import planted_sae, tiny_model
+from gemscope.text.tokens import Tokens
+from gemscope.training.config import TrainConfig
+from gemscope.training.train import Lesson, train
+from planted import Given, directions, strengths
+
+D, F = 8, 16
+SITE = Site(1, "res")
+SAMPLES: dict[str, Callable[[Path], None]] = {}
+"""By name, what fills an empty folder."""
+
+
+def _sample(make: Callable[[Path], None]) -> Callable[[Path], None]:
+    SAMPLES[make.__name__] = make
+    return make
+
+
+# --- weights --------------------------------------------------------------------------------------------------------
+
+
+def _sae() -> SAE:
+    return planted_sae(D, F, tokens=4).sae
+
+
+def _weights(sae: SAE) -> dict[str, torch.Tensor]:
+    return {name: weight.clone() for name, weight in sae.state_dict().items()}
+
+
+def _saelens(folder: Path, weights: dict[str, torch.Tensor], **config: Any) -> None:
+    about = {"model_name": "gpt2", "hook_name": "blocks.1.hook_resid_post", "prepend_bos": False, "context_size": 64}
+    known = {"d_in": D, "d_sae": F, "dtype": "float32", "apply_b_dec_to_input": True, "normalize_activations": "none"}
+    (folder / "cfg.json").write_text(
+        json.dumps({**known, "metadata": {**about, "sae_lens_version": "6.0.0"}, **config})
+    )
+    write_safetensors(folder / "sae_weights.safetensors", {name: stream_of(one) for name, one in weights.items()})
+
+
+@_sample
+def saelens(folder: Path) -> None:
+    gs.save_sae(_sae(), folder)
+
+
+@_sample
+def saelens_scaled(folder: Path) -> None:
+    weights = {name: weight.bfloat16() for name, weight in _weights(_sae()).items()}
+    _saelens(
+        folder, weights, architecture="jumprelu", dtype="bfloat16", normalize_activations="expected_average_only_in"
+    )
+    (folder / "activation_scaler.json").write_text(json.dumps({"scaling_factor": 0.5}))
+
+
+@_sample
+def saelens_topk(folder: Path) -> None:
+    weights = _weights(_sae())
+    del weights["threshold"]
+    _saelens(folder, weights, architecture="topk", k=4, rescale_acts_by_decoder_norm=True)
+
+
+@_sample
+def saelens_gated(folder: Path) -> None:
+    weights = _weights(_sae())
+    weights |= {"b_gate": weights.pop("b_enc"), "b_mag": weights.pop("threshold"), "r_mag": torch.zeros(F)}
+    _saelens(folder, weights, architecture="gated")
+
+
+@_sample
+def saelens_5(folder: Path) -> None:
+    weights = _weights(_sae())
+    del weights["threshold"]
+    old = {
+        "architecture": "standard",
+        "model_name": "gpt2",
+        "hook_name": "blocks.1.hook_resid_post",
+        "d_in": D,
+        "d_sae": F,
+    }
+    old |= {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 4}, "normalize_activations": False}
+    (folder / "cfg.json").write_text(json.dumps(old | {"sae_lens_version": "5.1.0", "hook_head_index": None}))
+    write_safetensors(folder / "sae_weights.safetensors", {name: stream_of(one) for name, one in weights.items()})
+
+
+@_sample
+def npz(folder: Path) -> None:
+    np.savez(folder / "params.npz", **{name: weight.numpy() for name, weight in _weights(_sae()).items()})
+
+
+@_sample
+def npz_packed(folder: Path) -> None:
+    np.savez_compressed(folder / "params.npz", **{name: weight.numpy() for name, weight in _weights(_sae()).items()})
+
+
+@_sample
+def gemma_scope_2(folder: Path) -> None:
+    names = {"W_enc": "w_enc", "W_dec": "w_dec"}
+    streams = {names.get(name, name): stream_of(weight) for name, weight in _weights(_sae()).items()}
+    write_safetensors(folder / "params.safetensors", streams)
+    config = {"hf_hook_point_in": "model.layers.1.output", "hf_hook_point_out": "model.layers.1.output", "width": F}
+    config |= {"model_name": "google/gemma-3-1b-pt", "architecture": "jump_relu", "l0": 4, "affine_connection": False}
+    (folder / "config.json").write_text(json.dumps(config | {"type": "sae"}))
+
+
+@_sample
+def crosscoder(folder: Path) -> None:
+    sae = SAE(2 * D, F, 2 * D, gate="jumprelu", info=SAEInfo(name="two", model="tiny", declared_l0=3.0))
+    for weight in sae.state_dict().values():
+        weight.normal_(generator=torch.Generator().manual_seed(0))
+    save_crosscoder(Crosscoder(sae, (SITE, Site(2, "res")), (D, D), (1.0, 2.0)), folder)
+
+
+# --- rows and runs --------------------------------------------------------------------------------------------------
+
+IDENTITY = {"model": "tiny", "tokens": None, "batch": 2}
+CONFIGS = {
+    "run": TrainConfig(width=F, target_l0=2.0, rows=640, batch=64, checkpoint_every=5, log_every=1, matryoshka=(0.5,)),
+    "run_gated": TrainConfig(width=F, target_l0=2.0, rows=640, batch=64, checkpoint_every=5, architecture="gated"),
+    "run_batchtopk": TrainConfig(
+        width=F, target_l0=2.0, rows=640, batch=64, checkpoint_every=5, architecture="batchtopk"
+    ),
+}
+
+
+@cache
+def rows() -> Given:
+    x = strengths(512, F, 2.0, 0) @ directions(F, D, 1)
+    return Given(x, x, (SITE,), (SITE,), ((D,), (D,)))
+
+
+def activations(seed: int) -> list[Activations]:
+    ids = torch.arange(64).reshape(2, 32)
+    counted = torch.ones_like(ids, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(seed)
+    tokens = Tokens(ids, counted, counted)
+    return [
+        Activations(torch.randn(2, 32, D, generator=generator), counted, tokens, site, "tiny")
+        for site in (SITE, Site(2, "res"))
+    ]
+
+
+def manifest(counts: Any) -> Manifest:
+    return Manifest(
+        format=FORMAT, model="tiny", revision=None, dtype="float32", sites=counts, read=256, length=32, corpus="made up",
+        corpus_digest="0", versions={"gemscope": "0"},
+    )  # fmt: skip
+
+
+@_sample
+def store(folder: Path) -> None:
+    with Writer(folder / "acts") as writer:
+        for seed in range(4):
+            writer.add(*activations(seed))
+            writer._cut()
+        writer.finish(manifest(writer.counts))
+
+
+@_sample
+def harvest(folder: Path) -> None:
+    with Writer(folder / "acts", IDENTITY) as writer:
+        for seed in range(2):
+            writer.add(*activations(seed))
+            writer._cut()
+
+
+def _run(name: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        lesson = Lesson(rows(), {"": CONFIGS[name]}, folder / "run", None, ())
+        for number, _ in enumerate(lesson.steps(silent)):
+            if number == 6:
+                break
+
+    make.__name__ = name
+    return make
+
+
+for _name in CONFIGS:
+    _sample(_run(_name))
+
+
+@_sample
+def report(folder: Path) -> None:
+    with Writer(folder / "held") as writer:
+        for seed in range(2):
+            writer.add(activations(seed)[0])
+        held = writer.finish(manifest(writer.counts))
+    train(rows(), CONFIGS["run"], to=folder / "run", held_out=held)
+    for path in sorted((folder / "held").rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    (folder / "held").rmdir()
+
+
+@_sample
+def recipe(folder: Path) -> None:
+    said = TrainConfig(matryoshka=(0.25, 0.5)).to_dict()
+    lines = [f"{name} = {json.dumps(value)}" for name, value in said.items()]
+    (folder / "recipe.toml").write_text("\n".join(["[train]", *lines]) + "\n")
+
+
+# --- text -----------------------------------------------------------------------------------------------------------
+
+TEXTS = ["The river runs to the sea.", "A second text, with a coin in it.", "Ein Satz über Größe.", "and one more"]
+
+
+@_sample
+def corpus(folder: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"text": text, "source": f"s{number % 2}", "license": "CC0"} for number, text in enumerate(TEXTS)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    (folder / "a.txt").write_text(TEXTS[0], encoding="utf-8")
+    (folder / "b.jsonl").write_bytes(lines)
+    (folder / "c.jsonl.gz").write_bytes(gzip.compress(lines))
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    pq.write_table(pa.table(columns), folder / "d.parquet")
+
+
+@_sample
+def labelled(folder: Path) -> None:
+    with (folder / "a.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerows([("text", "label"), *((text, number % 2) for number, text in enumerate(TEXTS))])
+    rows = [{"text": text, "label": number % 2} for number, text in enumerate(TEXTS)]
+    (folder / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+# --- atlases --------------------------------------------------------------------------------------------------------
+
+PLAN = {
+    "features": 14,
+    "rows": 10,
+    "length": 32,
+    "top": 4,
+    "each": 1,
+    "vocabulary": 60,
+    "bins": 10,
+    "logits": 5,
+    "relatives": 3,
+}
+
+
+@_sample
+def atlas(folder: Path) -> None:
+    planted_atlas(folder / "a.atlas", **PLAN).close()
+
+
+@cache
+def described() -> tuple[gs.LanguageModel, SAE]:
+    model = tiny_model("llama", layers=2)
+    sae = planted_sae(32, 24, tokens=4, site="1.res").sae
+    sae.threshold.fill_(0.5)
+    return model, sae
+
+
+DESCRIBE = gs.DescribeConfig(length=16, before=6, after=4, batch=4)
+
+
+@_sample
+def describing(folder: Path) -> None:
+    """Stopped on the way."""
+    model, sae = described()
+    due = unfinished.Unfinished.due
+    texts = gs.Corpus.of([f"{text} {number}" for number in range(6) for text in TEXTS])
+
+    class Stop(Exception):
+        pass
+
+    def stopping(self: unfinished.Unfinished, progress: Any, state: Any) -> None:
+        save(self, progress, state)
+        raise Stop
+
+    save = unfinished.Unfinished.save
+    try:
+        unfinished.Unfinished.due = property(lambda self: True)  # type: ignore[method-assign, assignment]
+        unfinished.Unfinished.save = stopping  # type: ignore[method-assign, assignment]
+        gs.describe(model, sae, texts, to=folder / "a.atlas", config=DESCRIBE)
+    except Stop:
+        pass
+    finally:
+        unfinished.Unfinished.due, unfinished.Unfinished.save = due, save  # type: ignore[method-assign, assignment]
+
+
+@_sample
+def merging(folder: Path) -> None:
+    model, sae = described()
+    for number in range(2):
+        texts = gs.Corpus.of([f"{text} {number}" for text in TEXTS])
+        gs.describe(model, sae, texts, to=folder / f"{number}.atlas", config=DESCRIBE).close()
+
+
+def _exported(format: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        planted_atlas(folder / "a.atlas", **PLAN).close()
+        gs.export(folder / "a.atlas", folder / format, format=format)
+        for path in (folder / "a.atlas").iterdir():
+            path.unlink()
+        (folder / "a.atlas").rmdir()
+
+    make.__name__ = format
+    return make
+
+
+_sample(_exported("neuronpedia"))
+_sample(_exported("anthropic"))
+
+
+@_sample
+def packed(folder: Path) -> None:
+    """Anthropic's JSON, a file a layer."""
+    _exported("anthropic")(folder)
+    chunks = []
+    for index in range(PLAN["features"]):
+        one = folder / "anthropic" / f"{index}.json"
+        zipped = gzip.compress(one.read_bytes())
+        chunks.append(struct.pack("<I", len(zipped)) + zipped)
+    for one in (folder / "anthropic").iterdir():
+        one.unlink()
+    (folder / "anthropic" / "layer_1.bin").write_bytes(b"".join(chunks))
+    index = {"1": {"filename": "layer_1.bin", "offsets": np.cumsum([0, *map(len, chunks)]).tolist()}}
+    (folder / "anthropic" / "index.json.gz").write_bytes(gzip.compress(json.dumps(index).encode()))
+
+
+@_sample
+def dashboard(folder: Path) -> None:
+    """SAEDashboard's own output."""
+
+    def feature(index: int) -> dict[str, Any]:
+        shown = {
+            "tokens": [" a", " b"],
+            "values": [0, 5],
+            "bin_min": -1,
+            "bin_max": 8,
+            "bin_contains": -1,
+            "qualifying_token_index": 1,
+        }
+        figures = {
+            "maxActApprox": 8.0,
+            "frac_nonzero": 0.01,
+            "pos_str": [" yes"],
+            "pos_values": [1.5],
+            "neg_str": ["no"],
+            "neg_values": [-1],
+        }
+        figures |= {
+            "topkCosSimIndices": [2],
+            "topkCosSimValues": [0.4],
+            "freq_hist_data_bar_heights": [6, 4],
+            "freq_hist_data_bar_values": [1.0, 3.0],
+        }
+        figures |= {"logits_hist_data_bar_heights": [1, 4], "logits_hist_data_bar_values": [-1.0, 0.0]}
+        return {
+            "feature_index": index,
+            "activations": [shown],
+            **figures,
+            "n_prompts_total": 10,
+            "n_tokens_in_prompt": 100,
+        }
+
+    about = {"model_id": "gpt2-small", "layer": 8, "sae_set": "res-jb", "sae_id_suffix": None}
+    for number, indices in ((0, (0, 1)), (1, (4,))):
+        (folder / f"batch-{number}.json").write_text(
+            json.dumps(about | {"features": [feature(index) for index in indices]})
+        )
+    (folder / "skipped_indexes.json").write_text(json.dumps({"skipped_indexes": [2]}))
+    (folder / "run_settings.json").write_text(json.dumps({"dataset": "some text", "n_prompts_total": 10}))
+
+
+@_sample
+def examples(folder: Path) -> None:
+    """Gemma Scope 2's."""
+    chance = np.random.default_rng(0)
+    n, each, count, length = 12, 6, 9, 16
+    tensors = {
+        "top_tokens": torch.from_numpy(chance.integers(0, 99, (n, 3))).int(),
+        "top_logits": torch.rand(n, 3),
+        "bottom_tokens": torch.from_numpy(chance.integers(0, 99, (n, 3))).int(),
+        "bottom_logits": -torch.rand(n, 3),
+        "activations": torch.from_numpy(chance.gamma(2, 5, (n, each)).astype(np.float32)),
+        "seq_ids": torch.from_numpy(chance.integers(0, count, (n, each))).int(),
+        "positions": torch.from_numpy(chance.integers(1, length, (n, each))).int(),
+        "feature_frequencies": torch.full((n,), 0.02),
+        "tokens": torch.from_numpy(chance.integers(0, 99, (count, length))).int(),
+    }
+    from safetensors.torch import save_file
+
+    save_file(tensors, folder / "examples.safetensors")
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+@_sample
+def model(folder: Path) -> None:
+    made = tiny_model("llama", layers=2)
+    made.hf.save_pretrained(folder)
+    made.tokenizer.save_pretrained(folder)
