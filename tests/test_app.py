@@ -1172,6 +1172,61 @@ def test_a_request_that_never_arrives_is_hung_up_on(folder: Path, monkeypatch: p
         assert b" 200 " in fetched(f"{server.url}/health")
 
 
+REFUSED = {
+    "another name": (b"POST /api/steer HTTP/1.1\r\nHost: evil.example\r\nContent-Length: 900000\r\n\r\n", b" 421 "),
+    "another site": (
+        b"POST /api/steer HTTP/1.1\r\nHost: localhost\r\nOrigin: http://evil.example\r\nContent-Length: 900000\r\n\r\n",
+        b" 403 ",
+    ),
+    "too long": (b"POST /api/steer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n", b" 413 "),
+    "no such page": (b"POST /a/b/c/d HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900000\r\n\r\n", b" 404 "),
+    "no such method": (
+        b"POST /health HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nfffff\r\n",
+        b" 405 ",
+    ),
+    "answered without a body": (b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\n\r\n", b" 200 "),
+}
+"""Requests that are answered before all of them is there."""
+
+
+def test_who_is_answered_and_goes_on_sending_is_hung_up_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "LINGER_SECONDS", 0.3, raising=False)
+    with serve(folder, live=False, port=0, block=False) as server, contextlib.ExitStack() as stack:
+        port = int(server.url.rpartition(":")[2])
+        senders = [(stack.enter_context(spoken_to(port)), status) for _, status in REFUSED.values() for _ in range(4)]
+        for (one, _), (head, _) in zip(senders, [pair for pair in REFUSED.values() for _ in range(4)], strict=True):
+            one.sendall(head)
+        left, until_then = [one for one, _ in senders], time.monotonic() + 5
+        while left and time.monotonic() < until_then:
+            for one in list(left):
+                try:
+                    one.sendall(b"a")  # a trickle: fast enough never to be silent
+                except OSError:
+                    left.remove(one)
+            time.sleep(0.05)
+        assert len(left) == 0
+        for one, status in senders:  # all of the answer is there
+            answer = said(one)
+            length = re.search(rb"content-length: (\d+)", answer)
+            assert status in answer.partition(b"\r\n")[0], answer
+            assert length
+            assert len(answer.partition(b"\r\n\r\n")[2]) == int(length[1])
+        until(lambda: not server._server.server_state.connections)
+        assert b" 200 " in fetched(f"{server.url}/health")
+
+
+def test_who_asks_and_never_reads_is_hung_up_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "STALL_SECONDS", 0.3, raising=False)
+    with serve(folder, live=False, port=0, block=False) as server, spoken_to(int(server.url.rpartition(":")[2])) as one:
+        page = f"GET {AT} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+        one.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            one.sendall(page * 1000)
+        until(lambda: server._server.server_state.connections)
+        until(lambda: not server._server.server_state.connections)
+        assert b" 200 " in fetched(f"{server.url}/health")
+
+
 def test_a_body_in_pieces_is_cut_off_by_the_real_server_too(folder: Path) -> None:
     with serve(folder, live=False, port=0, block=False) as server, spoken_to(int(server.url.rpartition(":")[2])) as one:
         one.sendall(
@@ -1218,7 +1273,10 @@ def test_a_path_outside_is_404_on_the_real_server(folder: Path) -> None:
 # --- the shell ----------------------------------------------------------------------------------------------------------
 
 
-def test_serve_from_the_shell_says_where_it_is_and_ends_with_an_interrupt(folder: Path) -> None:
+@pytest.mark.parametrize(("by", "codes"), [(signal.SIGINT, (0, 130)), (signal.SIGTERM, (143,))])
+def test_serve_from_the_shell_says_where_it_is_and_ends_when_it_is_told_to(
+    by: signal.Signals, codes: tuple[int, ...], folder: Path
+) -> None:
     command = [sys.executable, "-m", "gemscope", "serve", str(folder), "--port", "0", "--no-model"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     started = time.monotonic()
@@ -1237,8 +1295,8 @@ def test_serve_from_the_shell_says_where_it_is_and_ends_with_an_interrupt(folder
         url = line.partition(" ")[0]
         assert b" 200 " in fetched(f"{url}tiny-model/1-res-tiny/3")
         took = time.monotonic() - started
-        process.send_signal(2)
-        assert process.wait(15) in (0, 130)
+        process.send_signal(by)
+        assert process.wait(15) in codes
         assert process.stderr
         assert "Traceback" not in process.stderr.read()
     assert took < 20, "generous: two seconds on a machine with nothing else to do"

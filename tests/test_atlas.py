@@ -887,6 +887,23 @@ def test_a_full_disk_while_labelling_leaves_the_labels_as_they_were(copy: Path) 
     assert verify(copy) == []
 
 
+def test_labels_that_find_no_room_in_a_file_as_long_as_may_be_are_a_full_disk(copy: Path) -> None:
+    """SQLite says "disk I/O error" then."""
+    resource = pytest.importorskip("resource", reason="this system knows no limit on a file's length")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Atlas(copy) as atlas:
+        made = atlas.explain(0, "short")
+        resource.setrlimit(resource.RLIMIT_FSIZE, ((copy / "atlas.sqlite").stat().st_size, before[1]))
+        try:
+            with pytest.raises(StorageFull, match="nothing was changed"):
+                atlas.explain(0, "long " * 1_000_000)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert atlas[0].explanations[0] == made
+        atlas.explain(0, "again")
+    assert verify(copy) == []
+
+
 ONE = Entry(
     index=0,
     count=2,

@@ -42,6 +42,10 @@ MERGES = ["h e", "Ġ t", "Ġt he", "1 2"]
 
 @pytest.fixture(scope="module")
 def llama():
+    return tiny_llama()
+
+
+def tiny_llama():
     config = transformers.LlamaConfig(
         vocab_size=len(TOKENS),
         hidden_size=D_MODEL,
@@ -65,8 +69,12 @@ def llama():
 
 @pytest.fixture(scope="module")
 def gguf_bytes(llama, tmp_path_factory):
+    return tiny_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", llama)
+
+
+def tiny_gguf(path, llama=None):
     """The same llama as llama.cpp keeps it: other names, and the two rows of each rotary pair side by side."""
-    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    llama = llama or tiny_llama()
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(N_LAYERS)
     writer.add_context_length(64)
@@ -124,6 +132,12 @@ def pairs_together(rows: np.ndarray, n_heads: int) -> np.ndarray:
     return np.ascontiguousarray(rows[order])
 
 
+def source_of(weights):
+    """A package `tiny_weights` with these in its `tiny.gguf`."""
+    digest = hashlib.sha256(weights).hexdigest()
+    return dataclasses.replace(bundled.SMOLLM2, module="tiny_weights", file="tiny.gguf", sha256=digest)
+
+
 @pytest.fixture
 def package(gguf_bytes, tmp_path, monkeypatch):
     """An installed package whose import fails, as the real one's does without its dependencies."""
@@ -131,10 +145,7 @@ def package(gguf_bytes, tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("raise RuntimeError('the package was imported')")
     (folder / "tiny.gguf").write_bytes(gguf_bytes)
-    source = dataclasses.replace(
-        bundled.SMOLLM2, module="tiny_weights", file="tiny.gguf", sha256=hashlib.sha256(gguf_bytes).hexdigest()
-    )
-    monkeypatch.setattr(bundled, "SMOLLM2", source)
+    monkeypatch.setattr(bundled, "SMOLLM2", source_of(gguf_bytes))
     monkeypatch.syspath_prepend(str(folder.parent))
     return folder
 

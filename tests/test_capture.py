@@ -118,9 +118,9 @@ def test_no_hook_stays_behind(family):
     model.capture(LONG, ["embed", "0.att", "1.res"])
     model.capture(LONG, ["2.transcoder_nogain"], logits=True)
     with model.edited(Scale("1.res", 0.5), Scale("1.mlp", 2.0)):
-        assert hooks(model) == 3  # one for each, and one that sees the tokens
+        assert hooks(model) == 4  # one for each, and two that see each pass
         model.capture(LONG, ["2.res"])
-        assert hooks(model) == 3
+        assert hooks(model) == 4
     assert hooks(model) == 0
 
 

@@ -220,6 +220,16 @@ def test_nothing_but_the_answer_goes_to_a_pipe_and_a_closed_pipe_is_no_error() -
     assert "Traceback" not in cut.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no file that is always full")
+@pytest.mark.parametrize("words", [["catalog", "--offline", "--limit", "0", "--json"], ["catalog", "--offline"]])
+def test_an_answer_that_finds_no_room_is_one_line(words: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "gemscope", *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "gemscope: no room left on the disk: free some\n")
+
+
 def test_in_a_terminal_bars_are_drawn_on_stderr_and_nothing_else_changes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

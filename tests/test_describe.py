@@ -336,6 +336,20 @@ def test_what_was_stopped_before_anything_was_saved_stands_in_nobody_s_way(
     assert describe(model, sae, corpora[1], to=tmp_path / "a", tokens=48, config=CONFIG).manifest.tokens
 
 
+def test_what_no_description_wrote_is_never_taken_away(
+    model: LanguageModel, sae: SAE, corpora: list[Corpus], tmp_path: Path
+) -> None:
+    mine = tmp_path / "a.partial" / "unfinished.json"  # of a harvest that may go on
+    mine.parent.mkdir()
+    mine.write_text("somebody's work")
+    with pytest.raises(
+        InputError, match=r"unfinished.json is of no unfinished atlas: move .*a.partial, or name another"
+    ):
+        describe(model, sae, corpora[0], to=tmp_path / "a", tokens=48, config=CONFIG)
+    assert [path.name for path in mine.parent.iterdir()] == ["unfinished.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.partial"]
+
+
 def test_two_passes_cannot_make_the_same_atlas_at_once(
     model: LanguageModel, sae: SAE, corpora: list[Corpus], atlas: Atlas, tmp_path: Path
 ) -> None:

@@ -919,7 +919,7 @@ F, EACH, ROWS, LENGTH = 150, 60, 90, 128
 ADDRESS = "google/gemma-scope-2-1b-pt/resid_post/layer_13_width_16k_l0_medium"
 
 
-def _examples_file(seed: int = 0) -> dict[str, torch.Tensor]:
+def examples_file(seed: int = 0) -> dict[str, torch.Tensor]:
     chance = np.random.default_rng(seed)
     values = chance.gamma(2, 5, (F, EACH)).astype(np.float32)
     seqs = chance.integers(0, 60, (F, EACH))  # the rows behind the 60th are of no example
@@ -943,7 +943,7 @@ def _examples_file(seed: int = 0) -> dict[str, torch.Tensor]:
 def test_gemma_scope_2_s_examples_become_an_atlas_without_a_model(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("gemscope.reports.exchange.gemma_scope_2._BLOCK", 64)
     monkeypatch.setattr("gemscope.reports.exchange.gemma_scope_2._ROWS", 16)
-    given = _examples_file()
+    given = examples_file()
     save_file(given, tmp_path / "examples.safetensors")
     with import_atlas("gemma-scope-2", tmp_path / "examples.safetensors", tmp_path / "a.atlas", sae=ADDRESS) as atlas:
         assert verify(atlas.folder) == []
@@ -989,7 +989,7 @@ def test_gemma_scope_2_s_tokens_are_read_by_a_model_s_tokenizer(tmp_path: Path) 
     from gemscope.testing import tiny_model
 
     model = tiny_model("gemma2")
-    given = _examples_file()
+    given = examples_file()
     path = tmp_path / "examples.safetensors"
     save_file(given | {"tokens": given["tokens"] % len(model.tokenizer)}, path)
     with import_atlas("gemma-scope-2", path, tmp_path / "a.atlas", sae="my/sae", model=model) as atlas:
@@ -1012,7 +1012,7 @@ def test_gemma_scope_2_s_tokens_are_read_by_a_model_s_tokenizer(tmp_path: Path) 
     ],
 )
 def test_a_file_of_another_shape_is_told_what_it_holds(tmp_path: Path, change: Any, message: str) -> None:
-    given = copy.deepcopy(_examples_file())
+    given = copy.deepcopy(examples_file())
     change(given)
     save_file(given, tmp_path / "examples.safetensors")
     with pytest.raises(CorruptFile, match=message):
@@ -1022,7 +1022,7 @@ def test_a_file_of_another_shape_is_told_what_it_holds(tmp_path: Path, change: A
 
 def test_a_truncated_file_of_examples_gets_one_line(tmp_path: Path) -> None:
     path = tmp_path / "examples.safetensors"
-    save_file(_examples_file(), path)
+    save_file(examples_file(), path)
     path.write_bytes(path.read_bytes()[:10_000])
     with pytest.raises(CorruptFile, match="no whole safetensors file"):
         import_atlas("gemma-scope-2", path, tmp_path / "a.atlas", sae=ADDRESS)

@@ -67,15 +67,20 @@ def folder_aside(target: Path) -> Iterator[Path]:
 
     When anything is raised nothing is left. Raises FileError, AccessError, StorageFull.
     """
-    if os.path.lexists(target):
-        raise FileError(f"{target} exists: choose a name that does not, or remove it first")
+    _refuse_existing(target)
     with claimed(target) as place, room(target, place):
+        _refuse_existing(target)  # another process may have just finished it
         aside = place / target.name
         aside.mkdir()
         yield aside
         if os.path.lexists(target):  # made by a program that knows nothing of these locks
             raise FileError(f"{target} appeared while it was being written: choose another name")
         os.rename(aside, target)
+
+
+def _refuse_existing(target: Path) -> None:
+    if os.path.lexists(target):
+        raise FileError(f"{target} exists: choose a name that does not, or remove it first")
 
 
 def synced(path: Path) -> None:

@@ -104,6 +104,8 @@ class Session:
         self._special = torch.tensor(sorted(special), dtype=torch.int64)
         self.prompt: int | None = None
         """How many columns of the next pass (cached ones included) are prompt; None: as `begin` finds them."""
+        self.edits: tuple[Edit, ...] = ()
+        """Those in force."""
         self._columns: int | None = None
         self._limits: dict[Point, Tensor] = {}
         self._counted: dict[Point, Tensor] = {}
@@ -266,7 +268,11 @@ def in_force(model: nn.Module, session: Session, edits: Sequence[Edit], rows: Se
             for point, those in at.items()
         }
         stack.enter_context(replacing(model, acts))
-        yield
+        before, session.edits = session.edits, (*session.edits, *edits)
+        try:
+            yield
+        finally:
+            session.edits = before
 
 
 def _point(model: nn.Module, edit: Edit) -> Point:

@@ -23,8 +23,9 @@ from gemscope.activations.generation import Dice, Step, continued
 from gemscope.activations.hooks import Enough, grasping, reading, watching
 from gemscope.activations.passes import announced
 from gemscope.activations.site import Site
-from gemscope.errors import EmptyText, InputError, TextTooLong, TokenOutOfRange
+from gemscope.errors import EmptyText, InputError, NotFinite, TextTooLong, TokenOutOfRange
 from gemscope.shapes import Float
+from gemscope.text.chat import Text, Turn, chats_of, is_one_chat, written
 from gemscope.text.corpus import Document
 from gemscope.text.tokens import Side, Tokens, pack
 
@@ -116,31 +117,51 @@ class LanguageModel:
 
     def tokens(
         self,
-        text: str | Sequence[str] | Sequence[int] | Tensor | Tokens,
+        text: Text,
         *,
         side: Side = "right",
         every_token: bool = False,
+        reply: bool = False,
     ) -> Tokens:
-        """Text as the model's own tokenizer reads it (its own BOS rule), or ids as they are.
+        """Text as the model's own tokenizer reads it (its own BOS rule; never two, also where a chat template has
+        written one into the text), the turns of a chat (`[{"role": "user", "content": "Hello"}]`) as its chat template
+        writes them, or ids as they are.
 
-        Several texts become rows, padded on the given side; a tensor of ids [T] or [B, T] is one row or B.
-        `every_token` counts special tokens and the first position too. Raises EmptyText, TextTooLong, TokenOutOfRange,
-        and InputError for what is neither text nor ids.
+        Several texts or chats become rows, padded on the given side; a tensor of ids [T] or [B, T] is one row or B.
+        `every_token` counts special tokens and the first position too. `reply` has a chat end where the assistant is to
+        go on. Raises EmptyText, TextTooLong, TokenOutOfRange, and InputError for what is neither text nor chat nor ids,
+        for a chat where there is no template, and for one that the template refuses.
         """
         if isinstance(text, Tokens):
             self._check_rows(text.ids.tolist())
             return text.every_token if every_token else text
-        rows = self._rows(text)
+        rows = self._rows(text, reply)
         self._check_rows(rows)
         return Tokens.of(rows, special=self.special_ids, pad=self._pad, side=side, every_token=every_token)
 
-    def _rows(self, text: str | Sequence[str] | Sequence[int] | Tensor) -> list[list[int]]:
+    def ids(self, text: str) -> list[int]:
+        """A text's ids, whatever its length: BOS in front where its tokenizer puts one, and never two."""
+        return self._one_bos(self.tokenizer(text, verbose=False)["input_ids"])
+
+    def _one_bos(self, ids: list[int]) -> list[int]:
+        return [self.bos, *self._without_bos(ids)] if self.bos is not None and ids[:1] == [self.bos] else ids
+
+    def _without_bos(self, ids: list[int]) -> list[int]:
+        """Without what a chat template may have put in front of a text that is tokenized once more."""
+        brought = next((place for place, id_ in enumerate(ids) if id_ != self.bos), len(ids))
+        return ids[brought:]
+
+    def _rows(self, text: Any, reply: bool) -> list[list[int]]:
         if isinstance(text, Tensor):
             return _id_rows(text)
+        if (chats := chats_of(text)) is not None:
+            return [written(self.tokenizer, chat, model=self.name, reply=reply) for chat in chats]
         if isinstance(text, str):
             text = [text]
         if not isinstance(text, Sequence):
-            raise InputError(f"a {type(text).__name__} cannot be read: expected text, a list of texts, or token ids")
+            raise InputError(
+                f"a {type(text).__name__} cannot be read: expected text, a list of texts, turns of a chat, or token ids"
+            )
         if text and all(isinstance(one, Integral) for one in text):
             return [[int(id_) for id_ in text]]
         for index, one in enumerate(text):
@@ -150,7 +171,7 @@ class LanguageModel:
                 raise InputError(
                     f"text {index} holds half a surrogate pair, which is not text: decode it properly first"
                 )
-        return [list(map(int, row)) for row in self.tokenizer(list(text), verbose=False)["input_ids"]] if text else []
+        return [self._one_bos(row) for row in self.tokenizer(list(text), verbose=False)["input_ids"]] if text else []
 
     def _check_rows(self, rows: list[list[int]]) -> None:
         for index, row in enumerate(rows):
@@ -189,7 +210,8 @@ class LanguageModel:
     def _documents(self, corpus: Iterable[Document]) -> Iterator[list[int]]:
         for document in corpus:
             # A document at a time: handing the tokenizer many at once gains little beside a forward pass.
-            yield self.tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
+            ids = self.tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
+            yield self._without_bos(ids)  # each row of the packed corpus gets its own
 
     def strings(self, ids: Iterable[int]) -> list[str]:
         """Each token as the text it stands for, blanks included."""
@@ -231,7 +253,7 @@ class LanguageModel:
     @torch.no_grad()
     def capture(
         self,
-        text: str | Sequence[str] | Sequence[int] | Tensor | Tokens,
+        text: Text,
         sites: Iterable[Site | str],
         *,
         every_token: bool = False,
@@ -242,7 +264,8 @@ class LanguageModel:
 
         Special tokens, the first position, padding and attention sinks do not count unless `every_token` (padding
         never does). `logits` lets the pass run to its end and keeps them ([B, T, vocab]). `device` is where the
-        activations go; they stay where they arise otherwise. Raises SiteNotFound, and what `tokens` raises.
+        activations go; they stay where they arise otherwise. Raises SiteNotFound, NotFinite where the model computes
+        NaN or Inf, and what `tokens` raises.
         """
         tokens = self.tokens(text, every_token=every_token)
         if isinstance(sites, str | Site):
@@ -255,6 +278,7 @@ class LanguageModel:
             out = self._forward(tokens).logits
         found = {}
         for site, values in seen.items():
+            self._require_finite(values, tokens, f"at {site}")
             values = values if device is None else values.to(device)  # noqa: PLW2901
             counted = tokens.counted.to(values.device)
             if not every_token:
@@ -263,18 +287,16 @@ class LanguageModel:
         return Captured(found, out)
 
     @torch.no_grad()
-    def logits(
-        self, text: str | Sequence[str] | Sequence[int] | Tensor | Tokens, *, prompt: int | None = None
-    ) -> Float[Tensor, "B T V"]:
+    def logits(self, text: Text, *, prompt: int | None = None) -> Float[Tensor, "B T V"]:
         """What it predicts after every token, edits in force included. The first `prompt` columns are the prompt to
-        edits that tell it from what was generated after it (None: all).
+        edits that tell it from what was generated after it (None: all). Raises NotFinite, and what `tokens` raises.
         """
         logits: Tensor = self._forward(self.tokens(text), prompt=prompt).logits
         return logits
 
     def gradient(
         self,
-        text: str | Sequence[str] | Sequence[int] | Tensor | Tokens,
+        text: Text,
         site: Site | str,
         of: Callable[[Float[Tensor, "B T V"]], Tensor],
     ) -> tuple[Activations, Float[Tensor, "B T D"]]:
@@ -291,6 +313,8 @@ class LanguageModel:
             number = of(self._forward(tokens).logits.float())
             (gradient,) = torch.autograd.grad(number, held[-1:])
         values = held[-1].detach()
+        self._require_finite(values, tokens, f"at {site}")
+        self._require_finite(gradient, tokens, f"in the gradient at {site}")
         counted = tokens.counted.to(values.device)
         counted = counted & ~sinks(values, counted)
         return Activations(values, counted, tokens, site, self.name), gradient.float()
@@ -298,7 +322,9 @@ class LanguageModel:
     def _forward(
         self, tokens: Tokens, *, prompt: int | None = None, cache: Any = None, keep: int = 0, use_cache: bool = False
     ) -> Any:
-        """One pass over what the cache does not hold yet; `keep` is how many last logits are made, 0 all of them."""
+        """One pass over what the cache does not hold yet; `keep` is how many last logits are made, 0 all of them.
+        Raises NotFinite.
+        """
         if self._session is not None:
             self._session.prompt = prompt
         past = 0 if cache is None else int(cache.get_seq_length())
@@ -311,7 +337,28 @@ class LanguageModel:
             inputs["past_key_values"] = cache
         # Asked for by a model's own config, these would have transformers 4 patch modules that `Enough` leaves patched.
         never = {"output_hidden_states": False, "output_attentions": False}
-        return self.hf(**inputs, **never, use_cache=use_cache, logits_to_keep=keep, return_dict=True)
+        out = self.hf(**inputs, **never, use_cache=use_cache, logits_to_keep=keep, return_dict=True)
+        self._require_finite(out.logits, tokens, "in its logits")
+        return out
+
+    def _require_finite(self, values: Float[Tensor, "B S D"], tokens: Tokens, where: str) -> None:
+        """Of the last S tokens of each row, padding aside. Only the largest and smallest of each token are looked at:
+        both are NaN where any is, and a whole pass over the logits would show beside the model's own work.
+        """
+        fine = values.amax(-1).isfinite()
+        if where != "in its logits":  # there −inf says that a token is never written
+            fine &= values.amin(-1).isfinite()
+        wrong = ~fine & tokens.real[:, -values.shape[1] :].to(fine.device)
+        if not wrong.any():
+            return
+        # Which token it comes from cannot be told: attention spreads NaN over the row, and backwards too.
+        if self._session is not None and (edits := self._session.edits):
+            more = f" and {len(edits) - 1} more" if len(edits) > 1 else ""
+            raise NotFinite(f"NaN or Inf {where}, under {edits[0]}{more}: use less strength")
+        raise NotFinite(
+            f"{self.name} computes NaN or Inf {where}: its weights are damaged, or too large for "
+            f"{str(self.dtype).removeprefix('torch.')}: get it again, or load it as float32"
+        )
 
     @contextmanager
     def edited(self, *edits: Edit, rows: Sequence[int] | None = None) -> Iterator[LanguageModel]:
@@ -341,7 +388,7 @@ class LanguageModel:
 
     def stream(
         self,
-        text: str | Sequence[str] | Sequence[int] | Tensor | Tokens,
+        text: Text,
         *,
         max_new_tokens: int = 50,
         temperature: float = 0.0,
@@ -349,13 +396,14 @@ class LanguageModel:
         draws: Sequence[int] | None = None,
         cache: bool = True,
     ) -> Iterator[Step]:
-        """Texts continued, one token of each at a time. `temperature` 0 takes the likeliest token each time.
+        """Texts continued, or chats replied to, one token of each at a time. `temperature` 0 takes the likeliest token.
 
         `draws` says which stream of the seed's noise each row is given (each its own unless said): rows with the same
         number and the same predictions go on in the same words. `cache=False` reads everything anew for each token.
-        Raises InputError, and TextTooLong where the model's context cannot hold what is asked for, before it begins.
+        Raises InputError, and TextTooLong where the model's context cannot hold what is asked for, before it begins;
+        NotFinite while iterated, where the model computes NaN or Inf.
         """
-        tokens = text if isinstance(text, Tokens) else self.tokens(text, side="left")
+        tokens = text if isinstance(text, Tokens) else self.tokens(text, side="left", reply=True)
         rows, length = tokens.ids.shape
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens={max_new_tokens}: at least 1 token must be asked for")
@@ -395,26 +443,26 @@ class LanguageModel:
         return frozenset(() if found is None else [found] if isinstance(found, int) else found)
 
     @overload
-    def generate(self, text: str, **options: Any) -> str: ...
+    def generate(self, text: str | Sequence[Turn], **options: Any) -> str: ...
     @overload
-    def generate(self, text: list[str], **options: Any) -> list[str]: ...
+    def generate(self, text: list[str] | Sequence[Sequence[Turn]], **options: Any) -> list[str]: ...
     def generate(
         self,
-        text: str | list[str],
+        text: str | list[str] | Sequence[Turn] | Sequence[Sequence[Turn]],
         *,
         max_new_tokens: int = 50,
         temperature: float = 0.0,
         seed: int | None = None,
         cache: bool = True,
     ) -> str | list[str]:
-        """The text continued, the text itself left out; several texts at once as a list. What it takes and raises is
-        what `stream` does.
+        """The text continued, the text itself left out; of a chat the reply. Of several a list. What it
+        takes and raises is what `stream` does.
         """
         steps = list(self.stream(text, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, cache=cache))
         ids, ended = torch.stack([step.ids for step in steps], 1), torch.stack([step.ended for step in steps], 1)
         written = [row[: len(row) - max(0, int(over.sum()) - 1)] for row, over in zip(ids, ended, strict=True)]
         texts = [str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in written]
-        return texts[0] if isinstance(text, str) else texts
+        return texts[0] if isinstance(text, str) or is_one_chat(text) else texts
 
 
 def _letters_of_bytes() -> dict[str, int]:

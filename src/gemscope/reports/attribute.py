@@ -22,6 +22,7 @@ from gemscope.features.sae import SAE
 from gemscope.reports.fit import require_fit
 from gemscope.reports.plain import plain
 from gemscope.shapes import Float
+from gemscope.text.chat import OneText
 from gemscope.text.printable import visible
 from gemscope.text.tokens import Tokens
 
@@ -261,7 +262,7 @@ class Attribution:
 def attribute(
     model: LanguageModel,
     sae: SAE,
-    text: str | Sequence[int] | Tensor | Tokens,
+    text: OneText,
     target: str | int | None = None,
     *,
     against: str | int | None = None,
@@ -284,7 +285,7 @@ def attribute(
         raise EmptyText("the text is empty: there is nothing to attribute")
     site = require_fit(model, sae)
     written = sae.site_out or site
-    tokens = model.tokens(text)
+    tokens = model.tokens(text, reply=True)
     if len(tokens) != 1 or tokens.padded:
         raise InputError(f"{len(tokens)} rows of tokens given: attribution is of one text without padding")
     at = _position(position, tokens.ids.shape[1])

@@ -15,14 +15,14 @@ from torch import Tensor
 from gemscope.activations.editing import Edit
 from gemscope.activations.model import LanguageModel
 from gemscope.edits.units import Strength
-from gemscope.errors import InputError, NotFinite, TokenOutOfRange
+from gemscope.errors import InputError, TokenOutOfRange
 from gemscope.pages.lines import Line, lines
 from gemscope.progress import Progress, silent
 from gemscope.reports.plain import plain
 from gemscope.reports.writing import Writing, known, perplexity, positions_of, repetition, strength_dict
 from gemscope.shapes import Int
+from gemscope.text.chat import OneText
 from gemscope.text.printable import clipped, readable, visible
-from gemscope.text.tokens import Tokens
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -257,7 +257,7 @@ class Dose:
 
 def dose(
     model: LanguageModel,
-    text: str | Sequence[int] | Tensor | Tokens,
+    text: OneText,
     make: Callable[[float], Sequence[Edit]],
     strengths: Sequence[float],
     *,
@@ -384,8 +384,6 @@ def _after(
         logits = model.logits(prompt, prompt=columns)[0, -1].float().cpu()
     logit = logits[list(target)].logsumexp(0).item()
     logprob = logits.log_softmax(-1)[list(target)].logsumexp(0).item()
-    if math.isnan(logprob):
-        raise NotFinite(f"no probabilities are left under {'; '.join(map(str, edits))}: use less strength")
     return logit, logprob
 
 

@@ -13,6 +13,7 @@ from gemscope.features.metrics import explained_variance
 from gemscope.features.sae import SAE
 from gemscope.reports.fit import require_fit
 from gemscope.reports.plain import plain
+from gemscope.text.chat import OneText
 from gemscope.text.printable import visible
 
 if TYPE_CHECKING:
@@ -187,28 +188,30 @@ class Embed:
         return str(self)
 
 
-def look(model: LanguageModel, sae: SAE, text: str, *, k: int = 5, every_token: bool = False) -> Look:
-    """Reads one text and keeps the `k` strongest features of each token.
+def look(model: LanguageModel, sae: SAE, text: OneText, *, k: int = 5, every_token: bool = False) -> Look:
+    """Reads one text, or one chat, and keeps the `k` strongest features of each token.
 
     `every_token` counts special tokens, the first position and attention sinks too. Raises what `model.tokens` and
     `sae.encode` raise, and Mismatch where model and SAE do not fit.
     """
     if k < 1:
         raise InputError(f"k={k}: at least one feature per token must be asked for")
-    if not text:
+    if isinstance(text, str) and not text:
         raise EmptyText("the text is empty: there is nothing to look at")
+    tokens = model.tokens(text, every_token=every_token)
+    if len(tokens) != 1 or tokens.padded:
+        raise InputError(f"{len(tokens)} rows of tokens given: a look is at one text without padding")
     site = require_fit(model, sae)
     written = sae.site_out or site
-    captured = model.capture(text, [site, written], every_token=every_token)
+    captured = model.capture(tokens, [site, written], every_token=every_token)
     acts = captured[site]
     features, out = sae.read(acts)
     target = captured[written].values.to(sae.W_dec.device).float()
     counted = acts.counted.to(target.device)
-    ids = acts.tokens.ids[0]
-    tokens = []
-    for position, token in enumerate(model.strings(ids.tolist())):
+    shown = []
+    for position, token in enumerate(model.strings(tokens.ids[0].tolist())):
         active, strengths = features.row(position)
-        tokens.append(
+        shown.append(
             Token(
                 token=token,
                 position=position,
@@ -221,7 +224,7 @@ def look(model: LanguageModel, sae: SAE, text: str, *, k: int = 5, every_token: 
         model=model.name,
         sae=sae.info.name,
         site=str(site) if not sae.is_transcoder else f"{site} → {written}",
-        tokens=tuple(tokens),
+        tokens=tuple(shown),
         l0=features.mean_l0,
         explained_variance=explained_variance(target[counted], out[counted]),
         neuronpedia_id=sae.info.neuronpedia_id,

@@ -17,7 +17,7 @@ from gemscope.activations.model import LanguageModel
 from gemscope.edits.feature import sites_of
 from gemscope.edits.steer import Steer
 from gemscope.edits.units import Strength
-from gemscope.errors import InputError, NotFinite, TokenOutOfRange
+from gemscope.errors import InputError, TokenOutOfRange
 from gemscope.features.sae import SAE
 from gemscope.reports.writing import strength_dict
 from gemscope.shapes import Float
@@ -195,8 +195,6 @@ def _odds(
         for index, edit in enumerate(edits, 1):
             stack.enter_context(model.edited(edit, rows=range(index, len(prompts) * variants, variants)))
         logits = model.logits(tokens)[:, -1].float().cpu()
-    if logits.isnan().any():
-        raise NotFinite(f"no probabilities are left under an edit as strong as this: {edits[0]}; use less strength")
     return logits.softmax(-1).reshape(len(prompts), variants, -1)
 
 

@@ -443,7 +443,7 @@ class _Reading:
 
 def _start(model: LanguageModel, text: str, length: int) -> tuple[list[int], bool]:
     """The first `length` ids of a text, and whether there are more."""
-    ids: list[int] = model.tokenizer(text, verbose=False)["input_ids"]
+    ids = model.ids(text)
     return ids[:length], len(ids) > length
 
 

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from gemscope.activations.editing import Edit
 from gemscope.activations.model import LanguageModel
 from gemscope.edits.units import Strength
@@ -18,8 +16,8 @@ from gemscope.reports.coloured import SHOWN, notebook, terminal
 from gemscope.reports.dose import Dose, dose
 from gemscope.reports.plain import plain
 from gemscope.reports.writing import Continuation, Writing, positions_of, strength_dict
+from gemscope.text.chat import OneText
 from gemscope.text.printable import clipped, readable
-from gemscope.text.tokens import Tokens
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -162,7 +160,7 @@ def _figures(one: Continuation) -> str:
 
 def stream(
     model: LanguageModel,
-    text: str | Sequence[int] | Tensor | Tokens,
+    text: OneText,
     edits: Sequence[Edit],
     *,
     n: int = 1,
@@ -216,7 +214,7 @@ def stream(
 
 def steer(
     model: LanguageModel,
-    text: str | Sequence[int] | Tensor | Tokens,
+    text: OneText,
     edits: Sequence[Edit],
     *,
     n: int = 1,

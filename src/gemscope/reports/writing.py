@@ -17,9 +17,9 @@ from gemscope.activations.editing import Edit
 from gemscope.activations.generation import Step
 from gemscope.activations.model import LanguageModel
 from gemscope.edits.units import Strength
-from gemscope.errors import EmptyText, InputError, NotFinite
+from gemscope.errors import EmptyText, InputError
 from gemscope.shapes import Float, Int
-from gemscope.text.tokens import Tokens
+from gemscope.text.chat import OneText
 
 _ENTRIES = 1 << 27
 """Logits held at a time: 512 MB in float32."""
@@ -148,7 +148,7 @@ class Writing:
     def __init__(
         self,
         model: LanguageModel,
-        text: str | Sequence[int] | Tensor | Tokens,
+        text: OneText,
         variants: Sequence[Sequence[Edit]],
         *,
         n: int,
@@ -227,17 +227,14 @@ def logprobs(
             logits = model.logits(some, prompt=columns)[:, columns - 1 : -1].float()
             chosen = some[:, columns:, None].to(logits.device)
             found.append(logits.log_softmax(-1).gather(-1, chosen)[..., 0].cpu())
-    scores = torch.cat(found)
-    if scores.isnan().any():
-        raise NotFinite(f"no probabilities are left under {'; '.join(map(str, edits)) or 'no edit'}: use less strength")
-    return scores
+    return torch.cat(found)
 
 
-def one_text(model: LanguageModel, text: str | Sequence[int] | Tensor | Tokens) -> Int[Tensor, "1 T"]:
+def one_text(model: LanguageModel, text: OneText) -> Int[Tensor, "1 T"]:
     """The ids of one prompt. Raises EmptyText, InputError, TextTooLong, TokenOutOfRange."""
     if isinstance(text, str) and not text:
         raise EmptyText("the prompt is empty: there is nothing to write on from")
-    ids = model.tokens(text).ids
+    ids = model.tokens(text, reply=True).ids
     if len(ids) != 1:
         raise InputError(f"{len(ids)} prompts given: expected one")
     return ids
