@@ -4,6 +4,8 @@ wherever text comes in.
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Iterator
 
 import jaxtyping
@@ -14,6 +16,7 @@ from tokenizers import processors
 import gemscope as gs
 from by_hand import model_of, random_sae
 from gemscope.activations.model import LanguageModel
+from gemscope.cli.main import main
 from gemscope.errors import InputError
 from gemscope.reports.steer import steer
 from gemscope.testing import tiny_model
@@ -222,3 +225,45 @@ def test_a_template_that_fails_is_one_clear_line() -> None:
         with pytest.raises(InputError, match="the chat template of tiny-qwen3 does not take") as raised:
             model.tokens(ASKED)
         assert "\n" not in str(raised.value)
+
+
+# --- in the shell, with the bundled model ---------------------------------------------------------------------------
+
+
+def test_the_shell_reads_a_users_turn_and_a_whole_chat(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = gs.load_model()
+    said = [{"role": "user", "content": "Why is it blue?"}]
+    talk = [*said, {"role": "assistant", "content": "The light."}]
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(talk)))
+    for words, chat in ((["--chat", "Why is it blue?"], said), (["--turns", json.dumps(talk)], talk), (["--turns", "-"], talk)):  # fmt: skip
+        assert main(["look", *words, "--json", "-k", "1"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert [one["token"] for one in found["tokens"]] == model.strings(truth(model, chat))
+    options = ["--max-new-tokens", "2", "--temperature", "0", "--json", "--tokens", "300"]
+    assert main(["steer", "2852=1", "Why is it blue?", "--chat", *options]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["prompt"] == "".join(model.strings(truth(model, said, add_generation_prompt=True)))
+    assert found["pairs"][0]["default"]["text"] == model.generate(said, max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--turns", "hello"], "TEXT with --turns is no JSON"),
+        (["--turns", '{"role": "user"}'], "TEXT with --turns: it is an object, expected a list"),
+        (["--turns", "[1]"], "TEXT with --turns: expected turns"),
+        (["--turns", '["a", "b"]'], "TEXT with --turns: expected turns"),
+        (["--turns", "[]"], "TEXT with --turns: expected turns"),
+        (["--turns", '[{"role": "user"}]'], "turn 0 of the chat"),
+        (["--chat", ""], "the text is empty"),
+    ],
+)
+def test_a_chat_that_is_none_is_one_line_in_the_shell(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["look", *words]) == 1
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +36,7 @@ def add_to(commands: Any) -> None:
     )
     attribute.add_argument("-k", type=int, default=20, help="features shown and ablated (default 20)")
     attribute.add_argument("--no-verify", action="store_true", help="ablate nothing: predicted effects alone")
+    options.add_chat(attribute)
     _common(attribute)
     attribute.set_defaults(run=_attribute, parser=attribute)
 
@@ -82,13 +82,13 @@ def _attribute(args: argparse.Namespace) -> int:
     from gemscope.reports.attribute import attribute
 
     name, address, text = _named(args, "TEXT")
-    text = sys.stdin.read() if text == "-" else text
+    given = options.text_of(args, text)
     with bars() as progress:
         model, sae = options.model_of(args, name, progress), options.sae_of(args, address, progress)
         found = attribute(
             model,
             sae,
-            text,
+            given,
             _token(args.target),
             against=_token(args.against),
             position=args.position,
@@ -97,7 +97,8 @@ def _attribute(args: argparse.Namespace) -> int:
         )
     options.show(found, args.json)
     if not args.json and found.rows:
-        look = shlex.join(["gemscope", "look", *args.words])
+        chat = [f"--{name}" for name in ("chat", "turns") if getattr(args, name)]
+        look = shlex.join(["gemscope", "look", *chat, *args.words])
         print("\nNext: which features fire on each token?  ", look)
     return 0
 

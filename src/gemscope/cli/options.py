@@ -12,6 +12,7 @@ from gemscope.progress import Progress
 if TYPE_CHECKING:
     from gemscope.activations.model import LanguageModel
     from gemscope.features.sae import SAE
+    from gemscope.text.chat import OneText
 
 DEFAULT = "smollm2"
 """The model and the SAE that ship with this package, when none is named."""
@@ -43,6 +44,34 @@ def add_sae(command: argparse.ArgumentParser) -> None:
     group.add_argument("--sae-revision", metavar="REV", help="branch, tag or commit of the SAE's repository")
     group.add_argument("--sae-device", default="cpu", metavar="DEVICE", help="where the SAE runs (default cpu)")
     group.add_argument("--site", help="where the SAE reads, such as 20.res (default: what its file says)")
+
+
+def add_chat(command: argparse.ArgumentParser) -> None:
+    """`--chat` and `--turns`."""
+    group = command.add_argument_group("chat models").add_mutually_exclusive_group()
+    group.add_argument(
+        "--chat", action="store_true", help="TEXT is what a user says: a turn, put as the model's chat template has it"
+    )
+    group.add_argument(
+        "--turns",
+        action="store_true",
+        help='TEXT is a whole chat in JSON: [{"role": "user", "content": "Hello"}, ...]; - reads it from stdin',
+    )
+
+
+def text_of(args: argparse.Namespace, text: str) -> OneText:
+    """What TEXT stands for: itself, what stdin says, the user's turn, or the turns of a chat."""
+    text = sys.stdin.read() if text == "-" else text
+    if args.turns:
+        from gemscope.checked import json_of
+        from gemscope.errors import InputError
+        from gemscope.text.chat import is_one_chat
+
+        turns: list[Any] = json_of(text, list, where="TEXT with --turns")
+        if not is_one_chat(turns):
+            raise InputError('TEXT with --turns: expected turns, such as [{"role": "user", "content": "Hello"}]')
+        return turns
+    return [{"role": "user", "content": text}] if args.chat and text else text
 
 
 def add_json(command: argparse.ArgumentParser) -> None:

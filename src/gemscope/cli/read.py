@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ def add_to(commands: Any) -> None:
     )
     look.add_argument("words", nargs="+", metavar="[MODEL SAE] TEXT")
     look.add_argument("-k", type=int, default=5, help="features shown per token (default 5)")
+    options.add_chat(look)
     _common(look)
     look.set_defaults(run=_look, parser=look)
 
@@ -93,7 +93,7 @@ def _look(args: argparse.Namespace) -> int:
         )
     *named, text = args.words
     name, address = named or (options.DEFAULT, options.DEFAULT)
-    text = sys.stdin.read() if text == "-" else text
+    text = options.text_of(args, text)
     with bars() as progress:
         model, sae = options.model_of(args, name, progress), options.sae_of(args, address, progress)
         seen = look(model, sae, text, k=args.k, every_token=args.every_token)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from gemscope.progress import Progress
     from gemscope.reports.dose import Dose
     from gemscope.reports.steer import Steered
+    from gemscope.text.chat import OneText
 
 _BUNDLED = Path(__file__).parent.parent / "data" / "atlas"
 _HOW = {
@@ -71,6 +71,7 @@ def add_to(commands: Any) -> None:
     text.add_argument("--temperature", type=float, default=0.5, help="default 0.5; 0 takes the likeliest token")
     text.add_argument("--seed", type=int, default=16, help="of the dice that both texts are drawn with (default 16)")
     text.add_argument("--max-new-tokens", type=int, default=40, metavar="N", help="default 40")
+    options.add_chat(steer)
     control = steer.add_argument_group("controls, beside the edit").add_mutually_exclusive_group()
     control.add_argument(
         "--random-feature", action="store_true", help="another feature of like maximum, at the same strength"
@@ -130,7 +131,7 @@ def _numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of strengths: expected such as 0,0.5,1,2,4") from None
 
 
-def _read(args: argparse.Namespace) -> tuple[str, str, list[_Wanted], str]:
+def _read(args: argparse.Namespace) -> tuple[str, str, list[_Wanted], OneText]:
     """Model, SAE, features and text of the command line."""
     *words, text = args.words
     first = next((place for place, word in enumerate(words) if _is_feature(word)), len(words))
@@ -143,7 +144,7 @@ def _read(args: argparse.Namespace) -> tuple[str, str, list[_Wanted], str]:
     if len(named) not in (0, 2):
         args.parser.error(f"{named[0]!r} alone: MODEL and SAE go together")
     name, address = named or (options.DEFAULT, options.DEFAULT)
-    return name, address, [_wanted(args, word) for word in features], sys.stdin.read() if text == "-" else text
+    return name, address, [_wanted(args, word) for word in features], options.text_of(args, text)
 
 
 def _is_feature(word: str) -> bool:
@@ -241,7 +242,7 @@ class _Work:
     sae: SAE
     units: Units
     wanted: Sequence[_Wanted]
-    text: str
+    text: OneText
     progress: Progress
 
     def texts(self) -> Sequence[Steered | Dose]:
