@@ -151,10 +151,10 @@ TOML = {
     "a day": ("name = 2020-01-01\nwidth = 4", 'field "name" is a date, expected text'),
     "deep": ("anything = " + "[" * 70 + "]" * 70, "deeper than 64"),
     "very deep": ("anything = " + "[" * 100_000, "deeper than 64"),
-    "twice": ("width = 4\nwidth = 4", "is no TOML"),
-    "no TOML": ("width", "is no TOML"),
+    "twice": ("width = 4\nwidth = 4", "is not TOML"),
+    "no TOML": ("width", "is not TOML"),
     "no text": (b"width = \xff", "not text in UTF-8"),
-    "many digits": ("width = " + "9" * 9999, "is no TOML"),
+    "many digits": ("width = " + "9" * 9999, "is not TOML"),
 }
 
 

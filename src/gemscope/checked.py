@@ -18,11 +18,12 @@ import re
 import stat
 import sys
 import tomllib
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta, inspect
@@ -30,6 +31,15 @@ from msgspec import Meta, inspect
 from gemscope.errors import AccessError, CorruptFile, NotFound, one_line
 
 T = TypeVar("T")
+
+if TYPE_CHECKING:
+    from builtins import type as Kind
+else:
+
+    class Kind:  # what mypy takes for a type, `dict[str, int]` among them, is no class while a program runs
+        def __class_getitem__(cls, item: object) -> object:
+            return object
+
 
 LARGE = 64 << 20
 """Bytes of a file that is parsed as a whole."""
@@ -49,7 +59,7 @@ class Numbered:
     format: Count
 
 
-def read_json(path: Path, kind: type[T], *, closed: bool = False, remedy: str = "") -> T:
+def read_json(path: Path, kind: Kind[T], *, closed: bool = False, remedy: str = "") -> T:
     """The contents of a JSON file. `closed` refuses what the declaration does not name, as fits a file of our own;
     others say more than we need. `remedy` is what to do about a damaged one.
 
@@ -71,7 +81,7 @@ def read_json(path: Path, kind: type[T], *, closed: bool = False, remedy: str = 
     return value
 
 
-def json_of(data: bytes | str, kind: type[T], *, where: str) -> T:
+def json_of(data: bytes | str, kind: Kind[T], *, where: str) -> T:
     """One JSON document, such as a line of a file; `where` names it in messages. Raises CorruptFile."""
     try:
         if isinstance(data, str):
@@ -91,26 +101,26 @@ def json_of(data: bytes | str, kind: type[T], *, where: str) -> T:
     return value
 
 
-def read_toml(path: Path, kind: type[T]) -> T:
+def read_toml(path: Path, kind: Kind[T]) -> T:
     """The contents of a TOML file. Raises NotFound, AccessError, CorruptFile."""
     return toml_of(bytes_of(path, most=LARGE), kind, where=shown(path))
 
 
-def toml_of(data: bytes | str, kind: type[T], *, where: str) -> T:
+def toml_of(data: bytes | str, kind: Kind[T], *, where: str) -> T:
     """One TOML document. Raises CorruptFile."""
     try:
         text = data if isinstance(data, str) else data.decode()
         value = tomllib.loads(text)
     except UnicodeError as error:
-        raise CorruptFile(f"{where} is no TOML: it is not text in UTF-8") from error
+        raise CorruptFile(f"{where} is not TOML: it is not text in UTF-8") from error
     except ValueError as error:
-        raise CorruptFile(f"{where} is no TOML: {shown(error)}") from error
+        raise CorruptFile(f"{where} is not TOML: {shown(error)}") from error
     except RecursionError as error:
         raise CorruptFile(f"{where} is nested deeper than {DEEP} levels") from error
     return declared(value, kind, where=where)
 
 
-def declared(value: object, kind: type[T], *, where: str) -> T:
+def declared(value: object, kind: Kind[T], *, where: str) -> T:
     """The same for plain values that somebody else parsed. Raises CorruptFile."""
     _require_plain(value, where, DEEP)
     try:
@@ -154,6 +164,39 @@ def size_of(path: Path) -> int:
         what = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, a socket or a device"
         raise AccessError(f"{shown(path)} cannot be read: it is {what}, expected a file")
     return found.st_size
+
+
+def read_tensors(path: Path, *, framework: str = "pt") -> tuple[dict[str, Any], dict[str, str]]:
+    """The tensors of a safetensors file, mapped from the disk, and what it says beside them.
+
+    Raises NotFound, AccessError, CorruptFile.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    size_of(path)
+    try:
+        with safe_open(path, framework=framework) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        TypeError,
+        RuntimeError,
+        NotImplementedError,
+        AttributeError,
+    ) as error:
+        raise CorruptFile(f"{shown(path)} is no whole safetensors file ({shown(error)})") from error
+
+
+def checksum_of(tensors: Mapping[str, Any], also: object = None) -> str:
+    """Of numpy arrays or torch tensors, and of plain values beside them: what was written whole is read whole."""
+    sum_ = zlib.crc32(json.dumps(also, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        array = tensor.numpy() if hasattr(tensor, "numpy") else tensor
+        sum_ = zlib.crc32(f"{name} {array.dtype.str} {array.shape}".encode(), sum_)
+        sum_ = zlib.crc32(array.tobytes() if not array.flags.c_contiguous else array.reshape(-1).view("u1"), sum_)
+    return f"{sum_:08x}"
 
 
 # --- words ----------------------------------------------------------------------------------------------------------

@@ -8,13 +8,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from msgspec import UNSET, Meta, UnsetType
+
+from gemscope.checked import EXACT, Count, read_json
 from gemscope.disk import written_aside
-from gemscope.errors import CorruptFile, NotFound
+from gemscope.errors import CorruptFile, InputError, NotFound
 from gemscope.pages.training import training_document
 from gemscope.text.printable import clipped, readable
-from gemscope.training.config import FAR
+from gemscope.training.config import FAR, TrainConfig
 from gemscope.training.log import read
 
 
@@ -224,16 +227,56 @@ def training_report(folder: str | Path) -> TrainingReport:
         raise NotFound(
             f"no finished training run in {folder}: it has no figures.json; start the run again to finish it"
         )
+    remedy = "start the run again to have them anew"
+    read_json(path, _Figures, remedy=remedy)
+    figures = read_json(path, dict[str, Any])
     try:
-        figures = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"site", "site_out", "data", "config", "training", "l0_as_trained", "steps"} - figures.keys()
-    except (ValueError, AttributeError) as error:
-        raise CorruptFile(
-            f"{path} holds no figures of a run: {error}; start the run again to have them anew"
-        ) from error
-    if missing:
-        raise CorruptFile(f"{path} lacks {', '.join(sorted(missing))}: start the run again to have them anew")
-    return TrainingReport(folder, figures, read(folder / "log.jsonl"), read(folder / "times.jsonl"))
+        figures["config"] = TrainConfig.of(figures["config"], where=str(path)).to_dict()
+    except InputError as error:
+        raise CorruptFile(f"{path} holds no recipe: {error}; {remedy}") from error
+    lines, times = read(folder / "log.jsonl", needed=("rows",)), read(folder / "times.jsonl")
+    return TrainingReport(folder, figures, lines, times)
+
+
+_Share = Annotated[float, Meta(ge=0, le=1)]
+_Finite = Annotated[float, Meta(ge=-1e30, le=1e30)]
+_Facts = dict[str, str | Annotated[int, Meta(ge=-EXACT, le=EXACT)] | _Finite | bool | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Densities:
+    low: _Finite
+    step: _Finite
+    counts: list[Count]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Worth:
+    """What the SAE is worth on some rows."""
+
+    rows: Count
+    fvu: Annotated[float, Meta(ge=0, le=1e30)]
+    l0: Annotated[float, Meta(ge=0, le=1e30)]
+    dead: _Share
+    dense: _Share
+    densities: _Densities
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Figures:
+    """What `figures.json` must say."""
+
+    site: Annotated[list[str], Meta(min_length=1)]
+    site_out: Annotated[list[str], Meta(min_length=1)]
+    data: _Facts
+    config: dict[str, Any]
+    training: _Worth
+    l0_as_trained: Annotated[float, Meta(ge=0, le=1e30)]
+    steps: Count
+    meets_target: bool
+    versions: dict[str, str]
+    held_out_data: _Facts
+    held_out: _Worth | UnsetType = UNSET
 
 
 def _listed(facts: Mapping[str, Any]) -> list[str]:

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from gemscope.checked import checksum_of, read_json, read_tensors
 from gemscope.disk import claimed, room
-from gemscope.errors import CorruptFile
+from gemscope.errors import CorruptFile, NotFound
 
 KEPT = "the run can go on from its last checkpoint: free some room and start it again"
 """What a full disk leaves of a run."""
@@ -29,8 +29,11 @@ def save(run: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str
     with claimed(whole) as place, room(run, place, kept=KEPT):
         aside = place / whole.name
         aside.mkdir()
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside / "tensors.safetensors")
-        (aside / "state.json").write_text(json.dumps({"step": step, **state}, indent=1) + "\n")
+        whole_tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(whole_tensors, aside / "tensors.safetensors")
+        said = json.loads(json.dumps({"step": step, **state}))  # as it is read again
+        said["checksum"] = checksum_of(whole_tensors, said)
+        (aside / "state.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
         if whole.exists():
             os.replace(whole, place / "before")
         os.replace(aside, whole)
@@ -48,13 +51,16 @@ def newest(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     states = _states(run)
     if not states:
         return None
+    path = states[-1]
     try:
-        state = json.loads((states[-1] / "state.json").read_text())
-        if not isinstance(state, dict):
-            raise ValueError("state.json holds no settings")
-        return load_file(states[-1] / "tensors.safetensors"), state
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CorruptFile(f"the checkpoint {states[-1]} is damaged: {error}; remove it to start over") from error
+        state = read_json(path / "state.json", dict[str, Any])
+        tensors, _ = read_tensors(path / "tensors.safetensors")
+        if state.pop("checksum", None) != checksum_of(tensors, state):
+            raise CorruptFile("its checksum is another")
+    except (CorruptFile, NotFound) as error:
+        raise CorruptFile(f"the checkpoint {path} is damaged: {error}; remove it to start over") from error
+    # Of its own from here on: the file goes when a newer checkpoint is in its place.
+    return {name: tensor.clone() for name, tensor in tensors.items()}, state
 
 
 def _states(run: Path) -> list[Path]:

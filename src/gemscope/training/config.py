@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gemscope.errors import CorruptFile, InputError, NotFound
+from gemscope.checked import read_toml
+from gemscope.errors import InputError, NotFound
 from gemscope.training.objective import Penalty
 
 Architecture = Literal["jumprelu", "topk", "batchtopk", "standard", "gated"]
@@ -206,10 +206,7 @@ class TrainConfig:
         path = Path(path)
         if not path.exists():
             raise NotFound(f"no recipe {path}: expected a TOML file with a [train] table")
-        try:
-            table = tomllib.loads(path.read_text()).get("train")
-        except ValueError as error:
-            raise CorruptFile(f"{path} is not TOML: {error}") from error
+        table = read_toml(path, dict[str, Any]).get("train")
         if not isinstance(table, dict):
             raise InputError(f"{path} has no [train] table: expected one with the numbers of a run")
         return cls.of(table, where=str(path))

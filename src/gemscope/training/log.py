@@ -12,16 +12,23 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
+from msgspec import Meta
+
+from gemscope.checked import EXACT, bytes_of, json_of
 from gemscope.disk import room, written_aside
-from gemscope.errors import InputError, MissingDependency
+from gemscope.errors import CorruptFile, InputError, MissingDependency
 from gemscope.training.checkpoint import KEPT
 
 Line = Mapping[str, float | int]
 """What there is to say after one step, `step` and `rows` (read so far) among it."""
 
 KNOWN = ("tensorboard", "wandb")
+
+_Number = Annotated[int, Meta(ge=0, le=EXACT)] | Annotated[float, Meta(ge=-1e30, le=1e30)]
+_LARGE = 1 << 30
+"""Bytes of a log: a line of 500 every fifty steps would take ten million steps and more."""
 
 
 class Log:
@@ -55,9 +62,15 @@ class Log:
             logger.close()
 
 
-def read(path: Path) -> list[dict[str, float]]:
-    """The whole lines of a log, none where there is no file."""
-    return [json.loads(line) for line in _whole(path)]
+def read(path: Path, *, needed: Sequence[str] = ("step",)) -> list[dict[str, float]]:
+    """The whole lines of a log, none where there is no file. Raises AccessError, CorruptFile where one lacks a number
+    that is `needed`.
+    """
+    lines = [line for line, _ in _whole(path)]
+    for number, line in enumerate(lines, 1):
+        if missing := [name for name in needed if name not in line]:
+            raise CorruptFile(f"{path} line {number} has no {missing[0]}: start the run again to have it anew")
+    return lines
 
 
 def _rounded(value: float | int) -> float | int:
@@ -65,28 +78,31 @@ def _rounded(value: float | int) -> float | int:
 
 
 def _append(path: Path, line: Line) -> None:
-    with room(path, kept=KEPT), path.open("a") as log:
+    with room(path, kept=KEPT), path.open("a", encoding="utf-8") as log:
         log.write(json.dumps(line) + "\n")
 
 
 def _forget_after(path: Path, done: int) -> None:
     if not path.exists():
         return
-    kept = [line for line in _whole(path) if json.loads(line)["step"] <= done]
+    kept = [raw for line, raw in _whole(path) if line["step"] <= done]
     with written_aside(path) as aside:
-        aside.write_text("".join(kept))
+        aside.write_bytes(b"".join(kept))
 
 
-def _whole(path: Path) -> list[str]:
-    """Lines up to the first that was cut off in the middle."""
+def _whole(path: Path) -> list[tuple[dict[str, float], bytes]]:
+    """Lines up to the first that was cut off in the middle: what they say, and as they stand there."""
+    if not path.exists():
+        return []
     kept = []
-    for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
+    for raw in bytes_of(path, most=_LARGE).splitlines(keepends=True):
         try:
-            if not isinstance(json.loads(line)["step"], int):
-                break
-        except (ValueError, KeyError, TypeError):
+            line = json_of(raw, dict[str, _Number], where=str(path))
+        except CorruptFile:
             break
-        kept.append(line)
+        if not (isinstance(line.get("step"), int) and raw.endswith(b"\n")):
+            break
+        kept.append((line, raw))
     return kept
 
 

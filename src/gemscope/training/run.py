@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 
+from gemscope.checked import Count
 from gemscope.errors import InputError, NotFinite
 from gemscope.features.kernels.choice import choose
 from gemscope.features.metrics import Firings
@@ -22,6 +25,17 @@ from gemscope.training.objective import Gate, Step, Terms, Weights, cut, lengths
 _GATES: Mapping[str, Gate] = {"jumprelu": "jumprelu", "topk": "topk", "batchtopk": "batchtopk", "standard": "relu"}
 _ROWS = 2048
 """Rows that are measured at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """What a checkpoint says of a run, tensors apart."""
+
+    step: Count
+    bandwidth: Annotated[float, Meta(ge=0)]
+    clipped: Count
+    identity: Mapping[str, Any]
+    """Settings and rows: a run goes on with the same alone."""
 
 
 class Run:
@@ -327,15 +341,17 @@ class Run:
             tensors |= {f"adam.{name}.{part}": value for part, value in self.adam.state[tensor].items()}
         return tensors, {"bandwidth": self.bandwidth, "clipped": self.clipped}
 
-    def restore(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Raises KeyError for what is missing."""
+    def restore(self, saved: Saved, tensors: Mapping[str, Tensor]) -> None:
+        """Raises KeyError for what is missing, ValueError for what is of another shape."""
         kind = GatedWeights if self.config.architecture == "gated" else Weights
         known = [name for name in kind.__dataclass_fields__ if name in tensors or name != "W_skip"]
         if self.config.skip and "W_skip" not in tensors:
             raise KeyError("W_skip")
         self.weights = kind(**{name: tensors[name] for name in known})
-        self.bandwidth, self.done, self.fired_at = state["bandwidth"], step, tensors["fired_at"]
-        self.clipped = state["clipped"]
+        if self.weights.W_enc.shape != (self.config.width, len(self.x.mean)):
+            raise ValueError(f"W_enc has the shape {tuple(self.weights.W_enc.shape)}")
+        self.bandwidth, self.done, self.fired_at = saved.bandwidth, saved.step, tensors["fired_at"]
+        self.clipped = saved.clipped
         self.adam = self._optimizer()
         for name, tensor in self.weights.tensors().items():
             if f"adam.{name}.step" in tensors or name != "threshold":  # thresholds that are not learned have no memory

@@ -16,6 +16,7 @@ from torch import Tensor
 from gemscope.activations.harvest import versions
 from gemscope.activations.site import Site
 from gemscope.activations.store import Store
+from gemscope.checked import declared
 from gemscope.disk import claimed, written_aside
 from gemscope.errors import CorruptFile, InputError, Mismatch
 from gemscope.features.crosscoder import Crosscoder
@@ -28,7 +29,7 @@ from gemscope.training.config import FAR, TrainConfig
 from gemscope.training.fold import Scale, folded
 from gemscope.training.log import Line, Log
 from gemscope.training.objective import Step
-from gemscope.training.run import Run, require_variation
+from gemscope.training.run import Run, Saved, require_variation
 from gemscope.training.source import Batches, Source, StoreSource
 
 _SCALE_ROWS = 65_536
@@ -218,18 +219,19 @@ class Lesson:
         if found is None:
             run.begin(self._scaled(*self._batch(0))[0])
             return run
-        tensors, state = found
-        if state.get("identity") != self._identity(run):
+        tensors, said = found
+        state = declared(said, Saved, where=f"the checkpoint in {self.folders[name]}")
+        if state.identity != self._identity(run):
             raise Mismatch(
                 f"{self.folders[name]} holds a run with other settings or data "
-                f"({_difference(state.get('identity'), self._identity(run))}): name another folder, or remove it"
+                f"({_difference(state.identity, self._identity(run))}): name another folder, or remove it"
             )
         checkpoint.rotate(self.folders[name], run.config.keep)
         try:
-            run.restore(state["step"], tensors, state)
-        except KeyError as error:
+            run.restore(state, tensors)
+        except (KeyError, ValueError) as error:
             raise CorruptFile(
-                f"the checkpoint in {self.folders[name]} lacks {error}: remove it to start over"
+                f"the checkpoint in {self.folders[name]} does not fit its settings ({error}): remove it to start over"
             ) from error
         return run
 
@@ -362,7 +364,7 @@ class Lesson:
             "versions": versions(),
         }
         with written_aside(self.folders[name] / "figures.json") as path:
-            path.write_text(json.dumps({**facts, **figures}, indent=1) + "\n")
+            path.write_text(json.dumps({**facts, **figures}, indent=1) + "\n", encoding="utf-8")
 
     def _sae(self, name: str, run: Run, l0: float) -> SAE:
         config, facts = run.config, dict(self.source.facts)
