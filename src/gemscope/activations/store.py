@@ -10,24 +10,25 @@ store is being made, STORE.partial/unfinished.json says which shards are whole, 
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import torch
-from safetensors import SafetensorError, safe_open
+from msgspec import Meta
 from torch import Tensor
 
 from gemscope.activations.site import Site
-from gemscope.errors import CorruptFile, NotFound
+from gemscope.checked import Count, Numbered, Positive, quoted, read_json, read_tensors
+from gemscope.errors import AccessError, CorruptFile, NotFound, SiteNotFound
 from gemscope.progress import Progress, silent
 from gemscope.shapes import Float, Int
 
 FORMAT = 2
+_REMEDY = "harvest again"
 _READ = (1, 2)
 """Formats read here. 1 knew float16 alone, and neither checksums nor what was left out."""
 
@@ -43,24 +44,27 @@ DTYPES: Mapping[str, torch.dtype] = {
 class Shard:
     """One file of a site."""
 
-    rows: int
-    sha256: str
+    rows: Count
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+
+
+Counts = Mapping[str, Count]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What a store holds and where it comes from."""
 
-    format: int
+    format: Positive
     model: str
     revision: str | None
     dtype: str
     """Number format that the model computed in."""
-    sites: Mapping[str, int]
+    sites: Counts
     """Rows (counted tokens) by site."""
-    read: int
+    read: Count
     """Tokens read, counted or not; padding is not among them."""
-    length: int
+    length: Positive
     """Tokens per row of text."""
     corpus: str
     corpus_digest: str
@@ -69,7 +73,7 @@ class Manifest:
     """Number format of the values."""
     together: bool = False
     """Whether only tokens that count at all sites are there, so that row i of each is the same token."""
-    dropped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    dropped: Mapping[str, Counts] = field(default_factory=dict)
     """By site, how many places of the text are not among the rows, by reason: padding, first (of a row of text),
     special, sink, elsewhere (a sink at another of the sites that were harvested together)."""
     shards: Mapping[str, Sequence[Shard]] = field(default_factory=dict)
@@ -77,16 +81,27 @@ class Manifest:
 
     @classmethod
     def read_from(cls, path: Path) -> Manifest:
-        """Raises CorruptFile."""
+        """Raises NotFound, AccessError, CorruptFile."""
+        number = read_json(path, Numbered, remedy=_REMEDY).format
+        if number not in _READ:
+            known = " and ".join(map(str, _READ))
+            raise CorruptFile(f"{path} is of format {number}, this version reads {known}: harvest again")
+        return read_json(path, cls, closed=True, remedy=_REMEDY)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what is no site's name."""
+        require_names(*self.sites, *self.dropped, *self.shards)
+
+
+def require_names(*sites: str) -> None:
+    """Names of sites are names of folders too. Raises ValueError."""
+    for site in sites:
         try:
-            facts = json.loads(path.read_text())
-            if facts["format"] not in _READ:
-                known = " and ".join(map(str, _READ))
-                raise CorruptFile(f"{path} is of format {facts['format']}, this version reads {known}: harvest again")
-            facts["shards"] = {site: shards_of(found) for site, found in facts.get("shards", {}).items()}
-            return cls(**facts)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise CorruptFile(f"{path} is not a harvest's manifest: {error}; harvest again") from error
+            known = str(Site.parse(site)) == site
+        except SiteNotFound:
+            known = False
+        if not known:
+            raise ValueError(f"{quoted(site)} is no site's name")
 
 
 class Rows:
@@ -171,7 +186,14 @@ class Store:
             paths = {number: path for number, path in paths.items() if number not in damaged}
             if not paths:
                 raise CorruptFile(f"no shard of {name} in {self.folder} is whole: harvest again")
-        rows = Rows([self._opened(name, number) for number in paths])
+        shards = [self._opened(name, number) for number in paths]
+        if len({(shard["values"].shape[1], shard["values"].dtype) for shard in shards}) > 1:
+            raise CorruptFile(
+                f"the shards of {name} in {self.folder} are unlike each other in width or format: {_REMEDY}"
+            )
+        if not shards:
+            raise CorruptFile(f"{self.folder} has no shard of {name}: {_REMEDY}")
+        rows = Rows(shards)
         count = self.manifest.sites[name]
         if not self._skip and len(rows) != count:
             raise CorruptFile(
@@ -231,16 +253,16 @@ class Store:
     def _opened(self, site: str, number: int) -> dict[str, Tensor]:
         path = self._paths(site)[number]
         try:
-            with safe_open(path, framework="pt") as file:
-                shard = {name: file.get_tensor(name) for name in ("values", "token", "document", "offset")}
-        except (SafetensorError, OSError) as error:
-            reason = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
+            shard = read_tensors(path)[0]
+            _require_rows(shard)
+        except (NotFound, AccessError, CorruptFile) as error:
+            reason = "it is missing" if isinstance(error, NotFound) else str(error)
             raise CorruptFile(
                 f"{path} is damaged: {reason}; harvest again, or open the store with skip_corrupt=True"
             ) from error
         listed = self.manifest.shards.get(site)
         lengths = {len(tensor) for tensor in shard.values()}
-        if shard["values"].ndim != 2 or len(lengths) != 1 or (listed and lengths != {listed[number].rows}):
+        if len(lengths) != 1 or (listed and lengths != {listed[number].rows}):
             raise CorruptFile(f"{path} is damaged: it holds {sorted(lengths)} rows; harvest again")
         return shard
 
@@ -249,14 +271,23 @@ class Store:
         return f"Store({self.folder}, {self.manifest.model}, {held})"
 
 
+_BESIDE = ("token", "document", "offset")
+
+
 def shard_name(number: int) -> str:
     """Of a site's shard, in its folder."""
     return f"{number:05d}.safetensors"
 
 
-def shards_of(found: Any) -> tuple[Shard, ...]:
-    """Out of JSON, which may be anything. Raises TypeError, KeyError, ValueError."""
-    return tuple(Shard(int(shard["rows"]), str(shard["sha256"])) for shard in found)
+def _require_rows(shard: Mapping[str, Tensor]) -> None:
+    """Raises CorruptFile."""
+    for name in ("values", *_BESIDE):
+        if name not in shard:
+            raise CorruptFile(f"it holds no {name}")
+    if shard["values"].ndim != 2 or shard["values"].dtype not in DTYPES.values():
+        raise CorruptFile("its values are no rows of activations")
+    if any(shard[name].ndim != 1 or shard[name].dtype != torch.int32 for name in _BESIDE):
+        raise CorruptFile(f"{', '.join(_BESIDE)} are not one whole number a row")
 
 
 def digest_of(path: Path) -> str:

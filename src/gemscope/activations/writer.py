@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gemscope.activations.capture import Activations, counted_at_all
-from gemscope.activations.store import DTYPES, Manifest, Shard, Store, digest_of, shard_name, shards_of
+from gemscope.activations.store import (
+    DTYPES,
+    Counts,
+    Manifest,
+    Shard,
+    Store,
+    digest_of,
+    require_names,
+    shard_name,
+)
+from gemscope.checked import Count, read_json
 from gemscope.disk import claimed, room, synced
-from gemscope.errors import CorruptFile, InputError, Mismatch, NotFinite
+from gemscope.errors import AccessError, CorruptFile, InputError, Mismatch, NotFinite, NotFound
 from gemscope.shapes import Bool, Float
 
 _SHARD = 1 << 28
@@ -29,6 +39,21 @@ _BESIDE = 12
 """Bytes of a row beside its values: token, document and offset."""
 _OWN = re.compile(r"(unfinished\.(json|new)|manifest\.json|[^/]+/(\d+\.safetensors|\.tmp\w*))")
 """What an unfinished harvest is made of; the last is what safetensors leaves when it is killed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Unfinished:
+    """What is known of a harvest on its way."""
+
+    identity: dict[str, Any]
+    batches: Count
+    read: Count
+    dropped: Mapping[str, Counts]
+    shards: Mapping[str, Sequence[Shard]]
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what is no site's name."""
+        require_names(*self.dropped, *self.shards)
 
 
 class Writer:
@@ -143,20 +168,17 @@ class Writer:
             "shards": {site: [asdict(shard) for shard in written] for site, written in shards.items()},
         }
         aside = self._state.with_suffix(".new")
-        aside.write_text(json.dumps(state))
+        aside.write_text(json.dumps(state), encoding="utf-8")
         synced(aside)
         os.replace(aside, self._state)
 
     def _restore(self) -> None:
-        try:
-            state = json.loads(self._state.read_text())
-            identity, self.batches, self.read = state["identity"], int(state["batches"]), int(state["read"])
-            self._dropped = state["dropped"]
-            self._shards = {site: list(shards_of(found)) for site, found in state["shards"].items()}
-            wanted = self._identity or {}
-            named = [name for name in {**wanted, **identity} if identity.get(name) != wanted.get(name)]
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise CorruptFile(f"{self._state} is damaged ({error}): remove {self._aside} to begin anew") from error
+        state = read_json(self._state, _Unfinished, remedy=f"remove {self._aside} to begin anew")
+        self.batches, self.read = state.batches, state.read
+        self._dropped = {site: dict(counts) for site, counts in state.dropped.items()}
+        self._shards = {site: list(found) for site, found in state.shards.items()}
+        wanted, identity = self._identity or {}, state.identity
+        named = [name for name in {**wanted, **identity} if identity.get(name) != wanted.get(name)]
         if named:
             raise Mismatch(
                 f"{self._aside} is a harvest that was begun with another {', '.join(named)}: start it again with the "
@@ -196,8 +218,8 @@ class Writer:
 
     def _kept(self) -> str:
         try:
-            batches = json.loads(self._state.read_text())["batches"] if self._identity is not None else 0
-        except (OSError, ValueError, KeyError):
+            batches = read_json(self._state, _Unfinished).batches if self._identity is not None else 0
+        except (NotFound, AccessError, CorruptFile):
             batches = 0
         if not batches:
             return f"none of the {self.read:,} tokens read are kept: free some room"
@@ -223,7 +245,7 @@ class Writer:
         )
         with self._room():
             path = self._aside / "manifest.json"
-            path.write_text(json.dumps(asdict(manifest), indent=1) + "\n")
+            path.write_text(json.dumps(asdict(manifest), indent=1) + "\n", encoding="utf-8")
             synced(path)
             os.replace(self._aside, self._to)
         # Only now: until here a harvest that is killed would go on from it.
