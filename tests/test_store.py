@@ -587,7 +587,7 @@ def test_a_missing_shard_of_format_1_is_noticed(copy: Path) -> None:
     with pytest.raises(CorruptFile, match="its manifest says"):
         Store(copy)["2.res"]
     shutil.rmtree(copy / "1.att")
-    with pytest.raises(CorruptFile, match="has no shard of 1.att"):
+    with pytest.raises(CorruptFile, match=r"has no shard of 1\.att"):
         Store(copy)["1.att"]
 
 

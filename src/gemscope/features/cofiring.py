@@ -109,7 +109,17 @@ class Sample:
 
     @classmethod
     def of(cls, state: Mapping[str, Array], d_sae: int) -> Sample:
-        """The sample whose `state` was stored."""
+        """The sample whose `state` was stored. Raises ValueError for what was none."""
+        sizes, features = state["sizes"], state["features"]
+        if not (
+            len(state["hash"]) == len(state["position"]) == len(sizes)
+            and len(state["room"]) == len(state["below"]) == 1
+            and (not len(sizes) or 0 <= sizes.min() <= sizes.max() <= len(features))
+            and sizes.sum() == len(features)
+            and (not len(features) or 0 <= features.min() <= features.max() < d_sae)
+            and (not len(sizes) or state["position"].min() >= 0)
+        ):
+            raise ValueError("its sample of tokens is no such sample")
         sample = cls(d_sae, int(state["room"][0]))
         sample._hash, sample._position, sample._sizes = (
             np.array(state[name]) for name in ("hash", "position", "sizes")

@@ -114,7 +114,10 @@ class Tally:
 
     @classmethod
     def of(cls, state: Mapping[str, Tensor]) -> Tally:
-        """The tally whose `state` was stored."""
+        """The tally whose `state` was stored. Raises ValueError for what was none."""
+        top, counts, bins = state["max"], state["counts"], state["bins"]
+        if not (((top >= 0) & (top < 2.0**31)).all() and (bins >= 0).all() and torch.equal(bins.sum(1), counts)):
+            raise ValueError("its counts and maxima are no tally's")
         tally = cls(len(state["counts"]))
         tally.tokens = int(state["tokens"])
         tally.counts, tally.max, tally.bins, tally._sums = (

@@ -99,7 +99,12 @@ class Statistics:
         return tally | {f"sample.{name}": value for name, value in self.sample.state().items()}
 
     def restore_sums(self, state: Mapping[str, Array]) -> None:
-        """What `sums` gave."""
+        """What `sums` gave. Raises KeyError for what is missing, ValueError for what cannot have been gathered."""
+        for name, known in self.sums().items():
+            one, of_any_length = state[name], name.startswith("sample.")
+            fits = one.ndim == 1 if of_any_length else one.shape == known.shape
+            if one.dtype != known.dtype or not fits:
+                raise ValueError(f"{name} is of type {one.dtype} and shape {one.shape}")
         self.tally = Tally.of({name: torch.from_numpy(value) for name, value in under("tally", state).items()})
         self.sample = Sample.of(under("sample", state), self.tally.d_sae)
 

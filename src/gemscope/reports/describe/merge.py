@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
+from gemscope.checked import read_tensors
 from gemscope.errors import CorruptFile, InputError, Mismatch, NotFound
 from gemscope.features.examples import REACH, Kept, text_keys
 from gemscope.progress import Progress, silent
@@ -57,7 +56,10 @@ def merge(atlases: Sequence[Atlas | str | Path], *, to: str | Path, progress: Pr
     first = opened[0]
     for other in opened[1:]:
         _require_alike(first, other)
-    config = DescribeConfig(**first.manifest.options)
+    try:
+        config = DescribeConfig(**first.manifest.options)
+    except (TypeError, InputError) as error:
+        raise CorruptFile(f"{first.folder} does not say how it was made: {error}") from error
     with progress("merge", sum(map(len, opened)), "features") as advance:
         whole = _statistics(first, config)
         advance(len(first))
@@ -89,12 +91,12 @@ def _require_alike(one: Atlas, other: Atlas) -> None:
 def _statistics(atlas: Atlas, config: DescribeConfig) -> Statistics:
     """What was gathered for an atlas, from its pages and the sums beside it."""
     path = atlas.folder / SUMS
-    if not path.exists():
-        raise NotFound(f"no {SUMS} in {atlas.folder}: merging needs what describe leaves there")
     statistics = Statistics(len(atlas), config)
     try:
-        statistics.restore_sums(load_file(path))
-    except (SafetensorError, KeyError, ValueError) as error:
+        statistics.restore_sums(read_tensors(path, framework="np")[0])
+    except NotFound:
+        raise NotFound(f"no {SUMS} in {atlas.folder}: merging needs what describe leaves there") from None
+    except (CorruptFile, KeyError, ValueError) as error:
         raise CorruptFile(f"{path} is damaged: {error}") from error
     exponents = statistics.tally.exponents.numpy()
     for start in range(0, len(atlas), _BLOCK):
@@ -112,6 +114,8 @@ def _kept(atlas: Atlas, some: range, config: DescribeConfig) -> Kept:
     cells = np.concatenate([entry.values for entry in entries])
     values = np.zeros(len(positions), np.float32)
     values[owners[columns == 0]] = cells[columns == 0]
+    if len(columns) and not -config.before <= int(columns.min()) <= int(columns.max()) <= config.after:
+        raise CorruptFile(f"{atlas.folder} holds examples wider than its manifest says: copy it again")
     windows = np.zeros((len(positions), config.before + 1 + config.after), np.float16)
     windows[owners, config.before + columns] = cells / values[owners]
     back = np.arange(REACH, -1, -1)

@@ -13,20 +13,22 @@ import os
 import re
 import shutil
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from gemscope.checked import Count, checksum_of, json_of, read_json, read_tensors, size_of
 from gemscope.disk import claimed, room, synced
-from gemscope.errors import CorruptFile, InputError
+from gemscope.errors import CorruptFile, InputError, NotFound
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+_PIECE = 1 << 22
 _LEAST = 20.0
 """Seconds, at least, between two snapshots."""
 _SHARE = 20.0
@@ -50,6 +52,8 @@ class Unfinished:
         self._state = self.folder / "state.safetensors"
         self._saved = time.monotonic()
         self._cost = 0.0
+        self._sums = {self.rows.name: 0, self.documents.name: 0}
+        """Of what was appended."""
         with ExitStack() as held:
             held.enter_context(claimed(self.folder))
             with self._room():
@@ -74,9 +78,9 @@ class Unfinished:
 
     def _refuse_others(self, path: Path, settings: Mapping[str, Any]) -> None:
         try:
-            earlier = json.loads(path.read_text())
-        except (ValueError, FileNotFoundError) as error:
-            raise CorruptFile(f"{path} is damaged: remove {self.folder} to begin anew") from error
+            earlier = read_json(path, dict[str, Any])
+        except (CorruptFile, NotFound) as error:
+            raise CorruptFile(f"{error}; remove {self.folder} to begin anew") from error
         wanted = json.loads(json.dumps(settings))
         if other := [name for name in wanted if earlier.get(name) != wanted[name]]:
             raise InputError(
@@ -92,25 +96,29 @@ class Unfinished:
             self.documents.write_bytes(b"")
             return None
         try:
-            with safe_open(path, framework="np") as file:
-                progress = json.loads(file.metadata()["progress"])
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            state, said = read_tensors(path, framework="np")
+            progress = json_of(said.get("progress", ""), dict[str, Any], where=str(path))
+            if progress.pop("checksum", None) != checksum_of(state, progress):
+                raise CorruptFile("its checksum is another")
+            # What was appended after the snapshot will be appended again.
+            for appended in (self.rows, self.documents):
+                size, sum_ = progress[appended.name]
+                if size_of(appended) < size or _sum_of(appended, size) != sum_:
+                    raise CorruptFile(f"{appended} is not as it was left")
+                os.truncate(appended, size)
+                self._sums[appended.name] = sum_
+        except (CorruptFile, NotFound) as error:
             raise CorruptFile(f"{path} is damaged ({error}): remove {self.folder} to begin anew") from error
-        # What was appended after the snapshot will be appended again.
-        for appended, size in ((self.rows, progress["rows_bytes"]), (self.documents, progress["documents_bytes"])):
-            if not appended.exists() or appended.stat().st_size < size:
-                raise CorruptFile(f"{appended} is shorter than it was: remove {self.folder} to begin anew")
-            os.truncate(appended, size)
         return progress, state
 
     def append(self, ids: Array, starts: Sequence[tuple[int, str, str]]) -> None:
         """Rows of ids, and the documents (flat position, source, licence) that begin in them."""
         with self._room():
-            with self.rows.open("ab") as file:
-                file.write(ids.astype("<i4").tobytes())
-            with self.documents.open("ab") as file:
-                file.writelines(json.dumps(start, ensure_ascii=False).encode() + b"\n" for start in starts)
+            lines = b"".join(json.dumps(start, ensure_ascii=False).encode() + b"\n" for start in starts)
+            for path, content in ((self.rows, ids.astype("<i4").tobytes()), (self.documents, lines)):
+                with path.open("ab") as file:
+                    file.write(content)
+                self._sums[path.name] = zlib.crc32(content, self._sums[path.name])
 
     @property
     def due(self) -> bool:
@@ -120,11 +128,13 @@ class Unfinished:
     def save(self, progress: Mapping[str, Any], state: Mapping[str, Array]) -> None:
         """Replaces what was saved before."""
         started = time.monotonic()
-        sizes = {"rows_bytes": self.rows.stat().st_size, "documents_bytes": self.documents.stat().st_size}
+        appended = {path.name: [path.stat().st_size, self._sums[path.name]] for path in (self.rows, self.documents)}
         aside = self.folder / "state.safetensors.new"
         with self._room():
             whole = {name: np.ascontiguousarray(value) for name, value in state.items()}
-            save_file(whole, aside, {"progress": json.dumps({**progress, **sizes})})
+            said = json.loads(json.dumps({**progress, **appended}))  # as it is read again
+            said["checksum"] = checksum_of(whole, said)
+            save_file(whole, aside, {"progress": json.dumps(said)})
             for path in (self.rows, self.documents, aside):
                 synced(path)
             os.replace(aside, self._state)
@@ -141,8 +151,7 @@ class Unfinished:
         """All documents so far."""
         with self.documents.open(encoding="utf-8") as file:
             for line in file:
-                flat, source, license_ = json.loads(line)
-                yield flat, source, license_
+                yield json_of(line, tuple[Count, str, str], where=str(self.documents))
 
     def discard(self) -> None:
         """The finished atlas is in its place: this is needed no more."""
@@ -162,6 +171,15 @@ class Unfinished:
 
     def _kept(self) -> str:
         return "what was described so far is kept there: free some room and start again" if self._state.exists() else ""
+
+
+def _sum_of(path: Path, size: int) -> int:
+    """Of the first `size` bytes."""
+    sum_ = 0
+    with path.open("rb") as file:
+        while size > 0 and (piece := file.read(min(size, _PIECE))):
+            sum_, size = zlib.crc32(piece, sum_), size - len(piece)
+    return sum_
 
 
 def _replace(path: Path, content: bytes) -> None:
