@@ -142,8 +142,9 @@ def test_no_such_model_offline_is_told_fast():
 
 def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path):
     for name in (tmp_path / "none", str(tmp_path / "none"), "./none", "~/no-such-folder-here", "runs/of/mine"):
-        assert "is not there: expected a folder with a model, a Hub id such as owner/name, or 'smollm2'" in refused(
-            ModelNotFound, name
+        assert (
+            "is not there: expected a folder with a model, a GGUF file, a Hub id such as owner/name, or 'smollm2'"
+            in refused(ModelNotFound, name)
         )
     (tmp_path / "file").write_text("")
     assert "is a file: expected a folder" in refused(ModelNotFound, tmp_path / "file")

@@ -39,7 +39,7 @@ class DirectPath:
         """Within the block, the matrix as the model stores it: in its dtype, rows that no token has included."""
         head: nn.Module = self._model.get_output_embeddings()  # type: ignore[operator]
         with _at_hand(head):
-            yield head.weight.detach()  # type: ignore[operator]
+            yield _matrix(head) if hasattr(head, "base_layer") else head.weight.detach()  # type: ignore[operator]
 
     @torch.no_grad()
     def carried(self, directions: Float[Tensor, "F O"]) -> Float[Tensor, "F D"]:
@@ -100,7 +100,18 @@ def _is_norm(module: nn.Module) -> bool:
     return weight.ndim == 1
 
 
+@torch.no_grad()
+def _matrix(module: nn.Module) -> Tensor:
+    """[out, in] of a linear module with an adapter, which no weight of it has: what it makes of each axis."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    axes = torch.eye(int(module.in_features), dtype=weight.dtype, device=weight.device)  # type: ignore[arg-type]
+    matrix: Tensor = (module(axes) - module(torch.zeros_like(axes[:1]))).T
+    return matrix
+
+
 def _projected(module: nn.Module, directions: Tensor) -> Tensor:
+    if hasattr(module, "base_layer"):
+        return directions @ _matrix(module).to(directions).T
     weight: Tensor = module.weight.detach().to(directions)  # type: ignore[operator]
     # GPT-2's Conv1D stores its weight as [in, out].
     return directions @ (weight if type(module).__name__ == "Conv1D" else weight.T)

