@@ -14,6 +14,10 @@ from gemscope.activations.site import KINDS, Site
 from gemscope.features.sae import SAE, SAEInfo
 from gemscope.testing import tiny_model
 
+MAIN = (
+    "gemma2", "gemma3_text", "gemma3", "llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "gpt_neox_sequential",
+)  # fmt: skip
+"""The families on which everything is tried; the others are variations on these, held by test_families.py."""
 GEMMA = {"gemma2", "gemma3_text", "gemma3"}
 TEXT = "The theory and the thing: it was a morning in the other country"
 EDITABLE = tuple(kind for kind in KINDS if kind not in {"embed", "transcoder_nogain"})

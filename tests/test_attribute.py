@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from by_hand import MAIN
 from gemscope.activations.model import LanguageModel
 from gemscope.cli.main import main
 from gemscope.edits.clamp import Ablate, Scale
@@ -16,7 +17,7 @@ from gemscope.errors import EmptyText, InputError, Mismatch, TokenOutOfRange
 from gemscope.features.sae import SAE, SAEInfo
 from gemscope.reports import attribute as module
 from gemscope.reports.attribute import Attribution, attribute, token_of
-from gemscope.testing import D_MODEL, TINY, identity_sae, tiny_model
+from gemscope.testing import D_MODEL, identity_sae, tiny_model
 
 TEXT = "the sun and the moon in the air"
 
@@ -70,7 +71,7 @@ def test_on_a_straight_path_to_the_logits_prediction_and_measurement_are_the_clo
     assert found.total == pytest.approx(found.logit, rel=1e-4)  # linear: the parts are the logit itself
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", MAIN)
 def test_contributions_are_derivatives_in_every_family(family: str) -> None:
     """f · (∇ · d) is how the logit changes with a factor on the feature: central differences of it."""
     model, sae = tiny_model(family), random_sae()
@@ -85,7 +86,7 @@ def test_contributions_are_derivatives_in_every_family(family: str) -> None:
         assert row.contribution == pytest.approx((sides[0] - sides[1]) / (2 * step), rel=0.02, abs=1e-3)
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", MAIN)
 def test_the_parts_add_up_to_gradient_times_activation(family: str) -> None:
     model, sae = tiny_model(family), random_sae()
     found = attribute(model, sae, TEXT, " the", verify=False)
@@ -264,7 +265,7 @@ def test_the_likeliest_token_is_the_target_unless_one_is_named() -> None:
     assert attribute(model, random_sae(), TEXT, found.target.id, verify=False) == found
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", MAIN)
 def test_a_token_is_named_by_its_text_leading_blank_included(family: str) -> None:
     model = tiny_model(family)
     blank, plain = token_of(model, " the"), token_of(model, "the")

@@ -5,6 +5,7 @@ from functools import cache
 import pytest
 import torch
 
+from by_hand import MAIN
 from gemscope.activations.capture import SINK_FACTOR, sinks
 from gemscope.activations.editing import Edit
 from gemscope.activations.hooks import reading
@@ -14,11 +15,11 @@ from gemscope.edits.splice import Splice
 from gemscope.errors import InputError, Mismatch, SiteNotFound
 from gemscope.features.sae import SAE
 from gemscope.reports.fit import require_fit
-from gemscope.testing import TINY, identity_sae, planted_sae, tiny_model
+from gemscope.testing import identity_sae, planted_sae, tiny_model
 from gemscope.text.tokens import Tokens
 
 SHORT, LONG = "and the thing", "The theory and the thing: it was a morning in the other country"
-every_family = pytest.mark.parametrize("family", TINY)
+every_family = pytest.mark.parametrize("family", MAIN)
 
 
 @cache
@@ -380,7 +381,7 @@ def test_a_tiny_model_is_the_same_each_time_and_another_for_another_seed():
     assert torch.equal(one.logits(SHORT), same.logits(SHORT))
     assert not torch.equal(one.logits(SHORT), other.logits(SHORT))
     assert (one.n_layers, other.n_layers) == (3, 2)
-    with pytest.raises(InputError, match="no tiny model of family 'bert': there are gemma2, gemma3_text,"):
+    with pytest.raises(InputError, match="no tiny model of family 'bert': there are gemma, gemma2, gemma3_text,"):
         tiny_model("bert")
 
 

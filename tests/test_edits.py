@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import gemscope as gs
 from by_hand import (
     GEMMA,
+    MAIN,
     TEXT,
     block,
     blockwise,
@@ -38,9 +39,9 @@ from gemscope.errors import GemscopeError, InputError, Mismatch, NotFinite, Site
 from gemscope.features.logit_lens import convention, logit_effects
 from gemscope.features.mapped import Mapped
 from gemscope.features.sae import SAE
-from gemscope.testing import D_MODEL, TINY, identity_sae, tiny_model
+from gemscope.testing import D_MODEL, identity_sae, tiny_model
 
-every_family = pytest.mark.parametrize("family", TINY)
+every_family = pytest.mark.parametrize("family", MAIN)
 few = settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 some = settings(few, max_examples=15)
 

@@ -17,15 +17,15 @@ from torch import Tensor
 from transformers import CompileConfig, DynamicCache, StaticCache
 
 import gemscope as gs
-from by_hand import TEXT, block, hooks, model_of, random_sae
+from by_hand import MAIN, TEXT, block, hooks, model_of, random_sae
 from gemscope.activations.editing import Edit
 from gemscope.activations.generation import Dice, Step
 from gemscope.activations.model import LanguageModel
 from gemscope.errors import InputError, TextTooLong
-from gemscope.testing import D_MODEL, TINY, tiny_model
+from gemscope.testing import D_MODEL, tiny_model
 from gemscope.text.tokens import Tokens
 
-every_family = pytest.mark.parametrize("family", TINY)
+every_family = pytest.mark.parametrize("family", MAIN)
 few = settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 PROMPTS = ["the thing and", "it was a theory of the other morning", "x"]

@@ -190,7 +190,9 @@ def test_a_model_of_another_kind_is_refused_before_its_weights_are_read(damaged)
     for kind in ("mamba", "of-tomorrow"):
         (damaged / "config.json").write_text(json.dumps(config | {"model_type": kind}))
         (damaged / "model.safetensors").unlink(missing_ok=True)
-        assert f"models of type '{kind}' are not known here: known are gemma2, " in refused(InputError, damaged)
+        says = refused(InputError, damaged)
+        assert says.startswith(f"models of type '{kind}' are not known here: ")
+        assert "; known are bloom, " in says
 
 
 def test_code_that_a_model_brings_is_not_run_and_nobody_is_asked(damaged, monkeypatch):

@@ -12,18 +12,19 @@ import torch
 from torch import Tensor, nn
 
 import gemscope as gs
+from by_hand import MAIN
 from gemscope.activations.editing import Edit
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import KINDS, Site
 from gemscope.errors import InputError, Mismatch, SiteNotFound
 from gemscope.features.logit_lens import LogitEffects, convention, logit_effects, no_logits
 from gemscope.features.sae import SAE
-from gemscope.testing import TINY, tiny_model
+from gemscope.testing import tiny_model
 
 GEMMA = {"gemma2", "gemma3_text", "gemma3"}
 LAYER_NORM = {"gpt2", "gpt_neox", "gpt_neox_sequential"}
 FEATURES = 7
-every_family = pytest.mark.parametrize("family", TINY)
+every_family = pytest.mark.parametrize("family", MAIN)
 
 
 def kinds_of(family: str) -> list[str]:
@@ -152,7 +153,7 @@ def linear_logits(model: LanguageModel, family: str, edits: list) -> Tensor:
     return logits * (x.square().mean() + eps).sqrt()
 
 
-@pytest.mark.parametrize(("family", "kind"), [(family, kind) for family in TINY for kind in kinds_of(family)])
+@pytest.mark.parametrize(("family", "kind"), [(family, kind) for family in MAIN for kind in kinds_of(family)])
 def test_adding_a_direction_changes_the_logits_by_its_effect(family, kind):
     model = tiny_model(family)
     site = f"2.{kind}"

@@ -9,9 +9,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from by_hand import MAIN
 from gemscope.activations.model import LanguageModel
 from gemscope.errors import EmptyText, InputError, SiteNotFound, TextTooLong, TokenOutOfRange
-from gemscope.testing import TINY, tiny_model
+from gemscope.testing import tiny_model
 from gemscope.text.corpus import Corpus
 from gemscope.text.tokens import Tokens
 
@@ -31,7 +32,7 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", MAIN)
 def test_a_model_says_what_it_is(family):
     model = model_of(family)
     assert (model.n_layers, model.d_model, model.vocab, model.context) == (3, 32, 320, 128)
@@ -43,7 +44,7 @@ def test_a_model_says_what_it_is(family):
 # --- text to tokens -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", MAIN)
 def test_text_is_read_by_the_tokenizers_own_rules(family):
     model = model_of(family)
     ids = model.tokenizer(TEXT)["input_ids"]
@@ -201,7 +202,7 @@ def test_an_sae_without_a_site_names_none(unchecked):
 # --- what it writes -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", MAIN)
 def test_it_writes_the_likeliest_token_each_time(family):
     model = model_of(family)
     ids = model.tokens("the thing").ids[0].tolist()

@@ -173,6 +173,50 @@ def _gemma_3(transformers: Any, layers: int, special: Mapping[str, Any]) -> Any:
     )
 
 
+def _opt(transformers: Any, layers: int, special: Mapping[str, Any]) -> Any:
+    return transformers.OPTConfig(
+        vocab_size=VOCAB,
+        hidden_size=D_MODEL,
+        word_embed_proj_dim=D_MODEL,
+        ffn_dim=48,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=CONTEXT,
+        **special,
+    )
+
+
+def _gptj(transformers: Any, layers: int, special: Mapping[str, Any]) -> Any:
+    return transformers.GPTJConfig(
+        vocab_size=VOCAB,
+        n_positions=CONTEXT,
+        n_embd=D_MODEL,
+        n_layer=layers,
+        n_head=4,
+        n_inner=48,
+        rotary_dim=4,
+        tie_word_embeddings=False,
+        **special,
+    )
+
+
+def _bloom(transformers: Any, layers: int, special: Mapping[str, Any]) -> Any:
+    return transformers.BloomConfig(vocab_size=VOCAB, hidden_size=D_MODEL, n_layer=layers, n_head=4, **special)
+
+
+def _falcon(options: Mapping[str, Any], transformers: Any, layers: int, special: Mapping[str, Any]) -> Any:
+    return transformers.FalconConfig(
+        vocab_size=VOCAB,
+        hidden_size=D_MODEL,
+        ffn_hidden_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=CONTEXT,
+        **options,
+        **special,
+    )
+
+
 def _gpt2(transformers: Any, layers: int, special: Mapping[str, Any]) -> Any:
     return transformers.GPT2Config(
         vocab_size=VOCAB, n_positions=CONTEXT, n_embd=D_MODEL, n_layer=layers, n_head=4, n_inner=48, **special
@@ -199,7 +243,9 @@ def _randomize(model: nn.Module) -> None:
         for name, weight in module.named_parameters(recurse=False):
             if weight.ndim > 1:
                 # GPT-2's Conv1D keeps its weight as [in, out]. An embedding's rows are as long as the stream is wide.
-                fan_in = weight.shape[0] if type(module).__name__ == "Conv1D" else weight[0].numel()
+                # The experts of a mixture lie in one tensor of three axes.
+                rows = weight[0] if weight.ndim == 3 else weight
+                fan_in = weight.shape[0] if type(module).__name__ == "Conv1D" else rows[0].numel()
                 weight.normal_(std=1.0 if isinstance(module, nn.Embedding) else fan_in**-0.5)
             elif name == "weight":  # of a norm; Gemma's adds one to it
                 weight.add_(0.5 * torch.randn_like(weight))
@@ -273,8 +319,17 @@ _END = "<|endoftext|>"
 _NEOX_SPECIAL = {"bos": _END, "eos": _END, "pad": "<|padding|>"}
 _NEOX_TOKENS = partial(_byte_level, _END, "<|padding|>")
 _MISTRAL_TOKENS = partial(_sentence_piece, "<unk>", "<s>", "</s>", bos="<s>", dummy_blank=True)
+_ROPE: Mapping[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
+
+
+def _in_llamas_words(name: str, **options: Any) -> _Recipe:
+    return _Recipe(f"{name}ForCausalLM", partial(_rotary, f"{name}Config", options), _CHAT_TOKENS, _CHAT_SPECIAL)
+
 
 TINY: Mapping[str, _Recipe] = {
+    "gemma": _Recipe(
+        "GemmaForCausalLM", partial(_rotary, "GemmaConfig", {"head_dim": 16}), _GEMMA_TOKENS, _GEMMA_SPECIAL
+    ),
     "gemma2": _Recipe(
         "Gemma2ForCausalLM", partial(_rotary, "Gemma2Config", _GEMMA_2_HEADS), _GEMMA_TOKENS, _GEMMA_SPECIAL
     ),
@@ -298,7 +353,56 @@ TINY: Mapping[str, _Recipe] = {
     "gpt2": _Recipe("GPT2LMHeadModel", _gpt2, partial(_byte_level, _END), {"bos": _END, "eos": _END, "unk": _END}),
     "gpt_neox": _Recipe("GPTNeoXForCausalLM", partial(_neox, True), _NEOX_TOKENS, _NEOX_SPECIAL),
     "gpt_neox_sequential": _Recipe("GPTNeoXForCausalLM", partial(_neox, False), _NEOX_TOKENS, _NEOX_SPECIAL),
+    "phi3": _in_llamas_words("Phi3"),
+    "smollm3": _in_llamas_words("SmolLM3", no_rope_layer_interval=2),
+    "ministral": _in_llamas_words("Ministral", head_dim=16, sliding_window=16),
+    "starcoder2": _in_llamas_words("Starcoder2"),
+    "stablelm": _in_llamas_words("StableLm", use_qkv_bias=True),
+    "stablelm_parallel": _in_llamas_words("StableLm", use_parallel_residual=True),
+    "mixtral": _in_llamas_words("Mixtral", head_dim=16, num_local_experts=4),
+    "qwen2_moe": _in_llamas_words(
+        "Qwen2Moe",
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=24,
+        shared_expert_intermediate_size=40,
+        mlp_only_layers=[2],
+    ),
+    "qwen3_moe": _in_llamas_words(
+        "Qwen3Moe", head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, norm_topk_prob=True
+    ),
+    "gpt_oss": _in_llamas_words(
+        "GptOss",
+        head_dim=16,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=16,
+        rope_scaling=None,
+        rope_parameters=_ROPE,
+    ),
+    "granite": _in_llamas_words(
+        "Granite", embedding_multiplier=3.0, residual_multiplier=0.7, attention_multiplier=0.3, logits_scaling=4.0
+    ),
+    "olmo2": _in_llamas_words("Olmo2"),
+    "phi": _in_llamas_words("Phi"),
+    "gptj": _Recipe("GPTJForCausalLM", _gptj, partial(_byte_level, _END), {"bos": _END, "eos": _END, "unk": _END}),
+    "falcon": _Recipe("FalconForCausalLM", partial(_falcon, {}), partial(_byte_level, _END), {"eos": _END}),
+    "falcon_two_norms": _Recipe(
+        "FalconForCausalLM",
+        partial(_falcon, {"new_decoder_architecture": True, "num_kv_heads": 2}),
+        partial(_byte_level, _END),
+        {"eos": _END},
+    ),
+    "falcon_sequential": _Recipe(
+        "FalconForCausalLM",
+        partial(_falcon, {"parallel_attn": False, "multi_query": False, "alibi": True, "bias": True}),
+        partial(_byte_level, _END),
+        {"eos": _END},
+    ),
+    "bloom": _Recipe("BloomForCausalLM", _bloom, _CHAT_TOKENS, _CHAT_SPECIAL),
+    "opt": _Recipe("OPTForCausalLM", _opt, _MISTRAL_TOKENS, {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}),
 }
-"""The tiny models by family. `gpt_neox` computes attention and MLP side by side, as Pythia does; `gemma3` is the
-multimodal wrapper of the larger Gemma 3 models.
+"""The tiny models by family. `gpt_neox` computes attention and MLP side by side, as Pythia does, and so does
+`stablelm_parallel`; `falcon` is built like the 7B model, `falcon_two_norms` like the 40B one, `falcon_sequential` like
+those of RefinedWeb; `gemma3` is the multimodal wrapper of the larger Gemma 3 models.
 """

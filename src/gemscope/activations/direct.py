@@ -4,6 +4,7 @@ or MLP answers to it, up to the scales of its norms. Which modules lie on the pa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -44,33 +45,39 @@ class DirectPath:
     @torch.no_grad()
     def carried(self, directions: Float[Tensor, "F O"]) -> Float[Tensor, "F D"]:
         """Directions written at the site as they meet the rows of the unembedding; float32."""
-        directions = directions.float()
-        if self._scale is not None:
-            directions = directions * self._scale
+        directions = directions.float() * math.prod(self._scales.values())
         for module in self._modules:
             with _at_hand(module):
                 directions = self._gain(module, directions) if _is_norm(module) else _projected(module, directions)
         return directions
 
     def _gain(self, norm: nn.Module, directions: Tensor) -> Tensor:
-        weight: Tensor = norm.weight.detach().to(directions)  # type: ignore[operator]
         if isinstance(norm, nn.LayerNorm):  # it takes the mean out of what it reads, so out of each part of that
             directions = directions - directions.mean(-1, keepdim=True)
+        if norm.weight is None:  # OPT can leave it out
+            return directions
+        weight: Tensor = norm.weight.detach().to(directions)  # type: ignore[operator]
         return directions * (1 + weight if self._family.one_plus else weight)
 
     @property
-    def _scale(self) -> float | None:
-        if self.site.layer is not None or not self._family.scaled_embedding:
-            return None
-        root = places.text_config(self._model).hidden_size ** 0.5
-        # The model rounds the root to its own dtype before it multiplies.
-        weight: Tensor = self._model.get_input_embeddings().weight  # type: ignore[operator]
-        return torch.tensor(root, dtype=weight.dtype).item()
+    def _scales(self) -> dict[str, float]:
+        """What the model multiplies by on the way, in words, and by how much."""
+        found: dict[str, float] = {}
+        if self.site.layer is None and (scale := places.embed_scale(self._model)) != 1:
+            # The model rounds the number to its own dtype before it multiplies.
+            weight: Tensor = self._model.get_input_embeddings().weight  # type: ignore[operator]
+            known = "the root of d_model" if scale == places.width(self._model, self.site) ** 0.5 else f"{scale:g}"
+            found[f"times {known}, as the model scales embeddings"] = torch.tensor(scale, dtype=weight.dtype).item()
+        if self.site.kind == "att" and (scale := places.residual_scale(self._model)) != 1:
+            found[f"times {scale:g}, as the model scales what is added to the stream"] = scale
+        if (divisor := places.logit_divisor(self._model)) != 1:
+            found[f"divided by {divisor:g}, as the model divides its logits"] = 1 / divisor
+        return found
 
     @property
     def words(self) -> str:
         """The path in words, from the site on."""
-        said = ["times the root of d_model, as the model scales embeddings"] if self._scale is not None else []
+        said = list(self._scales)
         for module in self._modules[:-1]:
             if _is_norm(module):
                 said.append("times the gain of the norm after it, without a division by that norm's scale")
@@ -96,8 +103,8 @@ def obstacle(site: Site) -> str | None:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    return weight.ndim == 1
+    weight: Tensor | None = module.weight  # type: ignore[assignment]
+    return weight is None or weight.ndim == 1
 
 
 @torch.no_grad()

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from gemscope.activations import site as places
 from gemscope.activations.capture import sink_limits
+from gemscope.activations.families import Point
 from gemscope.activations.hooks import reading, replacing
 from gemscope.activations.passes import Pass
-from gemscope.activations.site import Point, Site
+from gemscope.activations.site import Site
 from gemscope.errors import InputError, Mismatch, NotFinite
 from gemscope.shapes import Bool, Float
 

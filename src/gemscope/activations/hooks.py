@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, layer_norm
 
-from gemscope.activations.site import Point
+from gemscope.activations.families import Point
 from gemscope.errors import InputError
 
 Key = TypeVar("Key")
@@ -32,15 +32,14 @@ def reading(model: nn.Module, points: Mapping[Key, Point], *, stop: bool) -> Ite
     seen: dict[Key, Tensor] = {}
     with ExitStack() as hooks:
         for key, point in points.items():
-            module = model.get_submodule(point.module)
-            take = _taker(module, point)
+            take = _taker(model.get_submodule(point.module), point)
 
             def keep(tensor: Tensor, key: Key = key, take: Callable[[Tensor], Tensor] = take) -> None:
                 seen[key] = take(tensor.detach())
                 if stop and len(seen) == len(points):
                     raise Enough
 
-            hooks.enter_context(_attached(module, point, keep))
+            hooks.enter_context(_attached(model, point, keep))
         yield seen
 
 
@@ -51,7 +50,7 @@ def replacing(model: nn.Module, edits: Mapping[Point, Callable[[Tensor], Tensor 
     """
     with ExitStack() as hooks:
         for point, edit in edits.items():
-            hooks.enter_context(_attached(model.get_submodule(point.module), point, edit))
+            hooks.enter_context(_attached(model, point, edit))
         yield
 
 
@@ -88,23 +87,39 @@ def watching(modules: Iterable[nn.Module], check: Callable[[], None]) -> Iterato
 
 @contextmanager
 def grasping(model: nn.Module, point: Point) -> Iterator[list[Tensor]]:
-    """While the block runs, a pass puts into the yielded list the very tensor that flows through a plain point, as one
-    that gradients can be taken with respect to.
+    """While the block runs, a pass puts into the yielded list the tensor that flows through a plain point from there
+    on, as one that gradients can be taken with respect to.
     """
     held: list[Tensor] = []
 
-    def hold(tensor: Tensor) -> None:
-        if not tensor.requires_grad:  # nothing before it does: it is where the graph begins
-            tensor.requires_grad_()
-        held.append(tensor)
+    def hold(tensor: Tensor) -> Tensor:
+        # A copy goes on: the block may go on to write into the tensor itself (Falcon does), and that one is kept.
+        kept = tensor.clone()
+        if not kept.requires_grad:  # nothing before it does: it is where the graph begins
+            kept.requires_grad_()
+        held.append(kept)
+        return kept.clone()
 
-    with _attached(model.get_submodule(point.module), point, hold):
+    with _attached(model, point, hold):
         yield held
 
 
 @contextmanager
-def _attached(module: nn.Module, point: Point, act: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Calls `act` with the hidden states at the point; puts what it returns, unless None, in their place."""
+def _attached(model: nn.Module, point: Point, act: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """Calls `act` with the values at the point; puts what it returns, unless None, in their place."""
+    module = model.get_submodule(point.module)
+    rows: list[torch.Size] = []  # of the running pass
+
+    def changed(old: Tensor) -> Tensor | None:
+        x = old if point.flat is None else old.view(*rows[-1], -1)
+        values = x if point.scale == 1 else x * point.scale
+        new = act(values)
+        if new is None:
+            return None
+        if point.scale != 1:  # what was left alone keeps its bits
+            exact = torch.promote_types(x.dtype, torch.float32)
+            new = (x.to(exact) + (new.to(exact) - values.to(exact)) / point.scale).to(x.dtype)
+        return new if point.flat is None else new.flatten(0, 1)
 
     def on_input(
         _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -112,7 +127,7 @@ def _attached(module: nn.Module, point: Point, act: Callable[[Tensor], Tensor | 
         # Some callers pass hidden states by name; the first argument is them either way.
         name = None if args else next(iter(kwargs))
         old: Tensor = args[0] if name is None else kwargs[name]
-        new = act(old)
+        new = changed(old)
         if new is None:
             return None
         if point.shared:
@@ -123,19 +138,25 @@ def _attached(module: nn.Module, point: Point, act: Callable[[Tensor], Tensor | 
     def on_output(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
         # Blocks and attention return (hidden, ...) in transformers 4.57, blocks a bare tensor in 5.
         many = isinstance(output, tuple)
-        new = act(output[0] if many else output)
+        new = changed(output[0] if many else output)
         if new is None:
             return None
         return (new, *output[1:]) if many else new
 
-    if point.end == "input":
-        handle = module.register_forward_pre_hook(on_input, with_kwargs=True)
-    else:
-        handle = module.register_forward_hook(on_output)
-    try:
+    def on_rows(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden: Tensor = args[0] if args else next(iter(kwargs.values()))
+        rows[:] = [hidden.shape[:2]]
+
+    with ExitStack() as handles:
+        if point.flat is not None:
+            handles.callback(
+                model.get_submodule(point.flat).register_forward_pre_hook(on_rows, with_kwargs=True).remove
+            )
+        if point.end == "input":
+            handles.callback(module.register_forward_pre_hook(on_input, with_kwargs=True).remove)
+        else:
+            handles.callback(module.register_forward_hook(on_output).remove)
         yield
-    finally:
-        handle.remove()
 
 
 def _taker(module: nn.Module, point: Point) -> Callable[[Tensor], Tensor]:
@@ -143,7 +164,8 @@ def _taker(module: nn.Module, point: Point) -> Callable[[Tensor], Tensor]:
         return lambda x: _normalized(module, x)
     if point.transform == "rows":
         return lambda ids: _rows(module, ids)
-    return lambda x: x
+    # A copy: a block may go on to write into the tensor itself (Falcon adds attention's output to its MLP's in place).
+    return lambda x: x.clone() if point.scale == 1 else x
 
 
 def _rows(module: nn.Module, ids: Tensor) -> Tensor:

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from gemscope.activations import hub
-from gemscope.activations import site as places
+from gemscope.activations import families, hub
 from gemscope.activations.adapters import Adapter, adapter_at
 from gemscope.activations.bundled import SMOLLM2, smollm2_folder
 from gemscope.activations.llamacpp import gguf_at, gguf_of, unpacked, with_bos_as_said
@@ -94,7 +93,7 @@ def load_model(
                     raise ModelNotFound(
                         f"{called} has no config.json with a model_type: expected a model of transformers"
                     )
-                places.family(config["model_type"])  # before gigabytes of something else are downloaded
+                families.family(config["model_type"])  # before gigabytes of something else are downloaded
                 options["use_safetensors"] = True
             else:
                 options |= unpacked(transformers, gguf)

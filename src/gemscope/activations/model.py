@@ -5,6 +5,7 @@ Loading is `load.py`'s work; where a site lies is `site.py`'s.
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -68,7 +69,7 @@ class LanguageModel:
     @property
     def context(self) -> int:
         """The most tokens that one row may have."""
-        return int(places.text_config(self.hf).max_position_embeddings)
+        return places.context(self.hf)
 
     @property
     def device(self) -> torch.device:
@@ -331,7 +332,7 @@ class LanguageModel:
         if self._session is not None:
             self._session.prompt = prompt
         past = 0 if cache is None else int(cache.get_seq_length())
-        inputs: dict[str, Any] = {"input_ids": tokens.ids[:, past:].to(self.device)}
+        inputs: dict[str, Any] = {"input_ids": tokens.ids[:, past:].to(self.device), "logits_to_keep": keep}
         if tokens.padded:
             # Positions must follow the text, not the padding, where embeddings are absolute (GPT-2).
             inputs["attention_mask"] = tokens.real.long().to(self.device)
@@ -340,9 +341,18 @@ class LanguageModel:
             inputs["past_key_values"] = cache
         # Asked for by a model's own config, these would have transformers 4 patch modules that `Enough` leaves patched.
         never = {"output_hidden_states": False, "output_attentions": False}
-        out = self.hf(**inputs, **never, use_cache=use_cache, logits_to_keep=keep, return_dict=True)
+        inputs = {name: value for name, value in inputs.items() if name not in self._not_taken}
+        out = self.hf(**inputs, **never, use_cache=use_cache, return_dict=True)
         self._require_finite(out.logits, tokens, "in its logits")
         return out
+
+    @cached_property
+    def _not_taken(self) -> frozenset[str]:
+        """What this model's passes cannot be given: BLOOM tells distances from the attention mask, and older
+        transformers make all logits of some models.
+        """
+        taken = inspect.signature(self.hf.forward).parameters
+        return frozenset({"position_ids", "logits_to_keep"} - set(taken))
 
     def _require_finite(self, values: Float[Tensor, "B S D"], tokens: Tokens, where: str) -> None:
         """Of the last S tokens of each row, padding aside. Only the largest and smallest of each token are looked at:

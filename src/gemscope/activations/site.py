@@ -1,6 +1,6 @@
-"""Names for the places inside a model, and where each one lies in the module tree of each model family.
+"""Names for the places inside a model, and where each one lies in the module tree of a given model.
 
-A new model family is one more `Family` here. Reading and writing at a place is `hooks.py`'s work.
+What differs from family to family stands in `families.py`. Reading and writing at a place is `hooks.py`'s work.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import total_ordering
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from gemscope.activations.families import UNLIKE, Family, Point, family
 from gemscope.errors import InputError, SiteNotFound
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ KINDS: Mapping[str, str] = {
     "mid": "residual stream between attention and MLP",
     "transcoder": "input of the MLP: normalised, with the norm's gain (Gemma Scope 2 transcoders read here)",
     "transcoder_nogain": "input of the MLP, normalised without the gain (Gemma Scope 1 transcoders read here)",
-    "mlp_raw": "output of the MLP module before its own norm (Gemma 2 and 3 only)",
+    "mlp_raw": "output of the MLP module before its own norm (Gemma 2 and 3, OLMo 2)",
     "mlp": "what the MLP adds to the residual stream",
     "res": "residual stream after the block",
 }
@@ -84,143 +85,31 @@ class Site:
         return (-1 if self.layer is None else self.layer, _ORDER[self.kind])
 
 
-@dataclass(frozen=True)
-class Point:
-    """A site made concrete: a module's input or output, and what happens to the tensor on the way out.
-
-    `transform`: `plain` takes it as it is; `normalized` takes the input of a norm and applies the norm without its
-    gain, in float32; `rows` looks token ids up in the module's embedding matrix, whatever scaling the module adds.
-    """
-
-    module: str
-    end: Literal["input", "output"]
-    transform: Literal["plain", "normalized", "rows"] = "plain"
-    shared: bool = False
-    """Whether the block reads the same tensor again elsewhere (as the stream that it adds to), so that a new value has
-    to be written into it: handed to the module alone, it would change what that reads and not the stream."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """Where a model family keeps its blocks, and where the kinds of site lie inside one block."""
-
-    layers: tuple[str, ...]
-    """Paths of the list of blocks; the first that exists is taken (wrappers put the text model one level down)."""
-    embed: tuple[str, ...]
-    points: Mapping[str, Point]
-    head: str
-    """The module whose input width is that of `att`."""
-    onward: Mapping[str, tuple[str, ...]]
-    """By kind, the modules of a block that what is written there goes through on its way into the residual stream."""
-    final_norm: tuple[str, ...]
-    one_plus: bool = False
-    """Whether a norm's gain is 1 + its weight."""
-    scaled_embedding: bool = False
-    """Whether embeddings are multiplied by the root of d_model."""
-
-
-_ADDED: Mapping[str, tuple[str, ...]] = {"att_out": (), "mid": (), "mlp": (), "res": ()}
-"""What is part of the residual stream, or added to it as it is."""
-
-
-def _points(*, attention: str, mlp_norm: str, att_out: Point, mlp: Point, **more: Point) -> dict[str, Point]:
-    return {
-        "att": Point(attention, "input"),
-        "att_out": att_out,
-        "mid": Point(mlp_norm, "input", shared=True),
-        "transcoder": Point(mlp_norm, "output"),
-        "transcoder_nogain": Point(mlp_norm, "input", "normalized"),
-        "mlp": mlp,
-        "res": Point("", "output"),
-        **more,
-    }
-
-
-_LLAMA = Family(
-    layers=("model.layers",),
-    embed=("model.embed_tokens",),
-    points=_points(
-        attention="self_attn.o_proj",
-        mlp_norm="post_attention_layernorm",
-        att_out=Point("self_attn.o_proj", "output"),
-        mlp=Point("mlp", "output"),
-    ),
-    head="self_attn.o_proj",
-    onward={**_ADDED, "att": ("self_attn.o_proj",)},
-    final_norm=("model.norm",),
-)
-# Gemma 2 and 3 put a norm behind attention and MLP too, so what reaches the residual stream is that norm's output.
-_GEMMA = Family(
-    layers=("model.layers", "model.language_model.layers"),
-    embed=("model.embed_tokens", "model.language_model.embed_tokens"),
-    points=_points(
-        attention="self_attn.o_proj",
-        mlp_norm="pre_feedforward_layernorm",
-        att_out=Point("post_attention_layernorm", "output"),
-        mlp=Point("post_feedforward_layernorm", "output"),
-        mlp_raw=Point("mlp", "output"),
-    ),
-    head="self_attn.o_proj",
-    onward={
-        **_ADDED,
-        "att": ("self_attn.o_proj", "post_attention_layernorm"),
-        "mlp_raw": ("post_feedforward_layernorm",),
-    },
-    final_norm=("model.norm", "model.language_model.norm"),
-    one_plus=True,
-    scaled_embedding=True,
-)
-_GPT2 = Family(
-    layers=("transformer.h",),
-    embed=("transformer.wte",),
-    points=_points(
-        attention="attn.c_proj",
-        mlp_norm="ln_2",
-        att_out=Point("attn.c_proj", "output"),
-        mlp=Point("mlp", "output"),
-    ),
-    head="attn.c_proj",
-    onward={**_ADDED, "att": ("attn.c_proj",)},
-    final_norm=("transformer.ln_f",),
-)
-_NEOX = Family(
-    layers=("gpt_neox.layers",),
-    embed=("gpt_neox.embed_in",),
-    points=_points(
-        attention="attention.dense",
-        mlp_norm="post_attention_layernorm",
-        att_out=Point("attention.dense", "output"),
-        mlp=Point("mlp", "output"),
-    ),
-    head="attention.dense",
-    onward={**_ADDED, "att": ("attention.dense",)},
-    final_norm=("gpt_neox.final_layer_norm",),
-)
-
-FAMILIES: Mapping[str, Family] = {
-    "gemma2": _GEMMA,
-    "gemma3": _GEMMA,
-    "gemma3_text": _GEMMA,
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "gpt2": _GPT2,
-    "gpt_neox": _NEOX,
-}
-"""By the `model_type` of the transformers configuration."""
-
-
 def family_of(model: nn.Module) -> Family:
-    """The family of a transformers model. Raises InputError, naming the families known, for any other."""
-    return family(_kind(model))
+    """How a transformers model is built. Raises InputError for a type of model, or a way of building it, that is not
+    known here.
+    """
+    config = text_config(model)
+    for case in family(_kind(model)):
+        if (case.fits is None or case.fits(config)) and _has(model, case):
+            return case
+    raise InputError(
+        f"this {_kind(model)} model is not built as those known here: {UNLIKE.get(str(_kind(model)), 'other modules')}"
+    )
 
 
-def family(kind: str | None) -> Family:
-    """The family of that `model_type`. Raises InputError, naming the families known, for any other."""
-    if kind is None or kind not in FAMILIES:
-        raise InputError(f"models of type {kind!r} are not known here: known are {', '.join(sorted(FAMILIES))}")
-    return FAMILIES[kind]
+def _has(model: nn.Module, case: Family) -> bool:
+    """Whether the modules are there that the case names, in the first block as an example of all."""
+    stack = next((path for path in case.layers if _found(model, path) is not None), None)
+    first = None if stack is None else _found(model, f"{stack}.0")
+    return first is not None and all(_found(first, point.module) is not None for point in case.points.values())
+
+
+def _found(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 def _kind(model: nn.Module) -> str | None:
@@ -229,11 +118,8 @@ def _kind(model: nn.Module) -> str | None:
 
 def _first(model: nn.Module, paths: tuple[str, ...]) -> str:
     for path in paths:
-        try:
-            model.get_submodule(path)
-        except AttributeError:
-            continue
-        return path
+        if _found(model, path) is not None:
+            return path
     raise InputError(f"this {_kind(model)} model has none of the modules {', '.join(paths)}")
 
 
@@ -254,22 +140,24 @@ def locate(model: nn.Module, site: Site) -> Point:
 
     Raises SiteNotFound for a layer or a kind that this model does not have.
     """
-    family = family_of(model)
+    case = family_of(model)
     if site.layer is None:
-        return Point(_first(model, family.embed), "input", "rows")
+        return Point(_first(model, case.embed), "input", "rows")
     count = n_layers(model)
     if not 0 <= site.layer < count:
         raise SiteNotFound(f"no layer {site.layer}: this model has layers 0 to {count - 1}")
-    point = family.points.get(site.kind)
+    point = case.points.get(site.kind)
     if point is None:
-        kinds = ", ".join(kind for kind in KINDS if kind in family.points)
-        raise SiteNotFound(f"no site {str(site)!r} in a {_kind(model)} model: it has embed, {kinds}")
-    if site.kind == "mid" and getattr(model.config, "use_parallel_residual", False):
-        raise SiteNotFound(
-            f"no site {str(site)!r}: this model computes attention and MLP side by side, with nothing between"
-        )
-    block = f"{_first(model, family.layers)}.{site.layer}"
-    return replace(point, module=f"{block}.{point.module}" if point.module else block)
+        kinds = ", ".join(kind for kind in KINDS if kind in case.points)
+        known = f"in a {_kind(model)} model: it has embed, {kinds}"
+        raise SiteNotFound(f"no site {str(site)!r}{f': {why}' if (why := case.absent.get(site.kind)) else f' {known}'}")
+    block = f"{_first(model, case.layers)}.{site.layer}"
+    return replace(
+        point,
+        module=f"{block}.{point.module}" if point.module else block,
+        scale=residual_scale(model) if site.kind in ("att_out", "mlp") else 1.0,
+        flat=None if point.flat is None else f"{block}.{point.flat}" if point.flat else block,
+    )
 
 
 def onward(model: nn.Module, site: Site) -> tuple[str, ...] | None:
@@ -277,12 +165,13 @@ def onward(model: nn.Module, site: Site) -> tuple[str, ...] | None:
     into it but through the MLP. Raises what `locate` raises.
     """
     locate(model, site)
+    case = family_of(model)
     if site.layer is None:
-        return ()
-    through = family_of(model).onward.get(site.kind)
+        return case.after_embed
+    through = case.onward.get(site.kind)
     if through is None:
         return None
-    block = f"{_first(model, family_of(model).layers)}.{site.layer}"
+    block = f"{_first(model, case.layers)}.{site.layer}"
     return tuple(f"{block}.{module}" for module in through)
 
 
@@ -291,15 +180,38 @@ def final_norm(model: nn.Module) -> str:
     return _first(model, family_of(model).final_norm)
 
 
+def embed_scale(model: nn.Module) -> float:
+    """What the model multiplies embeddings by."""
+    scale = family_of(model).embed_scale
+    return 1.0 if scale is None else scale(text_config(model))
+
+
+def residual_scale(model: nn.Module) -> float:
+    """What the model multiplies attention's and the MLP's outputs by before it adds them to the residual stream."""
+    scale = family_of(model).residual_scale
+    return 1.0 if scale is None else scale(text_config(model))
+
+
+def logit_divisor(model: nn.Module) -> float:
+    """What the model divides its logits by."""
+    divisor = family_of(model).logit_divisor
+    return 1.0 if divisor is None else divisor(text_config(model))
+
+
+def context(model: nn.Module) -> int:
+    """The most tokens that one row may have."""
+    return int(getattr(text_config(model), "max_position_embeddings", None) or family_of(model).context or 0)
+
+
 def width(model: nn.Module, site: Site) -> int:
     """How many numbers a token has at `site`: the heads' widths together for `att`, d_model elsewhere."""
-    locate(model, site)
+    point = locate(model, site)
     if site.kind != "att":
         return int(text_config(model).hidden_size)
-    head = model.get_submodule(f"{_first(model, family_of(model).layers)}.{site.layer}.{family_of(model).head}")
+    heads = model.get_submodule(point.module)
     # GPT-2's Conv1D stores its weight as [in, out]; a Linear knows in_features.
-    weight: Tensor = head.weight  # type: ignore[assignment]
-    return int(getattr(head, "in_features", None) or weight.shape[0])
+    weight: Tensor = heads.weight  # type: ignore[assignment]
+    return int(getattr(heads, "in_features", None) or weight.shape[0])
 
 
 def text_config(model: nn.Module) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from gemscope.activations.site import FAMILIES, Site
+from gemscope.activations.families import FAMILIES
+from gemscope.activations.site import Site
 from gemscope.errors import FileError
 
 _HOOKS = {
@@ -50,7 +51,7 @@ def site_of_module(name: str, model: str | None, source: str) -> Site:
         family = {"transformer.h": "gpt2", "gpt_neox.layers": "gpt_neox"}.get(stack)
         if family is None:
             family = "gemma2" if has_norm_behind_mlp(model) or "feedforward_layernorm" in (module or "") else "llama"
-        for kind, point in FAMILIES[family].points.items():
+        for kind, point in FAMILIES[family][-1].points.items():
             if (point.module, point.end, point.transform) == (module or "", end or "output", "plain"):
                 return Site(int(layer), kind)
     raise _unknown(name, source)
@@ -70,7 +71,7 @@ def module_of(site: Site, model: str | None) -> str | None:
     if match is None or match.lastindex is None or site.layer is None:
         return None
     family = _FAMILY_NAMES[match.lastindex - 1]
-    point = FAMILIES[family].points.get(site.kind)
+    point = FAMILIES[family][-1].points.get(site.kind)
     if point is None or point.transform != "plain":
         return None
     return ".".join(filter(None, (_LAYERS.get(family, "model.layers"), str(site.layer), point.module, point.end)))
