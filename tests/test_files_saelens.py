@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from gemscope import load_sae
+from gemscope.activations.families import FAMILIES
 from gemscope.activations.site import KINDS, Site
 from gemscope.errors import CorruptFile, FileError, InputError, StorageFull
 from gemscope.features.files.hook_names import hook_of, module_of, site_of_hook, site_of_module
@@ -255,10 +256,11 @@ def test_folders_older_than_version_6(tmp_path):
             load(folder)
 
 
-def test_gemmas_embedding_is_read_before_its_scaling(tmp_path):
+@pytest.mark.parametrize("model", ["google/gemma-2b", "gemma-2-2b", "google/gemma-3-1b-it"])
+def test_gemmas_embedding_is_read_before_its_scaling(tmp_path, model):
     w, x = weights(), inputs()
     acts = torch.relu((x * math.sqrt(D)) @ w["W_enc"] + w["b_enc"])
-    sae = load(folder_of(tmp_path, w, hook_name="hook_embed"))
+    sae = load(folder_of(tmp_path, w, hook_name="hook_embed", model_name=model))
     assert_computes(sae, acts, (acts @ w["W_dec"] + w["b_dec"]) / math.sqrt(D))
     assert str(sae.site) == "embed"
     w = weights()
@@ -568,7 +570,54 @@ def test_every_site_has_a_hook_and_mostly_a_module_that_lead_back(kind, model):
         ("model.layers.7.post_attention_layernorm.output", "google/gemma-2-2b", "7.att_out"),
         ("transformer.h.7.attn.c_proj.input", "gpt2", "7.att"),
         ("gpt_neox.layers.7.mlp", "EleutherAI/pythia-70m", "7.mlp"),
+        ("model.layers.7.mlp", "allenai/OLMo-2-0425-1B", "7.mlp_raw"),
+        ("model.layers.7.mlp.input", "allenai/OLMo-2-0425-1B", "7.mid"),
+        ("model.layers.7.mlp.input", "microsoft/phi-2", "7.transcoder"),
+        ("model.layers.7.self_attn.dense.input", "microsoft/phi-2", "7.att"),
+        ("model.layers.7.post_attention_layernorm.output", "microsoft/Phi-3-mini-4k-instruct", "7.transcoder"),
+        ("transformer.h.7.mlp.dense_4h_to_h", "bigscience/bloom-560m", "7.mlp"),
+        ("transformer.h.7.ln_mlp.output", "tiiuae/falcon-40b", "7.transcoder"),
+        ("transformer.h.7.mlp.input", "EleutherAI/gpt-j-6b", "7.transcoder"),
+        ("model.decoder.layers.7.fc2", "facebook/opt-125m", "7.mlp"),
+        ("model.decoder.layers.7.final_layer_norm.input", None, "7.mid"),
+        ("model.layers.7", "ibm-granite/granite-3.0-2b-base", "7.res"),
     ],
 )
 def test_modules_are_read_as_their_family_means_them(name, model, site):
     assert str(site_of_module(name, model, "a file")) == site
+
+
+PUBLISHED = {
+    "bigscience/bloom-560m": "bloom", "tiiuae/falcon-7b": "falcon", "google/gemma-2b": "gemma", "gemma-1.1-7b-it": "gemma",
+    "gemma-2-9b": "gemma2", "google/gemma-3-270m": "gemma3", "gpt2-small": "gpt2", "pythia-70m-deduped": "gpt_neox",
+    "openai/gpt-oss-20b": "gpt_oss", "EleutherAI/gpt-j-6b": "gptj", "ibm-granite/granite-3.0-2b-base": "granite",
+    "meta-llama/Llama-3.1-8B": "llama", "mistralai/Ministral-8B-Instruct-2410": "ministral", "mistral-7b": "mistral",
+    "mistralai/Mixtral-8x7B-v0.1": "mixtral", "allenai/OLMo-2-0425-1B": "olmo2", "facebook/opt-125m": "opt",
+    "microsoft/phi-1_5": "phi", "microsoft/phi-4": "phi3", "Qwen/Qwen2.5-1.5B": "qwen2", "Qwen/Qwen3-8B": "qwen3",
+    "Qwen/Qwen1.5-MoE-A2.7B": "qwen2_moe", "Qwen/Qwen3-30B-A3B": "qwen3_moe", "HuggingFaceTB/SmolLM3-3B": "smollm3",
+    "stabilityai/stablelm-2-1_6b": "stablelm", "bigcode/starcoder2-3b": "starcoder2",
+}  # fmt: skip
+
+
+def test_a_name_is_told_for_every_family() -> None:
+    assert {*PUBLISHED.values(), "gemma3_text"} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_every_place_that_a_module_has_leads_back_in_every_family(model) -> None:
+    for case in FAMILIES[PUBLISHED[model]]:
+        for kind, point in case.points.items():
+            name = f"{case.layers[0]}.5{'.' if point.module else ''}{point.module}.{point.end}"
+            if point.transform == "plain" and not (model.startswith("ibm") and kind in ("att_out", "mlp")):
+                assert site_of_module(name, model, "a file") == Site(5, kind), name
+    kinds = {kind for case in FAMILIES[PUBLISHED[model]] for kind in case.points}
+    for kind in kinds - {"transcoder_nogain"}:
+        module = module_of(Site(5, kind), model)
+        assert module is None or site_of_module(module, model, "a file") == Site(5, kind)
+
+
+def test_a_place_whose_values_are_scaled_or_normed_is_not_taken_for_another() -> None:
+    with pytest.raises(FileError, match="a place that is not known here"):
+        site_of_module("model.layers.5.mlp", "ibm-granite/granite-3.0-2b-base", "a file")  # before its multiplier
+    with pytest.raises(FileError, match="a place that is not known here"):
+        site_of_hook("hook_embed", "bigscience/bloom-560m", "a file")  # behind its norm

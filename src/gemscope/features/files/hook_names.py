@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from gemscope.activations.families import FAMILIES
+from gemscope.activations.families import FAMILIES, Family, Point
 from gemscope.activations.site import Site
 from gemscope.errors import FileError
 
@@ -19,19 +19,33 @@ _HOOKS = {
     "mlp.hook_out": "mlp_raw",
 }
 _HOOK = re.compile(r"blocks\.(\d+)\.([a-z0-9_.]+)")
-_MODULE = re.compile(
-    r"(model\.(?:language_model\.)?layers|transformer\.h|gpt_neox\.layers)\.(\d+)(?:\.(?!output$|input$)(.+?))?(?:\.(output|input))?"
-)
-_FAMILY_OF_MODEL = re.compile(
-    r"(gemma-?2(?!\d*b))|(gemma-?3(?!\d*b))|(gpt-?2)|(pythia|neox)|(llama|smollm|mistral|qwen)", re.IGNORECASE
-)
-_FAMILY_NAMES = ("gemma2", "gemma3", "gpt2", "gpt_neox", "llama")
-_LAYERS = {"gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers"}  # others: model.layers
+_STACKS = "|".join(sorted({re.escape(path) for cases in FAMILIES.values() for case in cases for path in case.layers}))
+_MODULE = re.compile(rf"({_STACKS})\.(\d+)(?:\.(?!output$|input$)(.+?))?(?:\.(output|input))?")
+_PUBLISHED = {
+    "gemma2": r"gemma-?2(?!\d*b)",
+    "gemma3": r"gemma-?3(?!\d*b)",
+    "gemma": r"gemma-(1\.1-)?\d+b",  # `gemma-2b` is of the first Gemmas
+    "gpt2": r"gpt-?2",
+    "gptj": r"gpt-?j",
+    "gpt_neox": r"pythia|neox",
+    "phi": r"phi-?[12](?!\d)",
+    "olmo2": r"olmo-?2",
+    "opt": r"(^|/)opt-",
+    "falcon": r"falcon-(rw-)?\d+b",
+    "bloom": r"bloom",
+    "granite": r"granite",
+    "stablelm": r"stablelm",
+    "mixtral": r"mixtral",
+    "llama": r"llama|smollm|mistral|ministral|qwen|phi-?[34]|starcoder2|gpt-?oss",
+}
+"""How published models of a family are called; one of several families with the same modules stands for all."""
+_OF_STACK = {"transformer.h": "gpt2", "gpt_neox.layers": "gpt_neox", "model.decoder.layers": "opt"}
+"""Whose modules they are taken for where the model is not known."""
 
 
 def site_of_hook(hook: str, model: str | None, source: str) -> Site:
     """The site of a TransformerLens hook point. Raises FileError, naming `source`, for one that has no site here."""
-    if hook == "hook_embed":
+    if hook == "hook_embed" and not any(case.after_embed for case in _built(model)):
         return Site(None, "embed")
     if match := _HOOK.fullmatch(hook):
         layer, point = int(match[1]), match[2]
@@ -48,12 +62,11 @@ def site_of_module(name: str, model: str | None, source: str) -> Site:
     """The site of a Hugging Face module path, ending in `.output` (or nothing) or `.input`. Raises FileError."""
     if match := _MODULE.fullmatch(name):
         stack, layer, module, end = match.groups()
-        family = {"transformer.h": "gpt2", "gpt_neox.layers": "gpt_neox"}.get(stack)
-        if family is None:
-            family = "gemma2" if has_norm_behind_mlp(model) or "feedforward_layernorm" in (module or "") else "llama"
-        for kind, point in FAMILIES[family][-1].points.items():
-            if (point.module, point.end, point.transform) == (module or "", end or "output", "plain"):
-                return Site(int(layer), kind)
+        plain = "gemma2" if "feedforward_layernorm" in (module or "") else "llama"
+        for case in _built(model) or FAMILIES[_OF_STACK.get(stack, plain)]:
+            for kind, point in _at_modules(case).items():
+                if stack in case.layers and (point.module, point.end) == (module or "", end or "output"):
+                    return Site(int(layer), kind)
     raise _unknown(name, source)
 
 
@@ -67,19 +80,34 @@ def hook_of(site: Site) -> str:
 
 def module_of(site: Site, model: str | None) -> str | None:
     """The Hugging Face module path of a site; None where the model's family is not known or no module's end is it."""
-    match = _FAMILY_OF_MODEL.search(model or "")
-    if match is None or match.lastindex is None or site.layer is None:
-        return None
-    family = _FAMILY_NAMES[match.lastindex - 1]
-    point = FAMILIES[family][-1].points.get(site.kind)
-    if point is None or point.transform != "plain":
-        return None
-    return ".".join(filter(None, (_LAYERS.get(family, "model.layers"), str(site.layer), point.module, point.end)))
+    for case in _built(model):
+        if site.layer is not None and (point := _at_modules(case).get(site.kind)) is not None:
+            return ".".join(filter(None, (case.layers[0], str(site.layer), point.module, point.end)))
+    return None
 
 
 def has_norm_behind_mlp(model: str | None) -> bool:
-    """Whether it is a Gemma 2 or 3, where a norm lies between MLP and residual stream. (`gemma-2b` is Gemma 1.)"""
-    return re.search(r"gemma-?[23](?!\d*b)", model or "", re.IGNORECASE) is not None
+    """Whether a norm lies between MLP and residual stream."""
+    return any("mlp_raw" in case.points for case in _built(model))
+
+
+def scales_embedding(model: str | None) -> bool:
+    """Whether it is a Gemma, which multiplies embeddings by the root of d_model."""
+    return any(case.embed_scale is not None and case.one_plus for case in _built(model))
+
+
+def _built(model: str | None) -> tuple[Family, ...]:
+    """How models of that name are built; nothing for a name that says nothing."""
+    for kind, pattern in _PUBLISHED.items():
+        if model and re.search(pattern, model, re.IGNORECASE):
+            return FAMILIES[kind]
+    return ()
+
+
+def _at_modules(case: Family) -> dict[str, Point]:
+    """The kinds of site that a module reads or gives back as they are: Granite multiplies what some give back."""
+    scaled = () if case.residual_scale is None else ("att_out", "mlp")
+    return {kind: one for kind, one in case.points.items() if one.transform == "plain" and kind not in scaled}
 
 
 def _unknown(name: str, source: str) -> FileError:

@@ -19,7 +19,7 @@ from gemscope.activations.site import Site
 from gemscope.disk import claimed, room, synced
 from gemscope.errors import CorruptFile, FileError, InputError
 from gemscope.features.files.contents import Contents, Folder
-from gemscope.features.files.hook_names import has_norm_behind_mlp, hook_of, module_of, site_of_hook, site_of_module
+from gemscope.features.files.hook_names import hook_of, module_of, scales_embedding, site_of_hook, site_of_module
 from gemscope.features.files.json_file import read_json, write_json
 from gemscope.features.files.tensors import (
     DTYPES,
@@ -91,7 +91,7 @@ def read(folder: Folder, *, source: str, site: Site | None = None) -> Contents:
     read_at, write_at = _sites(metadata, model, source, site)
     _refuse_what_cannot_be_folded(config, source)
     scale = _input_scale(config, folder, source)
-    if read_at.layer is None and has_norm_behind_mlp(model):
+    if read_at.layer is None and scales_embedding(model):
         # TransformerLens hands Gemma's embedding out multiplied by √d_model; our site is before that.
         scale *= math.sqrt(_number(config, "d_in", source))
     tensors = _folded(read_safetensors(weights_path), config, scale, source)
@@ -348,7 +348,7 @@ def save_sae(sae: SAE, folder: str | Path, *, dtype: torch.dtype | None = None) 
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"weights cannot be stored as {dtype}: choose one of {', '.join(map(str, DTYPES))}")
     state = sae.state_dict()
-    if sae.site.layer is None and has_norm_behind_mlp(sae.info.model):
+    if sae.site.layer is None and scales_embedding(sae.info.model):
         scale = math.sqrt(sae.d_in)  # see `read`
         state["W_enc"] = _times(state["W_enc"], 1 / scale)
         state["W_dec"] = _times(state["W_dec"], scale)
