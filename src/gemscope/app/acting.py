@@ -101,6 +101,7 @@ async def steer(request: Request) -> Response:
         status=status,
         manifest=source.manifest,
         live=source.live.on,
+        chats=source.live.chats,
         why=source.live.why,
         several=True,
         asked=asked,
@@ -145,7 +146,7 @@ def _check(source: Source, asked: Steering) -> None:
 
 
 def _data(source: Source, asked: Steering, rows: Sequence[Dial]) -> dict[str, Any]:
-    names = ("prompt", "how", "at", "temperature", "seed", "tokens", "n", "random", "noise")
+    names = ("prompt", "chat", "how", "at", "temperature", "seed", "tokens", "n", "random", "noise")
     return {
         **{name: getattr(asked, name) for name in names},
         "url": source.links.steer(**asked.query()),

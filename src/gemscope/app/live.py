@@ -47,17 +47,22 @@ class Live:
         else:
             self.state, self.why = "ready", ""
 
-    def read(self, job: Job[Any], text: str, *, features: Sequence[int] | None = None) -> Any:
-        """A `Reading`. Raises Off, and what `reading.read` raises."""
+    def read(self, job: Job[Any], text: str, *, features: Sequence[int] | None = None, chat: bool = False) -> Any:
+        """A `Reading`; with `chat` the text is a user's turn. Raises Off, and what `reading.read` raises."""
         from gemscope.app import reading
 
-        return reading.read(job, *self.pair(), text, features=features)
+        return reading.read(job, *self.pair(), _given(text, chat), features=features)
 
-    def look(self, job: Job[Any], text: str, *, k: int) -> Any:
-        """A `Look`. Raises Off, and what `gs.look` raises."""
+    def look(self, job: Job[Any], text: str, *, k: int, chat: bool = False) -> Any:
+        """A `Look`; with `chat` the text is a user's turn. Raises Off, and what `gs.look` raises."""
         from gemscope.app import reading
 
-        return reading.look(job, *self.pair(), text, k=k)
+        return reading.look(job, *self.pair(), _given(text, chat), k=k)
+
+    @property
+    def chats(self) -> bool:
+        """Whether its model has a chat template; not where no model is ready."""
+        return self._pair is not None and bool(getattr(self._pair[0].tokenizer, "chat_template", None))
 
     @property
     def known_units(self) -> Any:
@@ -89,7 +94,7 @@ class Live:
         return attribute(
             model,
             sae,
-            asked.text,
+            _given(asked.text, asked.chat),
             asked.target or None,
             against=asked.against or None,
             position=asked.position,
@@ -117,6 +122,12 @@ class Live:
         if self._pair is None:
             raise Off(f"live reading is off: {self.why}")
         return self._pair
+
+
+def _given(text: str, chat: bool) -> Any:
+    from gemscope.text.chat import turn_of
+
+    return turn_of(text) if chat else text
 
 
 def _fitting(find: Finder, manifest: Any) -> tuple[Any, Any]:

@@ -15,6 +15,7 @@ from gemscope.features.sae import SAE
 from gemscope.reports import look as looking
 from gemscope.reports.fit import require_fit
 from gemscope.reports.look import Look
+from gemscope.text.chat import OneText
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,9 @@ class Reading:
         ]
 
 
-def read(job: Job[Any], model: LanguageModel, sae: SAE, text: str, *, features: Sequence[int] | None = None) -> Reading:
+def read(
+    job: Job[Any], model: LanguageModel, sae: SAE, text: OneText, *, features: Sequence[int] | None = None
+) -> Reading:
     """A text and the features that fire on it, or those of them that are named.
 
     Raises what `model.capture` and `sae.encode` raise, and what `job.check` does.
@@ -102,7 +105,7 @@ def read(job: Job[Any], model: LanguageModel, sae: SAE, text: str, *, features: 
     return Reading(model.strings(acts.tokens.ids[0].tolist()), acts.counted[0].tolist(), found)
 
 
-def look(job: Job[Any], model: LanguageModel, sae: SAE, text: str, *, k: int) -> Look:
+def look(job: Job[Any], model: LanguageModel, sae: SAE, text: OneText, *, k: int) -> Look:
     """`gs.look`, which ends when nobody waits for it any more."""
     job.check()
     with model.watched(job.check):

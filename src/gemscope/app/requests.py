@@ -267,6 +267,8 @@ class Prompt:
     """A text to see all features on, and one of them to follow over the whole of it."""
 
     text: str = string("text", most=TEXT, least=0, default="")
+    chat: bool = flag("chat", default=False)
+    """Whether the text is what a user says in a chat."""
     pin: int | None = integer("pin", low=0, high=10**9, default=None)
     k: int = integer("k", low=1, high=20, default=5)
 
@@ -291,6 +293,8 @@ class Steering:
     factors: tuple[float, ...] = several("factor", real("factor", low=-1000, high=1000), count=EDITED)
     """For what takes a factor instead (`scale`, `project`); 0 where there are fewer."""
     prompt: str = string("prompt", most=STEERED, least=0, default="")
+    chat: bool = flag("chat", default=False)
+    """Whether the prompt is what a user says in a chat, to be replied to."""
     how: str = choice("how", "add", "clamp", "at_least", "scale", "ablate", "project")
     at: str = choice("at", "all", "prompt", "generated")
     temperature: float = real("temperature", low=0, high=2, default=0.5)
@@ -326,7 +330,7 @@ class Steering:
             "strength": [f"{strength:g}" for _, strength, _ in chosen],
             "factor": [f"{factor:g}" for _, _, factor in chosen] if any(factor for _, _, factor in chosen) else [],
         }
-        names = ("prompt", "how", "at", "temperature", "seed", "tokens", "n", "random", "noise")
+        names = ("prompt", "chat", "how", "at", "temperature", "seed", "tokens", "n", "random", "noise")
         plain = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(_PLAIN, name)}
         return {**lists, **plain}
 
@@ -339,6 +343,8 @@ class Cause:
     """Which features cause a logit: of what token, at which place of a text."""
 
     text: str = string("text", most=TEXT, least=0, default="")
+    chat: bool = flag("chat", default=False)
+    """Whether the text is what a user says in a chat."""
     position: int = integer("position", low=-(10**6), high=10**6, default=-1)
     """The token whose prediction is looked at; negative ones count from the end."""
     target: str = string("target", most=200, least=0, default="")

@@ -300,7 +300,9 @@ async def prompt(request: Request) -> Response:
         status=status,
         manifest=source.manifest,
         live=source.live.on,
+        chats=source.live.chats,
         text=asked.text,
+        chat=asked.chat,
         look=looked,
         labels=labels,
         hints=hints,
@@ -321,10 +323,10 @@ def _look(
 ) -> tuple[Any, list[float] | None, dict[int, str], dict[int, str]]:
     """What is seen, the pinned feature's activations, and the labels of all that is shown; where one has
     none, the token that it fires on most."""
-    looked, pinned = source.live.look(job, asked.text, k=asked.k), None
+    looked, pinned = source.live.look(job, asked.text, k=asked.k, chat=asked.chat), None
     shown = {one.feature for token in looked.tokens for one in token.features}
     if asked.pin is not None:
-        pinned = source.live.read(job, asked.text, features=[asked.pin]).of(asked.pin)
+        pinned = source.live.read(job, asked.text, features=[asked.pin], chat=asked.chat).of(asked.pin)
         shown.add(asked.pin)
     labels = source.atlas.labels(shown)
     return looked, pinned, labels, source.atlas.strongest_on(shown - labels.keys())

@@ -18,6 +18,7 @@ from gemscope.edits.units import Units
 from gemscope.features.sae import SAE
 from gemscope.reports.steer import Frame, Steered
 from gemscope.reports.steer import stream as writing
+from gemscope.text.chat import turn_of
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def stream(job: Job[Any], model: LanguageModel, sae: SAE, units: Units, asked: S
 def _run(job: Job[Any], model: LanguageModel, asked: Steering, one: Variant) -> Run:
     news = writing(
         model,
-        asked.prompt,
+        turn_of(asked.prompt) if asked.chat else asked.prompt,
         one.edits,
         n=asked.n,
         max_new_tokens=asked.tokens,

@@ -62,16 +62,19 @@ def add_chat(command: argparse.ArgumentParser) -> None:
 def text_of(args: argparse.Namespace, text: str) -> OneText:
     """What TEXT stands for: itself, what stdin says, the user's turn, or the turns of a chat."""
     text = sys.stdin.read() if text == "-" else text
+    if not args.chat and not args.turns:
+        return text
+    from gemscope.text.chat import is_one_chat, turn_of
+
     if args.turns:
         from gemscope.checked import json_of
         from gemscope.errors import InputError
-        from gemscope.text.chat import is_one_chat
 
         turns: list[Any] = json_of(text, list, where="TEXT with --turns")
         if not is_one_chat(turns):
             raise InputError('TEXT with --turns: expected turns, such as [{"role": "user", "content": "Hello"}]')
         return turns
-    return [{"role": "user", "content": text}] if args.chat and text else text
+    return turn_of(text) if text else text
 
 
 def add_json(command: argparse.ArgumentParser) -> None:

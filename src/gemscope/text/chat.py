@@ -18,6 +18,11 @@ Text: TypeAlias = OneText | Sequence[str] | Sequence[Sequence[Turn]]
 """One text or several, in any of these forms."""
 
 
+def turn_of(text: str) -> list[Turn]:
+    """A chat of one turn: what a user says."""
+    return [{"role": "user", "content": text}]
+
+
 def chats_of(given: Any) -> list[list[Turn]] | None:
     """Each chat's turns; None for what is no chat. Raises InputError for turns that are none."""
     if is_one_chat(given):
