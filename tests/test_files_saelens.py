@@ -175,17 +175,28 @@ def test_a_normalisation_with_its_factor_is_folded(tmp_path, where):
     ("config", "message"),
     [
         ({"normalize_activations": "expected_average_only_in"}, "norm_scaling_factor"),
-        ({"normalize_activations": "expected_average_only_in", "norm_scaling_factor": 0.0}, "no usable factor"),
+        (
+            {"normalize_activations": "expected_average_only_in", "norm_scaling_factor": 0.0},
+            "expected a number above 0",
+        ),
         ({"normalize_activations": "layer_norm"}, "layer_norm"),
         ({"normalize_activations": "constant_norm_rescale"}, "constant_norm_rescale"),
         ({"reshape_activations": "spiral"}, "spiral"),
-        ({"architecture": "temporal"}, "'temporal'"),
-        ({"architecture": "matching_pursuit"}, "'matching_pursuit'"),
+        ({"architecture": "temporal"}, '"temporal"'),
+        ({"architecture": "matching_pursuit"}, '"matching_pursuit"'),
         ({"architecture": "crosscoder"}, "load it with load_crosscoder"),
-        ({"architecture": "abstopk"}, "'abstopk'"),
+        ({"architecture": "abstopk"}, '"abstopk"'),
         ({"finetuning_scaling_factor": True}, "finetuning_scaling_factor"),
         ({"d_sae": F + 1}, "says d_sae=17, the weights have 16"),
-        ({"architecture": "topk"}, "k=None"),
+        ({"architecture": "topk"}, "k=null, expected a whole number"),
+        ({"architecture": "topk", "k": 5.5}, r"k=5\.5, expected a whole number"),
+        ({"architecture": {}}, '"architecture" is an empty object, expected text'),
+        ({"architecture": None}, '"architecture" is null, expected text'),
+        ({"apply_b_dec_to_input": "false"}, 'is "false", expected true or false'),
+        ({"d_sae": "16"}, 'is "16", expected a whole number'),
+        ({"metadata": {"sae_lens_version": "6.54.12", "hook_name": []}}, r'"metadata\.hook_name" is an empty list'),
+        ({"sae_lens_version": "4.1.0", "architecture": "topk", "activation_fn_kwargs": True}, "k=null"),
+        ({"normalize_activations": "covariance_whitening"}, r"no activation_whitening\.safetensors"),
         ({"architecture": "topk", "k": F + 1}, "expected 1 to 16"),
     ],
 )
@@ -232,7 +243,7 @@ def test_the_module_is_believed_before_the_hook(tmp_path):
 def test_folders_older_than_version_6(tmp_path):
     w, x = weights(), inputs()
     old = {
-        "architecture": "standard", "d_in": D, "d_sae": F, "dtype": "torch.float32", "model_name": "gpt2-small",
+        "architecture": "standard", "d_in": D, "d_sae": F, "dtype": "torch.float32", "model_name": "gpt2-small", "model_from_pretrained_kwargs": {"center_writing_weights": False},
         "hook_point": "blocks.8.hook_resid_pre", "hook_point_layer": 8, "hook_point_head_index": None,
         "activation_fn_str": "relu", "normalize_activations": False, "context_size": 128, "dataset_path": "openwebtext",
         "sae_lens_version": "3.14.0",
@@ -243,9 +254,13 @@ def test_folders_older_than_version_6(tmp_path):
     acts = torch.relu((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"])  # its default
     assert_computes(sae, acts, acts @ w["W_dec"] + w["b_dec"])
     assert (str(sae.site), sae.info.model, sae.info.prepend_bos) == ("7.res", "openai-community/gpt2", True)
-    assert sae.info.metadata == {"dataset_path": "openwebtext"}
+    said = {"center_writing_weights": False}
+    assert sae.info.metadata == {"dataset_path": "openwebtext", "model_from_pretrained_kwargs": said}
     topk = old | {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 2}, "apply_b_dec_to_input": False}
     (folder / "cfg.json").write_text(json.dumps(topk))
+    assert (load(folder).gate, load(folder).k) == ("topk", 2)
+    as_in_5 = topk | {"architecture": "topk", "sae_lens_version": None, "sae_lens_training_version": "5.11.0"}
+    (folder / "cfg.json").write_text(json.dumps(as_in_5))
     assert (load(folder).gate, load(folder).k) == ("topk", 2)
     for change, message in (
         ({"normalize_activations": True}, "expected_average_only_in"),
@@ -265,6 +280,60 @@ def test_gemmas_embedding_is_read_before_its_scaling(tmp_path, model):
     assert str(sae.site) == "embed"
     w = weights()
     assert torch.equal(load(folder_of(tmp_path, w, hook_name="hook_embed", model_name="gpt2-small")).W_enc, w["W_enc"])
+
+
+@quick
+@given(seed=st.integers(0, 2**32), applied=st.booleans(), kind=st.sampled_from(["jumprelu", "topk", "gated"]))
+def test_whitening_is_folded(tmp_path_factory, seed, applied, kind):
+    """As SAELens whitens: z = (x − mean) @ matrix inside, x̂ = ẑ @ inverse + mean."""
+    gated = {"b_gate": vector, "b_mag": vector, "r_mag": vector}
+    w, x = weights(seed, **{"jumprelu": {"threshold": threshold}, "gated": gated, "topk": {}}[kind]), inputs()
+    random = torch.Generator().manual_seed(seed)
+    mean, matrix = (torch.randn(shape, generator=random, dtype=torch.float64) for shape in ((D,), (D, D)))
+    matrix += 4 * torch.eye(D, dtype=torch.float64)
+    inside = (x - mean) @ matrix - (w["b_dec"] if applied else 0)
+    config = {"architecture": kind, "apply_b_dec_to_input": applied, "normalize_activations": "covariance_whitening"}
+    norm = torch.ones(F, dtype=torch.float64)
+    if kind == "topk":
+        config |= {"k": 3, "rescale_acts_by_decoder_norm": True}
+        norm = w["W_dec"].norm(dim=1)
+        pre = (inside @ w["W_enc"] + w["b_enc"]) * norm
+        best = pre.topk(3)
+        acts = torch.zeros_like(pre).scatter(-1, best.indices, best.values.relu())
+    elif kind == "gated":
+        del w["b_enc"]
+        acts = torch.relu(inside @ (w["W_enc"] * w["r_mag"].exp()) + w["b_mag"])
+        acts = acts * (inside @ w["W_enc"] + w["b_gate"] > 0)
+    else:
+        pre = inside @ w["W_enc"] + w["b_enc"]
+        acts = torch.relu(pre) * (pre > w["threshold"])
+    out = ((acts / norm) @ w["W_dec"] + w["b_dec"]) @ matrix.inverse() + mean
+    folder = folder_of(tmp_path_factory.mktemp("sae"), w, config)
+    tensors = {"mean": mean, "matrix": matrix, "inverse_matrix": matrix.inverse().contiguous()}
+    save_file(tensors, folder / "activation_whitening.safetensors")
+    ours = compute(load(folder), x)
+    torch.testing.assert_close(ours[0], acts, rtol=1e-7, atol=1e-8)
+    torch.testing.assert_close(ours[1], out, rtol=1e-7, atol=1e-7)
+
+
+def test_whitening_that_does_not_fit_is_refused(tmp_path):
+    folder = folder_of(tmp_path, weights(), {"normalize_activations": "covariance_whitening"})
+    square = torch.eye(D, dtype=torch.float64)
+    for wrong in ({"mean": torch.zeros(D)}, {"mean": torch.zeros(D), "matrix": square, "inverse_matrix": 2 * square[:2]},
+                  {"mean": torch.full((D,), torch.nan), "matrix": square, "inverse_matrix": square}):  # fmt: skip
+        save_file(wrong, folder / "activation_whitening.safetensors")
+        with pytest.raises(CorruptFile, match="of shape"):
+            load(folder)
+    (folder / "activation_scaler.json").write_text('{"scaling_factor": null, "has_whitening": false}')
+    with pytest.raises(FileError, match="cannot be whitened"):
+        load(folder)
+
+
+def test_weights_in_eight_bits_are_refused(tmp_path):
+    w = weights()
+    w["W_enc"] = w["W_enc"].to(torch.float8_e4m3fn)
+    with pytest.raises(CorruptFile, match=r"W_enc is of dtype float8_e4m3fn, expected F64, F32, F16, BF16"):
+        load(folder_of(tmp_path, w))
 
 
 def test_missing_parts_are_named(tmp_path):

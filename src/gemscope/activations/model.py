@@ -25,6 +25,7 @@ from gemscope.activations.generation import Dice, Step, continued
 from gemscope.activations.hooks import Enough, grasping, reading, watching
 from gemscope.activations.passes import announced
 from gemscope.activations.site import Site
+from gemscope.activations.transformer_lens import require_as_it_was
 from gemscope.errors import EmptyText, InputError, NotFinite, TextTooLong, TokenOutOfRange
 from gemscope.shapes import Float
 from gemscope.text.chat import Text, Turn, chats_of, is_one_chat, written
@@ -47,7 +48,7 @@ class LanguageModel:
         self.origin = origin
         """Where its weights come from, in words: the Hub, a folder, a package."""
         self._session: Session | None = None
-        places.family_of(self.hf)
+        require_as_it_was(self.hf)
 
     # --- what it is -------------------------------------------------------------------------------------------
 
@@ -329,6 +330,7 @@ class LanguageModel:
         """One pass over what the cache does not hold yet; `keep` is how many last logits are made, 0 all of them.
         Raises NotFinite.
         """
+        require_as_it_was(self.hf)  # it may have been rewritten since
         if self._session is not None:
             self._session.prompt = prompt
         past = 0 if cache is None else int(cache.get_seq_length())
@@ -382,6 +384,7 @@ class LanguageModel:
         follows the outer one. Raises SiteNotFound, Mismatch for an edit of another width, InputError for edits that
         contradict each other.
         """
+        require_as_it_was(self.hf)
         with ExitStack() as stack:
             if self._session is None:
                 self._session = Session(sorted(self.special_ids))

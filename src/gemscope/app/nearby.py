@@ -25,7 +25,8 @@ class Nearby:
 
     def __call__(self, manifest: Manifest) -> tuple[LanguageModel, SAE]:
         """Raises what `load_model` and `load_sae` raise."""
-        return self._find_model(manifest), self._find_sae(manifest)
+        model = self._find_model(manifest)
+        return model, self._find_sae(manifest, model)
 
     def _find_model(self, manifest: Manifest) -> LanguageModel:
         if isinstance(self._model, LanguageModel):
@@ -37,13 +38,13 @@ class Nearby:
             self._models[key] = load_model(name, revision=revision, offline=True if named is None else None)
         return self._models[key]
 
-    def _find_sae(self, manifest: Manifest) -> SAE:
+    def _find_sae(self, manifest: Manifest, model: LanguageModel) -> SAE:
         if isinstance(self._sae, SAE):
             return self._sae
         address = self._sae or manifest.sae
         if not address:
             raise InputError("this atlas names no SAE that could be loaded")
-        return load_sae(address, site=manifest.site or None, offline=None if self._sae else True)
+        return load_sae(address, site=manifest.site or None, model=model, offline=None if self._sae else True)
 
 
 def _is_bundled(model: str) -> bool:

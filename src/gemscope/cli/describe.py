@@ -66,7 +66,7 @@ def _describe(args: argparse.Namespace) -> int:
     config = DescribeConfig(**{field.name: settings.get(field.name, field.default) for field in fields(DescribeConfig)})
     with bars() as progress:
         model = options.model_of(args, name, progress)
-        saes = [options.sae_of(args, one, progress) for one in (address, *args.also)]
+        saes = [options.sae_of(args, one, progress, model) for one in (address, *args.also)]
         sources = [_source(text) for text in texts]
         out = args.out or f"{saes[0].info.name.rstrip('/').split('/')[-1]}.atlas"
         made = describe(

@@ -84,7 +84,8 @@ def _attribute(args: argparse.Namespace) -> int:
     name, address, text = _named(args, "TEXT")
     given = options.text_of(args, text)
     with bars() as progress:
-        model, sae = options.model_of(args, name, progress), options.sae_of(args, address, progress)
+        model = options.model_of(args, name, progress)
+        sae = options.sae_of(args, address, progress, model)
         found = attribute(
             model,
             sae,
@@ -121,7 +122,8 @@ def _probe(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise InputError(f"--k {args.k}: expected whole numbers parted by commas, as in 1,2,5") from error
     with bars() as progress:
-        model, sae = options.model_of(args, name, progress), options.sae_of(args, address, progress)
+        model = options.model_of(args, name, progress)
+        sae = options.sae_of(args, address, progress, model)
         found = sparse_probe(
             model,
             sae,

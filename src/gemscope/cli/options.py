@@ -101,8 +101,8 @@ def model_of(args: argparse.Namespace, name: str, progress: Progress) -> Languag
         )
 
 
-def sae_of(args: argparse.Namespace, name: str, progress: Progress) -> SAE:
-    """The SAE that the options ask for."""
+def sae_of(args: argparse.Namespace, name: str, progress: Progress, model: LanguageModel | None = None) -> SAE:
+    """The SAE that the options ask for, and the model that it is for where one is loaded."""
     from gemscope.features.load import load_sae
 
     with progress(f"load {name}", None, ""):
@@ -114,6 +114,7 @@ def sae_of(args: argparse.Namespace, name: str, progress: Progress) -> SAE:
             cache_dir=args.cache_dir,
             offline=args.offline,
             device=args.sae_device,
+            model=model,
             progress=progress,
         )
 

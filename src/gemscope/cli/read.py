@@ -95,7 +95,8 @@ def _look(args: argparse.Namespace) -> int:
     name, address = named or (options.DEFAULT, options.DEFAULT)
     text = options.text_of(args, text)
     with bars() as progress:
-        model, sae = options.model_of(args, name, progress), options.sae_of(args, address, progress)
+        model = options.model_of(args, name, progress)
+        sae = options.sae_of(args, address, progress, model)
         seen = look(model, sae, text, k=args.k, every_token=args.every_token)
     options.show(seen, args.json)
     if not args.json:
@@ -108,7 +109,8 @@ def _check(args: argparse.Namespace) -> int:
 
     name, address, corpus = _named(args, 3)
     with bars() as progress:
-        model, sae = options.model_of(args, name, progress), options.sae_of(args, address, progress)
+        model = options.model_of(args, name, progress)
+        sae = options.sae_of(args, address, progress, model)
         found = check(model, sae, _corpus(corpus), tokens=args.tokens, every_token=args.every_token, progress=progress)
     options.show(found, args.json)
     return 0
@@ -129,7 +131,7 @@ def _score(args: argparse.Namespace) -> int:
         addresses = dict.fromkeys(one for each in given for one in (matching(each) if is_pattern(each) else [each]))
         text = _corpus(corpus)
         model = options.model_of(args, name, progress)
-        saes = [options.sae_of(args, one, progress) for one in addresses]
+        saes = [options.sae_of(args, one, progress, model) for one in addresses]
         if len(given) == 1 and not is_pattern(address):
             found = score(model, saes[0], text, progress=progress, **how)
         else:

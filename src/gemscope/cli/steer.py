@@ -188,7 +188,8 @@ def _swept(wanted: Sequence[_Wanted], strength: float) -> list[_Wanted]:
 def _steer(args: argparse.Namespace) -> int:
     name, address, wanted, text = _read(args)
     with bars() as progress:
-        model, sae = options.model_of(args, name, progress), options.sae_of(args, address, progress)
+        model = options.model_of(args, name, progress)
+        sae = options.sae_of(args, address, progress, model)
         for one in wanted:
             sae.direction(one.feature)  # a feature that there is not is the first thing to say
         units = _units(args, model, sae, progress)

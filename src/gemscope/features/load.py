@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
@@ -15,6 +16,7 @@ import torch
 
 from gemscope.activations import hub
 from gemscope.activations.bundled import cache_dir as own_cache_dir
+from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
 from gemscope.errors import HubUnreachable, SAENotFound, UnsafeFile
 from gemscope.features import catalog
@@ -44,6 +46,7 @@ def load_sae(
     offline: bool | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = torch.float32,
+    model: LanguageModel | None = None,
     progress: Progress = silent,
 ) -> SAE:
     """An SAE by its address. Weights stay mapped from the disk where the file, `dtype` and `device` allow it.
@@ -60,7 +63,8 @@ def load_sae(
     `site` says where the SAE reads when its file does not, or says it in a way that is not known here. `revision` is
     a branch, tag or commit of the repository; `token` and `cache_dir` are as in huggingface_hub; `offline=None`
     follows HF_HUB_OFFLINE. `dtype` is what the matrices are kept in (None: what the file has); biases, thresholds and
-    what is folded into weights are never rounded below float32 but for a narrower `dtype` asked for.
+    what is folded into weights are never rounded below float32 but for a narrower `dtype` asked for. `model` is the one
+    that the SAE is for; a few files made on a model that TransformerLens had rewritten need it, and say so.
 
     Raises SAENotFound (naming the nearest addresses that exist), GatedRepository, HubUnreachable, CorruptFile,
     UnsafeFile (a pickle), FileError (a kind that is not read here), NotFinite, StorageFull.
@@ -68,16 +72,17 @@ def load_sae(
     name = os.fspath(address).strip()
     given = None if site is None else Site.parse(site)
     cache = (own_cache_dir() if cache_dir is None else Path(cache_dir) / "gemscope") / "unpacked"
-    local = Path(name).expanduser()
+    read = partial(_read, site=given, model=model, cache=cache, progress=progress)
+    local = here(name)
     if name == BUNDLED:
-        contents = _read(_bundled(), None, source=BUNDLED, site=given, cache=cache, progress=progress)
-    elif name and local.exists():
-        contents = _read(*_local(local), source=name, site=given, cache=cache, progress=progress)
+        contents = read(_bundled(), None, source=BUNDLED, place=BUNDLED)
+    elif local is not None:
+        contents = read(*_local(local), source=name, place=str(local.resolve()))
     else:
         published = _published(name)
         found = _Remote(published, revision or published.revision, token, cache_dir, offline)
         try:
-            contents = _read(found, published.entry, source=name, site=given, cache=cache, progress=progress)
+            contents = read(found, published.entry, source=name, place=published.repo)
         except HubUnreachable as error:
             if published.is_known or not (near := _near(name)):
                 raise
@@ -89,7 +94,15 @@ def load_sae(
 
 
 def _read(
-    folder: Folder, entry: Entry | None, *, source: str, site: Site | None, cache: Path, progress: Progress
+    folder: Folder,
+    entry: Entry | None,
+    *,
+    source: str,
+    place: str,
+    site: Site | None,
+    model: LanguageModel | None,
+    cache: Path,
+    progress: Progress,
 ) -> Contents:
     """In the format whose files are there."""
     # What the names promise comes first; a repository that they say nothing of may be laid out in any of the ways.
@@ -97,7 +110,7 @@ def _read(
         config = _CONFIGS[weights]
         if weights == saelens.WEIGHTS:
             if folder(saelens.CONFIG) is not None or folder(saelens.WEIGHTS) is not None:
-                return saelens.read(folder, source=source, site=site)
+                return saelens.read(folder, source=source, place=place, site=site, model=model)
         elif (path := folder(weights)) is not None:
             if config is None:
                 return gemma_scope_1.read(path, entry=entry, source=source, cache=cache, site=site, progress=progress)
@@ -106,6 +119,16 @@ def _read(
 
 
 # --- here -----------------------------------------------------------------------------------------------------------
+
+
+def here(name: str) -> Path | None:
+    """The path that a name is, if there is one: what can be no path (too long, with a zero in it) is none."""
+    path = Path(name)
+    try:
+        path = path.expanduser()
+        return path if name and path.exists() else None
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: ~ of somebody unknown
+        return None
 
 
 def _bundled() -> Folder:
@@ -117,7 +140,7 @@ def _bundled() -> Folder:
 
 
 def _here(folder: Path) -> Folder:
-    return _only({name: folder / name for name in (*_FILES, saelens.SCALER)})
+    return _only({name: folder / name for name in (*_FILES, saelens.SCALER, saelens.WHITENING)})
 
 
 def _only(files: Mapping[str, Path]) -> Folder:

@@ -59,7 +59,10 @@ class SAE(nn.Module):
         f = z where z > threshold and z > 0, else 0              jumprelu (Rajamanoharan et al. 2024, eq. 2; strict >)
             max(z, 0)                                            relu
             max(z, 0) where z is among the k largest, else 0     topk
-        x̂ = f @ W_dec + b_dec (+ W_skip @ x)
+        x̂ = f @ W_dec + b_dec (+ W_skip @ x) (+ mean(x))
+
+    The last for one that is `centred`: it was made for activations less their mean over the width, as TransformerLens
+    has those of models with LayerNorm (which does not see that mean). W_enc does not see it either, and x̂ leaves it be.
     """
 
     threshold: nn.Parameter | None
@@ -74,6 +77,7 @@ class SAE(nn.Module):
         gate: Gate = "jumprelu",
         k: int | None = None,
         skip: bool = False,
+        centred: bool = False,
         site: Site | str | None = None,
         site_out: Site | str | None = None,
         info: SAEInfo | None = None,
@@ -85,9 +89,12 @@ class SAE(nn.Module):
         if (gate == "topk") != (k is not None):
             raise InputError(f"gate={gate!r} with k={k}: k belongs to 'topk', and 'topk' needs it")
         d_out = d_in if d_out is None else d_out
+        if centred and d_in != d_out:
+            raise InputError(f"centred with d_in={d_in} and d_out={d_out}: a mean is left where it is read")
         self.d_in, self.d_sae, self.d_out = d_in, d_sae, d_out
         self.gate: Gate = gate
         self.k = k
+        self.centred = centred
         self.site = None if site is None else Site.parse(site)
         self.site_out = self.site if site_out is None else Site.parse(site_out)
         self.info = info or SAEInfo()
@@ -144,7 +151,7 @@ class SAE(nn.Module):
         return positive
 
     def decode(self, features: FeatureActivations | Float[Tensor, "... F"]) -> Float[Tensor, "... O"]:
-        """The activations that the features stand for, W_skip's part not included (`forward` adds it)."""
+        """The activations that the features stand for, without what goes past them (`forward` adds it)."""
         if isinstance(features, FeatureActivations):
             return decode_sparse(self, features)
         if features.shape[-1] != self.d_sae:
@@ -152,22 +159,33 @@ class SAE(nn.Module):
         return features @ self.W_dec.float() + self.b_dec.float()
 
     def forward(self, x: Activations | Float[Tensor, "... D"]) -> Float[Tensor, "... O"]:
-        """Encode, decode, and the affine skip where there is one. Differentiable where gradients are wanted."""
+        """Encode, decode, and what goes past the features where something does. Differentiable where gradients are
+        wanted.
+        """
         values = self._input(x)
         differentiable = torch.is_grad_enabled() and (
             values.requires_grad or any(weight.requires_grad for weight in self.parameters())
         )
-        return self._with_skip(self.decode(self.encode_dense(values)), values) if differentiable else self.read(x)[1]
+        return self._whole(self.decode(self.encode_dense(values)), values) if differentiable else self.read(x)[1]
 
     @torch.no_grad()
     def read(self, x: Activations | Float[Tensor, "... D"]) -> tuple[FeatureActivations, Float[Tensor, "... O"]]:
         """Both at once: the active features, and what `forward` makes of them."""
         values = self._input(x)
         features = self._found(encode_rows(self, values.reshape(-1, self.d_in)), x)
-        return features, self._with_skip(self.decode(features), values)
+        return features, self._whole(self.decode(features), values)
 
-    def _with_skip(self, out: Float[Tensor, "... O"], x: Float[Tensor, "... D"]) -> Float[Tensor, "... O"]:
-        return out if self.W_skip is None else out + x @ self.W_skip.float().T
+    def skipped(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... O"] | None:
+        """What of the output goes past the features: W_skip x, and the mean where it is `centred`. None for neither."""
+        past = None if self.W_skip is None else x @ self.W_skip.float().T
+        if not self.centred:
+            return past
+        mean = x.mean(-1, keepdim=True)
+        return mean.expand_as(x) if past is None else past + mean
+
+    def _whole(self, out: Float[Tensor, "... O"], x: Float[Tensor, "... D"]) -> Float[Tensor, "... O"]:
+        past = self.skipped(x)
+        return out if past is None else out + past
 
     def direction(self, feature: int) -> Float[Tensor, "O"]:
         """What one unit of a feature writes: its decoder row, in the units of the site."""
@@ -212,7 +230,9 @@ class SAE(nn.Module):
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the weights in float32 and the gate: the SAE's identity, whatever file it came from."""
+        """SHA-256 over the weights in float32, the gate and whether it is centred: the SAE's identity, whatever file it
+        came from.
+        """
         # Hashing a large SAE takes seconds: once per content. Writing into a weight raises its version.
         content = tuple((weight.data_ptr(), weight._version) for weight in self.parameters())
         if content != self._digested[0]:
@@ -220,7 +240,7 @@ class SAE(nn.Module):
         return self._digested[1]
 
     def _digest(self) -> str:
-        hashed = hashlib.sha256(f"{self.gate}:{self.k}".encode())
+        hashed = hashlib.sha256(f"{self.gate}:{self.k}{':centred' if self.centred else ''}".encode())
         for name, weight in sorted(self.state_dict().items()):
             hashed.update(f"{name}{tuple(weight.shape)}".encode())
             for piece in _pieces(weight):
@@ -230,7 +250,8 @@ class SAE(nn.Module):
 
     def extra_repr(self) -> str:
         sites = str(self.site) if not self.is_transcoder else f"{self.site} → {self.site_out}"
-        return f"{self.info.name}, {sites}, {self.gate}, d_in={self.d_in}, d_sae={self.d_sae}, d_out={self.d_out}"
+        gate = f"{self.gate}, centred" if self.centred else self.gate
+        return f"{self.info.name}, {sites}, {gate}, d_in={self.d_in}, d_sae={self.d_sae}, d_out={self.d_out}"
 
     def __repr__(self) -> str:
         return f"SAE({self.extra_repr()})"

@@ -393,9 +393,8 @@ class _Parts:
         contributions = activations * torch.cat(dots) if dots else activations
         g = g.double()
         nothing = torch.zeros_like(g[:, 0])
-        skip = nothing
-        if sae.W_skip is not None:
-            skip = (g * (x.to(device, torch.float32) @ sae.W_skip.float().T)).sum(-1)
+        past = sae.skipped(x.to(device, torch.float32))
+        skip = nothing if past is None else (g * past).sum(-1)
         return cls(
             whole=(g * y).sum(-1).cpu(),
             features=nothing.index_add(0, positions, contributions).cpu(),

@@ -17,7 +17,7 @@ from gemscope.errors import InputError, SiteNotFound
 from gemscope.features.metrics import explained_variance
 from gemscope.features.sae import SAE
 from gemscope.progress import Advance, Progress, silent
-from gemscope.reports.fit import require_fit
+from gemscope.reports.fit import answered_for, require_fit
 from gemscope.reports.plain import plain
 from gemscope.text.corpus import Corpus
 from gemscope.text.tokens import Tokens
@@ -199,6 +199,7 @@ def _at(sae: SAE, site: Site) -> SAE:
         gate=sae.gate,
         k=sae.k,
         skip=sae.W_skip is not None,
+        centred=sae.centred,
         site=site,
         device="meta",
         info=sae.info,
@@ -372,6 +373,5 @@ class _Bench:
         target = target.to(x.device, torch.float32) * scale
         features, out = self.sae.read(x)
         self.advance(1)
-        return Trial(
-            site=str(site), scale=scale, explained_variance=explained_variance(target, out), l0=features.mean_l0
-        )
+        explained = explained_variance(*answered_for(self.sae, target, out))
+        return Trial(site=str(site), scale=scale, explained_variance=explained, l0=features.mean_l0)

@@ -1,9 +1,12 @@
-"""Whether a model and an SAE fit each other at all."""
+"""Whether a model and an SAE fit each other at all, and what of an activation an SAE answers for."""
+
+from torch import Tensor
 
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
 from gemscope.errors import InputError, Mismatch
 from gemscope.features.sae import SAE
+from gemscope.shapes import Float
 
 
 def require_fit(model: LanguageModel, sae: SAE) -> Site:
@@ -18,3 +21,15 @@ def require_fit(model: LanguageModel, sae: SAE) -> Site:
             made = f" (it was made for {sae.info.model})" if sae.info.model else ""
             raise Mismatch(f"{sae.info.name} {does} {d} numbers per token, {model.name} has {width} at {site}{made}")
     return sae.site
+
+
+def answered_for(
+    sae: SAE, target: Float[Tensor, "N O"], out: Float[Tensor, "N O"]
+) -> tuple[Float[Tensor, "N O"], Float[Tensor, "N O"]]:
+    """Activations and what an SAE makes of them, as figures compare them: without the mean that one which is centred
+    leaves as it was, for the model's norms do not see it, and having explained it would be no merit.
+    """
+    if not sae.centred:
+        return target, out
+    mean = target.double().mean(-1, keepdim=True)
+    return target - mean, out - mean

@@ -11,7 +11,7 @@ from gemscope.activations.model import LanguageModel
 from gemscope.errors import EmptyText, InputError
 from gemscope.features.metrics import explained_variance
 from gemscope.features.sae import SAE
-from gemscope.reports.fit import require_fit
+from gemscope.reports.fit import answered_for, require_fit
 from gemscope.reports.plain import plain
 from gemscope.text.chat import OneText
 from gemscope.text.printable import visible
@@ -226,7 +226,7 @@ def look(model: LanguageModel, sae: SAE, text: OneText, *, k: int = 5, every_tok
         site=str(site) if not sae.is_transcoder else f"{site} → {written}",
         tokens=tuple(shown),
         l0=features.mean_l0,
-        explained_variance=explained_variance(target[counted], out[counted]),
+        explained_variance=explained_variance(*answered_for(sae, target[counted], out[counted])),
         neuronpedia_id=sae.info.neuronpedia_id,
     )
 

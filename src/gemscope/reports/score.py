@@ -24,7 +24,7 @@ from gemscope.features.metrics import Firings, Variance, recovered
 from gemscope.features.sae import SAE
 from gemscope.progress import Progress, silent
 from gemscope.reports.dashboard import Histogram
-from gemscope.reports.fit import require_fit
+from gemscope.reports.fit import answered_for, require_fit
 from gemscope.reports.losses import Change, Kept, Losses, losses
 from gemscope.reports.plain import plain
 from gemscope.text.corpus import Corpus
@@ -316,7 +316,7 @@ class _Reading:
     def add(self, x: Tensor, target: Tensor) -> None:
         """Counted activations where it reads, and where it writes."""
         features, out = self.sae.read(x.to(self.sae.W_enc.device, torch.float32))
-        self.variance.add(target.to(out.device), out)
+        self.variance.add(*answered_for(self.sae, target.to(out.device), out))
         self.firings.add(features)
 
     def spliced(self, counted: Tensor) -> Edit:

@@ -41,6 +41,7 @@ class Contents:
     tensors: Mapping[str, Tensor]
     gate: Gate = "jumprelu"
     k: int | None = None
+    centred: bool = False
     site: Site | None
     site_out: Site | None = None
     info: SAEInfo = field(default_factory=SAEInfo)
@@ -60,6 +61,7 @@ def build(contents: Contents, *, dtype: torch.dtype | None, device: torch.device
         gate=contents.gate,
         k=contents.k,
         skip="W_skip" in tensors,
+        centred=contents.centred,
         site=contents.site,
         site_out=contents.site_out,
         info=contents.info,

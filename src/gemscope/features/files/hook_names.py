@@ -41,6 +41,9 @@ _PUBLISHED = {
 """How published models of a family are called; one of several families with the same modules stands for all."""
 _OF_STACK = {"transformer.h": "gpt2", "gpt_neox.layers": "gpt_neox", "model.decoder.layers": "opt"}
 """Whose modules they are taken for where the model is not known."""
+_LAYER_NORM = re.compile(r"gpt-?2|pythia|neox", re.IGNORECASE)
+_RMS_NORM = re.compile(r"gemma|llama|smollm|mi(s|x|nis)tral|qwen|olmo-?2|phi-?[34]|granite|gpt-?oss", re.IGNORECASE)
+_NO_VALUE_BIASES = re.compile(r"gemma|llama|smollm|mi(s|x|nis)tral|qwen-?3|olmo-?2", re.IGNORECASE)
 
 
 def site_of_hook(hook: str, model: str | None, source: str) -> Site:
@@ -108,6 +111,20 @@ def _at_modules(case: Family) -> dict[str, Point]:
     """The kinds of site that a module reads or gives back as they are: Granite multiplies what some give back."""
     scaled = () if case.residual_scale is None else ("att_out", "mlp")
     return {kind: one for kind, one in case.points.items() if one.transform == "plain" and kind not in scaled}
+
+
+def is_of_layer_norm(model: str | None) -> bool | None:
+    """Whether a model's norms are LayerNorms, which do not see the mean over the width; None where the name does not
+    tell.
+    """
+    if _LAYER_NORM.search(model or ""):
+        return True
+    return False if _RMS_NORM.search(model or "") else None
+
+
+def may_have_value_biases(model: str | None) -> bool:
+    """Whether a model's attention may add biases to its values; False for names of families that add none."""
+    return _NO_VALUE_BIASES.search(model or "") is None
 
 
 def _unknown(name: str, source: str) -> FileError:

@@ -9,16 +9,22 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 
+from gemscope import checked
+from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
+from gemscope.checked import Positive, declared
 from gemscope.disk import claimed, room, synced
 from gemscope.errors import CorruptFile, FileError, InputError
 from gemscope.features.files.contents import Contents, Folder
+from gemscope.features.files.fold import rounded, through, times
 from gemscope.features.files.hook_names import hook_of, module_of, scales_embedding, site_of_hook, site_of_module
 from gemscope.features.files.json_file import read_json, write_json
 from gemscope.features.files.tensors import (
@@ -29,11 +35,13 @@ from gemscope.features.files.tensors import (
     stream_of,
     write_safetensors,
 )
+from gemscope.features.files.transformer_lens import Processing, Said
 from gemscope.features.sae import SAE, Gate, SAEInfo
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
 SCALER = "activation_scaler.json"
+WHITENING = "activation_whitening.safetensors"
 CROSSCODER = "crosscoder"
 """What our own folders for several sites say in the place of an architecture; see `crosscoder.py`."""
 
@@ -54,6 +62,11 @@ _GATES: Mapping[str, Gate] = {
 }
 """What each architecture that is read does with pre-activations, once its weights are folded."""
 
+_BY_A_FACTOR = "expected_average_only_in"
+_WHITENED = "covariance_whitening"
+
+_KWARGS = "model_from_pretrained_kwargs"
+
 _KEPT = (
     "model_class_name", "model_from_pretrained_kwargs", "exclude_special_tokens", "seqpos_slice", "dataset_path",
     "sae_lens_training_version", "training_architecture", "training_architecture_details", "num_dead_features",
@@ -61,16 +74,76 @@ _KEPT = (
 """Metadata that SAEInfo has no field for, kept from version-5 folders, where it lies among all else."""
 _OWN = frozenset(
     ("model_name", "hook_name", "hook_name_out", "hf_hook_name", "hf_hook_name_out", "hook_head_index",
-     "hook_head_index_out", "prepend_bos", "context_size", "neuronpedia_id", "l0", "sae_lens_version")
+     "hook_head_index_out", "prepend_bos", "context_size", "neuronpedia_id", "l0", "sae_lens_version",
+     "encoder_is_centred")
 )  # fmt: skip
 """Metadata that has its place in SAE or SAEInfo."""
+
+
+# --- what a configuration says --------------------------------------------------------------------------------------
+
+Factor = Annotated[float, Meta(gt=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """What version 6 says of the model and the text, as far as it is used here."""
+
+    model_name: str | None = None
+    model_class_name: str | None = None
+    model_from_pretrained_kwargs: Said | None = None
+    hook_name: str | None = None
+    hook_name_out: str | None = None
+    hf_hook_name: str | None = None
+    hf_hook_name_out: str | None = None
+    hook_head_index: int | None = None
+    prepend_bos: bool | None = None
+    context_size: int | None = None
+    neuronpedia_id: str | None = None
+    l0: float | None = None
+    norm_scaling_factor: Factor | None = None
+    sae_lens_version: str | None = None
+    sae_lens_training_version: str | None = None
+    encoder_is_centred: bool = False
+    """Our own: `Processing.undone_before`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """`cfg.json` in the names and places of version 6, as far as it is used here."""
+
+    architecture: str
+    apply_b_dec_to_input: bool
+    metadata: Metadata
+    d_in: Positive | None = None
+    d_sae: Positive | None = None
+    d_out: Positive | None = None
+    k: Factor | None = None
+    """A whole number for `topk`; that of a `batchtopk` run need not be one."""
+    activation_fn: str | None = None
+    normalize_activations: str | None = None
+    norm_scaling_factor: Factor | None = None
+    reshape_activations: str | None = None
+    rescale_acts_by_decoder_norm: bool | None = None
+    finetuning_scaling_factor: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaler:
+    """`activation_scaler.json` beside a checkpoint."""
+
+    scaling_factor: Factor | None = None
+    has_whitening: bool = True
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
-def read(folder: Folder, *, source: str, site: Site | None = None) -> Contents:
-    """What a folder holds. `site` stands in for the hook name that the folder gives.
+def read(
+    folder: Folder, *, source: str, place: str, site: Site | None = None, model: LanguageModel | None = None
+) -> Contents:
+    """What a folder holds, which was found at `place` (a repository, a path). `site` stands in for the hook name that
+    it gives, `model` is the one that it is for, where that is needed.
 
     Raises FileError for an architecture, a normalisation or a hook that is not read here, CorruptFile.
     """
@@ -80,90 +153,103 @@ def read(folder: Folder, *, source: str, site: Site | None = None) -> Contents:
     stored = read_json(config_path)
     if stored.get("architecture") == CROSSCODER:
         raise FileError(f"{source} is a crosscoder, which reads several sites together: load it with load_crosscoder")
-    config = modernised(stored)
-    metadata = config["metadata"]
-    architecture = config["architecture"]
-    if architecture not in _GATES:
+    modern = modernised(stored)
+    config = declared(modern, Config, where=f"{source}: {CONFIG}")
+    metadata = config.metadata
+    if config.architecture not in _GATES:
         raise FileError(
-            f"{source} is of the architecture {architecture!r}, which is not read here: read are {', '.join(_GATES)}"
+            f"{source} is of the architecture {checked.quoted(config.architecture)}, which is not read here: "
+            f"read are {', '.join(_GATES)}"
         )
-    model = _model_id(metadata.get("model_name"))
-    read_at, write_at = _sites(metadata, model, source, site)
+    name = _model_id(metadata.model_name)
+    read_at, write_at = _sites(metadata, name, source, site)
     _refuse_what_cannot_be_folded(config, source)
+    tensors = read_safetensors(weights_path)
+    _complete(tensors, config, source)
     scale = _input_scale(config, folder, source)
-    if read_at.layer is None and scales_embedding(model):
+    if read_at.layer is None and scales_embedding(name):
         # TransformerLens hands Gemma's embedding out multiplied by √d_model; our site is before that.
-        scale *= math.sqrt(_number(config, "d_in", source))
-    tensors = _folded(read_safetensors(weights_path), config, scale, source)
-    _check_sizes(config, tensors, source)
+        scale *= math.sqrt(tensors["W_enc"].shape[0])
+    tensors = _folded(tensors, config, scale, _whitening(config, folder, source), source)
+    processing = Processing.of(
+        metadata.model_from_pretrained_kwargs or Said(),
+        version=metadata.sae_lens_training_version or metadata.sae_lens_version,
+        model_class=metadata.model_class_name,
+        place=place,
+        undone_before=metadata.encoder_is_centred,
+    )
+    tensors, centred = processing.undone(tensors, (read_at, write_at), name=name, model=model, source=source)
     return Contents(
         source=source,
         tensors=tensors,
-        gate=_GATES[architecture],
-        k=int(_number(config, "k", source)) if architecture == "topk" else None,
+        gate=_GATES[config.architecture],
+        k=_k(config, source) if config.architecture == "topk" else None,
+        centred=centred,
         site=read_at,
         site_out=write_at,
-        info=_info(metadata, model, source),
+        info=_info(metadata, modern["metadata"], name, source),
     )
 
 
 def modernised(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration in the names and places of version 6, whatever version wrote it."""
     metadata: dict[str, Any] = config["metadata"] if isinstance(config.get("metadata"), dict) else {}
+    defaults: dict[str, Any] = {"architecture": "standard", "apply_b_dec_to_input": True}
     if metadata and not _is_before_6(config.get("sae_lens_version") or metadata.get("sae_lens_version")):
-        return {"architecture": "standard", "apply_b_dec_to_input": True, **config}
+        return {**defaults, **config}
     names = {
         "hook_point": "hook_name",
         "hook_point_head_index": "hook_head_index",
         "activation_fn_str": "activation_fn",
     }
-    old: dict[str, Any] = {"architecture": "standard", "apply_b_dec_to_input": True, "prepend_bos": True}
+    old: dict[str, Any] = {**defaults, "prepend_bos": True}
     old |= {names.get(key, key): value for key, value in config.items()}
     if isinstance(normalize := old.get("normalize_activations"), bool):
         old["normalize_activations"] = "expected_average_only_in" if normalize else "none"
     if old["architecture"] == "standard" and old.get("activation_fn") == "topk":
         old["architecture"] = "topk"
-        old["k"] = (old.get("activation_fn_kwargs") or {}).get("k")
+    if old["architecture"] == "topk" and old.get("k") is None:
+        given = old.get("activation_fn_kwargs")
+        old["k"] = given.get("k") if isinstance(given, dict) else None
     moved = {key: value for key, value in old.items() if key in _OWN or key in _KEPT}
     return old | {"metadata": moved | metadata}
 
 
 def _is_before_6(version: object) -> bool:
     major = str(version or "0").partition(".")[0]
-    return not major.isdecimal() or int(major) < 6
+    return not major.isdecimal() or int(major[:9]) < 6
 
 
-def _sites(metadata: dict[str, Any], model: str | None, source: str, given: Site | None) -> tuple[Site, Site | None]:
-    def named(end: str) -> Site | None:
-        module, hook = metadata.get(f"hf_hook_name{end}"), metadata.get(f"hook_name{end}")
+def _sites(metadata: Metadata, model: str | None, source: str, given: Site | None) -> tuple[Site, Site | None]:
+    def named(module: str | None, hook: str | None) -> Site | None:
         if module:  # some folders give a Gemma Scope 2 transcoder the hook of another tensor, and the right module
-            return site_of_module(str(module), model, source)
-        return site_of_hook(str(hook), model, source) if hook else None
+            return site_of_module(module, model, source)
+        return site_of_hook(hook, model, source) if hook else None
 
-    read_at = given or named("")
+    read_at = given or named(metadata.hf_hook_name, metadata.hook_name)
     if read_at is None:
         raise FileError(f"{source} does not say where in the model it reads: say it with site='20.res'")
-    is_transcoder = metadata.get("hook_name_out") != metadata.get("hook_name")
-    return read_at, named("_out") if is_transcoder else None
+    if metadata.hook_name_out == metadata.hook_name:
+        return read_at, None
+    return read_at, named(metadata.hf_hook_name_out, metadata.hook_name_out)
 
 
-def _info(metadata: dict[str, Any], model: str | None, source: str) -> SAEInfo:
-    l0, context = metadata.get("l0"), metadata.get("context_size")
+def _info(metadata: Metadata, everything: Mapping[str, Any], model: str | None, source: str) -> SAEInfo:
     return SAEInfo(
         name=source,
         model=model,
-        declared_l0=float(l0) if isinstance(l0, (int, float)) else None,
-        neuronpedia_id=metadata.get("neuronpedia_id"),
-        prepend_bos=metadata.get("prepend_bos"),
-        context_size=context if isinstance(context, int) else None,
-        metadata={key: value for key, value in metadata.items() if key not in _OWN},
+        declared_l0=metadata.l0,
+        neuronpedia_id=metadata.neuronpedia_id,
+        prepend_bos=metadata.prepend_bos,
+        context_size=metadata.context_size,
+        metadata={key: value for key, value in everything.items() if key not in _OWN},
     )
 
 
-def _model_id(name: object) -> str | None:
+def _model_id(name: str | None) -> str | None:
     """TransformerLens leaves the owner off."""
-    if not isinstance(name, str) or "/" in name:
-        return name if isinstance(name, str) else None
+    if name is None or "/" in name:
+        return name
     if name.startswith("gemma-"):
         return f"google/{name}"
     if name.startswith("gpt2"):
@@ -173,76 +259,132 @@ def _model_id(name: object) -> str | None:
     return name
 
 
-def _refuse_what_cannot_be_folded(config: dict[str, Any], source: str) -> None:
-    if config["metadata"].get("hook_head_index") is not None:
+def _refuse_what_cannot_be_folded(config: Config, source: str) -> None:
+    if config.metadata.hook_head_index is not None:
         raise FileError(f"{source} reads a single attention head: SAEs over all heads are read")
-    if config.get("finetuning_scaling_factor"):
+    if config.finetuning_scaling_factor:
         raise FileError(f"{source} scales its features by a finetuning_scaling_factor, which is not read here")
-    if config.get("reshape_activations") not in (None, "none", "hook_z"):
+    if config.reshape_activations not in (None, "none", "hook_z"):
         raise FileError(
-            f"{source} reshapes activations by {config['reshape_activations']!r}: 'none' and 'hook_z' are read"
+            f"{source} reshapes activations by {checked.quoted(config.reshape_activations)}: "
+            "'none' and 'hook_z' are read"
         )
-    activation = config.get("activation_fn", "relu")
-    if config["architecture"] == "standard" and activation not in (None, "relu"):
-        raise FileError(f"{source} has the activation function {activation!r}: 'relu' and 'topk' are read")
-
-
-def _input_scale(config: dict[str, Any], folder: Folder, source: str) -> float:
-    """What activations are multiplied by before the encoder, and divided by behind the decoder."""
-    normalize = config.get("normalize_activations")
-    if normalize in (None, "none"):
-        return 1.0
-    if normalize != "expected_average_only_in":
+    if config.architecture == "standard" and config.activation_fn not in (None, "relu"):
         raise FileError(
-            f"{source} has normalize_activations={normalize!r}, which depends on each token and cannot be folded into "
-            "weights: only 'none' and 'expected_average_only_in' are read"
+            f"{source} has the activation function {checked.quoted(config.activation_fn)}: 'relu' and 'topk' are read"
         )
-    if config["architecture"].endswith("transcoder"):
+    normalize = config.normalize_activations
+    if normalize not in (None, "none", _BY_A_FACTOR, _WHITENED):
+        raise FileError(
+            f"{source} has normalize_activations={checked.quoted(normalize)}, which depends on each token and cannot "
+            f"be folded into weights: only 'none', {_BY_A_FACTOR!r} and {_WHITENED!r} are read"
+        )
+    if normalize in (_BY_A_FACTOR, _WHITENED) and config.architecture.endswith("transcoder"):
         raise FileError(
             f"{source} is a transcoder with normalize_activations={normalize!r}, whose output scale is not said"
         )
-    factor = config.get("norm_scaling_factor", config["metadata"].get("norm_scaling_factor"))
-    if factor is None and (scaler := folder(SCALER, needed=False)) is not None:
-        factor = read_json(scaler).get("scaling_factor")
-    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not (math.isfinite(factor) and factor > 0):
+
+
+def _k(config: Config, source: str) -> int:
+    if config.k is None or not config.k.is_integer():
+        raise CorruptFile(f"{source}: {CONFIG} has k={checked.quoted(config.k)}, expected a whole number")
+    return int(config.k)
+
+
+def _input_scale(config: Config, folder: Folder, source: str) -> float:
+    """What activations are multiplied by before the encoder, and divided by behind the decoder."""
+    if config.normalize_activations != _BY_A_FACTOR:
+        return 1.0
+    factor = config.norm_scaling_factor or config.metadata.norm_scaling_factor or _scaler(folder).scaling_factor
+    if factor is None:
         raise FileError(
-            f"{source} has normalize_activations={normalize!r} and no usable factor: its activations cannot be scaled "
-            f"rightly without norm_scaling_factor in {CONFIG} or scaling_factor in {SCALER}"
+            f"{source} has normalize_activations={_BY_A_FACTOR!r} and no usable factor: its activations cannot be "
+            f"scaled rightly without norm_scaling_factor in {CONFIG} or scaling_factor in {SCALER}"
         )
-    return float(factor)
+    return factor
 
 
-def _folded(stored: Mapping[str, Tensor], config: dict[str, Any], scale: float, source: str) -> dict[str, Tensor]:
-    """The weights of an SAE that does the same on plain activations. What is folded is computed in float64 and kept in
-    float32 or better, whatever the file is in; the rest stays mapped from it.
-    """
+def _scaler(folder: Folder) -> Scaler:
+    path = folder(SCALER, needed=False)
+    return Scaler() if path is None else checked.read_json(path, Scaler, remedy="fetch it again")
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """(x − mean) @ matrix goes into the encoder, and what comes out of the decoder is mapped back by the inverse."""
+
+    mean: Tensor
+    matrix: Tensor
+    inverse: Tensor
+
+
+def _whitening(config: Config, folder: Folder, source: str) -> Whitening | None:
+    """Of a checkpoint: SAELens folds it itself at the end of a run."""
+    if config.normalize_activations != _WHITENED:
+        return None
+    path = folder(WHITENING, needed=False) if _scaler(folder).has_whitening else None
+    if path is None:
+        raise FileError(
+            f"{source} has normalize_activations={_WHITENED!r} and no {WHITENING}: its activations cannot be whitened "
+            "without the mean and the matrices in it"
+        )
+    found = read_safetensors(path)
+    d = config.d_in
+    shapes: dict[str, tuple[int | None, ...]] = {"mean": (d,), "matrix": (d, d), "inverse_matrix": (d, d)}
+    for name, shape in shapes.items():
+        if name not in found or tuple(found[name].shape) != shape or not found[name].isfinite().all():
+            raise CorruptFile(f"{source}: {WHITENING} has no {name} of shape {shape} in finite numbers: fetch it again")
+    return Whitening(*(found[name].double() for name in shapes))
+
+
+def _folded(
+    stored: Mapping[str, Tensor], config: Config, scale: float, whitening: Whitening | None, source: str
+) -> dict[str, Tensor]:
+    """The weights of an SAE that does the same on plain activations. What is not folded stays mapped from the file."""
     tensors = dict(stored)
     _drop_scaling_factor(tensors, source)
-    _complete(tensors, config["architecture"], source)
-    if config["architecture"] == "gated":
+    if config.architecture == "gated":
         _fold_gate(tensors)
     if "log_threshold" in tensors:
         stored_log = tensors.pop("log_threshold")
-        tensors["threshold"] = _rounded(stored_log.double().exp(), stored_log)
+        tensors["threshold"] = rounded(stored_log.double().exp(), stored_log)
     if "topk_threshold" in tensors:
         tensors["threshold"] = tensors.pop("topk_threshold").reshape(1).expand(tensors["W_enc"].shape[1]).contiguous()
-    if config["apply_b_dec_to_input"]:
+    if config.apply_b_dec_to_input:
         _fold_input_bias(tensors, source)
+    if whitening is not None:
+        if config.rescale_acts_by_decoder_norm:
+            _fold_decoder_norms(tensors, 1.0)  # they were learned as stored
+        _fold_whitening(tensors, whitening)
+        return tensors
     if scale != 1.0:
         # (s·x) @ W_enc = x @ (s·W_enc), and what comes out is in units of s·x
-        tensors["W_enc"] = _times(tensors["W_enc"], scale)
-        tensors["W_dec"] = _times(tensors["W_dec"], 1 / scale)
-        tensors["b_dec"] = _times(tensors["b_dec"], 1 / scale)
-    if config.get("rescale_acts_by_decoder_norm"):
-        # Pre-activations are multiplied by their decoder row's norm, and features divided by it again: as if it were 1.
-        norm = tensors["W_dec"].double().norm(dim=1)
-        tensors["W_enc"] = _times(tensors["W_enc"], norm)
-        tensors["b_enc"] = _times(tensors["b_enc"], norm)
-        tensors["W_dec"] = _times(tensors["W_dec"], torch.where(norm > 0, 1 / norm, 0.0).unsqueeze(1))
-        if "threshold" in tensors:
-            # It was learned beside the norm of W_dec as stored, which `scale` has divided since.
-            tensors["threshold"] = _times(tensors["threshold"], 1 / scale)
+        tensors["W_enc"] = times(tensors["W_enc"], scale)
+        tensors["W_dec"] = times(tensors["W_dec"], 1 / scale)
+        tensors["b_dec"] = times(tensors["b_dec"], 1 / scale)
+    if config.rescale_acts_by_decoder_norm:
+        _fold_decoder_norms(tensors, scale)
     return tensors
+
+
+def _fold_decoder_norms(tensors: dict[str, Tensor], scale: float) -> None:
+    """Pre-activations are multiplied by their decoder row's norm, and features divided by it again: as if it were 1."""
+    norm = tensors["W_dec"].double().norm(dim=1)
+    tensors["W_enc"] = times(tensors["W_enc"], norm)
+    tensors["b_enc"] = times(tensors["b_enc"], norm)
+    tensors["W_dec"] = times(tensors["W_dec"], torch.where(norm > 0, 1 / norm, 0.0).unsqueeze(1))
+    if "threshold" in tensors:
+        # It was learned beside the norm of W_dec as stored, which `scale` has divided since.
+        tensors["threshold"] = times(tensors["threshold"], 1 / scale)
+
+
+def _fold_whitening(tensors: dict[str, Tensor], whitening: Whitening) -> None:
+    """((x − m) M) @ W_enc = x @ (M W_enc) − m @ (M W_enc), and x̂ = (f @ W_dec + b_dec) M⁻¹ + m."""
+    W_enc = whitening.matrix @ tensors["W_enc"].double()
+    tensors["b_enc"] = rounded(tensors["b_enc"].double() - whitening.mean @ W_enc, tensors["b_enc"])
+    tensors["W_enc"] = rounded(W_enc, tensors["W_enc"])
+    tensors["W_dec"] = rounded(tensors["W_dec"].double() @ whitening.inverse, tensors["W_dec"])
+    tensors["b_dec"] = rounded(tensors["b_dec"].double() @ whitening.inverse + whitening.mean, tensors["b_dec"])
 
 
 def _drop_scaling_factor(tensors: dict[str, Tensor], source: str) -> None:
@@ -252,9 +394,10 @@ def _drop_scaling_factor(tensors: dict[str, Tensor], source: str) -> None:
         raise FileError(f"{source} scales its features by a scaling_factor other than 1, which is not read here")
 
 
-def _complete(tensors: Mapping[str, Tensor], architecture: str, source: str) -> None:
+def _complete(tensors: Mapping[str, Tensor], config: Config, source: str) -> None:
     """Everything that folding reads is there and fits; `build` looks at the rest."""
-    needed = ["W_enc", "W_dec", "b_dec", *(["b_gate", "b_mag", "r_mag"] if architecture == "gated" else ["b_enc"])]
+    gated = ["b_gate", "b_mag", "r_mag"]
+    needed = ["W_enc", "W_dec", "b_dec", *(gated if config.architecture == "gated" else ["b_enc"])]
     if missing := [name for name in needed if name not in tensors]:
         held = ", ".join(sorted(tensors)) or "nothing"
         raise CorruptFile(f"{source} has no {' and no '.join(missing)}: it holds {held}")
@@ -273,6 +416,10 @@ def _complete(tensors: Mapping[str, Tensor], architecture: str, source: str) -> 
         raise CorruptFile(
             f"{source}: topk_threshold has the shape {tuple(tensors['topk_threshold'].shape)}, expected one number"
         )
+    said = {"d_in": config.d_in, "d_sae": config.d_sae, "d_out": config.d_out}
+    for (key, size), actual in zip(said.items(), (*W_enc.shape, W_dec.shape[1]), strict=True):
+        if size not in (None, actual):
+            raise CorruptFile(f"{source}: {CONFIG} says {key}={size}, the weights have {actual}")
 
 
 def _fold_gate(tensors: dict[str, Tensor]) -> None:
@@ -283,9 +430,9 @@ def _fold_gate(tensors: dict[str, Tensor]) -> None:
     """
     grown = tensors.pop("r_mag").double().exp()
     b_gate, b_mag = tensors.pop("b_gate"), tensors.pop("b_mag")
-    tensors["W_enc"] = _times(tensors["W_enc"], grown)
+    tensors["W_enc"] = times(tensors["W_enc"], grown)
     tensors["b_enc"] = b_mag
-    tensors["threshold"] = _rounded(b_mag.double() - b_gate.double() * grown, b_mag)
+    tensors["threshold"] = rounded(b_mag.double() - b_gate.double() * grown, b_mag)
 
 
 def _fold_input_bias(tensors: dict[str, Tensor], source: str) -> None:
@@ -295,39 +442,7 @@ def _fold_input_bias(tensors: dict[str, Tensor], source: str) -> None:
         raise CorruptFile(
             f"{source}: apply_b_dec_to_input takes b_dec of {b_dec.numel()} from inputs of {W_enc.shape[0]}"
         )
-    shift = torch.zeros(W_enc.shape[1], dtype=torch.float64)
-    for rows, bias in zip(
-        torch.split(W_enc, 256), torch.split(b_dec, 256), strict=True
-    ):  # a copy in float64 of a piece, not of all
-        shift += bias.double() @ rows.double()
-    tensors["b_enc"] = _rounded(tensors["b_enc"].double() - shift, tensors["b_enc"])
-
-
-def _times(tensor: Tensor, factor: float | Tensor) -> Tensor:
-    """The product, rounded once."""
-    return _rounded(tensor.double() * factor, tensor)
-
-
-def _rounded(exact: Tensor, stored: Tensor) -> Tensor:
-    """What came of a stored tensor, in its format or in float32: half precision would move features across their
-    threshold.
-    """
-    return exact.to(torch.promote_types(stored.dtype, torch.float32))
-
-
-def _number(config: dict[str, Any], key: str, source: str) -> float:
-    value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise CorruptFile(f"{source}: {CONFIG} has {key}={value!r}, expected a number")
-    return float(value)
-
-
-def _check_sizes(config: dict[str, Any], tensors: Mapping[str, Tensor], source: str) -> None:
-    d_in, d_sae = tensors["W_enc"].shape
-    actual = {"d_in": d_in, "d_sae": d_sae, "d_out": tensors["W_dec"].shape[1]}
-    for key, size in actual.items():
-        if config.get(key, size) != size:
-            raise CorruptFile(f"{source}: {CONFIG} says {key}={config[key]}, the weights have {size}")
+    tensors["b_enc"] = rounded(tensors["b_enc"].double() - through(b_dec, W_enc), tensors["b_enc"])
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -350,9 +465,9 @@ def save_sae(sae: SAE, folder: str | Path, *, dtype: torch.dtype | None = None) 
     state = sae.state_dict()
     if sae.site.layer is None and scales_embedding(sae.info.model):
         scale = math.sqrt(sae.d_in)  # see `read`
-        state["W_enc"] = _times(state["W_enc"], 1 / scale)
-        state["W_dec"] = _times(state["W_dec"], scale)
-        state["b_dec"] = _times(state["b_dec"], scale)
+        state["W_enc"] = times(state["W_enc"], 1 / scale)
+        state["W_dec"] = times(state["W_dec"], scale)
+        state["b_dec"] = times(state["b_dec"], scale)
     streams = {name: stream_of(weight, dtype_for(weight, dtype)) for name, weight in state.items()}
     return write_pair(folder, _config(sae, {stream.dtype for stream in streams.values()}), streams)
 
@@ -427,4 +542,10 @@ def _metadata(sae: SAE) -> dict[str, Any]:
         metadata["hook_name_out"] = hook_of(sae.site_out)
         if module := module_of(sae.site_out, model):
             metadata["hf_hook_name_out"] = module
-    return metadata | {key: value for key, value in info.metadata.items() if key not in _OWN}
+    metadata |= {key: value for key, value in info.metadata.items() if key not in _OWN}
+    said = metadata.get(_KWARGS)
+    if sae.centred or said or metadata["sae_lens_training_version"]:
+        # What TransformerLens had done to the model, as far as the SAE still reads it that way.
+        now = {"center_writing_weights": sae.centred, "fold_value_biases": False}
+        metadata[_KWARGS] = (said if isinstance(said, dict) else {}) | now
+    return metadata | ({"encoder_is_centred": True} if sae.centred else {})

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gemscope.checked import shown
 from gemscope.errors import CorruptFile
 
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -38,15 +39,22 @@ class Stream:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor, mapped from the disk: nothing is read before it is used. Raises CorruptFile."""
+    """Every tensor, mapped from the disk: nothing is read before it is used. Raises CorruptFile, also for what is not
+    of `DTYPES`.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise CorruptFile(f"{path} is no whole safetensors file ({reason}): delete it and fetch it again") from error
+    for name, tensor in found.items():
+        if tensor.dtype not in DTYPES:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise CorruptFile(f"{path}: {shown(name, 60)} is of dtype {kind}, expected {', '.join(DTYPES.values())}")
+    return found
 
 
 def write_safetensors(path: Path, streams: Mapping[str, Stream]) -> None:

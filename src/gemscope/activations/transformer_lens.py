@@ -1,0 +1,71 @@
+"""What TransformerLens does to models: telling those that it wraps or has rewritten, and what its rewriting takes from
+the values of attention.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import torch
+from torch import Tensor, nn
+
+from gemscope.activations import site as places
+from gemscope.activations.hooks import Enough, reading, replacing
+from gemscope.activations.site import Point, Site
+from gemscope.errors import InputError
+from gemscope.shapes import Float
+
+_WRAPPED = "_original_component"
+"""The name under which each of its bridges keeps the module that it stands for."""
+
+
+def require_as_it_was(hf: nn.Module) -> None:
+    """Raises InputError for one of TransformerLens's own models, for a transformers model whose weights it has
+    rewritten, and for a family that is not known here. A model that a bridge of its merely looks at is what it was.
+    """
+    if any(kind.__module__.partition(".")[0] == "transformer_lens" for kind in type(hf).__mro__):
+        raise InputError(
+            f"a {type(hf).__name__} of TransformerLens given: give the transformers model, such as the bridge's "
+            "original_model (before enable_compatibility_mode) or what gs.load_model loads"
+        )
+    blocks = list(places.blocks(hf))
+    if any(_WRAPPED in block._modules for block in blocks) and _is_rewritten(hf, blocks):
+        raise InputError(
+            "TransformerLens has rewritten this model's weights (enable_compatibility_mode, process_weights), so that "
+            "its sites hold other numbers: load it anew, as in gs.load_model(...)"
+        )
+
+
+def _is_rewritten(hf: nn.Module, blocks: list[nn.Module]) -> bool:
+    """Compatibility mode marks what it goes through. `process_weights` alone leaves no mark, but gains of exactly 1,
+    as it folds them into the weights behind.
+    """
+    if any(vars(block).get("compatibility_mode") for block in blocks):
+        return True
+    gain = 0.0 if places.family_of(hf).one_plus else 1.0
+    norms = [hf.get_submodule(places.locate(hf, Site(n, "transcoder")).module) for n in range(len(blocks))]
+    return all(next(norm.parameters()).eq(gain).all() for norm in norms)
+
+
+def has_layer_norm(hf: nn.Module) -> bool:
+    """Whether its norms take the mean over the width away."""
+    norm = hf.get_submodule(places.final_norm(hf))
+    return isinstance(norm._modules.get(_WRAPPED, norm), nn.LayerNorm)
+
+
+@torch.no_grad()
+def value_bias(hf: nn.Module, layer: int, *, norm_folded: bool) -> Float[Tensor, "D"]:
+    """What every token's values have in common at `layer`.att, whatever is read: the value biases, and with
+    `norm_folded` what the bias of the norm before them becomes. A token's attention weights add up to 1, so this is in
+    all that the heads write; `fold_value_biases` takes it out.
+
+    Read off one token: attention given zeros writes its value biases, a block given zeros norms them to a bias.
+    """
+    site = Site(layer, "att")
+    point = places.locate(hf, site)
+    attention = point.module.rpartition(".")[0]
+    start = Point(attention.rpartition(".")[0] if norm_folded else attention, "input")
+    device = next(hf.parameters()).device
+    with replacing(hf, {start: torch.zeros_like}), reading(hf, {site: point}, stop=True) as seen, suppress(Enough):
+        hf(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=device), use_cache=False)
+    return seen[site][0, 0].float()
