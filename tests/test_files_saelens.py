@@ -320,7 +320,7 @@ def test_whitening_that_does_not_fit_is_refused(tmp_path):
     folder = folder_of(tmp_path, weights(), {"normalize_activations": "covariance_whitening"})
     square = torch.eye(D, dtype=torch.float64)
     for wrong in ({"mean": torch.zeros(D)}, {"mean": torch.zeros(D), "matrix": square, "inverse_matrix": 2 * square[:2]},
-                  {"mean": torch.full((D,), torch.nan), "matrix": square, "inverse_matrix": square}):  # fmt: skip
+                  {"mean": torch.full((D,), torch.nan), "matrix": square, "inverse_matrix": 2 * square}):  # fmt: skip
         save_file(wrong, folder / "activation_whitening.safetensors")
         with pytest.raises(CorruptFile, match="of shape"):
             load(folder)

@@ -416,10 +416,14 @@ def _complete(tensors: Mapping[str, Tensor], config: Config, source: str) -> Non
         raise CorruptFile(
             f"{source}: topk_threshold has the shape {tuple(tensors['topk_threshold'].shape)}, expected one number"
         )
-    said = {"d_in": config.d_in, "d_sae": config.d_sae, "d_out": config.d_out}
-    for (key, size), actual in zip(said.items(), (*W_enc.shape, W_dec.shape[1]), strict=True):
-        if size not in (None, actual):
-            raise CorruptFile(f"{source}: {CONFIG} says {key}={size}, the weights have {actual}")
+    for key, stated, actual in zip(
+        ("d_in", "d_sae", "d_out"),
+        (config.d_in, config.d_sae, config.d_out),
+        (*W_enc.shape, W_dec.shape[1]),
+        strict=True,
+    ):
+        if stated not in (None, actual):
+            raise CorruptFile(f"{source}: {CONFIG} says {key}={stated}, the weights have {actual}")
 
 
 def _fold_gate(tensors: dict[str, Tensor]) -> None:
