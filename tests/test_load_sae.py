@@ -5,9 +5,12 @@ import time
 
 import pytest
 
+import gemscope as gs
 from gemscope import load_sae
-from gemscope.errors import HubUnreachable, SAENotFound, UnsafeFile
+from gemscope.errors import HubUnreachable, NotFound, SAENotFound, UnsafeFile
 from gemscope.features import load
+from gemscope.features.several import is_pattern, matching
+from gemscope.testing import planted_sae
 from hub_content import D_SAE, GEMMA_SCOPE, GEMMA_SCOPE_2, SAELENS, gemma_scope, published, saelens
 from hub_server import EXPIRED, GRANTED, Repo, child, hub
 
@@ -271,3 +274,24 @@ def test_the_bundled_sae_or_a_line_that_says_it_is_missing(here):
     else:
         with pytest.raises(SAENotFound, match="not part of this installation"):
             load_sae("smollm2")
+
+
+def test_the_saes_below_a_folder_are_named(tmp_path):
+    made = planted_sae(8, 16, seed=0).sae
+    for name in ("run/checkpoints/900", "run/checkpoints/1000", "run/sae"):
+        gs.save_sae(made, tmp_path / name)
+    with pytest.raises(SAENotFound, match=r"there are SAEs in it: checkpoints/900, checkpoints/1000, sae$"):
+        gs.load_sae(tmp_path / "run")
+    for number in range(9):
+        gs.save_sae(made, tmp_path / "many" / str(number))
+    with pytest.raises(SAENotFound, match=r"there are SAEs in it: 0, 1, 2, 3, 4, 4 more$"):
+        gs.load_sae(tmp_path / "many")
+
+
+@pytest.mark.parametrize("name", ["a" * 100_000, "b/" * 50_000, "a\0b", "~nobody-of-that-name/x", "c" * 100_000 + "*"])
+def test_what_can_be_no_name_is_not_found_in_one_line(name):
+    for read in (gs.load_sae, gs.load_model, gs.load_crosscoder, gs.Corpus.read, matching):
+        with pytest.raises((NotFound, HubUnreachable)) as caught:
+            read(name)
+        assert len(str(caught.value)) < 2_000
+    assert is_pattern(name) == name.endswith("*")

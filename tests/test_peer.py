@@ -70,8 +70,9 @@ TRAINED: dict[str, tuple[str, dict[str, object]]] = {
 THEIRS = (
     "standard", "standard_plain", "standard_heads", "jumprelu", "topk", "topk_rescaled", "gated", "batchtopk",
     "matryoshka", "transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder",
-    "old", "old_topk", "old_heads",
+    "old", "old_topk", "topk_of_5", "old_heads",
     "run_jumprelu", "run_jumprelu_scaled", "run_batchtopk", "run_batchtopk_scaled", "run_batchtopk_plain_scaled",
+    "run_jumprelu_whitened", "run_batchtopk_whitened", "run_topk_whitened", "run_gated_whitened",
 )  # fmt: skip
 """Folders that SAELens writes: for use, as versions before 6 did, and checkpoints from the middle of a run."""
 
@@ -184,7 +185,7 @@ def test_gemscope_takes_a_folder_of_saelens_for_what_it_is(
 
 @pytest.mark.parametrize("name", ["abstopk", "matching_pursuit", "layer_norm", "whitening"])
 def test_arithmetic_that_gemscope_does_not_have_is_refused(exchange: Exchange, name: str) -> None:
-    with pytest.raises(FileError, match=r"is not read here|cannot be folded"):
+    with pytest.raises(FileError, match=r"is not read here|cannot be folded|cannot be whitened"):
         load_sae(exchange.root / "refused" / name)
 
 

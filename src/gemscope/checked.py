@@ -14,6 +14,7 @@ A type is declared once, as a dataclass with bounds, beside whoever owns it:
 from __future__ import annotations
 
 import json
+import os
 import re
 import stat
 import sys
@@ -197,6 +198,14 @@ def checksum_of(tensors: Mapping[str, Any], also: object = None) -> str:
         sum_ = zlib.crc32(f"{name} {array.dtype.str} {array.shape}".encode(), sum_)
         sum_ = zlib.crc32(array.tobytes() if not array.flags.c_contiguous else array.reshape(-1).view("u1"), sum_)
     return f"{sum_:08x}"
+
+
+def existing(text: str | os.PathLike[str]) -> Path | None:
+    """The path that a text from outside is, if something is there: what can be none (too long, with a zero in it, the
+    home of somebody unknown) is none.
+    """
+    path = os.path.expanduser(text)
+    return Path(path) if path and os.path.exists(path) else None
 
 
 # --- words ----------------------------------------------------------------------------------------------------------

@@ -136,6 +136,16 @@ def write_old(theirs: Path) -> None:
             "apply_b_dec_to_input": False,
             "normalize_activations": "none",
         },
+        "topk_of_5": {
+            "hook_name": SITE["hook_name"],
+            "sae_lens_training_version": "5.11.0",
+            "architecture": "topk",
+            "activation_fn_str": "topk",
+            "activation_fn_kwargs": {"k": 5},
+            "apply_b_dec_to_input": False,
+            "normalize_activations": "none",
+            "model_from_pretrained_kwargs": {"center_writing_weights": False},
+        },
         "old_heads": {"hook_name": HEADS_SITE["hook_name"], "normalize_activations": "none"},
     }.items():
         weights = {key: value.contiguous() for key, value in made("StandardSAE").state_dict().items()}
@@ -155,6 +165,10 @@ CHECKPOINTS = {
     "run_batchtopk": (*_BATCHTOPK, "none"),
     "run_batchtopk_scaled": (*_BATCHTOPK, "expected_average_only_in"),
     "run_batchtopk_plain_scaled": (*_NOT_RESCALED, "expected_average_only_in"),
+    "run_jumprelu_whitened": (*_JUMPRELU, "covariance_whitening"),
+    "run_batchtopk_whitened": (*_BATCHTOPK, "covariance_whitening"),
+    "run_topk_whitened": ("TopKTrainingSAE", {"k": 4}, "covariance_whitening"),
+    "run_gated_whitened": ("GatedTrainingSAE", {"apply_b_dec_to_input": False}, "covariance_whitening"),
 }
 
 
@@ -177,15 +191,21 @@ def write_checkpoint(root: Path, name: str) -> None:
         n_batches_for_norm_estimate=4,
     )
     trainer = SAETrainer(cfg, sae, batches())
-    if normalize != "none":
+    if normalize == "expected_average_only_in":
         trainer.activation_scaler.estimate_scaling_factor(D_IN, batches(), 4)
+    elif normalize == "covariance_whitening":
+        trainer.activation_scaler.estimate_whitening(D_IN, batches(), 4)
     for _ in range(steps):
         trainer.step(next(trainer.data_provider))
         trainer.n_training_steps += 1
     trainer.save_checkpoint(name, root / "theirs")
-    if normalize != "none":
+    if normalize == "expected_average_only_in":
         assert trainer.activation_scaler.scaling_factor is not None
         sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
+    elif normalize == "covariance_whitening":
+        whitening = trainer.activation_scaler.whitening
+        assert whitening is not None
+        sae.fold_activation_whitening(whitening.mean, whitening.matrix, whitening.inverse_matrix)
     sae.save_inference_model(root / "inference" / name)
     answer(root, root / "inference" / name, inputs())
 

@@ -198,11 +198,17 @@ def find(name: str) -> Entry | None:
     return _by_other_names().get(" ".join(name.split()))
 
 
+_LONGEST = 500
+"""Letters of a name that another may be like."""
+
+
 def nearest(name: str, n: int = 3) -> list[str]:
     """Up to n names that exist and are like `name`, written in the same manner; the likeliest first.
 
     With everything right but the L0, those are the other L0s of the same SAE, nearest first.
     """
+    if len(name) > _LONGEST:  # comparing takes as long as the name is long
+        return []
     entries = snapshot()
     if len(release_and_id := name.split()) == 2:
         return _nearest_of(name, [each for entry in entries for each in entry.saelens_names], n, release_and_id[0])

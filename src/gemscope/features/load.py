@@ -18,12 +18,14 @@ from gemscope.activations import hub
 from gemscope.activations.bundled import cache_dir as own_cache_dir
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
+from gemscope.checked import existing
 from gemscope.errors import HubUnreachable, SAENotFound, UnsafeFile
 from gemscope.features import catalog
 from gemscope.features.catalog import Entry
 from gemscope.features.files import gemma_scope_1, gemma_scope_2, saelens
 from gemscope.features.files.contents import Contents, Folder, build
 from gemscope.features.sae import SAE
+from gemscope.features.several import below
 from gemscope.progress import Progress, silent
 
 BUNDLED = "smollm2"
@@ -73,7 +75,7 @@ def load_sae(
     given = None if site is None else Site.parse(site)
     cache = (own_cache_dir() if cache_dir is None else Path(cache_dir) / "gemscope") / "unpacked"
     read = partial(_read, site=given, model=model, cache=cache, progress=progress)
-    local = here(name)
+    local = existing(name)
     if name == BUNDLED:
         contents = read(_bundled(), None, source=BUNDLED, place=BUNDLED)
     elif local is not None:
@@ -115,20 +117,12 @@ def _read(
             if config is None:
                 return gemma_scope_1.read(path, entry=entry, source=source, cache=cache, site=site, progress=progress)
             return gemma_scope_2.read(path, folder(config, needed=False), entry=entry, source=source, site=site)
-    raise SAENotFound(f"no SAE at {source!r}: expected {' or '.join(_CONFIGS)} there{_near(source)}")
+    inside = below(Path(place)) if entry is None else []
+    found = f"; there are SAEs in it: {', '.join(inside)}" if inside else _near(source)
+    raise SAENotFound(f"no SAE at {source!r}: expected {' or '.join(_CONFIGS)} there{found}")
 
 
 # --- here -----------------------------------------------------------------------------------------------------------
-
-
-def here(name: str) -> Path | None:
-    """The path that a name is, if there is one: what can be no path (too long, with a zero in it) is none."""
-    path = Path(name)
-    try:
-        path = path.expanduser()
-        return path if name and path.exists() else None
-    except (OSError, ValueError, RuntimeError):  # RuntimeError: ~ of somebody unknown
-        return None
 
 
 def _bundled() -> Folder:

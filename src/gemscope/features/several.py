@@ -1,22 +1,28 @@
-"""Several SAEs by one pattern, such as `google/gemma-scope-2b-pt-res/layer_20/width_16k/*`. Knows names alone."""
+"""Several SAEs by one pattern, such as `google/gemma-scope-2b-pt-res/layer_20/width_16k/*`, or below one folder. Knows
+names alone.
+"""
 
 from __future__ import annotations
 
 import glob
+import os
 import re
 from fnmatch import translate
 from pathlib import Path
 
+from gemscope.checked import existing
 from gemscope.errors import SAENotFound
 from gemscope.features.catalog import Entry, nearest, snapshot
 from gemscope.features.files import gemma_scope_1, gemma_scope_2, saelens
 
+_DEEP = 6
+_MANY = 1000
 _WEIGHTS = (saelens.WEIGHTS, gemma_scope_1.WEIGHTS, gemma_scope_2.WEIGHTS)
 
 
 def is_pattern(address: str) -> bool:
     """Whether an address stands for several: it holds *, ? or [, and is not itself the name of something here."""
-    return glob.has_magic(address) and not Path(address).expanduser().exists()
+    return glob.has_magic(address) and existing(address) is None
 
 
 def matching(pattern: str) -> list[str]:
@@ -25,13 +31,30 @@ def matching(pattern: str) -> list[str]:
     `*` and `?` stand for letters within one name between slashes, as in a shell. In the catalogue addresses, SAELens's
     names and Neuronpedia's ids are looked through. Numbers in names order as numbers. Raises SAENotFound for none.
     """
-    here = [path for path in glob.glob(str(Path(pattern).expanduser())) if _holds_sae(Path(path))]
-    found = here or [entry.address for entry in snapshot() if _named(entry, pattern)]
+    parts = [re.compile(translate(part)) for part in pattern.split("/")]
+    here = [path for path in glob.glob(os.path.expanduser(pattern)) if _holds_sae(Path(path))]
+    found = here or [entry.address for entry in snapshot() if _named(entry, parts)]
     if not found:
         near = nearest(pattern.replace("*", ""))
         hint = f"; nearest: {', '.join(near)}" if near else ""
         raise SAENotFound(f"no SAE matches {pattern!r}, neither here nor in the bundled catalogue{hint}")
     return sorted(found, key=_natural)
+
+
+def below(folder: Path, most: int = 5) -> list[str]:
+    """SAEs in the folders below one, by their paths from it: the first few, and how many more where there are more.
+    Neither links nor folders deep down are followed.
+    """
+    found: list[str] = []
+    for place, inside, _ in os.walk(folder):
+        path = Path(place).relative_to(folder)
+        if len(path.parts) == _DEEP or len(found) >= _MANY:
+            inside.clear()
+        elif path.parts and _holds_sae(folder / path):
+            found.append(str(path))
+        inside.sort(key=_natural)
+    rest = f"{len(found) - most:,}{'+' if len(found) >= _MANY else ''} more"
+    return found[:most] + ([rest] if len(found) > most else [])
 
 
 def _holds_sae(path: Path) -> bool:
@@ -40,16 +63,13 @@ def _holds_sae(path: Path) -> bool:
     return path.name in _WEIGHTS or path.suffix == ".npz"
 
 
-def _named(entry: Entry, pattern: str) -> bool:
+def _named(entry: Entry, parts: list[re.Pattern[str]]) -> bool:
     names = (entry.address, *entry.saelens_names, entry.neuronpedia_id or "")
-    return any(_matches(name, pattern) for name in names)
+    return any(_matches(name.split("/"), parts) for name in names)
 
 
-def _matches(name: str, pattern: str) -> bool:
-    parts, wanted = name.split("/"), pattern.split("/")
-    return len(parts) == len(wanted) and all(
-        re.fullmatch(translate(want), part) for part, want in zip(parts, wanted, strict=True)
-    )
+def _matches(name: list[str], parts: list[re.Pattern[str]]) -> bool:
+    return len(name) == len(parts) and all(want.fullmatch(part) for part, want in zip(name, parts, strict=True))
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import CodeType
 from typing import IO, Any, Protocol, cast
 
+from gemscope.checked import existing
 from gemscope.errors import (
     CorruptFile,
     EmptyText,
@@ -357,16 +358,17 @@ def _surrogate(text: str) -> str | None:
 
 def files_at(path: str | os.PathLike[str]) -> list[Path]:
     """The files that a path, folder or glob stands for. Raises what `Corpus.read` does."""
-    there = Path(path).expanduser()
-    if there.is_dir():
+    there = existing(path)
+    if there is not None and there.is_dir():
         files = [file for file in sorted(there.rglob("*")) if _form(file) and not _hidden(file.relative_to(there))]
         if not files:
             raise EmptyText(f"no text files in folder {path}: {', '.join(SUFFIXES)} are read")
         return files
-    if there.is_file():
+    if there is not None and there.is_file():
         found = [there]
     else:
-        found = [Path(name) for name in sorted(glob.glob(str(there), recursive=True)) if Path(name).is_file()]
+        names = sorted(glob.glob(os.path.expanduser(path), recursive=True))
+        found = [Path(name) for name in names if Path(name).is_file()]
     if not found:
         raise NotFound(f"no file {path}: give a file, a folder or a glob such as 'texts/*.jsonl.gz'")
     for file in found:

@@ -16,6 +16,7 @@ from typing import Any, get_args
 import torch
 
 from gemscope.activations.site import Site
+from gemscope.checked import existing
 from gemscope.errors import CorruptFile, FileError, InputError, Mismatch, NotFinite, SAENotFound, SiteNotFound
 from gemscope.features.crosscoder import Crosscoder
 from gemscope.features.files.contents import Contents, build
@@ -66,7 +67,9 @@ def load_crosscoder(
 
     Raises SAENotFound where there is none, FileError for a folder of another kind, CorruptFile, NotFinite.
     """
-    path = Path(folder).expanduser()
+    path = existing(folder)
+    if path is None:
+        raise SAENotFound(f"no crosscoder in {os.fspath(folder)}: there is nothing of that name")
     if missing := [name for name in (CONFIG, WEIGHTS) if not (path / name).is_file()]:
         raise SAENotFound(f"no crosscoder in {path}: it has no {' and no '.join(missing)}")
     config = read_json(path / CONFIG)
