@@ -404,10 +404,14 @@ def test_a_model_in_compatibility_mode_is_refused_before_and_after():
         pass
 
 
-def test_weights_that_were_processed_without_that_mode_are_told_by_their_norms():
+def test_weights_that_were_processed_without_that_mode_are_told_by_themselves():
     hf = bridged()
-    for block in hf.transformer.h:
-        nn.init.ones_(block.ln_2.weight)
+    nn.init.ones_(hf.transformer.ln_f.weight)
+    with pytest.raises(InputError, match="process_weights"):
+        gs.LanguageModel(hf, None, name="m")
+    hf = bridged()
+    embedding = hf.transformer.wte.weight
+    embedding.data -= embedding.data.mean(-1, keepdim=True)
     with pytest.raises(InputError, match="process_weights"):
         gs.LanguageModel(hf, None, name="m")
 
