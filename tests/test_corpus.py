@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemscope.errors import CorruptFile, EmptyText, FileError, HubUnreachable, InputError, MissingDependency, NotFound
-from gemscope.text.corpus import Corpus, Document
+from gemscope.text.corpus import Corpus, Document, passed_over
 
 SAMPLE = Path(__file__).parent.parent / "src" / "gemscope" / "data" / "sample"
 
@@ -339,18 +339,71 @@ def test_a_broken_line_is_named_with_its_number(tmp_path, line):
 
 
 def test_a_missing_field_names_the_fields_that_are_there(tmp_path):
-    path = jsonl(tmp_path / "rows.jsonl", [{"text": "a"}, {"body": "b", "id": 1}])
+    path = jsonl(tmp_path / "rows.jsonl", [{"body": "a", "id": 0}, {"body": "b", "id": 1}])
     refused(
         InputError,
-        r"no field 'text' in .*line 2: the fields there are 'body', 'id'; .*field=",
+        r"no field 'text' in .*line 1: the fields there are 'body', 'id'; .*field=",
         lambda: Corpus.read(path),
     )
 
 
-@pytest.mark.parametrize(("value", "kind"), [(None, "NoneType"), (3, "int"), (["a"], "list")])
-def test_a_field_that_is_not_text_names_its_type(tmp_path, value, kind):
-    path = jsonl(tmp_path / "rows.jsonl", [{"text": value}])
-    refused(InputError, rf"field 'text' in .*line 1 is of type {kind}", lambda: Corpus.read(path))
+@pytest.mark.parametrize(("value", "kind"), [(3, "int"), (["a"], "list"), ({"a": "b"}, "dict"), (True, "bool")])
+def test_a_field_that_is_never_text_names_its_type(tmp_path, value, kind):
+    path = jsonl(tmp_path / "rows.jsonl", [{"text": None}, {"text": value}, {"text": value}])
+    refused(InputError, rf"field 'text' in .*line 2 is of type {kind}", lambda: Corpus.read(path))
+
+
+def test_a_wrong_field_is_told_long_before_the_end(tmp_path):
+    path = tmp_path / "long.jsonl"
+    path.write_text('{"body": "a"}\n' * 1000 + "broken\n")
+    refused(InputError, "no field 'text' in .*line 1", lambda: Corpus.read(path))
+
+
+ODD = [None, "", " \n", 1984, 0.5, True, ["a"], {"a": "b"}, "half \ud83d of a pair"]
+WHY = {"null": 2, "blank": 2, "other": 5, "broken": 1}
+"""Of ODD and a row without the field."""
+TOLD = (
+    "10 rows passed over: 2 blank, 2 null or without the field, 5 a number, a list or another thing than text, "
+    "1 with half a surrogate pair, which no tokenizer reads"
+)
+
+
+def with_odd_rows(path):
+    odd = [{"text": value, "source": "odd"} for value in ODD] + [{"body": "no text here"}]
+    return jsonl(path, [odd[0], odd[3], {"text": "first"}, *odd[1:3], *odd[4:], {"text": "last", "source": 7}])
+
+
+def test_rows_without_a_text_do_not_end_a_reading_and_are_counted_by_reason(tmp_path):
+    corpus = Corpus.read([with_odd_rows(tmp_path / "a.jsonl"), jsonl(tmp_path / "b.jsonl", [{"text": "more"}])])
+    assert [(document.text, document.index) for document in corpus] == [("first", 0), ("last", 1), ("more", 2)]
+    for narrowed, texts_left in ((corpus, 3), (corpus.skip(1), 2), (corpus.only("a.jsonl"), 2)):
+        passed = Counter()
+        assert sum(1 for _ in narrowed.documents(passed)) == texts_left
+        assert passed == WHY
+    assert passed_over(passed) == TOLD
+
+
+def test_what_was_not_read_is_not_counted(tmp_path):
+    passed = Counter()
+    assert [one.text for one in Corpus.read(with_odd_rows(tmp_path / "a.jsonl")).take(1).documents(passed)] == ["first"]
+    assert passed == {"null": 1, "other": 1}
+    assert passed_over({}) == ""
+    assert passed_over({"null": 1}) == "1 row passed over: 1 null or without the field"
+
+
+def test_where_every_row_is_without_a_text_it_says_so(tmp_path):
+    path = jsonl(tmp_path / "rows.jsonl", [{"text": None}] * 3 + [{"text": " "}])
+    refused(
+        EmptyText,
+        r"no documents in rows\.jsonl: there is nothing to read \(4 rows passed over: 1 blank, 3 null or without",
+        lambda: Corpus.read(path),
+    )
+
+
+def test_a_later_file_without_the_field_is_named(tmp_path):
+    first = jsonl(tmp_path / "1.jsonl", [{"text": "a"}])
+    second = jsonl(tmp_path / "2.jsonl", [{"body": "b"}] * 2)
+    refused(InputError, r"no field 'text' in .*2\.jsonl line 1", lambda: Corpus.read([first, second]))
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
@@ -373,12 +426,8 @@ def test_invalid_utf8_in_a_later_line_is_named_with_its_place_in_the_file(tmp_pa
 
 
 def test_half_a_surrogate_pair_is_not_text(tmp_path):
-    (tmp_path / "rows.jsonl").write_text('{"text": "a\\ud83d"}\n')
-    refused(
-        CorruptFile,
-        r"line 1 holds half a surrogate pair \(\\ud83d at character 1\)",
-        lambda: Corpus.read(tmp_path / "rows.jsonl"),
-    )
+    (tmp_path / "rows.jsonl").write_text('{"text": "a\\ud83d"}\n{"text": "\\ud83d\\ude00"}\n')
+    assert texts(Corpus.read(tmp_path / "rows.jsonl")) == ["\N{GRINNING FACE}"]
     refused(InputError, "text 1 holds half a surrogate pair", lambda: Corpus.of(["fine", "\udc00"]))
 
 
@@ -437,6 +486,16 @@ def test_parquet_rows_are_read_like_lines(tmp_path):
         lambda: Corpus.read(path, field="body"),
     )
     refused(InputError, r"field 'n' in .*row 0 is of type int", lambda: Corpus.read(path, field="n"))
+    for kind in (arrow.string(), arrow.large_string(), arrow.dictionary(arrow.int8(), arrow.string())):
+        parquet.write_table(arrow.table({"text": arrow.array([None, "a", "", None, "b"]).cast(kind)}), path)
+        passed = Counter()
+        assert [document.text for document in Corpus.read(path).documents(passed)] == ["a", "b"]
+        assert passed == {"null": 2, "blank": 1}
+    parquet.write_table(arrow.table({"text": arrow.array([b"a", b"b"])}), path)
+    refused(InputError, r"field 'text' in .*row 0 is of type bytes", lambda: Corpus.read(path))
+    parquet.write_table(arrow.table({"text": arrow.nulls(3)}), path)
+    refused(EmptyText, "3 rows passed over: 3 null", lambda: Corpus.read(path))
+    parquet.write_table(arrow.table(columns), path)
     whole = path.read_bytes()
     for data in (whole[:-50], b"not parquet", b""):
         path.write_bytes(data)
@@ -455,6 +514,29 @@ def test_a_dataset_is_streamed(three, tmp_path, monkeypatch):
         "no field 'body' in row 0 of dataset json",
         lambda: Corpus.dataset("json", field="body", data_files=str(three)),
     )
+
+
+def test_a_dataset_takes_what_load_dataset_takes(three, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    pytest.importorskip("datasets", reason="datasets is not installed")
+    files = {"data_files": str(three)}
+    for streaming in (True, False):
+        corpus = Corpus.dataset("json", name="mine", streaming=streaming, cache_dir=str(tmp_path / "cache"), **files)
+        assert texts(corpus) == texts(corpus) == ["one", "two", "three"]
+    refused(InputError, "path='json' beside the dataset 'json'", lambda: Corpus.dataset("json", path="json", **files))
+    refused(InputError, "split=None: the name of one split", lambda: Corpus.dataset("json", split=None, **files))
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_rows_of_a_dataset_without_a_text_are_counted_too(tmp_path, monkeypatch, streaming):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    pytest.importorskip("datasets", reason="datasets is not installed")
+    rows = [{"text": None}, {"text": "a"}, {"body": "b"}, {"text": ""}, {"text": "c"}]
+    path = jsonl(tmp_path / "rows.jsonl", rows)
+    passed = Counter()
+    corpus = Corpus.dataset("json", data_files=str(path), streaming=streaming, cache_dir=str(tmp_path / "cache"))
+    assert [document.text for document in corpus.documents(passed)] == ["a", "c"]
+    assert passed == {"null": 2, "blank": 1}
 
 
 def test_a_dataset_that_cannot_be_had_is_one_line(three, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -15,7 +16,7 @@ from gemscope.activations.store import FORMAT, Manifest, Store
 from gemscope.activations.writer import Writer, bytes_per_row
 from gemscope.errors import InputError, StorageFull
 from gemscope.progress import Progress, silent
-from gemscope.text.corpus import Corpus
+from gemscope.text.corpus import Corpus, Passed
 
 
 def harvest(
@@ -62,6 +63,7 @@ def harvest(
     )
     row = sum(bytes_per_row(model.width(site), dtype) for site in sites)
     read = 0
+    passed: Passed = Counter()
     identity = {**asdict(manifest), "tokens": tokens, "batch": batch}
     with Writer(to, identity, stored=dtype, together=together) as writer:
         expected = expected_tokens(model, corpus) if tokens is None else tokens
@@ -70,7 +72,7 @@ def harvest(
         size = "" if expected is None else f", about {_size(expected * row)}"
         begun = writer.batches
         with progress(f"harvest {', '.join(map(str, sites))}{size}", expected, "tokens") as advance:
-            for number, rows in enumerate(model.rows(corpus, length=length, batch=batch)):
+            for number, rows in enumerate(model.rows(corpus.documents(passed), length=length, batch=batch)):
                 if number >= begun:
                     writer.add(*model.capture(rows, sites).values())
                 step = int(rows.real.sum())
@@ -78,7 +80,7 @@ def harvest(
                 advance(step)
                 if tokens is not None and read >= tokens:
                     break
-        return writer.finish(replace(manifest, sites=writer.counts, read=read))
+        return writer.finish(replace(manifest, sites=writer.counts, read=read, passed=dict(passed)))
 
 
 def expected_tokens(model: LanguageModel, corpus: Corpus) -> int | None:

@@ -73,6 +73,8 @@ class Manifest:
     """Number format of the values."""
     together: bool = False
     """Whether only tokens that count at all sites are there, so that row i of each is the same token."""
+    passed: Counts = field(default_factory=dict)
+    """Rows of the corpus that had no text, by reason (`text.corpus.PASSED`)."""
     dropped: Mapping[str, Counts] = field(default_factory=dict)
     """By site, how many places of the text are not among the rows, by reason: padding, first (of a row of text),
     special, sink, elsewhere (a sink at another of the sites that were harvested together)."""

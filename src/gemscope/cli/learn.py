@@ -107,7 +107,7 @@ def add_to(commands: Any) -> None:
 
 def _harvest(args: argparse.Namespace) -> int:
     from gemscope.activations.harvest import harvest
-    from gemscope.text.corpus import Corpus
+    from gemscope.text.corpus import Corpus, passed_over
 
     corpus = Corpus.sample() if args.corpus == ["sample"] else Corpus.read(args.corpus)
     with bars() as progress:
@@ -126,7 +126,8 @@ def _harvest(args: argparse.Namespace) -> int:
         )
     manifest = store.manifest
     if args.json:
-        facts = {name: getattr(manifest, name) for name in ("sites", "read", "model", "dropped", "stored", "together")}
+        names = ("sites", "read", "model", "passed", "dropped", "stored", "together")
+        facts = {name: getattr(manifest, name) for name in names}
         options.show({"folder": args.out, **facts}, True)
         return 0
     for site, count in manifest.sites.items():
@@ -135,6 +136,8 @@ def _harvest(args: argparse.Namespace) -> int:
             f"{args.out}: {count:,} rows at {site} of {manifest.model}, from {manifest.read:,} tokens "
             f"(left out: {left_out})"
         )
+    if told := passed_over(manifest.passed):
+        print(told)
     print(f"Next: gemscope train {args.out} -o runs/{args.sites.split(',')[0].replace('.', '-')}")
     return 0
 

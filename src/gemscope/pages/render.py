@@ -13,6 +13,7 @@ from markupsafe import Markup
 from gemscope.pages import charts, rows, strips
 from gemscope.pages.changes import changes
 from gemscope.pages.links import Links, NoLinks, ServerLinks, SiteLinks
+from gemscope.text.corpus import passed_over
 from gemscope.text.printable import clipped, readable
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def _environment() -> Environment:
         "logit_rows": rows.logits,
         "neighbour_rows": rows.neighbours,
         "partner_rows": rows.partners,
+        "passed_over": passed_over,
         "provenance": provenance,
         "scatter": charts.scatter,
         "shade": strips.shade,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from gemscope.features.sae import SAE
 from gemscope.progress import Advance, Progress, silent
 from gemscope.reports.fit import answered_for, require_fit
 from gemscope.reports.plain import plain
-from gemscope.text.corpus import Corpus
+from gemscope.text.corpus import Corpus, Passed, passed_over
 from gemscope.text.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -144,7 +145,8 @@ def check(
         sae = _at(sae, Site.parse(site))
     declared = require_fit(model, sae)
     corpus = Corpus.sample() if corpus is None else corpus
-    rows = _read(model, corpus, tokens, every_token)
+    passed: Passed = Counter()
+    rows = _read(model, corpus, tokens, every_token, passed)
     everywhere = _of_same_width(model, sae)
     with progress("check", None, "sites") as advance:
         bench = _Bench(model, sae, rows, every_token, advance)
@@ -165,7 +167,7 @@ def check(
         masked_l0=masked_l0,
         explained_variance_with_masked=with_masked,
         suggestion=None if ok else _suggestion(given, best, sae, model),
-        notes=tuple(_notes(model, sae, bench.count)),
+        notes=tuple(_notes(model, sae, bench.count, passed)),
         trials=(given, *sorted(bench.trials[1:], key=lambda trial: trial.fvu)),
     )
 
@@ -210,11 +212,10 @@ def _at(sae: SAE, site: Site) -> SAE:
     return out
 
 
-def _read(model: LanguageModel, corpus: Corpus, tokens: int, every_token: bool) -> Tokens:
+def _read(model: LanguageModel, corpus: Corpus, tokens: int, every_token: bool, passed: Passed) -> Tokens:
     length = min(256, model.context)
-    first = next(
-        model.rows(corpus, length=length, batch=max(1, math.ceil(tokens / length)), every_token=every_token), None
-    )
+    batch = max(1, math.ceil(tokens / length))
+    first = next(model.rows(corpus.documents(passed), length=length, batch=batch, every_token=every_token), None)
     if first is None or not first.counted.any():
         raise InputError(f"{corpus.name} gave no token that counts: nothing to check with")
     return first
@@ -285,7 +286,7 @@ def _suggestion(given: Trial, best: Trial | None, sae: SAE, model: LanguageModel
     return f"it fits {best.site} scaled by {best.scale:.4g}: {figures}; fold that factor into its weights"
 
 
-def _notes(model: LanguageModel, sae: SAE, count: int) -> Iterable[str]:
+def _notes(model: LanguageModel, sae: SAE, count: int, passed: Mapping[str, int]) -> Iterable[str]:
     made = sae.info.model
     if made is not None and made.split("/")[-1].lower() != model.name.rstrip("/").split("/")[-1].lower():
         yield f"it was made for {made}, this is {model.name}"
@@ -293,6 +294,8 @@ def _notes(model: LanguageModel, sae: SAE, count: int) -> Iterable[str]:
         yield "it was trained on text that begins with BOS, this tokenizer adds none"
     if count < 200:
         yield f"{count} tokens are few: figures can be off by several percent; 500 are a good check"
+    if told := passed_over(passed):
+        yield told
 
 
 class _Bench:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from gemscope.pages.standalone import document
 from gemscope.progress import Progress, silent
 from gemscope.reports.fit import require_fit
 from gemscope.reports.plain import plain
+from gemscope.text.corpus import passed_over
 from gemscope.text.labelled import Dataset, Labelled, labelled
 from gemscope.text.printable import clipped, readable
 from gemscope.text.tokens import Tokens
@@ -121,6 +122,8 @@ class Probe:
     """Tokens of a text that are read at most."""
     cut: int
     """Texts that are longer."""
+    passed: Mapping[str, int]
+    """Rows of the file that had no text, by reason (`text.corpus.PASSED`)."""
     skipped: int
     """Texts without a token that counts."""
     repeated: int
@@ -247,6 +250,8 @@ class Probe:
         ):
             if count:
                 yield f"{count:,} {'text was' if count == 1 else 'texts were'} {what}"
+        if told := passed_over(self.passed):
+            yield told
         if not all(row.converged for row in self.rows):
             yield f"Not converged: a fit was stopped after {_ROUNDS:,} steps, its accuracy is a lower bound"
 
@@ -316,6 +321,7 @@ def sparse_probe(
         tokens=read.tokens,
         length=length,
         cut=read.cut,
+        passed=found.passed,
         skipped=int((~read.kept).sum()),
         repeated=found.repeated,
         left_out=len(found.texts) - len(chosen),

@@ -6,9 +6,9 @@ docs/score.md defines every figure; `features/metrics` computes them, `losses` r
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from gemscope.reports.dashboard import Histogram
 from gemscope.reports.fit import answered_for, require_fit
 from gemscope.reports.losses import Change, Kept, Losses, losses
 from gemscope.reports.plain import plain
-from gemscope.text.corpus import Corpus
+from gemscope.text.corpus import Corpus, Passed, passed_over
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -71,6 +71,8 @@ class Score:
     tokens: int
     masked: int
     """Tokens read that did not count."""
+    passed: Mapping[str, int] = field(default_factory=dict)
+    """Rows of the corpus that had no text, by reason (`text.corpus.PASSED`)."""
     features: int
     """d_sae."""
     l0: float
@@ -206,7 +208,8 @@ def loss_rows(score: Score) -> list[LossRow]:
 def conditions(score: Score) -> str:
     """What was counted, in one line."""
     what = "padding" if score.every_token else "special, first of a row, attention sinks"
-    return f"{score.tokens:,} tokens counted, {score.masked:,} masked ({what})"
+    counted = f"{score.tokens:,} tokens counted, {score.masked:,} masked ({what})"
+    return "; ".join(filter(None, (counted, passed_over(score.passed))))
 
 
 def _cell(value: float | None, form: str) -> str:
@@ -269,8 +272,9 @@ def scores(
     sites = {site for reading in readings for site in (reading.site, reading.site_out)}
     kept: list[Kept] = []
     read = kept_tokens = 0
+    passed: Passed = Counter()
     with progress("score", tokens, "tokens") as advance:
-        for rows in model.rows(corpus, length=length, batch=batch, every_token=every_token):
+        for rows in model.rows(corpus.documents(passed), length=length, batch=batch, every_token=every_token):
             captured = model.capture(rows, sites, every_token=every_token)
             for reading in readings:
                 acts = captured[reading.site]
@@ -293,6 +297,7 @@ def scores(
             corpus=corpus.name,
             every_token=every_token,
             masked=read - reading.variance.n,
+            passed=dict(passed),
             **reading.figures(),
             **(losses if loss_tokens else {}),
         )

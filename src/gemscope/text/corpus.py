@@ -12,6 +12,7 @@ import importlib.resources
 import json
 import os
 import zlib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -35,6 +36,16 @@ from gemscope.errors import (
 SUFFIXES = (".txt", ".jsonl", ".json", ".parquet", ".txt.gz", ".jsonl.gz", ".json.gz")
 """What `Corpus.read` reads. A .txt is one document; .jsonl and .json hold one JSON object a line."""
 
+PASSED: Mapping[str, str] = {
+    "blank": "blank",
+    "null": "null or without the field",
+    "other": "a number, a list or another thing than text",
+    "broken": "with half a surrogate pair, which no tokenizer reads",
+}
+"""Why a row is passed over: the key that it is counted under, and words for it."""
+_TRIED = 1000
+"""Rows of a file or dataset without a single text after which the field is taken to be the wrong one."""
+
 
 @dataclass(frozen=True)
 class Document:
@@ -52,8 +63,9 @@ class Corpus:
     """Documents that can be read again: each `for document in corpus` starts afresh and holds one document at a time.
 
     Made by `read`, `dataset`, `sample` and `of`; narrowed by `take`, `skip`, `where`, `only` and `split`, each of
-    which returns a new corpus and reads nothing. Blank documents are passed over. Iterating raises EmptyText where
-    there is nothing to read, CorruptFile where a file is damaged, InputError where a row lacks the field asked for.
+    which returns a new corpus and reads nothing. Rows without a text (`PASSED`) are passed over. Iterating raises
+    EmptyText where there is nothing to read, CorruptFile where a file is damaged, InputError where the field asked for
+    is not there or holds no text.
     """
 
     def __init__(self, source: Source, steps: tuple[tuple[str, Step], ...] = ()) -> None:
@@ -78,27 +90,36 @@ class Corpus:
     @classmethod
     def dataset(
         cls,
-        name: str,
+        repo: str,
+        /,
         *,
-        split: str = "train",
+        split: str | None = "train",
         field: str = "text",
         revision: str | None = None,
         token: str | bool | None = None,
+        streaming: bool = True,
         **kwargs: Any,
     ) -> Corpus:
-        """A Hugging Face dataset, streamed: rows arrive as they are read. `kwargs` go to `datasets.load_dataset`.
+        """A Hugging Face dataset, streamed: rows arrive as they are read. `streaming=False` downloads it first, into
+        the cache of the datasets package. `kwargs` go to `datasets.load_dataset`: `name` is the configuration.
 
         The digest knows a dataset by what was asked for; give `revision` where it should also say which commit.
-        Raises MissingDependency without the datasets package. Iterating raises NotFound, GatedRepository or
-        HubUnreachable where the dataset cannot be had.
+        Raises MissingDependency without the datasets package, InputError for split=None (all of them, which
+        are no rows). Iterating raises NotFound, GatedRepository or HubUnreachable where the dataset cannot be had.
         """
         try:
             import datasets  # noqa: F401
         except ImportError as error:
             raise MissingDependency(
-                f'dataset {name!r} needs the datasets package: pip install "gemscope[datasets]"'
+                f'dataset {repo!r} needs the datasets package: pip install "gemscope[datasets]"'
             ) from error
-        return cls(_Dataset(name, split, field, revision, token, kwargs))
+        if split is None:
+            raise InputError("split=None: the name of one split is wanted, such as 'train' or 'train[:1%]'")
+        if "path" in kwargs:
+            raise InputError(
+                f"path={kwargs['path']!r} beside the dataset {repo!r}: name it once, as the first argument"
+            )
+        return cls(_Dataset(repo, split, field, revision, token, streaming, kwargs))
 
     @classmethod
     def sample(cls) -> Corpus:
@@ -122,7 +143,12 @@ class Corpus:
         return cls(_Texts(held))
 
     def __iter__(self) -> Iterator[Document]:
-        documents = iter(self._source)
+        return self.documents()
+
+    def documents(self, passed: Passed | None = None) -> Iterator[Document]:
+        """What iterating gives; `passed` counts, as the text is read, the rows that were passed over, by reason."""
+        passed = Counter() if passed is None else passed
+        documents = self._source.documents(passed)
         for _, step in self._steps:
             documents = step(documents)
         found = False
@@ -130,7 +156,8 @@ class Corpus:
             found = True
             yield document
         if not found:
-            raise EmptyText(f"no documents in {self.name}: there is nothing to read")
+            told = f" ({passed_over(passed)})" if passed.total() else ""
+            raise EmptyText(f"no documents in {self.name}: there is nothing to read{told}")
 
     def take(self, n: int) -> Corpus:
         """The first `n` documents; reads no further than the last of them."""
@@ -202,14 +229,27 @@ class Corpus:
         return Corpus(self._source, (*self._steps, (label, step)))
 
 
+Passed = Counter[str]
+"""Rows that were passed over, by reason: a key of `PASSED`."""
+
+
+def passed_over(passed: Mapping[str, int]) -> str:
+    """In words: "3 rows passed over: 2 null or without the field, 1 blank". Empty where none was."""
+    count = sum(passed.values())
+    if not count:
+        return ""
+    told = ", ".join(f"{passed[reason]:,} {words}" for reason, words in PASSED.items() if passed.get(reason))
+    return f"{count:,} {'row' if count == 1 else 'rows'} passed over: {told}"
+
+
 class Source(Protocol):
-    """Where a corpus starts: iterating it again reads it again."""
+    """Where a corpus starts: each call of `documents` reads it again."""
 
     @property
     def name(self) -> str: ...
     @property
     def digest(self) -> str: ...
-    def __iter__(self) -> Iterator[Document]: ...
+    def documents(self, passed: Passed) -> Iterator[Document]: ...
 
 
 Step = Callable[[Iterator[Document]], Iterator[Document]]
@@ -251,8 +291,9 @@ class _Texts:
     def digest(self) -> str:
         return _sha("texts", *self.texts)
 
-    def __iter__(self) -> Iterator[Document]:
-        return _documents((text, {}) for text in self.texts)
+    def documents(self, passed: Passed) -> Iterator[Document]:
+        reader = _Reader("text", passed)
+        return _documents((text, {}) for text in self.texts if reader.text({"text": text}, "texts") is not None)
 
 
 @dataclass(frozen=True)
@@ -262,6 +303,7 @@ class _Dataset:
     field: str
     revision: str | None
     token: str | bool | None = dataclasses.field(repr=False)
+    streaming: bool
     options: Mapping[str, Any]
 
     @property
@@ -269,18 +311,22 @@ class _Dataset:
         options = json.dumps(self.options, sort_keys=True, default=repr)
         return _sha("dataset", self.name, self.split, self.field, str(self.revision), options)
 
-    def __iter__(self) -> Iterator[Document]:
-        return _documents(self._rows(), self.name)
+    def documents(self, passed: Passed) -> Iterator[Document]:
+        return _documents(self._rows(_Reader(self.field, passed)), self.name)
 
-    def _rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    def _rows(self, reader: _Reader) -> Iterator[tuple[str, Mapping[str, Any]]]:
         import datasets
 
         try:
             rows = datasets.load_dataset(
-                self.name, split=self.split, revision=self.revision, token=self.token, streaming=True, **self.options
+                self.name,
+                split=self.split,
+                revision=self.revision,
+                token=self.token,
+                streaming=self.streaming,
+                **self.options,
             )
-            for number, row in enumerate(rows):
-                yield _text_of(row, self.field, f"row {number} of dataset {self.name}"), row
+            yield from reader.texts((f"row {number} of dataset {self.name}", row) for number, row in enumerate(rows))
         except datasets.exceptions.DatasetNotFoundError as error:
             if "gated" in str(error):
                 raise GatedRepository(
@@ -313,18 +359,17 @@ class _Files:
         prints = [_fingerprint(path) for path in self.paths]
         return prints[0] if len(prints) == 1 and self.field == "text" else _sha("files", self.field, *prints)
 
-    def __iter__(self) -> Iterator[Document]:
+    def documents(self, passed: Passed) -> Iterator[Document]:
         index = 0
         for path in self.paths:
-            for document in _documents(rows_of(path, self.field), path.name, index):
+            for document in _documents(rows_of(path, self.field, passed=passed), path.name, index):
                 yield document
                 index = document.index + 1
 
 
 def _documents(rows: Iterable[tuple[str, Mapping[str, Any]]], place: str = "", start: int = 0) -> Iterator[Document]:
     """Documents out of (text, row) pairs, numbered from `start`; a row may name its source and its license."""
-    written = ((text, row) for text, row in rows if text.strip())
-    for index, (text, row) in enumerate(written, start):
+    for index, (text, row) in enumerate(rows, start):
         yield Document(text, _word(row, "source") or place, _word(row, "license"), index)
 
 
@@ -333,18 +378,56 @@ def _word(row: Mapping[str, Any], key: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _text_of(row: Mapping[str, Any], field: str, place: str) -> str:
-    if field not in row:
-        there = ", ".join(map(repr, row)) or "none"
-        raise InputError(
-            f"no field {field!r} in {place}: the fields there are {there}; name the one to read with field="
+class _Reader:
+    """The texts of a file or dataset: what stands in one field of its rows. A row without a text is passed over and
+    counted; a field that is in none of the rows, or never a text, is refused.
+    """
+
+    def __init__(self, field: str, passed: Passed) -> None:
+        self.field, self.passed = field, passed
+        self._met = False
+        self._tried = 0
+        self._complaint: InputError | None = None
+
+    def texts(self, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """The texts of (place, row) pairs, with their rows. Raises InputError."""
+        for place, row in rows:
+            if (text := self.text(row, place)) is not None:
+                yield text, row
+        if self._complaint is not None and not self._met:
+            raise self._complaint
+
+    def text(self, row: Mapping[str, Any], place: str) -> str | None:
+        """The row's text, if it has one. Raises InputError where it is time to say that no row has."""
+        value = row.get(self.field)
+        if isinstance(value, str):
+            self._met = True
+            if value.strip() and not _surrogate(value):
+                return value
+            self.passed["broken" if value.strip() else "blank"] += 1
+            return None
+        self.passed["null" if value is None else "other"] += 1
+        if not self._met:
+            self._complaint = self._complaint or self._of(row, place)
+            self._tried += 1
+            if self._complaint is not None and self._tried >= _TRIED:
+                raise self._complaint
+        return None
+
+    def _of(self, row: Mapping[str, Any], place: str) -> InputError | None:
+        if self.field not in row:
+            return self.missing(row, place)
+        if (value := row[self.field]) is None:
+            return None
+        kind = type(value).__name__
+        return InputError(f"field {self.field!r} in {place} is of type {kind}: text was expected")
+
+    def missing(self, there: Iterable[str], place: str) -> InputError:
+        """What to say where the field is not among those that are there."""
+        names = ", ".join(map(repr, there)) or "none"
+        return InputError(
+            f"no field {self.field!r} in {place}: the fields there are {names}; name the one to read with field="
         )
-    text = row[field]
-    if not isinstance(text, str):
-        raise InputError(f"field {field!r} in {place} is of type {type(text).__name__}: text was expected")
-    if flaw := _surrogate(text):
-        raise CorruptFile(f"field {field!r} in {place} holds {flaw}")
-    return text
 
 
 def _surrogate(text: str) -> str | None:
@@ -394,27 +477,28 @@ def _title(given: list[str | os.PathLike[str]], files: tuple[Path, ...]) -> str:
 
 
 def rows_of(
-    path: Path, field: str, also: tuple[str, ...] = ("source", "license")
+    path: Path, field: str, also: tuple[str, ...] = ("source", "license"), *, passed: Passed
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The texts of one file and the rows that they stood in (of a parquet file, the columns `also` if it has them).
-    Raises what iterating a `Corpus` does.
+    """The texts of one file and the rows that they stood in (of a parquet file, the columns `also` if it has them);
+    `passed` counts the rows without a text. Raises what iterating a `Corpus` does.
     """
+    reader = _Reader(field, passed)
     match _form(path):
         case ".txt":
-            return _whole(path)
+            return ((text, {}) for text in _whole(path) if reader.text({field: text}, str(path)) is not None)
         case ".parquet":
-            return _parquet_rows(path, field, also)
+            return reader.texts(_parquet_rows(path, reader, also))
         case ".jsonl" | ".json":
-            return _json_rows(path, field)
+            return reader.texts(_json_rows(path))
     raise NotFound(f"{path} is no longer there: it was when the corpus was made")
 
 
-def _whole(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _whole(path: Path) -> Iterator[str]:
     for line in _opened(path, lambda stream: [stream.read()]):
-        yield _decoded(line, path, 0).replace("\r\n", "\n"), {}
+        yield _decoded(line, path, 0).replace("\r\n", "\n")
 
 
-def _json_rows(path: Path, field: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     offset = 0
     for number, line in enumerate(_opened(path, iter), 1):
         text = _decoded(line, path, offset)
@@ -428,7 +512,7 @@ def _json_rows(path: Path, field: str) -> Iterator[tuple[str, Mapping[str, Any]]
             raise CorruptFile(f"{place} is not JSON ({error}): one object a line was expected") from error
         if not isinstance(row, dict):
             raise CorruptFile(f"{place} is a JSON {type(row).__name__}: one object a line was expected")
-        yield _text_of(row, field, place), row
+        yield place, row
 
 
 def _opened(path: Path, read: Callable[[IO[bytes]], Iterable[bytes]]) -> Iterator[bytes]:
@@ -455,7 +539,7 @@ def _decoded(line: bytes, path: Path, offset: int) -> str:
         ) from error
 
 
-def _parquet_rows(path: Path, field: str, also: tuple[str, ...]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _parquet_rows(path: Path, reader: _Reader, also: tuple[str, ...]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -464,13 +548,13 @@ def _parquet_rows(path: Path, field: str, also: tuple[str, ...]) -> Iterator[tup
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
             there = table.schema_arrow.names
-            wanted = [name for name in dict.fromkeys((field, *also)) if name in there]
-            if field not in wanted:
-                _text_of(dict.fromkeys(there), field, str(path))
+            wanted = [name for name in dict.fromkeys((reader.field, *also)) if name in there]
+            if reader.field not in wanted:
+                raise reader.missing(there, str(path))
             number = 0
             for batch in table.iter_batches(batch_size=256, columns=wanted):
                 for row in batch.to_pylist():
-                    yield _text_of(row, field, f"{path} row {number}"), row
+                    yield f"{path} row {number}", row
                     number += 1
     except pyarrow.ArrowInvalid as error:
         raise CorruptFile(

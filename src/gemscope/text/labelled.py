@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gemscope.errors import CorruptFile, EmptyText, FileError, InputError
-from gemscope.text.corpus import Corpus, Document, files_at, rows_of
+from gemscope.text.corpus import Corpus, Document, Passed, files_at, rows_of
 
 Dataset = str | os.PathLike[str] | Iterable[Any]
 """What labelled texts come from: (text, label) pairs, a `Corpus` or some of its documents, or the path of a file."""
@@ -28,6 +28,8 @@ class Labelled:
     repeated: int
     """How many were left out because the same text stood there before: it could fall among what is learnt from and
     what is tested on."""
+    passed: Mapping[str, int]
+    """Rows without a text, by reason (`corpus.PASSED`)."""
 
     @property
     def counts(self) -> Counter[str]:
@@ -45,13 +47,14 @@ def labelled(
     """(text, label) pairs, a `Corpus` (its documents' sources are the labels), or a .jsonl, .csv or .parquet file.
 
     `text` and `label` name the fields of a file ("label" unless said) or what of a document is its label ("source").
-    `labels` keeps these classes alone. Blank texts are passed over. Raises InputError for what is not that, for a label
-    that is missing, EmptyText for none, NotFound, CorruptFile.
+    `labels` keeps these classes alone. Rows without a text are passed over. Raises InputError for what is not that, for
+    a label that is missing, EmptyText for none, NotFound, CorruptFile.
     """
+    passed: Passed = Counter()
     if isinstance(dataset, str | os.PathLike):
-        name, pairs = Path(dataset).name, _of_files(dataset, text, label or "label")
+        name, pairs = Path(dataset).name, _of_files(dataset, text, label or "label", passed)
     elif isinstance(dataset, Corpus):
-        name, pairs = dataset.name, _of_documents(dataset, label or "source")
+        name, pairs = dataset.name, _of_documents(dataset.documents(passed), label or "source")
     else:
         name, pairs = "texts", _of_items(dataset, label or "source")
     wanted = None if labels is None else frozenset(labels)
@@ -60,6 +63,8 @@ def labelled(
     repeated = 0
     for one, its in pairs:
         met.add(its)
+        if not one.strip():
+            passed["blank"] += 1
         if not one.strip() or (wanted is not None and its not in wanted):
             continue
         repeated += one in found
@@ -69,7 +74,7 @@ def labelled(
         raise InputError(f"no text of {name} has the label {missing!r}: the labels there are {there}")
     if not found:
         raise EmptyText(f"no labelled texts in {name}: there is nothing to read")
-    return Labelled(name=name, texts=tuple(found), labels=tuple(found.values()), repeated=repeated)
+    return Labelled(name=name, texts=tuple(found), labels=tuple(found.values()), repeated=repeated, passed=dict(passed))
 
 
 def _of_items(items: Iterable[Any], attribute: str) -> Iterator[tuple[str, str]]:
@@ -89,14 +94,15 @@ def _of_documents(documents: Iterable[Document], attribute: str) -> Iterator[tup
         yield document.text, getattr(document, attribute)
 
 
-def _of_files(path: str | os.PathLike[str], text: str, label: str) -> Iterator[tuple[str, str]]:
+def _of_files(path: str | os.PathLike[str], text: str, label: str, passed: Passed) -> Iterator[tuple[str, str]]:
     files = [Path(path).expanduser()]
     if not (files[0].is_file() and files[0].suffix.lower() == ".csv"):
         files = files_at(path)
     for file in files:
         if ".txt" in [suffix.lower() for suffix in file.suffixes]:
             raise InputError(f"{file} has no labels: expected a .jsonl, .csv or .parquet file with a field for them")
-        found = _csv_rows(file, text) if file.suffix.lower() == ".csv" else rows_of(file, text, (label,))
+        comma = file.suffix.lower() == ".csv"
+        found = _csv_rows(file, text) if comma else rows_of(file, text, (label,), passed=passed)
         for number, (one, row) in enumerate(found, 1):
             if label not in row:
                 there = ", ".join(map(repr, row)) or "none"

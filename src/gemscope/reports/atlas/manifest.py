@@ -30,6 +30,8 @@ class Part:
     """Tokens that figures are over."""
     masked: Mapping[str, Count]
     """Tokens that are in no figure, by reason: `special`, `first`, `sink`, `padding`."""
+    passed: Mapping[str, Count] = field(default_factory=dict)
+    """Rows of the text's files that had no text, by reason (`text.corpus.PASSED`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

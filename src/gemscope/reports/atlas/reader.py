@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import sqlite3
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -35,6 +35,7 @@ from gemscope.reports.dashboard import (
     Summary,
 )
 from gemscope.reports.entry import Entry, Floats, Ints
+from gemscope.text.corpus import passed_over
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 _Range = tuple[float | None, float | None]
@@ -729,11 +730,13 @@ class Atlas:
         living = int((self._figures.counts > 0).sum())
         parts = ", ".join(part.name for part in manifest.parts) or "no text"
         at = manifest.site if manifest.site == manifest.site_out else f"{manifest.site} → {manifest.site_out}"
+        passed = passed_over(sum((Counter(part.passed) for part in manifest.parts), Counter()))
         return [
             f"{manifest.model} at {at}, read through {manifest.sae}",
             f"{len(self):,} features: {living:,} living, {len(self) - living:,} dead; "
             f"{int(self._labelled.mask.sum()):,} with a label",
             f"{manifest.tokens:,} counted tokens of {manifest.documents:,} documents ({parts})",
+            *([passed] if passed else []),
         ]
 
     def __repr__(self) -> str:

@@ -4,7 +4,7 @@ A live model gives them, or a harvest; whoever takes them cannot tell.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from gemscope.errors import InputError
 from gemscope.features.activations import FeatureActivations
 from gemscope.features.sae import SAE
 from gemscope.reports.fit import require_fit
-from gemscope.text.corpus import Corpus, Document
+from gemscope.text.corpus import Document
 from gemscope.text.tokens import Tokens
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -53,12 +53,18 @@ class Batch:
 
 
 def live(
-    model: LanguageModel, saes: Sequence[SAE], corpus: Corpus, *, length: int, batch: int, skip: int = 0
+    model: LanguageModel,
+    saes: Sequence[SAE],
+    documents: Iterable[Document],
+    *,
+    length: int,
+    batch: int,
+    skip: int = 0,
 ) -> Iterator[Batch]:
-    """A corpus through a model, once for all SAEs. The first `skip` batches are not run: they have `found` empty."""
-    documents = _Recorded(corpus)
+    """Text through a model, once for all SAEs. The first `skip` batches are not run: they have `found` empty."""
+    recorded = _Recorded(documents)
     sites = [require_fit(model, sae) for sae in saes]
-    for number, rows in enumerate(model.rows(documents, length=length, batch=batch)):
+    for number, rows in enumerate(model.rows(recorded, length=length, batch=batch)):
         captured = {} if number < skip else model.capture(rows, sites)
         found = [
             _found(captured[site], sae.encode(captured[site].rows))
@@ -66,7 +72,7 @@ def live(
             if captured
         ]
         ids = rows.ids.masked_fill(~rows.real, -1).numpy()
-        yield Batch(ids, documents.starting(rows), int(rows.real.sum()), found)
+        yield Batch(ids, recorded.starting(rows), int(rows.real.sum()), found)
 
 
 def _found(acts: Activations, features: FeatureActivations) -> Found:
@@ -77,13 +83,13 @@ def _found(acts: Activations, features: FeatureActivations) -> Found:
 class _Recorded:
     """Documents as they are read, remembered until the rows that begin with them come by."""
 
-    def __init__(self, corpus: Corpus) -> None:
-        self._corpus = corpus
+    def __init__(self, documents: Iterable[Document]) -> None:
+        self._documents = documents
         self._waiting: dict[int, tuple[str, str]] = {}
 
     def __iter__(self) -> Iterator[Document]:
         self._waiting = {}
-        for index, document in enumerate(self._corpus):
+        for index, document in enumerate(self._documents):
             self._waiting[index] = document.source, document.license
             yield document
 

@@ -6,6 +6,7 @@ makes the atlas of them. Memory is that of the result: it does not grow with the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -27,7 +28,7 @@ from gemscope.reports.describe.gather import DescribeConfig, Described, Statisti
 from gemscope.reports.describe.reading import Batch, live, stored
 from gemscope.reports.describe.unfinished import Unfinished
 from gemscope.reports.fit import require_fit
-from gemscope.text.corpus import Corpus
+from gemscope.text.corpus import Corpus, Passed
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -157,6 +158,7 @@ class _Counts:
     documents: int = 0
     counted: int = 0
     masked: dict[str, int] = field(default_factory=dict)
+    passed: dict[str, int] = field(default_factory=dict)
 
 
 class _Pass:
@@ -199,8 +201,9 @@ class _Pass:
 
     def _read(self, source: Corpus | Store, batch: int, tokens: int | None, advance: Advance) -> None:
         config = self.config
+        passed: Passed = Counter()
         batches = (
-            live(self.model, self.saes, source, length=config.length, batch=batch, skip=self.done)
+            live(self.model, self.saes, source.documents(passed), length=config.length, batch=batch, skip=self.done)
             if isinstance(source, Corpus)
             else stored(
                 self.saes, source, length=config.length, batch=batch, bos=self.model.bos is not None, skip=self.done
@@ -213,6 +216,9 @@ class _Pass:
                 break
             if self.unfinished.due:
                 self._save()
+        # Whoever goes on from a snapshot reads the text from its beginning, and counts again.
+        for counts in self.counts[self.part]:
+            counts.passed = dict(passed)
 
     def _add(self, batch: Batch) -> None:
         first = self.rows * self.config.length
