@@ -6,12 +6,15 @@ cut and ordered, samples of two texts merge into the sample of both, and a text 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+_AT_ONCE = 1 << 20
+"""Entries gathered or sorted at a time: what is needed beside the sample itself does not grow with it."""
 
 
 class Sample:
@@ -51,13 +54,15 @@ class Sample:
         kept = order[: np.searchsorted((sizes[order] + 1).cumsum(), self.room, side="right")]
         if len(kept) < len(order):
             self._below = int(key[order[len(kept)]])
-        starts = sizes.cumsum() - sizes
-        within = sizes[kept]
-        entries = (
-            np.arange(within.sum()) - np.repeat(within.cumsum() - within, within) + np.repeat(starts[kept], within)
-        )
-        self._hash, self._position, self._sizes, self._features = key[kept], position[kept], within, features[entries]
-        self._pending, self._held = [], len(kept) + len(entries)
+        starts, within = sizes.cumsum() - sizes, sizes[kept]
+        taken = np.empty(int(within.sum()), features.dtype)
+        done = 0
+        for some in _blocks(within):
+            entries = _ranges(starts[kept[some]], within[some])
+            taken[done : done + len(entries)] = features[entries]
+            done += len(entries)
+        self._hash, self._position, self._sizes, self._features = key[kept], position[kept], within, taken
+        self._pending, self._held = [], len(kept) + len(taken)
 
     @property
     def tokens(self) -> int:
@@ -74,17 +79,12 @@ class Sample:
         ids = np.full((self.d_sae, k), -1, np.int64)
         jaccard = np.zeros((self.d_sae, k), np.float32)
         share = np.zeros((self.d_sae, k), np.float32)
-        features = self._features.astype(np.int64)
-        counts = np.bincount(features, minlength=self.d_sae)
         starts = self._sizes.cumsum() - self._sizes
-        token = np.repeat(np.arange(len(self._sizes)), self._sizes)
-        by_feature = token[np.argsort(features, kind="stable")]
+        counts, by_feature = self._by_feature()
         ends = counts.cumsum()
         for feature in np.flatnonzero(counts >= least):
             mine = by_feature[ends[feature] - counts[feature] : ends[feature]]
-            sizes = self._sizes[mine]
-            entries = np.arange(sizes.sum()) + np.repeat(starts[mine] - (sizes.cumsum() - sizes), sizes)
-            others, both = _counted(features[entries], self.d_sae)
+            others, both = self._beside(starts[mine], self._sizes[mine])
             both[others == feature] = 0
             others, both = others[both >= least], both[both >= least]
             index = both / (counts[feature] + counts[others] - both)
@@ -94,6 +94,37 @@ class Sample:
             jaccard[feature, : len(best)] = index[best]
             share[feature, : len(best)] = both[best] / counts[feature]
         return ids, jaccard, share
+
+    def _by_feature(self) -> tuple[Array, Array]:
+        """On how many tokens each feature is active, and on which: those of the first, those of the second, ..."""
+        counts = np.zeros(self.d_sae, np.int64)
+        for start in range(0, len(self._features), _AT_ONCE):
+            counts += np.bincount(self._features[start : start + _AT_ONCE], minlength=self.d_sae)
+        found = np.empty(len(self._features), np.int32)
+        ahead = counts.cumsum() - counts
+        done = 0
+        for some in _blocks(self._sizes):
+            sizes = self._sizes[some]
+            features = self._features[done : done + int(sizes.sum())]
+            done += len(features)
+            order = np.argsort(features, kind="stable")
+            here = np.bincount(features, minlength=self.d_sae)
+            # Where a feature's tokens of this block go: behind those of the blocks before.
+            place = np.arange(len(features)) + np.repeat(ahead - (here.cumsum() - here), here)
+            found[place] = np.repeat(np.arange(some.start, some.start + len(sizes), dtype=np.int32), sizes)[order]
+            ahead += here
+        return counts, found
+
+    def _beside(self, starts: Array, sizes: Array) -> tuple[Array, Array]:
+        """Distinct features of some tokens, ascending, and on how many of these tokens each is active."""
+        blocks = list(_blocks(sizes))
+        if len(blocks) == 1:
+            return _counted(self._features[_ranges(starts, sizes)], self.d_sae)
+        counts = np.zeros(self.d_sae, np.int64)
+        for some in blocks:
+            counts += np.bincount(self._features[_ranges(starts[some], sizes[some])], minlength=self.d_sae)
+        there = np.flatnonzero(counts)
+        return there, counts[there]
 
     def state(self) -> dict[str, Array]:
         """All of it, to be stored."""
@@ -128,6 +159,24 @@ class Sample:
         sample._below = int(state["below"][0])
         sample._held = len(sample._hash) + len(sample._features)
         return sample
+
+
+def _blocks(sizes: Array) -> Iterator[slice]:
+    """Tokens one after another, in blocks of no more than _AT_ONCE entries (or of one token that alone has more)."""
+    ends = sizes.cumsum()
+    start = 0
+    while start < len(sizes):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + _AT_ONCE, side="right")))
+        stop = min(stop, start + _AT_ONCE)
+        yield slice(start, stop)
+        start = stop
+
+
+def _ranges(starts: Array, sizes: Array) -> Array:
+    """Whole numbers from each start on, as many as its size says, one range after another."""
+    ranges: Array = np.arange(int(sizes.sum())) + np.repeat(starts - (sizes.cumsum() - sizes), sizes)
+    return ranges
 
 
 def _counted(ids: Array, most: int) -> tuple[Array, Array]:
