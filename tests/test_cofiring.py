@@ -1,5 +1,6 @@
 """Which features fire together: against counting all pairs, and the sample against cutting and ordering."""
 
+import tracemalloc
 from itertools import pairwise
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gemscope.features import cofiring
 from gemscope.features.cofiring import Sample
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -92,3 +94,39 @@ def test_a_wide_dictionary_fits_too() -> None:
     assert ids[99_999, 0] == 7
     assert share[99_999, 0] == 1
     assert jaccard[7, 0] == pytest.approx(2 / 3)
+
+
+def test_beside_the_sample_itself_memory_does_not_grow_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes per token and entry that there is room for: 38 where all of it was gathered and sorted at once."""
+    monkeypatch.setattr(cofiring, "_AT_ONCE", 1 << 16)  # so that the blocks are small beside a small sample too
+    d_sae, room, random = 64, 1 << 21, np.random.default_rng(0)
+    tracemalloc.start()
+    try:
+        sample = Sample(d_sae, room)
+        for start in range(0, 2 * room // 32, 4096):
+            fires = random.random((4096, d_sae)) < 0.5
+            key = random.integers(-(2**63), 2**63 - 1, 4096)
+            sample.add(key, start + np.arange(4096), fires.sum(1), fires.nonzero()[1])
+        sample.partners(5)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sample.tokens * 33 > 0.9 * room
+    assert (
+        peak < 16 * room
+    )  # 2 for an entry, twice while it settles, a quarter more waiting; 4 for its token by feature
+
+
+def test_counting_block_by_block_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(at_once: int) -> list[Array]:
+        monkeypatch.setattr(cofiring, "_AT_ONCE", at_once)
+        sample = Sample(D_SAE, 1500)
+        for seed in range(3):
+            _add(sample, *_text(seed, 300), 300 * seed)
+        return [*sample.partners(5), *sample.state().values()]
+
+    whole = found(1 << 20)
+    for at_once in (1, 2, 7, 64, 1000):
+        for one, other in zip(whole, found(at_once), strict=True):
+            assert one.dtype == other.dtype
+            assert np.array_equal(one, other)

@@ -68,7 +68,7 @@ def test_gemma_scope_1_gives_the_tutorials_numbers(tmp_path, compressed):
     torch.testing.assert_close(sae(x), out)
     assert sae.gate == "jumprelu"
     assert not any(weight.requires_grad for weight in sae.parameters())
-    assert (tmp_path / "cache").exists() == compressed
+    assert (tmp_path / "cache" / "unpacked").exists() == compressed
 
 
 @pytest.mark.parametrize(
