@@ -1,9 +1,17 @@
-"""What all tests share: shapes are checked while they run, torch keeps to one thread, and the Hub is left alone."""
+"""What all tests share: shapes are checked while they run, torch keeps to one thread, and the Hub is left alone; and the
+bundled model, loaded once for each process of tests in the number format that is fast where they run.
+"""
+
+from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from jaxtyping import install_import_hook
+
+if TYPE_CHECKING:
+    from gemscope.activations.model import LanguageModel
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read by torch when it is imported
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -18,3 +26,35 @@ def pytest_configure(config: pytest.Config) -> None:
         # Read when Triton is imported, which other libraries do as well: where nobody asks for the GPU, its programs are
         # interpreted.
         os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(scope="session")
+def fast_dtype() -> str:
+    """float32 on a processor without instructions for bfloat16, where a pass in it takes five times as long; else
+    bfloat16, as the bundled model is stored. What a test says of the bundled model holds in both.
+    """
+    from gemscope.features.kernels.measured import fastest
+
+    return str(fastest()).removeprefix("torch.")
+
+
+@pytest.fixture(scope="session")
+def bundled_model(fast_dtype: str) -> LanguageModel:
+    """The bundled model. Nobody changes it: edits leave no trace."""
+    from gemscope.activations.load import load_model
+
+    return load_model("smollm2", dtype=fast_dtype)
+
+
+@pytest.fixture
+def at_hand(bundled_model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shell, asked for the bundled model without any option, takes `bundled_model`."""
+    from gemscope.activations import load
+
+    real = load.load_model
+
+    def loaded(name: str = "smollm2", **options: Any) -> LanguageModel:
+        plain = all(value in (None, "auto") for option, value in options.items() if option != "progress")
+        return bundled_model if name == "smollm2" and plain else real(name, **options)
+
+    monkeypatch.setattr(load, "load_model", loaded)

@@ -370,6 +370,7 @@ def test_hostile_text_is_shown_and_not_obeyed() -> None:
     assert "\x1b" not in html + str(found)
 
 
+@pytest.mark.usefixtures("at_hand")
 def test_the_shell_attributes_and_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["attribute", "The capital of France is", "--target", " Paris", "--against", " London", "-k", "4"]
     assert main([*words, "--json"]) == 0

@@ -112,8 +112,8 @@ def test_another_width_is_refused_before_any_reading(gemma: gs.LanguageModel) ->
 
 
 @pytest.fixture(scope="module")
-def bundled() -> tuple[gs.LanguageModel, SAE]:
-    return gs.load_model("smollm2"), gs.load_sae("smollm2")
+def bundled(bundled_model: gs.LanguageModel) -> tuple[gs.LanguageModel, SAE]:
+    return bundled_model, gs.load_sae("smollm2")
 
 
 def test_the_bundled_sae_passes_on_the_bundled_text(bundled: tuple[gs.LanguageModel, SAE]) -> None:

@@ -30,6 +30,7 @@ def test_look_at_a_text_with_the_bundled_model_and_sae(capsys: pytest.CaptureFix
     assert "Next:" in out
 
 
+@pytest.mark.usefixtures("at_hand")
 def test_look_as_json_is_one_object_with_the_promised_fields(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["look", "smollm2", "smollm2", PROMPT, "--json", "-k", "3"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -43,6 +44,7 @@ def test_look_as_json_is_one_object_with_the_promised_fields(capsys: pytest.Capt
     assert 0.5 < found["explained_variance"] < 1
 
 
+@pytest.mark.usefixtures("at_hand")
 def test_check_as_json_has_the_promised_fields(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--json", "--tokens", "256"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -51,6 +53,7 @@ def test_check_as_json_has_the_promised_fields(capsys: pytest.CaptureFixture[str
     assert found["suggestion"] is None
 
 
+@pytest.mark.usefixtures("at_hand")
 def test_the_text_may_come_from_stdin(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     import io
 
@@ -85,6 +88,7 @@ def test_the_catalogue_is_listed_without_a_network(capsys: pytest.CaptureFixture
     assert "look google/gemma-2-2b google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71" in out
 
 
+@pytest.mark.usefixtures("at_hand")
 def test_harvest_and_train_from_the_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store, run = str(tmp_path / "store"), str(tmp_path / "run")
     words = [
@@ -128,6 +132,7 @@ def test_harvest_and_train_from_the_shell(tmp_path: Path, capsys: pytest.Capture
     assert json.loads(capsys.readouterr().out)["site"] == "3.res"
 
 
+@pytest.mark.usefixtures("at_hand")
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -230,6 +235,7 @@ def test_an_answer_that_finds_no_room_is_one_line(words: list[str]) -> None:
     assert (done.returncode, done.stderr) == (1, "gemscope: no room left on the disk: free some\n")
 
 
+@pytest.mark.usefixtures("at_hand")
 def test_in_a_terminal_bars_are_drawn_on_stderr_and_nothing_else_changes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -37,10 +37,13 @@ def test_the_shell_takes_every_command_as_it_is_written(command: str) -> None:
     assert parser().parse_args(words).run
 
 
-_LESS = """
+_FAST = """
 import functools
 import gemscope as gs
 
+gs.load_model = functools.partial(gs.load_model, dtype={dtype!r})
+"""
+_LESS = """
 few = gs.Corpus.of([document.text[:500] for document in gs.Corpus.sample().take(3)])
 gs.Corpus.sample = lambda: few
 gs.DescribeConfig = functools.partial(gs.DescribeConfig, logits=0, neighbours=0, partners=0)
@@ -48,11 +51,15 @@ gs.DescribeConfig = functools.partial(gs.DescribeConfig, logits=0, neighbours=0,
 """Less text, and nothing of what weights alone say: the test shows that the code runs, not how long it takes."""
 
 
-def test_the_python_of_the_atlas_s_page_runs(tmp_path: Path) -> None:
+def test_the_python_of_the_atlas_s_page_runs(tmp_path: Path, fast_dtype: str) -> None:
     code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
     # In a process of its own: without the checks of shapes, which see each of 8,192 features many times.
     ran = subprocess.run(
-        [sys.executable, "-c", _LESS + code], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-c", _FAST.format(dtype=fast_dtype) + _LESS + code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ran.returncode == 0, ran.stderr
     assert "8,192 features" in ran.stdout
@@ -81,8 +88,9 @@ def test_the_python_of_the_measures_page_finds_what_the_page_says(tmp_path: Path
         assert float(share) == pytest.approx(float(part), abs=3)
 
 
-def test_the_python_of_the_edits_page_runs(tmp_path: Path) -> None:
+def test_the_python_of_the_edits_page_runs(tmp_path: Path, fast_dtype: str) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", EDITS, re.DOTALL)
+    code = _FAST.format(dtype=fast_dtype) + code
     # In a process of its own, without the checks of shapes: as its readers run it.
     ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr

@@ -150,8 +150,8 @@ def test_it_tells_itself_in_a_line_and_as_json(model: LanguageModel, sae: SAE) -
     assert found.verdict in str(found)
 
 
-def test_the_bundled_pair_is_scored() -> None:
-    model, sae = gs.load_model("smollm2"), gs.load_sae("smollm2")
+def test_the_bundled_pair_is_scored(bundled_model: gs.LanguageModel) -> None:
+    model, sae = bundled_model, gs.load_sae("smollm2")
     found = output_score(model, sae, 2510, promoted=promoted(model, sae, 2510).tolist(), strength=gs.Strength(92.9))
     assert isinstance(found, OutputScore)
     assert 0 <= found.score <= 1

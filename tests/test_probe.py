@@ -405,6 +405,7 @@ def test_the_chart_has_every_estimate_in_words_and_hostile_names_are_escaped(
     assert "style=" not in html  # its policy would not have it
 
 
+@pytest.mark.usefixtures("at_hand")
 def test_the_shell_probes_a_file_and_the_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page, data = tmp_path / "probe.html", tmp_path / "tense.csv"
     words = ["sample", "--labels", "austen,python-docs", "--limit", "24", "--length", "16", "--k", "1,3"]

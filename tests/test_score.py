@@ -15,7 +15,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gemscope.activations.load import load_model
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
 from gemscope.cli.main import main
@@ -461,6 +460,7 @@ def test_a_pattern_stands_for_the_folders_here_that_hold_saes(tmp_path: Path) ->
         matching("google/gemma-scope-2b-pt-res/layer_20/width_17k/*")
 
 
+@pytest.mark.usefixtures("at_hand")
 def test_the_shell_compares_what_a_pattern_matches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sae = load_sae("smollm2")
     for name in ("a", "b"):
@@ -474,6 +474,7 @@ def test_the_shell_compares_what_a_pattern_matches(tmp_path: Path, capsys: pytes
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
+@pytest.mark.usefixtures("at_hand")
 def test_the_shell_scores_the_default_with_at_least_these_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["score", "--tokens", "64", "--loss-tokens", "64", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
@@ -481,9 +482,9 @@ def test_the_shell_scores_the_default_with_at_least_these_figures(capsys: pytest
     assert facts["tokens"] > 64 * 0.9
 
 
-def test_a_wrong_site_or_a_flipped_sign_is_plain_to_see_on_the_bundled_model() -> None:
+def test_a_wrong_site_or_a_flipped_sign_is_plain_to_see_on_the_bundled_model(bundled_model: LanguageModel) -> None:
     """Half a layer off, a layer off, the decoder's sign turned round: each is worse in every figure that matters."""
-    model, flipped = load_model("smollm2"), load_sae("smollm2")
+    model, flipped = bundled_model, load_sae("smollm2")
     flipped.W_dec.neg_()
     wrong = [load_sae("smollm2", site=site) for site in ("15.res", "14.res", "16.res", "15.mid")]
     right, *others = compare(

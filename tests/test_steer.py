@@ -446,6 +446,7 @@ def test_noise_is_as_long_as_the_direction_and_the_same_for_a_seed(sae: SAE) -> 
 QUICK = ["--max-new-tokens", "6", "-n", "2"]
 
 
+@pytest.mark.usefixtures("at_hand")
 def test_the_shell_shows_both_texts_and_all_units(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["steer", "2510=2", "I live in", *QUICK]) == 0
     out = capsys.readouterr().out
@@ -453,6 +454,7 @@ def test_the_shell_shows_both_texts_and_all_units(capsys: pytest.CaptureFixture[
         assert said in out
 
 
+@pytest.mark.usefixtures("at_hand")
 def test_the_shell_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["steer", "smollm2", "smollm2", "2510=0.5norm", "3978=30raw", "I live in", *QUICK, "--json", "--noise"]
     assert main([*words, "--how", "steer"]) == 0
@@ -466,6 +468,7 @@ def test_the_shell_prints_one_json_object(capsys: pytest.CaptureFixture[str]) ->
     assert found["units"]["tokens"] == 588_655
 
 
+@pytest.mark.usefixtures("at_hand")
 def test_the_shell_sweeps(tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:
     page = f"{tmp_path}/sweep.html"
     words = ["steer", "2510", "I live in", "--sweep", "0,2", "--random-feature", "--html", page, *QUICK]
@@ -485,6 +488,7 @@ def test_the_shell_sweeps(tmp_path: object, capsys: pytest.CaptureFixture[str]) 
     assert found["responses"][0]["texts"] == found["unedited"]["texts"]
 
 
+@pytest.mark.usefixtures("at_hand")
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -530,6 +534,7 @@ def test_wrong_usage_is_told_apart_from_mistakes(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("at_hand")
 def test_a_feature_that_never_fires_asks_for_raw_units(capsys: pytest.CaptureFixture[str], dead: int) -> None:
     assert main(["steer", f"{dead}=2", "I live in"]) == 1
     assert "raw units" in capsys.readouterr().err
@@ -545,6 +550,7 @@ def dead() -> Iterator[int]:
         yield next(one.index for one in atlas if one.dead)
 
 
+@pytest.mark.usefixtures("at_hand")
 @pytest.mark.parametrize("how", ["at-least", "project", "cap", "scale", "ablate"])
 def test_every_way_to_edit_can_be_asked_for(how: str, capsys: pytest.CaptureFixture[str]) -> None:
     feature = {"ablate": "2510", "project": "2510=0", "scale": "2510=3"}.get(how, "2510=1")
