@@ -288,7 +288,7 @@ def broken_after(corpus: Corpus, documents: int, error: BaseException, *, readin
     class Breaks:
         name, digest, begun = corpus.name, corpus.digest, 0
 
-        def __iter__(self) -> Iterator[object]:
+        def documents(self, _: object) -> Iterator[object]:
             self.begun += 1
             for number, document in enumerate(corpus):
                 if number == documents and self.begun == reading:
