@@ -43,6 +43,7 @@ class Sample:
     def merge(self, other: Sample, shift: int) -> None:
         """What another text gave, whose positions start at `shift` here."""
         other._settle()
+        self._below = min(self._below, other._below)  # what had no room there ends the sample of both as well
         self.add(other._hash, other._position + shift, other._sizes, other._features)
 
     def _settle(self) -> None:
@@ -50,6 +51,7 @@ class Sample:
         parts = [(self._hash, self._position, self._sizes, self._features), *self._pending]
         key, position, sizes, features = (np.concatenate(part) for part in zip(*parts, strict=True))
         order = np.lexsort((position, key))
+        order = order[: np.searchsorted(key[order], self._below, side="right")]
         # A token takes room itself: of those on which nothing fires there is no end.
         kept = order[: np.searchsorted((sizes[order] + 1).cumsum(), self.room, side="right")]
         if len(kept) < len(order):
