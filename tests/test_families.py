@@ -295,7 +295,7 @@ class Add(Edit):
 
 def test_every_family_of_the_table_is_tried_and_told_of() -> None:
     assert set(ANATOMY) == set(OTHERS)
-    assert {tiny_model(family, layers=1).hf.config.model_type for family in TINY} == set(FAMILIES)
+    assert {model_of(family).hf.config.model_type for family in TINY} == set(FAMILIES)
     page = (Path(__file__).parent.parent / "docs" / "models.md").read_text(encoding="utf-8")
     assert {kind for kind in FAMILIES if f"`{kind}`" in page} == set(FAMILIES)
 
@@ -350,14 +350,15 @@ def test_the_residual_stream_is_the_model_s_own_and_the_sum_of_what_is_added(fam
 def test_a_padded_row_is_read_as_it_is_alone(family: str) -> None:
     model = model_of(family)
     sites = [f"1.{kind}" for kind in kinds_of(family)]
+    texts = (TEXT, "The other")
+    alone = [model.capture(text, sites, logits=True) for text in texts]
     for side in ("left", "right"):
-        together = model.tokens([TEXT, "The other"], side=side)
+        together = model.tokens(texts, side=side)
         found = model.capture(together, sites, logits=True)
-        for row, text in enumerate((TEXT, "The other")):
-            alone = model.capture(text, sites, logits=True)
+        for row, (one, real) in enumerate(zip(alone, together.real, strict=True)):
             for site in sites:
-                close(found[site].values[row][together.real[row]], alone[site].values[0])
-            close(found.logits[row][together.real[row]], alone.logits[0])
+                close(found[site].values[row][real], one[site].values[0])
+            close(found.logits[row][real], one.logits[0])
 
 
 @every_other
@@ -400,17 +401,18 @@ def test_what_an_edit_leaves_alone_keeps_its_bits(family: str) -> None:
     model = model_of(family)
     tokens = model.tokens(TEXT)
     last = tokens.ids.shape[1] - 1
+    before = model.capture(tokens, [f"1.{kind}" for kind in editable(family)])
     for kind in editable(family):
-        edit = Add(Site(1, kind), torch.ones(model.width(f"1.{kind}")))
+        site = Site(1, kind)
+        edit = Add(site, torch.ones(model.width(site)))
         edit.at = (last,)
-        before, sites = model.capture(tokens, ["1.res", f"1.{kind}"]), ["1.res", f"1.{kind}"]
         with model.edited(edit):
-            after = model.capture(tokens, sites)
-        assert torch.equal(after[sites[1]].values[:, :last], before[sites[1]].values[:, :last]), kind
+            after = model.capture(tokens, [site, "1.res"])
+        assert torch.equal(after[site].values[:, :last], before[site].values[:, :last]), kind
+        close(after[site].values[:, last], before[site].values[:, last] + 1)
         # A mixture multiplies the tokens of an expert together, so that another's choice shows in the last bit.
         close(after["1.res"].values[:, :last], before["1.res"].values[:, :last], atol=2e-6)
         assert (after["1.res"].values - before["1.res"].values)[:, last].abs().max() > 0.05
-        close(after[sites[1]].values[:, last], before[sites[1]].values[:, last] + 1)
 
 
 @every_other
@@ -425,6 +427,26 @@ def test_the_gradient_at_each_site_is_that_of_the_model_done_by_hand(family: str
         way = torch.randn(model.width(site), generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 1e-6
         up, down = (with_added(family, site, sign * way)[0, 0] @ number for sign in (1, -1))
         close(gradient[0, 0].double() @ way / 1e-6, (up - down) / 2e-6, atol=1e-3, rtol=1e-3)
+
+
+def test_what_a_model_multiplies_is_read_and_changed_as_it_rounds_it_in_half_precision() -> None:
+    model = tiny_model("granite", dtype=torch.bfloat16)
+    module = model.hf.model.layers[1].mlp
+    given: list[Tensor] = []
+    handle = module.register_forward_hook(lambda _, __, output: given.append(output))
+    sites = ["1.mid", "1.mlp", "1.res"]
+    at = {site: acts.values for site, acts in model.capture(TEXT, [Site.parse(site) for site in sites]).items()}
+    handle.remove()
+    mid, mlp, res = (at[Site.parse(site)] for site in sites)
+    assert torch.equal(mlp, given[0] * 0.7)
+    assert torch.equal(mid + mlp, res)
+    edit = Add(Site(1, "mlp"), torch.full((32,), 0.5))
+    edit.at = (3,)
+    with model.edited(edit):
+        changed = model.capture(TEXT, sites)
+    close(changed["1.mlp"].values[:, 3].float(), mlp[:, 3].float() + 0.5, atol=0.02, rtol=0.01)
+    for site in sites:
+        assert torch.equal(changed[site].values[:, :3], at[Site.parse(site)][:, :3])
 
 
 # --- the direct path to the logits -----------------------------------------------------------------------------------
