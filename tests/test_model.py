@@ -180,7 +180,7 @@ def test_a_corpus_becomes_packed_rows_with_bos_in_front_of_each():
         ([[5, 6], [7]], InputError, "item 0 is a list: expected texts alone, or token ids alone"),
         (["the", 5], InputError, "item 1 is a int: expected texts alone, or token ids alone"),
         ("half a \ud83d letter", InputError, "text 0 holds half a surrogate pair"),
-        (5, InputError, "a int cannot be read: expected text, a list of texts, or token ids"),
+        (5, InputError, "a int cannot be read: expected text, a list of texts, turns of a chat, or token ids"),
         (None, InputError, "a NoneType cannot be read"),
     ],
 )
