@@ -50,12 +50,13 @@ Job = Callable[[Path], object]
 def jobs(made: Path) -> dict[str, Job]:
     """What there is to do, on what is made in a folder first."""
     model, sae = tiny_model("llama"), planted_sae(site="1.res", seed=3).sae
-    texts = [f"the {n} and the {n + 1} sang, thinking of rivers and hours " * (1 + n % 5) for n in range(60)]
+    texts = [f"the {n} and the {n + 1} sang, thinking of rivers and hours " * (1 + n % 5) for n in range(30)]
     corpus, halves = Corpus.of(texts), (Corpus.of(texts[:5]), Corpus.of(texts[5:10]))
     store = store_of(planted(1500, d=12, features=20, active=2, seed=0)[0], made / "store")
     atlas = planted_atlas(made / "atlas")
     published = export(atlas, made / "published", format="neuronpedia")
     features = export(atlas, made / "features", format="anthropic")
+    export(atlas, made / "warm.parquet", format="parquet")  # imports what it needs, once for all forks
     save_file(examples_file(), made / "examples.safetensors")
     np.savez_compressed(made / "packed.npz", W_enc=np.random.default_rng(0).normal(size=(64, 20_000)).astype("f4"))
     (made / "site" / "tiny_weights").mkdir(parents=True)
@@ -69,7 +70,7 @@ def jobs(made: Path) -> dict[str, Job]:
     described = [describe(model, sae, text, to=made / f"part-{n}", config=config) for n, text in enumerate(halves)]
     return {
         "harvest": lambda to: harvest(model, corpus, ["2.res", "0.mlp"], to=to, length=24, batch=4, together=True),
-        "describe": lambda to: describe(model, sae, corpus, to=to, config=config),
+        "describe": lambda to: describe(model, sae, halves, to=to, config=config),
         "merge": lambda to: merge(described, to=to),
         "train": lambda to: train(store, settings, to=to),
         "train a crosscoder": lambda to: train(pair, settings, to=to, site=["0.mlp", "2.res"]),

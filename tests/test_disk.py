@@ -139,6 +139,25 @@ def test_a_drive_without_locks_is_one_line(number: int, tmp_path: Path, monkeypa
     assert everything_in(tmp_path) == []
 
 
+def test_a_drive_that_has_no_such_call_is_guarded_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl", reason="how this system locks files is not known here")
+
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+
+    def write() -> None:
+        with written_aside(tmp_path / "a") as aside:
+            aside.write_text("whole")
+            with pytest.raises(AccessError, match="is being written by another process"), claimed(tmp_path / "a"):
+                pass
+
+    with pytest.warns(UserWarning, match="flock not supported"):
+        write()
+    assert everything_in(tmp_path) == ["a"]
+
+
 # --- written whole --------------------------------------------------------------------------------------------------
 
 

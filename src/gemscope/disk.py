@@ -103,43 +103,57 @@ def claimed(target: Path, *, wait: bool = False) -> Iterator[Path]:
     target = target.absolute()
     place = target.with_name(f".{target.name}{_SUFFIX}")
     missing = [folder for folder in target.parents if not folder.exists()]
-    with room(target):
-        lock = _lock(place, -1 if wait else _PATIENCE)
-    if lock is None:
-        raise AccessError(f"{target} is being written by another process: wait for it, or end it")
+    lock = _lock_in(place)
     try:
+        with room(target):
+            mine = _locked(place, lock, -1 if wait else _PATIENCE)
+        if not mine:
+            raise AccessError(f"{target} is being written by another process: wait for it, or end it")
         _empty(place)
         _sweep(target.parent, place)
         yield place
     finally:
-        _let_go(place, lock)
-        with suppress(OSError):  # something was written
-            for folder in missing:
-                folder.rmdir()
+        try:
+            _let_go(place, lock)
+        except BaseException:  # told to end while at it
+            _let_go(place, lock)
+            raise
+        finally:
+            with suppress(OSError):  # something was written
+                for folder in missing:
+                    folder.rmdir()
 
 
-def _lock(place: Path, patience: float) -> BaseFileLock | None:
-    """The lock in a folder that is made for it; None where another has it. Raises OSError."""
-    from filelock import FileLock, Timeout
+def _lock_in(place: Path) -> BaseFileLock:
+    from filelock import FileLock
 
+    return FileLock(place / _LOCK, thread_local=False)
+
+
+def _locked(place: Path, lock: BaseFileLock, patience: float) -> bool:
+    """Makes the folder and takes its lock; False where another has it. Raises OSError."""
     while True:
-        lock = FileLock(place / _LOCK, thread_local=False)
         try:
             place.mkdir(mode=0o700, exist_ok=True)  # nobody else puts anything there
             _require_own(place)
-            lock.acquire(timeout=patience)
-        except Timeout:
-            return None
+            return _acquired(place, lock, patience)
         except FileNotFoundError:  # nor was there a folder around it, or somebody has just tidied it away
             place.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+
+
+def _acquired(place: Path, lock: BaseFileLock, patience: float) -> bool:
+    from filelock import Timeout
+
+    try:
+        lock.acquire(timeout=patience)
+    except Timeout:
+        return False
+    except OSError as error:
+        if error.errno in _NO_LOCKS:  # so nobody has it
             with suppress(OSError):
-                if error.errno in _NO_LOCKS:  # so nobody has it
-                    (place / _LOCK).unlink()
-                place.rmdir()
-            raise
-        else:
-            return lock
+                (place / _LOCK).unlink()
+        raise
+    return True
 
 
 def _require_own(place: Path) -> None:
@@ -158,11 +172,17 @@ def _empty(place: Path) -> None:
 
 
 def _let_go(place: Path, lock: BaseFileLock) -> None:
-    """The lock's file goes while it is held: whoever waits for it finds that out and makes another."""
+    """The folder goes with all that is in it, unless another has the lock. The lock's file goes while it is held:
+    whoever waits for it finds that out and makes another.
+    """
+    try:
+        _require_own(place)
+    except OSError:  # or it is gone already
+        return
     with suppress(OSError):
-        _empty(place)
-    with suppress(OSError):  # Windows removes no open file; there the lock does that by itself
-        (place / _LOCK).unlink()
+        if lock.is_locked or _acquired(place, lock, 0):
+            _empty(place)
+            (place / _LOCK).unlink()  # Windows removes no open file; there the lock does it itself
     lock.release()
     with suppress(OSError):  # the next one is in it already
         place.rmdir()
@@ -173,9 +193,7 @@ def _sweep(folder: Path, own: Path) -> None:
     with suppress(OSError):
         for name in os.listdir(folder):
             if name.startswith(".") and name.endswith(_SUFFIX) and name != own.name:
-                with suppress(OSError):  # gone already, another user's, or no folder
-                    if (lock := _lock(folder / name, 0)) is not None:
-                        _let_go(folder / name, lock)
+                _let_go(folder / name, _lock_in(folder / name))
 
 
 # --- no room ------------------------------------------------------------------------------------------------------
@@ -206,7 +224,8 @@ def is_full(error: BaseException, place: Path | None = None) -> bool:
     for one in chain(error):
         if getattr(one, "errno", None) in _FULL or _of_sqlite(one) == "SQLITE_FULL" or _SAID.search(str(one)):
             return True
-        if _of_sqlite(one).startswith("SQLITE_IOERR") and place is not None and _refuses(place):
+        unknown = _of_sqlite(one).startswith("SQLITE_IOERR") and "READ" not in _of_sqlite(one)
+        if unknown and place is not None and _refuses(place):
             return True
     return False
 
