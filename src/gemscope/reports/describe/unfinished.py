@@ -92,8 +92,9 @@ class Unfinished:
         """What was saved last: how far it was and the statistics. None at the beginning."""
         path = self._state
         if not self.begun:
-            self.rows.write_bytes(b"")
-            self.documents.write_bytes(b"")
+            with self._room():
+                self.rows.write_bytes(b"")
+                self.documents.write_bytes(b"")
             return None
         try:
             state, said = read_tensors(path, framework="np")
