@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from gemscope.edits.clamp import Ablate, Scale
 from gemscope.errors import EmptyText, InputError, Mismatch, TokenOutOfRange
 from gemscope.features.sae import SAE, SAEInfo
 from gemscope.reports import attribute as module
-from gemscope.reports.attribute import Attribution, attribute, token_of
+from gemscope.reports.attribute import Attribution, Total, attribute, token_of
 from gemscope.testing import D_MODEL, identity_sae, tiny_model
 
 TEXT = "the sun and the moon in the air"
@@ -64,7 +65,7 @@ def test_on_a_straight_path_to_the_logits_prediction_and_measurement_are_the_clo
     order = exact.abs().argsort(descending=True)[:8]
     assert [row.feature for row in found.rows] == order.tolist()
     for row in found.rows:
-        assert row.contribution == pytest.approx(exact[row.feature].item(), rel=1e-4)
+        assert row.predicted == pytest.approx(exact[row.feature].item(), rel=1e-4)
         assert row.measured == pytest.approx(row.predicted, rel=1e-3, abs=1e-4)
     assert found.together_measured == pytest.approx(found.together_predicted, rel=1e-3, abs=1e-4)
     assert found.correlation == pytest.approx(1, abs=1e-5)
@@ -83,7 +84,7 @@ def test_contributions_are_derivatives_in_every_family(family: str) -> None:
         for by in (1 + step, 1 - step):
             with model.edited(Scale(sae, row.feature, by, at=at(model, row.position))):
                 sides.append(logit(model, found))
-        assert row.contribution == pytest.approx((sides[0] - sides[1]) / (2 * step), rel=0.02, abs=1e-3)
+        assert row.predicted == pytest.approx((sides[0] - sides[1]) / (2 * step), rel=0.02, abs=1e-3)
 
 
 @pytest.mark.parametrize("family", MAIN)
@@ -123,9 +124,9 @@ def test_a_feature_that_writes_a_token_s_unembedding_is_found_first() -> None:
     found = attribute(model, sae, TEXT, " and")
     first = found.rows[0]
     assert (first.feature, first.position) == (5, len(found.tokens) - 1)
-    assert first.predicted < 0
+    assert first.predicted > 0
     assert first.measured is not None
-    assert first.measured < 0
+    assert first.measured > 0
     assert found.active == 8  # behind the last block, only the last token has a say
 
 
@@ -150,7 +151,7 @@ def test_transcoders_are_attributed_where_they_write(read: str, options: dict[st
         for by in (1.04, 0.96):
             with model.edited(Scale(sae, row.feature, by, at=at(model, row.position))):
                 sides.append(logit(model, found))
-        assert row.contribution == pytest.approx((sides[0] - sides[1]) / 0.08, rel=0.02, abs=1e-3)
+        assert row.predicted == pytest.approx((sides[0] - sides[1]) / 0.08, rel=0.02, abs=1e-3)
 
 
 # --- measuring ----------------------------------------------------------------------------------------------------
@@ -165,12 +166,12 @@ def test_measured_effects_are_those_of_one_ablation_at_a_time(family: str) -> No
     assert len({(row.feature, row.position) for row in found.rows}) == 6
     for row in found.rows:
         with model.edited(Ablate(sae, row.feature, at=(row.position,))):
-            assert row.measured == pytest.approx(logit(model, found) - before, abs=1e-4)
+            assert row.measured == pytest.approx(before - logit(model, found), abs=1e-4)
     where: dict[int, Tensor] = {}
     for row in found.rows:
         where[row.feature] = where.get(row.feature, torch.tensor(False)) | at(model, row.position)
     with model.edited(*(Ablate(sae, feature, at=mask) for feature, mask in where.items())):
-        assert found.together_measured == pytest.approx(logit(model, found) - before, abs=1e-4)
+        assert found.together_measured == pytest.approx(before - logit(model, found), abs=1e-4)
     assert max(abs(row.measured or 0) for row in found.rows) > 0.01
 
 
@@ -210,10 +211,27 @@ def test_features_are_summed_over_tokens() -> None:
     found = attribute(model, sae, TEXT, k=1000, verify=False)
     sums: dict[int, float] = {}
     for row in found.rows:
-        sums[row.feature] = sums.get(row.feature, 0.0) + row.contribution
-    assert {one.feature: pytest.approx(one.contribution) for one in found.by_feature} == sums
-    sizes = [abs(one.contribution) for one in found.by_feature]
+        sums[row.feature] = sums.get(row.feature, 0.0) + row.predicted
+    assert {one.feature: pytest.approx(one.predicted) for one in found.by_feature} == sums
+    sizes = [abs(one.predicted) for one in found.by_feature]
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_every_figure_of_a_report_has_the_same_sign_for_the_same_effect() -> None:
+    model, sae = tiny_model("llama"), identity_sae(D_MODEL)
+    found = attribute(model, sae, TEXT, k=1000)
+    assert len(found.rows) == found.active
+    assert found.together_predicted == pytest.approx(found.features, rel=1e-5)
+    assert sum(one.predicted for one in found.by_feature) == pytest.approx(found.features, rel=1e-5)
+    assert sum(found.features_by_token) == pytest.approx(found.features, rel=1e-5)
+    # Ablating what speaks for the target lowers its logit, in every table.
+    one = max((row for row in found.rows if row.measured), key=lambda row: row.measured or 0.0)
+    with model.edited(Ablate(sae, one.feature, at=(one.position,))):
+        assert logit(model, found) < found.logit
+    alone = replace(found, rows=(one,), by_feature=(Total(feature=one.feature, tokens=1, predicted=one.predicted),))
+    said = f"{one.predicted:+.3f}".replace("-", "−")
+    assert str(alone).count(said) == 2  # by token, and summed over tokens
+    assert alone._repr_html_().count(said) >= 2
 
 
 # --- which tokens, which target -----------------------------------------------------------------------------------

@@ -82,11 +82,9 @@ class Partner(Relative, Protocol):
 
 
 def logits(ones: Sequence[Logit]) -> Markup:
-    """Tokens with their logits; bars are relative to the first."""
+    """Tokens with their logits; bars are relative to the first, and grow to the left where a logit is lowered."""
     strongest = abs(ones[0].value) or 1
-    return _rows(
-        [(token(one.token), f"{bar(abs(one.value) / strongest)}<span>{signed(one.value)}</span>") for one in ones]
-    )
+    return _rows([(token(one.token), f"{bar(one.value / strongest)}<span>{signed(one.value)}</span>") for one in ones])
 
 
 def examples(feature: Feature, documents: Mapping[int, Sequence[str]], whole: bool) -> Markup:

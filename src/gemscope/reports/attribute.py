@@ -48,22 +48,19 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Cause:
-    """One feature on one token, and what the logit does without it there."""
+    """One feature on one token, and what it adds to the logit there. Positive: it speaks for the target, as in every
+    other figure of an `Attribution`."""
 
     feature: int
     position: int
     token: str
     activation: float
     predicted: float
-    """−f · (∇ · d): the first-order change of the logit when the feature is ablated there. Negative: it speaks for
-    the target."""
+    """f · (∇ · d), gradient × activation: to first order, by how much the logit falls when the feature is ablated
+    there."""
     measured: float | None
-    """The change when it really is ablated there and nowhere else; None where that was not asked for."""
-
-    @property
-    def contribution(self) -> float:
-        """f · (∇ · d): gradient × activation."""
-        return -self.predicted
+    """By how much it falls when the feature really is ablated there and nowhere else; None where that was not asked
+    for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +70,8 @@ class Total:
     feature: int
     tokens: int
     """Counted tokens on which it is active and the gradient is not zero."""
-    contribution: float
+    predicted: float
+    """Sum of gradient × activation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +105,7 @@ class Attribution:
     together_predicted: float
     """Sum of the predicted effects of all `rows`."""
     together_measured: float | None
-    """The change when all of them are ablated at once."""
+    """By how much the logit falls when all of them are ablated at once."""
     correlation: float | None
     """Pearson's, of predicted and measured over `rows`; None for fewer than three, or where either does not vary."""
     features: float
@@ -172,10 +170,10 @@ class Attribution:
     def _strip(self) -> Text:
         from rich.text import Text
 
-        strip = Text("Contribution of all features, by token: ")
+        strip = Text("What all features add, predicted, by token: ")
         for token, counted, value in zip(self.tokens, self.counted, self.features_by_token, strict=True):
             if counted:
-                strip.append(visible(token), style=f"bold {_style(-value)}")
+                strip.append(visible(token), style=f"bold {_style(value)}")
                 strip.append(f" {_signed(value, 2)}  ")
             else:
                 strip.append(f"{visible(token)} (not counted)  ", style="dim")
@@ -220,8 +218,8 @@ class Attribution:
 
     def _heading(self) -> str:
         return (
-            f"Change of the {self._quantity()} if one feature is ablated on one token: where it falls (−), the feature "
-            f"speaks for {_quoted(self.target)}"
+            f"What one feature on one token adds to the {self._quantity()}, as ablating it there shows: where it is + "
+            f"the feature speaks for {_quoted(self.target)}"
         )
 
     def _question(self) -> str:
@@ -238,12 +236,12 @@ class Attribution:
                 "" if self.correlation is None else f", correlation of predicted and measured {self.correlation:.3f}"
             )
             yield (
-                f"The {len(self.rows)} strongest of {self.active:,}{alike}; all ablated together: "
+                f"The {len(self.rows)} strongest of {self.active:,}{alike}; all of them together: "
                 f"predicted {_signed(self.together_predicted)}, measured {_signed(self.together_measured)}"
             )
         if self.by_feature:
-            sums = ", ".join(f"{one.feature} {_signed(one.contribution)} ({one.tokens})" for one in self.by_feature[:5])
-            yield f"Contributions summed over tokens, feature by feature (on how many): {sums}"
+            sums = ", ".join(f"{one.feature} {_signed(one.predicted)} ({one.tokens})" for one in self.by_feature[:5])
+            yield f"Predicted, summed over tokens, feature by feature (on how many): {sums}"
         skip = f"W_skip {_signed(self.skip)}, " if self.skip else ""
         apart = self.counted.count(False)
         yield (
@@ -416,7 +414,7 @@ class _Parts:
                 position=int(self.positions[entry]),
                 token=tokens[int(self.positions[entry])],
                 activation=float(self.activations[entry]),
-                predicted=-float(self.contributions[entry]),
+                predicted=float(self.contributions[entry]),
                 measured=None,
             )
             for entry in order.tolist()
@@ -426,15 +424,13 @@ class _Parts:
         ids, whose, counts = torch.unique(self.ids, return_inverse=True, return_counts=True)
         sums = torch.zeros(len(ids), dtype=torch.float64).index_add(0, whose, self.contributions)
         order = sums.abs().argsort(descending=True, stable=True)[:k].tolist()
-        return tuple(
-            Total(feature=int(ids[one]), tokens=int(counts[one]), contribution=float(sums[one])) for one in order
-        )
+        return tuple(Total(feature=int(ids[one]), tokens=int(counts[one]), predicted=float(sums[one])) for one in order)
 
 
 def _verified(
     model: LanguageModel, sae: SAE, tokens: Tokens, quantity: _Quantity, rows: tuple[Cause, ...]
 ) -> tuple[tuple[Cause, ...], float]:
-    """The rows with what their ablation does, one at a time, and what that of all at once does.
+    """The rows with how much the logit falls when they are ablated, one at a time, and when all are at once.
 
     Each is a row of a batch beside an untouched one: in a batch the same sums may be taken in another order than alone,
     and effects are small.
@@ -447,7 +443,7 @@ def _verified(
         ids = tokens.ids.expand(len(batch), -1)
         with model.edited(*_ablations(sae, batch, ids.shape)):
             values = quantity.of_rows(model.logits(ids)).double()
-        effects += (values[1:] - values[0]).tolist()
+        effects += (values[0] - values[1:]).tolist()
     *single, together = effects
     return tuple(replace(row, measured=effect) for row, effect in zip(rows, single, strict=True)), together
 
@@ -556,7 +552,7 @@ def _signed(value: float, digits: int = 3) -> str:
 
 
 def _style(value: float) -> str:
-    return "green" if value < 0 else "yellow" if value > 0 else ""
+    return "green" if value > 0 else "yellow" if value < 0 else ""
 
 
 def _code(token: str) -> str:
@@ -564,5 +560,5 @@ def _code(token: str) -> str:
 
 
 def _cell(value: float) -> str:
-    ink = "rgb(16,140,95)" if value < 0 else "rgb(190,95,20)"
+    ink = "rgb(16,140,95)" if value > 0 else "rgb(190,95,20)"
     return f"<span style='color:{ink}'>{_signed(value)}</span>"
