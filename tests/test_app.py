@@ -111,7 +111,7 @@ def still(folder: Path) -> Iterator[TestClient]:
         f"{AT}/prompt",
         f"{AT}/prompt?text=the+cat&pin=3",
         f"{AT}/steer",
-        f"{AT}/steer?feature=3&strength=2&prompt=the+cat&tokens=3&run=true",
+        f"{AT}/steer?feature=3&strength=2max&prompt=the+cat&tokens=3&run=true",
         f"{AT}/attribute",
         f"{AT}/attribute?text=the+cat",
         f"{AT}/3/output-score",

@@ -22,6 +22,9 @@ from starlette.testclient import TestClient
 from gemscope.app import acting, events, steering
 from gemscope.app.server import app
 from gemscope.app.worker import Worker
+from gemscope.cli import options
+from gemscope.cli.main import main
+from gemscope.edits import ways
 from gemscope.edits.clamp import Ablate, Clamp
 from gemscope.edits.steer import Project, Steer
 from gemscope.reports.atlas import Atlas
@@ -33,7 +36,7 @@ from test_app import AT, BASE, MODEL, SAE, TEXT, here, planted, reader, until
 
 STEER = f"{AT}/steer"
 PROMPT = "the sea and the"
-ASKED: dict[str, Any] = {"feature": [5, 9], "strength": [2, -1.5], "prompt": PROMPT, "tokens": 6, "seed": 3}
+ASKED: dict[str, Any] = {"feature": [5, 9], "strength": ["2max", "-1.5max"], "prompt": PROMPT, "tokens": 6, "seed": 3}
 BODY: dict[str, Any] = {
     "prompt": PROMPT,
     "modelId": "tiny-model",
@@ -117,12 +120,66 @@ def test_what_is_written_is_what_the_library_writes(live: TestClient, folder: Pa
 def test_each_way_of_steering_is_the_edit_of_its_name(
     live: TestClient, folder: Path, asked: dict[str, Any], edits: Callable[[Any], list[Any]]
 ) -> None:
-    state = {"feature": 5, "strength": 2, "prompt": PROMPT, "tokens": 4, "n": 2, "temperature": 1, "run": True}
+    state = {"feature": 5, "strength": "2max", "prompt": PROMPT, "tokens": 4, "n": 2, "temperature": 1, "run": True}
     (run,) = live.get(f"{STEER}.json", params={**state, **asked}).json()["runs"]
     with Atlas(folder) as atlas:
         units = units_of(atlas, MODEL, SAE)
     made = steer(MODEL, PROMPT, edits(units.max(5, 2)), n=2, max_new_tokens=4, temperature=1.0, seed=16)
     assert run == as_json({"name": "steered", **made.to_dict()})
+
+
+@pytest.mark.parametrize(("written", "unit"), [("8", "raw"), ("8raw", "raw"), ("2max", "max"), ("0.5norm", "norm")])
+def test_a_strength_means_the_same_wherever_it_is_written(
+    live: TestClient, folder: Path, written: str, unit: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Atlas(folder) as atlas:
+        units = units_of(atlas, MODEL, SAE)
+    strength = {"raw": units.raw, "max": units.max, "norm": units.norm}[unit](5, float(written.removesuffix(unit)))
+    how: dict[str, Any] = {"max_new_tokens": 6, "temperature": 0.5, "seed": 16}
+    expected = steer(MODEL, PROMPT, [Steer(SAE, 5, strength)], **how).to_dict()
+    assert expected["strengths"] == [vars(strength)]
+    view = live.get(
+        f"{STEER}.json", params={"feature": 5, "strength": written, "prompt": PROMPT, "tokens": 6, "run": 1}
+    )
+    (shown,) = view.json()["features"]
+    assert {name: shown[name] for name in ("raw", "of_max", "of_norm")} == pytest.approx(vars(strength), rel=1e-5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(options, "model_of", lambda *_: MODEL)
+        patch.setattr(options, "sae_of", lambda *_: SAE)
+        words = ["steer", "model", "sae", f"5={written}", PROMPT, "--atlas", str(folder), "-n", "1", "--json"]
+        assert main([*words, "--max-new-tokens", "6"]) == 0
+    shell = json.loads(capsys.readouterr().out)
+    for found in (view.json()["runs"][0], shell):
+        assert {name: found[name] for name in ("edits", "strengths", "pairs")} == as_json(
+            {name: expected[name] for name in ("edits", "strengths", "pairs")}
+        )
+    if unit == "raw":  # all that Python and Neuronpedia's call know
+        assert expected["pairs"] == steer(MODEL, PROMPT, [Steer(SAE, 5, 8.0)], **how).to_dict()["pairs"]
+        body = {**BODY, "features": [{**BODY["features"][0], "strength": 8}], "strength_multiplier": 1}
+        theirs = live.post("/api/steer", json=body).json()
+        assert theirs["STEERED"] == PROMPT + as_json(expected)["pairs"][0]["steered"]["text"]
+        link = live.get(
+            urlsplit(theirs["shareUrl"]).path + ".json", params=parse_qs(urlsplit(theirs["shareUrl"]).query)
+        )
+        assert link.json()["features"][0]["strength"] == "8"
+
+
+@pytest.mark.parametrize(("how", "way"), ways.WAYS.items())
+def test_each_way_is_the_same_edit_in_the_shell_and_in_the_view(
+    live: TestClient, folder: Path, how: str, way: ways.Way, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = {"a strength": ("=2max", {"strength": "2max"}), "a factor": ("=3", {"factor": 3}), "nothing": ("", {})}
+    word, asked = said[way.takes]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(options, "model_of", lambda *_: MODEL)
+        patch.setattr(options, "sae_of", lambda *_: SAE)
+        words = ["steer", "model", "sae", f"5{word}", PROMPT, "--atlas", str(folder), "-n", "1", "--json", "--how", how]
+        assert main([*words, "--max-new-tokens", "4"]) == 0
+    view = {"feature": 5, "prompt": PROMPT, "tokens": 4, "run": True, "how": how, **asked}
+    (run,) = live.get(f"{STEER}.json", params=view).json()["runs"]
+    shell = json.loads(capsys.readouterr().out)
+    assert {name: run[name] for name in ("edits", "pairs")} == {name: shell[name] for name in ("edits", "pairs")}
+    assert f'<option value="{how}"' in live.get(STEER).text
 
 
 def test_the_controls_are_written_beside_it(live: TestClient) -> None:
@@ -168,7 +225,7 @@ def test_the_address_carries_the_whole_state(live: TestClient) -> None:
     for name in ("how", "at", "temperature", "n", "random", "noise", "prompt", "seed", "tokens"):
         assert found[name] == state[name]
     page = live.get(found["url"]).text
-    assert 'name="strength" step="any" required value="-1.5"' in page
+    assert 'value="-1.5max">' in page
     assert 'name="factor" step="any" value="0.5"' in page
     assert '<option value="scale" selected>' in page
     assert "a &amp; b = “c”?\n#d</textarea>" in page
@@ -191,7 +248,9 @@ def test_a_form_alone_gives_a_whole_page_with_what_was_written(live: TestClient)
 
 def test_a_feature_is_added_by_its_number_or_by_its_label(live: TestClient) -> None:
     found = live.get(f"{STEER}.json", params={**ASKED, "add": "12", "run": True}).json()
-    assert [(one["index"], one["strength"]) for one in found["features"]] == [("5", 2), ("9", -1.5), ("12", 1)]
+    assert [(one["index"], one["strength"]) for one in found["features"]] == [
+        ("5", "2max"), ("9", "-1.5max"), ("12", "1max"),
+    ]  # fmt: skip
     assert found["runs"] is None
     by_label = live.get(f"{STEER}.json", params={**ASKED, "add": "sea words"}).json()
     assert len(by_label["features"]) == 2
@@ -208,7 +267,7 @@ def test_a_feature_is_taken_out_by_a_link(live: TestClient) -> None:
     page = live.get(STEER, params=ASKED).text
     links = [link.replace("&amp;", "&") for link in re.findall(r'data-remove href="([^"]+)"', page)]
     assert [parse_qs(urlsplit(link).query)["feature"] for link in links] == [["9"], ["5"]]
-    assert parse_qs(urlsplit(links[0]).query)["strength"] == ["-1.5"]
+    assert parse_qs(urlsplit(links[0]).query)["strength"] == ["-1.5max"]
 
 
 def test_the_units_are_measured_once_and_then_stand_on_the_page(folder: Path) -> None:
@@ -236,11 +295,14 @@ def test_the_units_are_measured_once_and_then_stand_on_the_page(folder: Path) ->
         ({"feature": "x"}, 400, "expected a whole number"),
         ({"feature": [5, 5]}, 400, "named twice"),
         ({"feature": list(range(21))}, 400, "feature has 21 values: at most 20"),
-        ({"strength": "nan"}, 400, "strength='nan': expected a number"),
-        ({"strength": "inf"}, 400, "expected a number"),
-        ({"strength": "1e300"}, 400, "expected a number"),
+        ({"strength": "nan"}, 400, "'nan' is no strength"),
+        ({"strength": "inf"}, 400, "'inf' is no strength"),
+        ({"strength": "2 apples"}, 400, "expected such as 2max, 0.5norm or 30 (raw)"),
+        ({"strength": "1e300"}, 400, "expected a strength from -1,000,000"),
+        ({"strength": "-2e6max"}, 400, "expected a strength from -1,000,000"),
+        ({"how": "scale", "noise": True}, 400, "noise can only be added"),
         ({"factor": "-inf"}, 400, "factor="),
-        ({"how": "melt"}, 400, "how='melt': expected add, clamp"),
+        ({"how": "melt"}, 400, "how='melt': expected add, clamp, at-least"),
         ({"at": "nowhere"}, 400, "at='nowhere'"),
         ({"temperature": 2.5}, 400, "expected a number from 0 to 2"),
         ({"temperature": -0.1}, 400, "expected a number from 0 to 2"),
@@ -300,7 +362,7 @@ def test_a_feature_s_page_has_a_panel_that_leads_to_the_steer_view(live: TestCli
     assert found["prompt"]
     # A form alone leads there as well, and writes.
     fields = dict(re.findall(r'name="(feature|strength|seed|tokens)"[^>]*value="([^"]*)"', page))
-    assert fields == {"feature": "5", "strength": "1", "seed": "16", "tokens": "40"}
+    assert fields == {"feature": "5", "strength": "1max", "seed": "16", "tokens": "40"}
     assert "<steer-panel" not in live.get(f"{AT}/6").text  # a dead one has no strength to be measured in
 
 

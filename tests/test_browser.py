@@ -433,10 +433,10 @@ def test_a_feature_is_steered_with_from_its_page_and_the_texts_come_as_they_are_
     panel.locator(".strength input[type=range]").focus()
     for _ in range(10):
         page.keyboard.press("ArrowRight")
-    assert panel.locator("[name=strength]").input_value() == "2"
+    assert panel.locator("[name=strength]").input_value() == "2max"
     assert f"{2 * most:.3g} raw = 2 × max" in shown(output)
     output.filter(has_text="× median norm").wait_for(timeout=LIVE)
-    assert "strength=2" in (panel.locator("[data-open]").get_attribute("href") or "")
+    assert "strength=2max" in (panel.locator("[data-open]").get_attribute("href") or "")
     panel.locator("[name=tokens]").fill("10")
     # What the two columns hold, each time they change.
     page.evaluate(
@@ -469,7 +469,7 @@ def test_a_feature_is_steered_with_from_its_page_and_the_texts_come_as_they_are_
     assert written(page) == [alone, steered]
     panel.locator("[data-open]").click()
     page.wait_for_url("**/steer?**")
-    assert page.locator("[name=strength]").input_value() == "2"
+    assert page.locator("[name=strength]").input_value() == "2max"
     assert page.locator("[name=tokens]").input_value() == "10"
     assert page.locator(".outcome *").count() == 0
 
@@ -508,7 +508,7 @@ def test_two_features_are_steered_with_and_the_address_opens_with_all_of_it(
     second = page.locator(f".dial[data-feature='{SISTER}']")
     second.wait_for()
     assert page.locator(":focus").get_attribute("type") == "range"
-    second.locator("[name=strength]").fill("-1.5")
+    second.locator("[name=strength]").fill("-1.5max")
     page.fill("[name=prompt]", "We met at noon & said")
     page.select_option("[name=at]", "generated")
     page.fill("[name=temperature]", "0.8")
@@ -529,7 +529,7 @@ def test_two_features_are_steered_with_and_the_address_opens_with_all_of_it(
             for name in ("feature", "strength", "prompt", "how", "at", "temperature", "seed", "tokens", "n")
         }
         assert state == {
-            "feature": [str(GREETINGS), str(SISTER)], "strength": ["1", "-1.5"], "prompt": ["We met at noon & said"],
+            "feature": [str(GREETINGS), str(SISTER)], "strength": ["1max", "-1.5max"], "prompt": ["We met at noon & said"],
             "how": ["add"], "at": ["generated"], "temperature": ["0.8"], "seed": ["7"], "tokens": ["8"], "n": ["2"],
         }  # fmt: skip
         assert other.locator("[name=random]").is_checked()
@@ -890,7 +890,7 @@ PAGES: dict[str, tuple[str, Callable[[Page], object]]] = {
     "prompt": (f"{AT}/prompt?pin=6837&text={PROMPT}", _pinned),
     "steer-empty": (f"{AT}/steer", lambda page: None),
     "steer": (
-        f"{AT}/steer?feature={GREETINGS}&feature={SISTER}&strength=2&strength=-1&tokens=10&n=2&prompt=I+think+that&noise=true",
+        f"{AT}/steer?feature={GREETINGS}&feature={SISTER}&strength=2max&strength=-1max&tokens=10&n=2&prompt=I+think+that&noise=true",
         _written,
     ),
     "steer-found": (f"{AT}/steer?add=words&feature=22", lambda page: page.wait_for_selector(".suggestions")),

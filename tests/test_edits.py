@@ -622,7 +622,7 @@ def test_whichever_unit_is_given_all_three_are_told() -> None:
         assert strength.raw == pytest.approx(2 * units.maximum(feature))
         assert strength.of_max == pytest.approx(2.0)
         assert strength.of_norm == pytest.approx(strength.raw * length / units.median_norm)
-        assert all(word in str(strength) for word in ("raw", "max activation", "median norm"))
+        assert all(word in str(strength) for word in ("raw", "× max", "× median norm"))
         edit = gs.Steer(sae, feature, strength)
         assert edit.strength == strength
         assert torch.equal(

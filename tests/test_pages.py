@@ -27,7 +27,7 @@ from gemscope.app.acting import Dial
 from gemscope.app.requests import Cause as Asking
 from gemscope.app.requests import Steering
 from gemscope.app.steering import Run
-from gemscope.edits.units import Strength
+from gemscope.edits.strength import Amount, Strength
 from gemscope.pages import charts, strips
 from gemscope.pages.changes import STEPS, changes
 from gemscope.pages.embed import Embed
@@ -263,13 +263,20 @@ def steered(*tokens: str, name: str = "steered", edit: str = "add feature 12", s
     )  # fmt: skip
 
 
-ASKED = Steering(features=(12, 7), strengths=(2.0, -0.5), factors=(0.0, 1.5), prompt="Sea of", n=2, random=True)
+ASKED = Steering(
+    features=(12, 7),
+    strengths=(Amount(2.0, "max"), Amount(-0.5)),
+    factors=(0.0, 1.5),
+    prompt="Sea of",
+    n=2,
+    random=True,
+)
 
 
 def dialled(label: str | None = "names of seas", token: str | None = " Sea") -> list[Dial]:
     return [
-        Dial(replace(SUMMARIES[0], feature=12, label=label), 2.0, 0.0, 0.25, "/without/12"),
-        Dial(replace(SUMMARIES[1], feature=7, token=token), -0.5, 1.5, None, "/without/7"),
+        Dial(replace(SUMMARIES[0], feature=12, label=label), Amount(2.0, "max"), 0.0, 0.25, "/without/12"),
+        Dial(replace(SUMMARIES[1], feature=7, token=token), Amount(-0.5), 1.5, None, "/without/7"),
     ]
 
 
@@ -287,10 +294,10 @@ def attribution(token: str = " Sea", note: str = "logits come in steps") -> Attr
         counted=(False, True, True), position=1, target=Target(id=4, token=token, logit=9.5, probability=0.25),
         against=None, logit=9.5,
         rows=(
-            Cause(feature=12, position=1, token=token, activation=8.0, predicted=-2.0, measured=-1.5),
-            Cause(feature=7, position=1, token=token, activation=1.0, predicted=0.5, measured=None),
+            Cause(feature=12, position=1, token=token, activation=8.0, predicted=2.0, measured=1.5),
+            Cause(feature=7, position=1, token=token, activation=1.0, predicted=-0.5, measured=None),
         ),
-        by_feature=(), together_predicted=-1.5, together_measured=-1.25, correlation=0.9, features=3.0, error=-0.5,
+        by_feature=(), together_predicted=1.5, together_measured=1.25, correlation=0.9, features=3.0, error=-0.5,
         bias=1.0, skip=0.0, uncounted=0.25, total=3.75, features_by_token=(0.0, 3.0, 0.0),
         error_by_token=(0.0, -1.0, 0.0), active=40, notes=(note,),
     )  # fmt: skip
@@ -701,6 +708,8 @@ def test_a_feature_page_holds_everything_known_of_a_feature() -> None:
     ]
     assert [cell.text for cell in suppressed.one("tbody").all("td")] == ["def", "−1.5"]
     assert [rect.attributes["width"] for rect in promoted.all("rect")] == ["100", "50"]
+    (lowered,) = suppressed.all("rect")
+    assert (lowered.attributes["class"], lowered.attributes["x"]) == ("minus", "0")
     lists = tree.all("ol", class_="strips")
     assert [len(one.all("token-strip")) for one in lists] == [1, 1]
     assert [re.sub(r"\s+", " ", one.text) for one in tree.all("h3")] == [
@@ -979,15 +988,15 @@ def test_the_steer_view_is_a_form_of_its_own_state() -> None:
         if one.tag == "input" and one.attributes.get("name") and one.attributes.get("type") != "checkbox":
             said.append((one.attributes["name"], one.attributes["value"]))
     assert said == [
-        ("feature", "12"), ("strength", "2"), ("factor", "0"), ("feature", "7"), ("strength", "-0.5"), ("factor", "1.5"),
+        ("feature", "12"), ("strength", "2max"), ("factor", "0"), ("feature", "7"), ("strength", "-0.5"), ("factor", "1.5"),
         ("add", ""), ("temperature", "0.5"), ("seed", "16"), ("tokens", "40"), ("n", "2"),
     ]  # fmt: skip
     assert [one.attributes["name"] for one in form.all("input", type="checkbox") if "checked" in one.attributes] == [
         "random"
     ]
     outputs = [one.text for one in form.all("output")]
-    assert outputs[0] == "= 16 raw = 0.5 × median norm"
-    assert outputs[2] == "= −1.5 raw"  # the norm is not known yet
+    assert outputs[0] == "= 16 raw = 2 × max = 0.5 × median norm"
+    assert outputs[2] == "= −0.5 raw = −0.167 × max"  # the norm is not known yet
     assert [one.attributes["href"] for one in form.all("a", class_="button")] == ["/without/12", "/without/7"]
 
 
@@ -1020,9 +1029,16 @@ def test_causes_show_what_was_predicted_beside_what_was_measured() -> None:
     page = render("attribution.html", links=LINKS, asked=Asking(text="Sea of"), found=attribution(), **values)
     tree = parse(page)
     assert [[cell.text for cell in row.all("td")] for row in tree.one("tbody").all("tr")] == [
-        ["12", "names of seas", "·Sea 1", "8", "−2", "−1.5"],
-        ["7", "on ·a", "·Sea 1", "1", "+0.5", "—"],
+        ["12", "names of seas", "·Sea 1", "8", "+2", "+1.5"],
+        ["7", "on ·a", "·Sea 1", "1", "−0.5", "—"],
     ]
+    drawn = [
+        (one.attributes.get("class", ""), one.attributes["x"], one.attributes["width"])
+        for one in tree.one("tbody").all("rect")
+        if one.attributes.get("class") != "zero"
+    ]
+    assert drawn == [("", "0", "100"), ("", "0", "75"), ("minus", "-25", "25")]  # from the middle, to its own side
+    assert len(tree.one("tbody").all("rect", class_="zero")) == 3
     assert tree.one("tbody").all("a")[0].attributes["href"] == LINKS.feature(12)
     assert "25 % likely" in tree.text
     assert "25 % what the SAE leaves out" in tree.text

@@ -20,6 +20,7 @@ from gemscope.edits.clamp import Ablate, Clamp
 from gemscope.edits.splice import Splice
 from gemscope.edits.steer import Steer
 from gemscope.edits.units import Units
+from gemscope.edits.ways import WAYS
 from gemscope.features.logit_lens import logit_effects, promoted
 from gemscope.features.sae import SAE
 from gemscope.reports import dose as dose_module
@@ -269,7 +270,7 @@ def test_a_report_states_its_conditions(model: LanguageModel, sae: SAE) -> None:
     units = Units(sae, maxima={3: 2.0}, median_norm=10.0, source="sample", tokens=100)
     edits = [Clamp(sae, 3, units.max(3, 1.5), at="generated"), Ablate(sae, 4, at="generated")]
     found = steer(model, PROMPT, edits, max_new_tokens=3, temperature=0.25, seed=9, control="a control")
-    assert "3 raw = 1.5 × max activation = 0.3 × median norm" in str(found)
+    assert "3 raw = 1.5 × max = 0.3 × median norm" in str(found)
     assert found.at == "generated"
     assert found.strengths == (units.max(3, 1.5), None)
     for said in ("seed 9", "temperature 0.25", "a control", "same dice", "unedited model's"):
@@ -448,16 +449,16 @@ QUICK = ["--max-new-tokens", "6", "-n", "2"]
 
 @pytest.mark.usefixtures("at_hand")
 def test_the_shell_shows_both_texts_and_all_units(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["steer", "2510=2", "I live in", *QUICK]) == 0
+    assert main(["steer", "2510=2max", "I live in", *QUICK]) == 0
     out = capsys.readouterr().out
-    for said in ("default", "steered", "clamp feature 2510", "raw =", "× max activation", "× median norm", "588,655"):
+    for said in ("default", "steered", "add feature 2510", "raw = 2 × max", "× median norm", "588,655"):
         assert said in out
 
 
 @pytest.mark.usefixtures("at_hand")
 def test_the_shell_prints_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["steer", "smollm2", "smollm2", "2510=0.5norm", "3978=30raw", "I live in", *QUICK, "--json", "--noise"]
-    assert main([*words, "--how", "steer"]) == 0
+    assert main(words) == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found["edits"]) == 2
     assert found["strengths"][0]["of_norm"] == pytest.approx(0.5)
@@ -472,7 +473,7 @@ def test_the_shell_prints_one_json_object(capsys: pytest.CaptureFixture[str]) ->
 def test_the_shell_sweeps(tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:
     page = f"{tmp_path}/sweep.html"
     words = ["steer", "2510", "I live in", "--sweep", "0,2", "--random-feature", "--html", page, *QUICK]
-    assert main([*words, "--how", "steer"]) == 0
+    assert main(words) == 0
     out = capsys.readouterr().out
     assert "logit lens" in out
     assert "control" in out
@@ -480,7 +481,7 @@ def test_the_shell_sweeps(tmp_path: object, capsys: pytest.CaptureFixture[str]) 
         text = file.read()
     assert text.count("<svg") == 3
     assert "default-src 'none'" in text
-    assert main([*words[:-6], "--target", " time", "--json", *QUICK, "--how", "steer"]) == 0
+    assert main([*words[:-6], "--target", " time", "--json", *QUICK]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["target"] == [" time"]
     assert [one["strength"] for one in found["responses"]] == [0, 2]
@@ -493,14 +494,16 @@ def test_the_shell_sweeps(tmp_path: object, capsys: pytest.CaptureFixture[str]) 
     ("words", "said"),
     [
         (["99999=2", "I live in"], "no feature 99999: this SAE has features 0 to 8191"),
-        (["2510=nan", "I live in"], "strength nan"),
+        (["2510=nan", "I live in"], "2510=nan: 'nan' is no strength"),
+        (["2510=2Max", "I live in"], "'2Max' is no strength"),
         (["2510=abc", "I live in"], "'abc' is no strength"),
         (["2510", "I live in"], "has no strength"),
-        (["2510=2", "2510=3", "I live in"], "contradict"),
+        (["2510=2", "2510=3", "I live in"], "named twice"),
         (["2510=2", ""], "the prompt is empty"),
         (["2510=2", "I live in", "-n", "0"], "n=0"),
         (["2510=2", "I live in", "--max-new-tokens", "100000"], "do not fit"),
         (["2510=2", "I live in", "--how", "ablate"], "takes no strength"),
+        (["2510=2", "I live in", "--how", "scale", "--noise"], "noise can only be added"),
         (["2510=2raw", "I live in", "--how", "scale"], "has no unit"),
         (["2510=0", "I live in", "--sweep", "1,2"], "cannot be swept"),
         (["2510", "I live in", "--sweep", "1,2", "--target", " a wormhole"], "tokens to"),
@@ -536,9 +539,9 @@ def test_wrong_usage_is_told_apart_from_mistakes(
 
 @pytest.mark.usefixtures("at_hand")
 def test_a_feature_that_never_fires_asks_for_raw_units(capsys: pytest.CaptureFixture[str], dead: int) -> None:
-    assert main(["steer", f"{dead}=2", "I live in"]) == 1
+    assert main(["steer", f"{dead}=2max", "I live in"]) == 1
     assert "raw units" in capsys.readouterr().err
-    assert main(["steer", f"{dead}=30raw", "I live in", *QUICK]) == 0
+    assert main(["steer", f"{dead}=30", "I live in", *QUICK]) == 0
     assert "30 raw" in capsys.readouterr().out
 
 
@@ -551,8 +554,8 @@ def dead() -> Iterator[int]:
 
 
 @pytest.mark.usefixtures("at_hand")
-@pytest.mark.parametrize("how", ["at-least", "project", "cap", "scale", "ablate"])
+@pytest.mark.parametrize("how", WAYS)
 def test_every_way_to_edit_can_be_asked_for(how: str, capsys: pytest.CaptureFixture[str]) -> None:
-    feature = {"ablate": "2510", "project": "2510=0", "scale": "2510=3"}.get(how, "2510=1")
+    feature = {"ablate": "2510", "project": "2510=0", "scale": "2510=3"}.get(how, "2510=1max")
     assert main(["steer", feature, "In October", "--how", how, "-n", "1", "--max-new-tokens", "3", "--json"]) == 0
     assert "2510" in json.loads(capsys.readouterr().out)["edits"][0]

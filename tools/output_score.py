@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 import gemscope as gs
-from gemscope.edits.units import Strength
+from gemscope.edits.strength import Strength
 from gemscope.features.logit_lens import promoted
 from gemscope.reports.output_score import PROMPTS, output_score
 from gemscope.reports.units import units_of

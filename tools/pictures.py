@@ -82,7 +82,7 @@ def pages(browser, url: str) -> None:
     page.evaluate("document.querySelector('section.causes').scrollIntoView()")
     take(page, "causes")
     page.goto(
-        f"{AT}/steer?feature={GREETINGS}&strength=1&feature={TIME}&strength=-1&prompt=I+think+that&tokens=32&noise=true"
+        f"{AT}/steer?feature={GREETINGS}&strength=1max&feature={TIME}&strength=-1max&prompt=I+think+that&tokens=32&noise=true"
     )
     wrote(page)
     page.evaluate("document.querySelector('steer-panel').scrollIntoView()")

@@ -32,7 +32,7 @@ _HOME = {
     "Ablate": "edits.clamp",
     "Splice": "edits.splice",
     "Replace": "edits.splice",
-    "Strength": "edits.units",
+    "Strength": "edits.strength",
     "Units": "edits.units",
     "Steered": "reports.steer",
     "Dose": "reports.dose",

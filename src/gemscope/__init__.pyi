@@ -16,7 +16,7 @@ from gemscope.edits.splice import Splice as Splice
 from gemscope.edits.steer import Cap as Cap
 from gemscope.edits.steer import Project as Project
 from gemscope.edits.steer import Steer as Steer
-from gemscope.edits.units import Strength as Strength
+from gemscope.edits.strength import Strength as Strength
 from gemscope.edits.units import Units as Units
 from gemscope.features.activations import FeatureActivations as FeatureActivations
 from gemscope.features.catalog import catalog as catalog

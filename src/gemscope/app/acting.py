@@ -17,10 +17,12 @@ from starlette.routing import Route
 
 from gemscope.app.asking import ask, body_of, index_of, pressed, query_of, source_of
 from gemscope.app.events import Events
-from gemscope.app.requests import EDITED, Cause, Steering
+from gemscope.app.requests import EDITED, FULL, Cause, Steering
 from gemscope.app.responses import data, page, wants_data, wants_part
 from gemscope.app.shelf import Source
 from gemscope.app.worker import Job
+from gemscope.edits.strength import Amount, Strength
+from gemscope.edits.ways import require_added
 from gemscope.errors import GemscopeError, InputError, NotFound
 from gemscope.pages.render import render
 from gemscope.reports.dashboard import Summary
@@ -39,12 +41,26 @@ class Dial:
     """A feature that is steered with: how strongly, and the address of the page without it."""
 
     summary: Summary
-    strength: float
-    """In units of its greatest activation."""
+    amount: Amount
     factor: float
     norm: float | None
     """Its greatest activation as a share of the median norm, where that is known already."""
     without: str
+
+    @property
+    def strength(self) -> Strength | None:
+        """The amount in all units that are known; None where its own has no measure yet."""
+        value, top, norm = self.amount.value, self.summary.max or None, self.norm
+        match self.amount.unit:
+            case "raw":
+                raw: float | None = value
+            case "max":
+                raw = top and value * top
+            case "norm":
+                raw = top and norm and value / norm * top
+        if raw is None:
+            return None
+        return Strength(raw, top and raw / top, top and norm and raw / top * norm)
 
 
 def dials(source: Source, asked: Steering) -> list[Dial]:
@@ -52,12 +68,12 @@ def dials(source: Source, asked: Steering) -> list[Dial]:
     return [dial(source, asked, source.summary(feature), by, factor) for feature, by, factor in asked.rows]
 
 
-def dial(source: Source, asked: Steering, summary: Summary, strength: float = 1.0, factor: float = 0.0) -> Dial:
+def dial(source: Source, asked: Steering, summary: Summary, amount: Amount = FULL, factor: float = 0.0) -> Dial:
     """The one of a feature. What is not known without the model is left out: pages do not wait for it."""
     units = source.live.known_units
     norm = units.max(summary.feature).of_norm if units is not None and summary.max > 0 else None
     rest = asked.query([row for row in asked.rows if row[0] != summary.feature])
-    return Dial(summary, strength, factor, norm, source.links.steer(**rest))
+    return Dial(summary, amount, factor, norm, source.links.steer(**rest))
 
 
 def first(index: int) -> Steering:
@@ -127,7 +143,7 @@ def _taken_in(source: Source, asked: Steering) -> tuple[Steering, list[Summary],
             return asked, [], f"No feature {feature}: there are 0 to {len(source.atlas) - 1:,}."
         if feature in asked.features:
             return replace(asked, add=""), [], f"Feature {feature} is there already."
-        rows = [*asked.rows, (feature, 1.0, 0.0)]
+        rows = [*asked.rows, (feature, FULL, 0.0)]
         features, strengths, factors = (tuple(column) for column in zip(*rows, strict=True))
         return replace(asked, add="", features=features, strengths=strengths, factors=factors), [], ""
     found = source.atlas.search(wanted, limit=_FOUND)
@@ -140,6 +156,8 @@ def _check(source: Source, asked: Steering) -> None:
         raise InputError("feature is missing: name at least one to steer with")
     if not asked.prompt.strip():
         raise InputError("prompt is empty: the model needs a text to go on with")
+    if asked.noise:
+        require_added(asked.how)
     for feature in asked.features:
         if not 0 <= feature < len(source.atlas):
             raise NotFound(f"no feature {feature}: there are 0 to {len(source.atlas) - 1}")
@@ -153,10 +171,9 @@ def _data(source: Source, asked: Steering, rows: Sequence[Dial]) -> dict[str, An
         "features": [
             {
                 **_line(source, one.summary),
-                "strength": one.strength,
+                "strength": str(one.amount),
                 "factor": one.factor,
-                "raw": one.strength * one.summary.max,
-                "of_norm": None if one.norm is None else one.strength * one.norm,
+                **{unit: getattr(one.strength, unit, None) for unit in ("raw", "of_max", "of_norm")},
             }
             for one in rows
         ],

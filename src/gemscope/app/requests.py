@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from gemscope.edits.strength import Amount
+from gemscope.edits.ways import WAYS
 from gemscope.errors import InputError
 
 T = TypeVar("T")
@@ -103,6 +105,22 @@ def real(name: str, *, low: float = -math.inf, high: float = math.inf, default: 
 
     schema = {"type": "number", **{word: bound for word, bound in bounds.items() if math.isfinite(bound)}}
     return _field(Rule(name, read, schema), default)
+
+
+def amount(name: str, *, most: float) -> Any:
+    """A strength with its unit, up to `most` in size either way; a number alone is raw."""
+
+    def read(value: Any, name: str) -> Amount:
+        given = f"{value}" if isinstance(value, int | float) and not isinstance(value, bool) else value
+        if not isinstance(given, str):
+            raise InputError(f"{name} is {_kind(value)}: expected a strength such as 2max, 0.5norm or 30 (raw)")
+        found = Amount.read(given)
+        if abs(found.value) > most:
+            raise InputError(f"{name}={_shown(value)}: expected a strength from {-most:,.0f} to {most:,.0f}")
+        return found
+
+    number = {"type": "number", "minimum": -most, "maximum": most}
+    return _field(Rule(name, read, {"oneOf": [number, {"type": "string"}]}), _REQUIRED)
 
 
 def flag(name: str, *, default: bool | None = None) -> Any:
@@ -281,6 +299,10 @@ EDITED = 20
 """Features that are steered with at most."""
 STRONG = 1e6
 """Greatest size of a strength, in whatever unit."""
+FULL = Amount(1.0, "max")
+"""What a feature is steered with unless something is said."""
+Row = tuple[int, Amount, float]
+"""A feature, its strength and its factor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,14 +310,14 @@ class Steering:
     """What to steer with, and how: the whole state of the steer view, as its address carries it."""
 
     features: tuple[int, ...] = several("feature", integer("feature", low=0, high=10**9), count=EDITED)
-    strengths: tuple[float, ...] = several("strength", real("strength", low=-STRONG, high=STRONG), count=EDITED)
-    """In units of each feature's greatest activation; 1 where there are fewer of them than features."""
+    strengths: tuple[Amount, ...] = several("strength", amount("strength", most=STRONG), count=EDITED)
+    """Each with its unit; where there are fewer of them than features, each one's greatest activation."""
     factors: tuple[float, ...] = several("factor", real("factor", low=-1000, high=1000), count=EDITED)
     """For what takes a factor instead (`scale`, `project`); 0 where there are fewer."""
     prompt: str = string("prompt", most=STEERED, least=0, default="")
     chat: bool = flag("chat", default=False)
     """Whether the prompt is what a user says in a chat, to be replied to."""
-    how: str = choice("how", "add", "clamp", "at_least", "scale", "ablate", "project")
+    how: str = choice("how", *WAYS)
     at: str = choice("at", "all", "prompt", "generated")
     temperature: float = real("temperature", low=0, high=2, default=0.5)
     seed: int = integer("seed", low=-100_000_000, high=100_000_000, default=16)
@@ -317,17 +339,17 @@ class Steering:
             raise InputError("feature is named twice: give each feature once, with one strength")
 
     @property
-    def rows(self) -> list[tuple[int, float, float]]:
+    def rows(self) -> list[Row]:
         """Each feature with its strength and its factor."""
-        filled = [(*self.strengths, *[1.0] * EDITED), (*self.factors, *[0.0] * EDITED)]
-        return list(zip(self.features, *filled, strict=False))
+        strengths, factors = (*self.strengths, *[FULL] * EDITED), (*self.factors, *[0.0] * EDITED)
+        return list(zip(self.features, strengths, factors, strict=False))
 
-    def query(self, rows: list[tuple[int, float, float]] | None = None) -> dict[str, Any]:
+    def query(self, rows: list[Row] | None = None) -> dict[str, Any]:
         """As an address says it: what is as it would be anyway is left out. `rows` in the place of its own."""
         chosen = self.rows if rows is None else rows
         lists = {
             "feature": [feature for feature, _, _ in chosen],
-            "strength": [f"{strength:g}" for _, strength, _ in chosen],
+            "strength": [str(strength) for _, strength, _ in chosen],
             "factor": [f"{factor:g}" for _, _, factor in chosen] if any(factor for _, _, factor in chosen) else [],
         }
         names = ("prompt", "chat", "how", "at", "temperature", "seed", "tokens", "n", "random", "noise")

@@ -17,6 +17,7 @@ from gemscope.app.requests import Steer, Steering
 from gemscope.app.responses import data
 from gemscope.app.shelf import Source
 from gemscope.app.worker import Job
+from gemscope.edits.strength import Amount
 from gemscope.errors import InputError
 
 SECONDS = 300.0
@@ -26,7 +27,8 @@ SECONDS = 300.0
 async def steer(request: Request) -> Response:
     """A text continued twice, with and without features of any sources of one model; streamed if asked for.
 
-    A strength is raw: times the multiplier, times the decoder row (ORTHOGONAL_DECOMP: times what lies along it).
+    A strength is raw, as a number alone is everywhere here: times the multiplier, times the decoder row, it is added
+    (ORTHOGONAL_DECOMP: it is the factor of what lies along that row).
     Special tokens, the first position and attention sinks are left alone.
     """
     asked = await body_of(request, Steer)
@@ -92,17 +94,16 @@ def _id(asked: Steer) -> str:
 
 
 def _share(request: Request, asked: Steer, sources: Sequence[Source]) -> str | None:
-    """The steer view with the same features: None where they are of several sources, or a maximum is not known."""
+    """The steer view with the same features: None where they are of several sources, or one is named twice."""
     (source, *others) = sources
     indices = tuple(one.index for one in asked.features)
-    maxima = [source.figures[1][index] for index in indices] if not others or len(set(map(id, sources))) == 1 else []
-    if not all(maxima) or len(maxima) != len(indices) or len(set(indices)) < len(indices):
+    if any(other is not source for other in others) or len(set(indices)) < len(indices):
         return None
     sizes = [one.strength * asked.multiplier for one in asked.features]
     projects = asked.method == "ORTHOGONAL_DECOMP"
     shown = Steering(
         features=indices,
-        strengths=tuple(1.0 if projects else size / top for size, top in zip(sizes, maxima, strict=True)),
+        strengths=() if projects else tuple(map(Amount, sizes)),
         factors=tuple(sizes) if projects else (),
         how="project" if projects else "add",
         prompt=asked.prompt,

@@ -8,13 +8,13 @@ from typing import Any
 
 from gemscope.activations.editing import Edit
 from gemscope.activations.model import LanguageModel
+from gemscope.app.requests import Row, SteerFeature, Steering
 from gemscope.app.requests import Steer as Asked
-from gemscope.app.requests import SteerFeature, Steering
 from gemscope.app.worker import Job
 from gemscope.edits import controls
-from gemscope.edits.clamp import Ablate, AtLeast, Clamp, Scale
 from gemscope.edits.steer import Project, Steer
 from gemscope.edits.units import Units
+from gemscope.edits.ways import WAYS, edit, require_added
 from gemscope.features.sae import SAE
 from gemscope.reports.steer import Frame, Steered
 from gemscope.reports.steer import stream as writing
@@ -52,18 +52,11 @@ def edits_of(asked: Steering, sae: SAE, units: Units) -> list[Edit]:
     return [_edit(asked, sae, units, row) for row in asked.rows]
 
 
-def _edit(asked: Steering, sae: SAE, units: Units, row: tuple[int, float, float]) -> Edit:
+def _edit(asked: Steering, sae: SAE, units: Units, row: Row) -> Edit:
     feature, strength, factor = row
+    by = strength.of(units, feature) if WAYS[asked.how].takes == "a strength" else factor
     at: Any = asked.at
-    match asked.how:
-        case "ablate":
-            return Ablate(sae, feature, at=at)
-        case "scale":
-            return Scale(sae, feature, factor, at=at)
-        case "project":
-            return Project(sae, feature, factor, at=at)
-    kinds = {"add": Steer, "clamp": Clamp, "at_least": AtLeast}
-    return kinds[asked.how](sae, feature, units.max(feature, strength), at=at)
+    return edit(asked.how, sae, feature, by, at=at)
 
 
 def variants(asked: Steering, sae: SAE, units: Units) -> Iterator[Variant]:
@@ -91,14 +84,15 @@ def _others(asked: Steering, sae: SAE, units: Units) -> dict[int, int]:
 
 
 def _noise(asked: Steering, sae: SAE, units: Units) -> list[Edit]:
-    """Added, whatever is done with the feature: a random direction has no activation to set."""
+    """Added, whatever is done with the feature: a random direction has no activation to set. Raises InputError."""
+    require_added(asked.how)
     site, at = sae.site_out or sae.site, asked.at
     assert site is not None
     return [
         Steer.along(
             site,
             controls.noise(sae, feature, asked.seed + place),
-            units.max(feature, strength),
+            strength.of(units, feature),
             name=f"noise as long as feature {feature}'s direction",
             at=at,  # type: ignore[arg-type]
         )

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from gemscope.cli import options
 from gemscope.cli.bars import bars
+from gemscope.edits.strength import Amount
+from gemscope.edits.ways import WAYS, edit, require_added
 from gemscope.errors import InputError
 
 if TYPE_CHECKING:
     from gemscope.activations.editing import Edit
     from gemscope.activations.model import LanguageModel
-    from gemscope.edits.units import Strength, Units
+    from gemscope.edits.strength import Strength
+    from gemscope.edits.units import Units
     from gemscope.features.sae import SAE
     from gemscope.progress import Progress
     from gemscope.reports.dose import Dose
@@ -24,16 +27,6 @@ if TYPE_CHECKING:
     from gemscope.text.chat import OneText
 
 _BUNDLED = Path(__file__).parent.parent / "data" / "atlas"
-_HOW = {
-    "steer": "adds strength × direction, whatever the feature does itself",
-    "clamp": "holds the feature's activation at the strength",
-    "at-least": "raises it to the strength where it is lower",
-    "scale": "multiplies its activation by a factor",
-    "ablate": "silences it (no strength)",
-    "project": "multiplies what lies along its direction by a factor (0 removes it)",
-    "cap": "keeps what lies along its direction below the strength",
-}
-_FACTORS = ("scale", "project")
 _SAMPLES = 3
 
 
@@ -46,27 +39,28 @@ def add_to(commands: Any) -> None:
         description="Writes on from TEXT twice, by the model as it is and with the features edited, with the same "
         "dice, and says how the edit changes each token's log-probability. Default model and SAE: the bundled ones. "
         "TEXT - reads stdin.",
-        epilog="Example: gemscope steer 2852=2 'I live in'. Strengths: 2 is twice the feature's largest activation, "
-        "30raw is in units of its activation, 0.5norm adds a vector half as long as activations are there (the median "
-        "norm); all three are reported. Around 0.5norm text changes and mostly stays text; far above it breaks down.",
+        epilog="Example: gemscope steer 2852=2max 'I live in'. Strengths: 2max is twice the feature's largest "
+        "activation, 0.5norm adds a vector half as long as activations are there (the median norm), 30 or 30raw is in "
+        "units of its activation, as a number alone is everywhere; all three are reported. Around 0.5norm text changes "
+        "and mostly stays text; far above it breaks down.",
     )
     steer.add_argument("words", nargs="+", metavar="[MODEL SAE] FEATURE=STRENGTH ... TEXT")
     steer.add_argument("-n", type=int, help=f"samples of each (default {_SAMPLES}; 1 at temperature 0)")
-    edit = steer.add_argument_group("the edit")
-    edit.add_argument(
+    act = steer.add_argument_group("the edit")
+    act.add_argument(
         "--how",
-        choices=_HOW,
-        default="clamp",
+        choices=WAYS,
+        default="add",
         metavar="HOW",
-        help="; ".join(f"{name}: {does}" for name, does in _HOW.items())
-        + ". Default clamp: it beat adding where the two were compared with care (Eiffel Tower Llama, Hugging Face "
-        "2025), as it does not pile up where the feature is active already; on the bundled model they are much alike. "
+        help="; ".join(f"{name}: {way.does}" for name, way in WAYS.items())
+        + ". Default add. Where the two were compared with care (Eiffel Tower Llama, Hugging Face 2025) clamp did "
+        "better, as it does not pile up where the feature is active already; on the bundled model they are much alike. "
         "Clamping to 0 silences, adding 0 changes nothing",
     )
-    edit.add_argument(
+    act.add_argument(
         "--at", choices=("all", "prompt", "generated"), default="all", help="tokens that are edited (default all)"
     )
-    edit.add_argument("--every-token", action="store_true", help="special tokens, first positions and sinks too")
+    act.add_argument("--every-token", action="store_true", help="special tokens, first positions and sinks too")
     text = steer.add_argument_group("the text")
     text.add_argument("--temperature", type=float, default=0.5, help="default 0.5; 0 takes the likeliest token")
     text.add_argument("--seed", type=int, default=16, help="of the dice that both texts are drawn with (default 16)")
@@ -110,17 +104,14 @@ def add_to(commands: Any) -> None:
 # --- what is asked for --------------------------------------------------------------------------------------------
 
 _FEATURE = re.compile(r"(\d+)(?:=(.*))?")
-_STRENGTH = re.compile(r"(.*?)(raw|norm|max)?")
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """One feature and what it shall be set to."""
+    """One feature and what it shall be set to: a factor where the way takes one (its number alone counts)."""
 
     feature: int
-    value: float | None
-    unit: str
-    """raw, norm or max."""
+    amount: Amount | None
 
 
 def _numbers(text: str) -> list[float]:
@@ -138,13 +129,16 @@ def _read(args: argparse.Namespace) -> tuple[str, str, list[_Wanted], OneText]:
     named, features = words[:first], words[first:]
     if not features:
         hint = f"only {text!r} is given" if not words else "none of the words is one"
-        args.parser.error(f"no feature: write FEATURE=STRENGTH before the text, such as 10004=2 ({hint})")
+        args.parser.error(f"no feature: write FEATURE=STRENGTH before the text, such as 10004=2max ({hint})")
     if wrong := [word for word in features if not _is_feature(word)]:
         args.parser.error(f"{wrong[0]!r} stands among the features: a text of several words needs quotes")
     if len(named) not in (0, 2):
         args.parser.error(f"{named[0]!r} alone: MODEL and SAE go together")
     name, address = named or (options.DEFAULT, options.DEFAULT)
-    return name, address, [_wanted(args, word) for word in features], options.text_of(args, text)
+    wanted = [_wanted(args, word) for word in features]
+    if len({one.feature for one in wanted}) < len(wanted):
+        raise InputError("a feature is named twice: give each feature once, with one strength")
+    return name, address, wanted, options.text_of(args, text)
 
 
 def _is_feature(word: str) -> bool:
@@ -156,30 +150,30 @@ def _wanted(args: argparse.Namespace, word: str) -> _Wanted:
     assert found is not None
     feature, given = int(found[1]), found[2]
     if given is None:
-        return _Wanted(feature, None, "max")
-    parts = _STRENGTH.fullmatch(given)
-    assert parts is not None
+        return _Wanted(feature, None)
     try:
-        value = float(parts[1])
-    except ValueError:
-        raise InputError(f"{word}: {given!r} is no strength: expected such as 2, 30raw or 0.5norm") from None
-    if args.how == "ablate":
-        raise InputError(f"{word}: --how ablate takes no strength: write {feature}")
-    if args.how in _FACTORS and parts[2]:
-        raise InputError(f"{word}: --how {args.how} takes a factor, which has no unit: write {feature}={parts[1]}")
-    return _Wanted(feature, value, parts[2] or "max")
+        amount = Amount.read(given)
+    except InputError as error:
+        raise InputError(f"{word}: {error}") from None
+    if WAYS[args.how].takes == "nothing":
+        raise InputError(f"{word}: --how {args.how} takes no strength: write {feature}")
+    if WAYS[args.how].takes == "a factor" and given[-1].isalpha():
+        raise InputError(f"{word}: --how {args.how} takes a factor, which has no unit: {feature}={amount.value:g}")
+    return _Wanted(feature, amount)
+
+
+_UNITS = {"raw": "in raw units", "max": "× max", "norm": "× median norm"}
 
 
 def _swept(wanted: Sequence[_Wanted], strength: float) -> list[_Wanted]:
     """All features with the first one at this strength."""
-    first = 1.0 if wanted[0].value is None else wanted[0].value
-    if not first:
+    first, *rest = [Amount(1.0) if one.amount is None else one.amount for one in wanted]
+    if not first.value:
         raise InputError(
             f"{wanted[0].feature}=0 cannot be swept: write {wanted[0].feature} alone, or a strength that is not 0"
         )
-    return [
-        _Wanted(one.feature, strength * ((1.0 if one.value is None else one.value) / first), one.unit) for one in wanted
-    ]
+    swept = [replace(first, value=strength), *(one * (strength / first.value) for one in rest)]
+    return [replace(one, amount=amount) for one, amount in zip(wanted, swept, strict=True)]
 
 
 # --- the command --------------------------------------------------------------------------------------------------
@@ -268,9 +262,13 @@ class _Work:
         """The table of strengths, and what is to be said about it."""
         from gemscope.reports.dose import dose
 
-        if self.args.how == "ablate":
-            raise InputError("--sweep with --how ablate: there is no strength to sweep; use --how scale")
+        if WAYS[self.args.how].takes == "nothing":
+            raise InputError(f"--sweep with --how {self.args.how}: there is no strength to sweep; use --how scale")
         target, notes = self._target()
+        first = self.wanted[0]
+        if WAYS[self.args.how].takes == "a strength":
+            unit = _UNITS[first.amount.unit if first.amount else "raw"]
+            notes.insert(0, f"Strength: feature {first.feature}'s, {unit}")
         control = self._control()
         found = dose(
             self.model,
@@ -318,39 +316,24 @@ class _Work:
         return [self._edit(one) for one in wanted]
 
     def _edit(self, one: _Wanted) -> Edit:
-        from gemscope.edits import clamp, steer
-
-        how = self.args.how
-        if how == "ablate":
-            return clamp.Ablate(self.sae, one.feature, **self._where)
-        if how in _FACTORS:
-            if one.value is None:
+        by: Strength | float = 0.0
+        if (takes := WAYS[self.args.how].takes) == "a strength":
+            by = self._strength(one)
+        elif takes == "a factor":
+            if one.amount is None:
+                how = self.args.how
                 raise InputError(f"feature {one.feature}: --how {how} needs a factor, as in {one.feature}=0.5")
-            factor: Callable[..., Edit] = clamp.Scale if how == "scale" else steer.Project
-            return factor(self.sae, one.feature, one.value, **self._where)
-        strength = self._strength(one)
-        if how == "cap":
-            return steer.Cap(self.sae, one.feature, high=strength, **self._where)
-        kinds: dict[str, Callable[..., Edit]] = {
-            "steer": steer.Steer,
-            "clamp": clamp.Clamp,
-            "at-least": clamp.AtLeast,
-        }
-        return kinds[how](self.sae, one.feature, strength, **self._where)
+            by = one.amount.value
+        return edit(self.args.how, self.sae, one.feature, by, **self._where)
 
     @property
     def _where(self) -> dict[str, Any]:
         return {"at": self.args.at, "every_token": self.args.every_token}
 
     def _strength(self, one: _Wanted) -> Strength:
-        if one.value is None:
-            raise InputError(f"feature {one.feature} has no strength: write {one.feature}=2, =30raw or =0.5norm")
-        match one.unit:
-            case "raw":
-                return self.units.raw(one.feature, one.value)
-            case "norm":
-                return self.units.norm(one.feature, one.value)
-        return self.units.max(one.feature, one.value)
+        if one.amount is None:
+            raise InputError(f"feature {one.feature} has no strength: write {one.feature}=2max, =0.5norm or =30 (raw)")
+        return one.amount.of(self.units, one.feature)
 
     def _control(self) -> _Control | None:
         from gemscope.edits import controls
@@ -366,8 +349,7 @@ class _Work:
                 lambda wanted: self._edits([replace(one, feature=others[one.feature]) for one in wanted]),
             )
         if self.args.noise:
-            if self.args.how in ("ablate", *_FACTORS):
-                raise InputError(f"--noise with --how {self.args.how}: noise can only be added; use --random-feature")
+            require_added(self.args.how)
             return _Control("random vectors as long as what the features write, added", self._noise)
         return None
 

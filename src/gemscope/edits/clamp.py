@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gemscope.activations.editing import Positions
 from gemscope.edits.feature import OfFeature
-from gemscope.edits.units import Strength
+from gemscope.edits.strength import Strength
 from gemscope.errors import InputError
 from gemscope.features.sae import SAE
 from gemscope.shapes import Float

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gemscope.activations.editing import Edit, Positions, positions
 from gemscope.activations.site import Site
-from gemscope.edits.units import Strength
+from gemscope.edits.strength import Strength
 from gemscope.errors import InputError
 from gemscope.features.sae import SAE
 from gemscope.shapes import Float

@@ -9,7 +9,7 @@ from torch import Tensor
 from gemscope.activations.editing import Positions
 from gemscope.activations.site import Site
 from gemscope.edits.feature import Along, written
-from gemscope.edits.units import Strength
+from gemscope.edits.strength import Strength
 from gemscope.errors import InputError
 from gemscope.features.sae import SAE
 from gemscope.shapes import Float

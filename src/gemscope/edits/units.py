@@ -4,50 +4,18 @@ norm that activations have where it writes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gemscope.activations.model import LanguageModel
+from gemscope.edits.strength import Strength
 from gemscope.errors import InputError
 from gemscope.features.sae import SAE
 from gemscope.progress import Progress, silent
 from gemscope.shapes import Float
 from gemscope.text.corpus import Corpus
-
-
-@dataclass(frozen=True)
-class Strength:
-    """One strength in three units; those that are not known are None.
-
-    raw      in units of the feature's activation: it adds raw · d, with d the decoder row
-    of_max   raw / the feature's largest activation on some text
-    of_norm  raw · ‖d‖ / median ‖x‖ of counted tokens at the site that is written to
-    """
-
-    raw: float
-    of_max: float | None = None
-    of_norm: float | None = None
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.raw):
-            raise InputError(f"strength {self.raw}: expected a finite number")
-
-    @classmethod
-    def of(cls, value: Strength | float) -> Strength:
-        """A plain number is in raw units."""
-        return value if isinstance(value, Strength) else cls(float(value))
-
-    def __str__(self) -> str:
-        parts = [f"{self.raw:.4g} raw"]
-        if self.of_max is not None:
-            parts.append(f"{self.of_max:.3g} × max activation")
-        if self.of_norm is not None:
-            parts.append(f"{self.of_norm:.3g} × median norm")
-        return " = ".join(parts)
 
 
 class Units:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from gemscope.edits.ways import WAYS
 from gemscope.pages import charts, rows, strips
 from gemscope.pages.changes import changes
 from gemscope.pages.links import Links, NoLinks, ServerLinks, SiteLinks
@@ -121,5 +122,6 @@ def _environment() -> Environment:
         "scatter": charts.scatter,
         "shade": strips.shade,
         "strip": strips.strip,
+        "ways": WAYS,
     }
     return made

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gemscope.activations.editing import Edit
 from gemscope.activations.model import LanguageModel
-from gemscope.edits.units import Strength
+from gemscope.edits.strength import Strength
 from gemscope.errors import InputError, TokenOutOfRange
 from gemscope.pages.lines import Line, lines
 from gemscope.progress import Progress, silent
@@ -32,6 +32,7 @@ _ROWS = 16
 """Texts written in one batch, about: more are no faster on a processor."""
 _BAR = 12
 """Characters of the longest bar in a terminal."""
+_UNITS = ("raw", "× max", "× norm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,16 +141,14 @@ class Dose:
         from rich.text import Text
 
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        for name in ("strength", "raw", "× norm", "logit", "change", "log-prob", "perplexity", "repetition"):
+        for name in ("strength", *_UNITS, "logit", "change", "log-prob", "perplexity", "repetition"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("a sample", no_wrap=True)
-        room = max(20, width - 84)
+        room = max(20, width - 91)
         for one, style in self._ordered():
-            first = next((strength for strength in one.strengths if strength is not None), None)
             table.add_row(
                 self._name(one, style),
-                "" if first is None else f"{first.raw:.4g}",
-                "" if first is None or first.of_norm is None else f"{first.of_norm:.2f}",
+                *_measured(one),
                 f"{one.logit:.2f}",
                 "" if one.strength is None else f"{one.logit_change:+.2f}",
                 f"{one.logprob:.2f}",
@@ -197,11 +196,12 @@ class Dose:
         return "control" if style else f"{one.strength:g}"
 
     def _repr_html_(self) -> str:
-        heads = ("strength", "logit", "change", "log-prob", "perplexity", "repetition", "a sample")
+        heads = ("strength", *_UNITS, "logit", "change", "log-prob", "perplexity", "repetition", "a sample")
         head = "".join(f"<th style='text-align:left'>{name}</th>" for name in heads)
         body = "".join(
             f"<tr{' style=opacity:.65' if style else ''}>"
-            f"<td>{_html(self._name(one, style))}</td><td>{one.logit:.2f}</td><td>{one.logit_change:+.2f}</td>"
+            f"<td>{_html(self._name(one, style))}</td>{''.join(f'<td>{said}</td>' for said in _measured(one))}"
+            f"<td>{one.logit:.2f}</td><td>{one.logit_change:+.2f}</td>"
             f"<td>{one.logprob:.2f}</td><td>{one.perplexity:.3g}</td><td>{one.repetition:.0%}</td>"
             f"<td style='text-align:left'>{_html(clipped(one.texts[0], 300))}</td></tr>"
             for one, style in self._ordered()
@@ -399,6 +399,15 @@ def _bar(share: float, fill: str) -> str:
 def _beginning(text: str, length: int) -> str:
     line = readable(text)
     return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def _measured(one: Response) -> list[str]:
+    """The strength of the first edit that has one, in each of the `_UNITS`; "" for what is not known."""
+    first = next((strength for strength in one.strengths if strength is not None), None)
+    if first is None:
+        return [""] * len(_UNITS)
+    beside = ("" if value is None else f"{value:.2f}" for value in (first.of_max, first.of_norm))
+    return [f"{first.raw:.4g}", *beside]
 
 
 def _signed(share: float, fill: str) -> str:

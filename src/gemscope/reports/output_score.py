@@ -16,7 +16,7 @@ from gemscope.activations.editing import Edit
 from gemscope.activations.model import LanguageModel
 from gemscope.edits.feature import sites_of
 from gemscope.edits.steer import Steer
-from gemscope.edits.units import Strength
+from gemscope.edits.strength import Strength
 from gemscope.errors import InputError, TokenOutOfRange
 from gemscope.features.sae import SAE
 from gemscope.reports.writing import strength_dict

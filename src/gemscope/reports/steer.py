@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gemscope.activations.editing import Edit
 from gemscope.activations.model import LanguageModel
-from gemscope.edits.units import Strength
+from gemscope.edits.strength import Strength
 from gemscope.reports.coloured import SHOWN, notebook, terminal
 from gemscope.reports.dose import Dose, dose
 from gemscope.reports.plain import plain

@@ -16,7 +16,7 @@ from torch import Tensor
 from gemscope.activations.editing import Edit
 from gemscope.activations.generation import Step
 from gemscope.activations.model import LanguageModel
-from gemscope.edits.units import Strength
+from gemscope.edits.strength import Strength
 from gemscope.errors import EmptyText, InputError
 from gemscope.shapes import Float, Int
 from gemscope.text.chat import OneText

@@ -57,19 +57,24 @@
     turned(field) {
       const by = field.closest(".by");
       if (by) {
-        const other = by.querySelector(field.type === "range" ? "input[type=number]" : "input[type=range]");
-        if (field.value !== "") other.value = field.value;
-        this.read(field.closest(".dial"));
+        const [number, range] = by.querySelectorAll("input");
+        if (field === range) number.value = by.matches(".strength") ? `${range.value}max` : range.value;
+        else if (by.matches(".factor") && field.value !== "") range.value = field.value;
+        this.read(field.closest(".dial"), field !== range);
       }
       if (field.name !== "add") this.address();
     }
 
-    read(dial) {
-      const times = Number(dial.querySelector("[name=strength]").value);
-      const raw = times * Number(dial.dataset.max);
-      const share = this.norms?.[dial.dataset.feature];
-      const norm = share ? ` = ${figure(times * share)} × median norm` : "";
-      dial.querySelector(".strength output").textContent = `= ${figure(raw)} raw = ${figure(times)} × max${norm}`;
+    // A strength in all its units, as far as they are known: a number alone is raw.
+    read(dial, follow = true) {
+      const [, number, unit] = /^\s*(.+?)\s*(raw|max|norm)?\s*$/.exec(dial.querySelector("[name=strength]").value) ?? [];
+      const max = Number(dial.dataset.max);
+      const share = this.norms?.[dial.dataset.feature] ?? Number(dial.dataset.norm);
+      const raw = Number(number) * (unit === "max" ? max : unit === "norm" ? max / share : 1);
+      const said = [[raw, "raw"], [raw / max, "× max"], [(raw / max) * share, "× median norm"]];
+      const known = said.filter(([value]) => Number.isFinite(value)).map(([value, word]) => ` = ${figure(value)} ${word}`);
+      dial.querySelector(".strength output").textContent = known.join("").trim();
+      if (follow && Number.isFinite(raw / max)) dial.querySelector(".strength input[type=range]").value = raw / max;
     }
 
     async measure() {
