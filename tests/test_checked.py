@@ -78,22 +78,22 @@ def test_what_is_there_and_what_was_expected_are_said_in_one_line(case: str, tmp
 
 
 RAW = {
-    "NaN": (b'{"name": "a", "width": 4, "anything": NaN}', "is no JSON"),
-    "Infinity": (b'{"name": "a", "width": 4, "share": Infinity}', "is no JSON"),
+    "NaN": (b'{"name": "a", "width": 4, "anything": NaN}', "is not JSON"),
+    "Infinity": (b'{"name": "a", "width": 4, "share": Infinity}', "is not JSON"),
     "a number beyond all": (b'{"name": "a", "width": 4, "anything": 1e400}', "is not something"),
     "too many digits": (b'{"name": "a", "width": 4, "anything": ' + b"9" * 9999 + b"}", "is not something"),
     "deep": (b'{"name": "a", "width": 4, "anything": ' + b"[" * 70 + b"]" * 70 + b"}", "deeper than 64"),
     "very deep": (b'{"name": "a", "width": 4, "anything": ' + b'{"a":' * 200_000, "deeper than 64"),
     "deep where nobody looks": (b'{"name": "a", "width": 4, "other": ' + b"[" * 200_000, "deeper than 64"),
     "half a letter": (b'{"name": "a\xff", "width": 4}', "not text in UTF-8"),
-    "half a pair": (b'{"name": "\\ud800", "width": 4}', "is no JSON"),
+    "half a pair": (b'{"name": "\\ud800", "width": 4}', "is not JSON"),
     "twice": (b'{"name": "a", "width": 4, "width": 5}', 'says "width" twice'),
     "twice within": (b'{"name": "a", "width": 4, "anything": [{"b": 1, "b": 1}]}', 'says "b" twice'),
     "empty": (b"", "it ends in the middle"),
     "cut off": (b'{"name": "a", "wid', "it ends in the middle"),
     "more behind": (b'{"name": "a", "width": 4} 5', "trailing characters"),
     "another kind": (b"[3]", "it is a list, expected an object"),
-    "in UTF-16": (json.dumps(WHOLE).encode("utf-16"), "is no JSON"),
+    "in UTF-16": (json.dumps(WHOLE).encode("utf-16"), "is not JSON"),
 }
 
 

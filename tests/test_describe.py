@@ -436,7 +436,7 @@ def test_a_damaged_snapshot_is_one_clear_line(
     with pytest.raises(CorruptFile, match=r"state.safetensors is damaged.*remove"):
         describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG)
     (tmp_path / "a.partial" / "settings.json").write_text("{")
-    with pytest.raises(CorruptFile, match=r"settings\.json is no JSON.*remove"):
+    with pytest.raises(CorruptFile, match=r"settings\.json is not JSON.*remove"):
         describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG)
 
 

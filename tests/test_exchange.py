@@ -712,13 +712,13 @@ GOOD = b'{"index": "0", "tokens": ["a"], "values": [1]}\n'
     [
         (lambda raw: raw[:-12], r"batch-0\.jsonl\.gz is damaged or cut short behind line \d+"),
         (lambda raw: b"not gzip", r"batch-0\.jsonl\.gz is damaged"),
-        (lambda raw: gzip.compress(GOOD + b'{"index": '), r"batch-0\.jsonl\.gz, line 2 is no JSON"),
-        (lambda raw: gzip.compress(b"[1]"), r"line 1 holds a list, expected a JSON object"),
+        (lambda raw: gzip.compress(GOOD + b'{"index": '), r"batch-0\.jsonl\.gz, line 2 is not JSON"),
+        (lambda raw: gzip.compress(b"[1]"), r"line 1: it is a list, expected an object"),
         (lambda raw: gzip.compress(b'{"index": "-3"}'), r"line 1: index is '-3'"),
         (lambda raw: gzip.compress(b'{"index": "0", "tokens": "a"}'), r"tokens is no list of strings"),
         (lambda raw: gzip.compress(b'{"index": "0", "tokens": ["a"], "values": [1, 2]}'), "values is no list of 1"),
         (lambda raw: gzip.compress(b'{"index": "0", "tokens": ["a"], "values": [NaN]}'), "finite numbers"),
-        (lambda raw: gzip.compress(b"[" * 100_000), "line 1 is no JSON"),
+        (lambda raw: gzip.compress(b"[" * 100_000), "line 1: it is .*, expected an object"),
     ],
 )
 def test_a_damaged_file_gets_one_line_and_leaves_nothing(tmp_path: Path, damage: Any, message: str) -> None:

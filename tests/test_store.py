@@ -600,7 +600,7 @@ def test_a_shard_of_something_else_is_refused(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("{", "is no JSON: it ends in the middle; harvest again"),
+        ("{", "is not JSON: it ends in the middle; harvest again"),
         ("[]", "it is an empty list, expected an object; harvest again"),
         ("{}", 'field "format" is missing'),
         ('{"format": 1}', 'field "model" is missing'),

@@ -74,12 +74,29 @@ def read_json(path: Path, kind: Kind[T], *, closed: bool = False, remedy: str = 
     except _Twice as twice:
         raise CorruptFile(f"{where} says {quoted(twice.args[0])} twice in one object{behind}") from None
     except ValueError as error:  # in what the declaration passes over
-        raise CorruptFile(f"{where} is no JSON: {shown(error)}{behind}") from error
+        raise CorruptFile(f"{where} is not JSON: {shown(error)}{behind}") from error
     except CorruptFile as error:
         raise CorruptFile(f"{error}{behind}") from error
     if closed and (unknown := _unknown(said, msgspec.to_builtins(value))):
         raise CorruptFile(f"{where}: {_field(unknown)} is not known{behind}")
     return value
+
+
+def row_of(data: bytes | str, *, where: str) -> dict[str, Any]:
+    """One object of somebody else's many, as loosely as Python itself writes them: NaN and half a surrogate pair may be
+    among what nobody looks at. Raises CorruptFile.
+    """
+    try:
+        return json_of(data, dict[str, Any], where=where)
+    except CorruptFile as strict:
+        try:
+            found = json.loads(data)
+        except (ValueError, RecursionError):
+            raise strict from None
+        if not isinstance(found, dict):
+            raise
+        _require_shallow(found, where)
+        return found
 
 
 def json_of(data: bytes | str, kind: Kind[T], *, where: str) -> T:
@@ -92,9 +109,9 @@ def json_of(data: bytes | str, kind: Kind[T], *, where: str) -> T:
     except msgspec.ValidationError as error:
         raise CorruptFile(f"{where}: {_worded(error, kind, data)}") from error
     except msgspec.DecodeError as error:
-        raise CorruptFile(f"{where} is no JSON: {_plainly(error)}") from error
+        raise CorruptFile(f"{where} is not JSON: {_plainly(error)}") from error
     except UnicodeError as error:
-        raise CorruptFile(f"{where} is no JSON: it is not text in UTF-8") from error
+        raise CorruptFile(f"{where} is not JSON: it is not text in UTF-8") from error
     except RecursionError as error:
         raise CorruptFile(f"{where} is nested deeper than {DEEP} levels") from error
     if _is_deep(data):
@@ -123,7 +140,7 @@ def toml_of(data: bytes | str, kind: Kind[T], *, where: str) -> T:
 
 def declared(value: object, kind: Kind[T], *, where: str) -> T:
     """The same for plain values that somebody else parsed. Raises CorruptFile."""
-    _require_plain(value, where, DEEP)
+    _require_plain(value, where)
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
@@ -194,9 +211,9 @@ def checksum_of(tensors: Mapping[str, Any], also: object = None) -> str:
     """Of numpy arrays or torch tensors, and of plain values beside them: what was written whole is read whole."""
     sum_ = zlib.crc32(json.dumps(also, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
-        array = tensor.numpy() if hasattr(tensor, "numpy") else tensor
-        sum_ = zlib.crc32(f"{name} {array.dtype.str} {array.shape}".encode(), sum_)
-        sum_ = zlib.crc32(array.tobytes() if not array.flags.c_contiguous else array.reshape(-1).view("u1"), sum_)
+        sum_ = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), sum_)
+        flat = tensor.reshape(-1)
+        sum_ = zlib.crc32(_uint8(flat) if hasattr(flat, "numpy") else flat.view("u1"), sum_)
     return f"{sum_:08x}"
 
 
@@ -206,6 +223,13 @@ def existing(text: str | os.PathLike[str]) -> Path | None:
     """
     path = os.path.expanduser(text)
     return Path(path) if path and os.path.exists(path) else None
+
+
+def _uint8(flat: Any) -> Any:
+    """Of a torch tensor of any number format."""
+    import torch
+
+    return flat.view(torch.uint8).numpy()
 
 
 # --- words ----------------------------------------------------------------------------------------------------------
@@ -402,14 +426,20 @@ def _is_deep(data: bytes) -> bool:
     return True
 
 
-def _require_plain(value: object, where: str, levels: int) -> None:
+def _require_plain(value: object, where: str) -> None:
     """Of values that another parser let in, and JSON would not."""
-    if not levels:
-        raise CorruptFile(f"{where} is nested deeper than {DEEP} levels")
+    _require_shallow(value, where)
     if isinstance(value, float) and not (-sys.float_info.max <= value <= sys.float_info.max):
         raise CorruptFile(f"{where} holds {value:g}, expected numbers")
     for one in _parts(value):
-        _require_plain(one, where, levels - 1)
+        _require_plain(one, where)
+
+
+def _require_shallow(value: object, where: str, levels: int = DEEP) -> None:
+    if not levels and isinstance(value, dict | list | tuple):
+        raise CorruptFile(f"{where} is nested deeper than {DEEP} levels")
+    for one in _parts(value):
+        _require_shallow(one, where, levels - 1)
 
 
 def _parts(value: object) -> Iterator[object]:

@@ -21,12 +21,13 @@ from pathlib import Path
 from types import CodeType
 from typing import IO, Any, Protocol, cast
 
-from gemscope.checked import existing
+from gemscope.checked import existing, row_of, size_of
 from gemscope.errors import (
     CorruptFile,
     EmptyText,
     FileError,
     GatedRepository,
+    GemscopeError,
     HubUnreachable,
     InputError,
     MissingDependency,
@@ -507,17 +508,16 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             continue
         place = f"{path} line {number}"
         try:
-            row = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise CorruptFile(f"{place} is not JSON ({error}): one object a line was expected") from error
-        if not isinstance(row, dict):
-            raise CorruptFile(f"{place} is a JSON {type(row).__name__}: one object a line was expected")
+            row = row_of(text, where=place)
+        except CorruptFile as error:
+            raise CorruptFile(f"{error}; one object a line was expected") from error
         yield place, row
 
 
 def _opened(path: Path, read: Callable[[IO[bytes]], Iterable[bytes]]) -> Iterator[bytes]:
     """What `read` takes from the file, unpacked where its name ends in .gz."""
     packed = path.name.lower().endswith(".gz")
+    size_of(path)
     try:
         with open(path, "rb") as stream:
             yield from read(cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if packed else stream)
@@ -545,6 +545,7 @@ def _parquet_rows(path: Path, reader: _Reader, also: tuple[str, ...]) -> Iterato
         import pyarrow.parquet
     except ImportError as error:
         raise MissingDependency(f'{path} needs the pyarrow package: pip install "gemscope[parquet]"') from error
+    size_of(path)
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
             there = table.schema_arrow.names
@@ -556,7 +557,9 @@ def _parquet_rows(path: Path, reader: _Reader, also: tuple[str, ...]) -> Iterato
                 for row in batch.to_pylist():
                     yield f"{path} row {number}", row
                     number += 1
-    except pyarrow.ArrowInvalid as error:
+    except GemscopeError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, TypeError, KeyError, MemoryError) as error:
         raise CorruptFile(
             f"{path} is not a whole parquet file ({_first_line(error)}): fetch or write it again"
         ) from error
@@ -564,7 +567,7 @@ def _parquet_rows(path: Path, reader: _Reader, also: tuple[str, ...]) -> Iterato
 
 def _fingerprint(path: Path, whole: int = 2**21, end: int = 2**16) -> str:
     """SHA-256 of a file up to `whole` bytes, else of its size and the `end` bytes at either end."""
-    size = path.stat().st_size
+    size = size_of(path)
     with open(path, "rb") as stream:
         if size <= whole:
             return hashlib.sha256(stream.read()).hexdigest()

@@ -90,7 +90,9 @@ class Manifest:
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Raises StorageFull, FileError, AccessError."""
     with written_aside(folder / NAME) as aside:
-        aside.write_text(json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        aside.write_text(
+            json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace"
+        )
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -131,6 +131,8 @@ def _halved(values: Floats, scales: list[bytes]) -> tuple[int, Array]:
     if not math.isfinite(largest):
         raise NotFinite("NaN or Inf among the numbers of a page")
     mantissa, exponent = math.frexp(largest)
+    if exponent > 126:
+        raise NotFinite(f"{largest:.3g} among the numbers of a page: below 8e37 are kept")
     exponent += int(np.float16(mantissa))  # where it is rounded up to the power of two, that is the next one's half
     scale = 2.0 ** max(-126, exponent)  # from there on float32 has fewer bits itself
     scales.append(np.array([scale], "<f4").tobytes())
@@ -335,6 +337,10 @@ def _check(entry: Entry, length: int) -> None:
         ours, theirs = len(getattr(entry, one)), len(getattr(entry, other))
         if ours != theirs:
             raise InputError(f"{name} has {ours} {one} and {theirs} {other}: there must be as many of both")
+    for one in ("histogram", "interval_counts", "positions", "promoted", "suppressed", "logit_histogram", "neighbours",
+                "partners"):  # fmt: skip
+        if len(numbers := getattr(entry, one)) and int(numbers.min()) < 0:
+            raise InputError(f"{name} has {int(numbers.min())} among its {one}: none can be below 0")
     if len(entry.edges) != (len(entry.interval_counts) + 1 if len(entry.interval_counts) else 0):
         raise InputError(
             f"{name} has {len(entry.edges)} edges and {len(entry.interval_counts)} counts of intervals: "

@@ -11,13 +11,14 @@ import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gemscope.checked import Count, bytes_of, declared, row_of, size_of
 from gemscope.disk import folder_aside
 from gemscope.errors import CorruptFile, InputError, NotFound
 from gemscope.progress import Progress, silent
@@ -47,8 +48,10 @@ TOP = "Top activations"
 _INTERVALS = 5
 """Equal parts of 0 to the maximum, for examples of groups that do not say what their bounds are."""
 _FILE = re.compile(r"(\d{1,9})\.json")
-_MOST = 1 << 28
-"""Bytes that one feature unpacks to at most."""
+_MOST = 1 << 25
+"""Bytes that one feature unpacks to at most; real ones have a few hundred thousand."""
+_INDEX = 1 << 27
+"""Bytes of the largest index: ten for each of all features of a model."""
 
 
 # --- out ------------------------------------------------------------------------------------------------------------
@@ -182,13 +185,17 @@ def _about(path: Path) -> dict[str, Any]:
     """What all features have in common, as far as it is text or a whole number."""
     if not path.exists():
         return {}
-    return {name: value for name, value in _object(path.read_bytes(), str(path)).items() if type(value) in (str, int)}
+    return {
+        name: value
+        for name, value in _object(bytes_of(path, most=_MOST), str(path)).items()
+        if type(value) in (str, int)
+    }
 
 
 def _made(makes: _Numbers, index: int, figures: dict[str, Any], examples: list[Shown], *, path: Path) -> Entry:
     try:
         return makes.entry(index, figures, examples)
-    except (TypeError, ValueError, LookupError, AttributeError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
         raise CorruptFile(f"{path}, feature {index}: what stands under {OURS!r} is damaged ({error})") from error
 
 
@@ -199,51 +206,58 @@ def _records(path: Path, layer: int | None) -> Iterator[tuple[int, dict[str, Any
         return
     names = sorted((int(match[1]), one) for one in path.iterdir() if (match := _FILE.fullmatch(one.name)))
     for index, one in names:
-        yield index, _object(one.read_bytes(), str(one)), str(one)
+        yield index, _object(bytes_of(one, most=_MOST), str(one)), str(one)
 
 
 def _packed(index: Path, layer: int | None) -> Iterator[tuple[int, dict[str, Any], str]]:
     """`{layer: {filename, offsets}}`, and at each offset a length (uint32, little-endian) and compressed JSON."""
-    layers = _object(_unpacked(index.read_bytes(), str(index)), str(index))
+    layers = _object(_unpacked(bytes_of(index, most=_INDEX), str(index), _INDEX), str(index))
     if layer is None and len(layers) != 1:
         raise InputError(f"{index} holds {len(layers)} layers: choose one by layer=")
     found = layers.get(str(layer)) if layer is not None else next(iter(layers.values()))
     if not isinstance(found, dict) or not isinstance(found.get("offsets"), list):
         raise NotFound(f"{index} has no layer {layer}: it holds {', '.join(layers)}")
-    offsets, name = found["offsets"], str(found.get("filename"))
+    told = declared(found, _Layer, where=str(index))
+    name, path = told.filename, index.parent / told.filename
     if "/" in name or "\\" in name or name.startswith("."):
         raise CorruptFile(f"{index} names the file {name[:80]!r}: expected one beside it")
-    with (index.parent / name).open("rb") as file:
-        for number, (start, end) in enumerate(pairwise(offsets)):
+    whole = size_of(path)
+    with path.open("rb") as file:
+        for number, (start, end) in enumerate(pairwise(told.offsets)):
             if end <= start:  # nothing is known of it
                 continue
-            where = f"{index.parent / name}, feature {number}"
-            file.seek(start)
+            where = f"{path}, feature {number}"
+            file.seek(min(start, whole))
             raw = file.read(min(end - start, _MOST))
             if len(raw) < 4 or (size := struct.unpack("<I", raw[:4])[0]) > len(raw) - 4:
                 raise CorruptFile(f"{where} is cut short: fetch the file again")
-            yield number, _object(_unpacked(raw[4 : 4 + size], where), where), where
+            yield number, _object(_unpacked(raw[4 : 4 + size], where, _MOST), where), where
 
 
-def _unpacked(raw: bytes, where: str) -> bytes:
+@dataclass(frozen=True)
+class _Layer:
+    """Where the features of a layer lie."""
+
+    filename: str
+    offsets: list[Count]
+
+
+def _unpacked(raw: bytes, where: str, most: int) -> bytes:
     try:
         unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS)
-        out = unpacker.decompress(raw, _MOST)
+        out = unpacker.decompress(raw, most)
     except zlib.error as error:
         raise CorruptFile(f"{where} is no gzip ({error}): fetch the file again") from error
     if not unpacker.eof:
-        raise CorruptFile(f"{where} is cut short, or unpacks to more than {_MOST >> 20} MB")
+        raise CorruptFile(f"{where} is cut short, or unpacks to more than {most >> 20} MB")
     return out
 
 
 def _object(raw: bytes, where: str) -> dict[str, Any]:
     try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise CorruptFile(f"{where} is no JSON ({error}): fetch the file again") from error
-    if not isinstance(value, dict):
-        raise CorruptFile(f"{where} holds a {type(value).__name__}, expected a JSON object")
-    return value
+        return row_of(raw, where=where)
+    except CorruptFile as error:
+        raise CorruptFile(f"{error}: fetch the file again") from error
 
 
 def _take(intake: Intake, index: int, record: dict[str, Any], where: str) -> None:

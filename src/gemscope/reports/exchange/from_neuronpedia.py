@@ -7,7 +7,6 @@ such files get wrong is put right, and counted in the manifest; what they do not
 from __future__ import annotations
 
 import gzip
-import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gemscope.checked import EXACT, bytes_of, quoted, row_of, size_of
 from gemscope.errors import CorruptFile, FileError, InputError, NotFound
 from gemscope.progress import Progress, silent
 from gemscope.reports.entry import Entry, Floats, Ints
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 _LINE = 1 << 26
 """Bytes of the longest line that is read: a feature's line holds its vector, an explanation's its embedding."""
+_BATCHED = 1 << 30
+"""Bytes of a batch that is one document."""
 _BATCH = re.compile(r"batch-(\d+)\.(json|jsonl|jsonl\.gz)")
 _MISSING = (-10000.0, -9999.0, 9999.0)
 """Stand for a logit that is missing, or once was NaN or infinite."""
@@ -119,6 +121,7 @@ def _batches(folder: Path) -> list[Path]:
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every line's object, and where it stands. Raises CorruptFile."""
     number = 0
+    size_of(path)
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             while line := file.readline(_LINE):
@@ -139,12 +142,9 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _object(line: bytes, where: str) -> dict[str, Any]:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise CorruptFile(f"{where} is no JSON ({error}): fetch the file again") from error
-    if not isinstance(value, dict):
-        raise CorruptFile(f"{where} holds a {type(value).__name__}, expected a JSON object")
-    return value
+        return row_of(line, where=where)
+    except CorruptFile as error:
+        raise CorruptFile(f"{error}: fetch the file again") from error
 
 
 def _first(path: Path) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def _read_intermediate(place: Path, intake: Intake, progress: Progress) -> dict[
     first: dict[str, Any] = {}
     with progress("read", len(files), "files") as advance:
         for file in files:
-            batch = _object(file.read_bytes(), str(file))
+            batch = _object(bytes_of(file, most=_BATCHED), str(file))
             first = first or {key: value for key, value in batch.items() if key != "features"}
             features = batch.get("features")
             if not isinstance(features, list):
@@ -191,21 +191,25 @@ def _read_intermediate(place: Path, intake: Intake, progress: Progress) -> dict[
                 intake.feature(index, _kept(row))
                 for field in ("n_prompts_total", "n_tokens_in_prompt", "dataset"):
                     first.setdefault(field, row.get(field))
-                for activation in row.get("activations") or ():
+                activations = row.get("activations") or []
+                if not isinstance(activations, list):
+                    raise CorruptFile(f"{where}: activations is {quoted(activations)}, expected a list")
+                for activation in activations:
                     _take_activation(intake, _camel(activation, where) | {"index": index}, where, None)
             advance(1)
     skipped = place / "skipped_indexes.json"
     settings = place / "run_settings.json"
+    said = _object(bytes_of(settings, most=_BATCHED), str(settings)) if settings.exists() else {}
     return {
         "skipped": _skipped(skipped) if skipped.exists() else (),
-        "source": _as_source(first, _object(settings.read_bytes(), str(settings)) if settings.exists() else {}),
+        "source": _as_source(first, said),
         "model": {"id": first.get("model_id")},
         "release": {},
     }
 
 
 def _skipped(path: Path) -> list[int]:
-    found = _object(path.read_bytes(), str(path)).get("skipped_indexes", [])
+    found = _object(bytes_of(path, most=_BATCHED), str(path)).get("skipped_indexes", [])
     if not isinstance(found, list) or not all(isinstance(one, int) for one in found):
         raise CorruptFile(f"{path}: skipped_indexes is no list of numbers")
     return found
@@ -369,11 +373,13 @@ def _logit_histogram(figures: dict[str, Any]) -> tuple[float, float, Ints]:
 
 
 def _neighbours(figures: dict[str, Any]) -> tuple[Ints, Floats]:
-    indices, cosines = figures.get("topkCosSimIndices") or [], figures.get("topkCosSimValues") or []
+    indices, cosines = figures.get("topkCosSimIndices"), figures.get("topkCosSimValues")
+    if not isinstance(indices, list) or not isinstance(cosines, list):
+        indices, cosines = [], []
     pairs = [
         (index, cosine)
         for index, cosine in zip(indices, map(as_number, cosines), strict=False)
-        if isinstance(index, int) and index >= 0 and cosine is not None
+        if type(index) is int and 0 <= index < 1 << 31 and cosine is not None
     ]
     pairs.sort(key=lambda pair: -pair[1])
     return np.array([one for one, _ in pairs], np.int64), np.array([one for _, one in pairs], np.float32)
@@ -393,6 +399,7 @@ def _facts(place: Path, about: dict[str, Any], model: str | None) -> dict[str, A
     ours = ours if isinstance(ours, dict) else {}
     entry = _in_catalog(f"{model_id}/{source_id}")
     tokens = ours.get("tokens") or _product(source.get("num_prompts"), source.get("num_tokens_in_prompt"))
+    known = type(tokens) is int and 0 < tokens < EXACT
     size = next((one for one in (ours.get("d_sae"), config.get("d_sae"), entry and entry.width) if one), None)
     return {
         "model": model or str(ours.get("model") or (entry.model if entry else model_id)),
@@ -406,8 +413,8 @@ def _facts(place: Path, about: dict[str, Any], model: str | None) -> dict[str, A
         "site_out": str(ours.get("site_out") or (entry.site_out if entry else _site(source_id))),
         "gate": str(ours.get("gate") or ("jumprelu" if entry else "unknown")),
         "d_sae": size,
-        "tokens": int(tokens) if isinstance(tokens, int) and tokens > 0 else _UNKNOWN_TOKENS,
-        "tokens_known": isinstance(tokens, int) and tokens > 0,
+        "tokens": tokens if known else _UNKNOWN_TOKENS,
+        "tokens_known": known,
         "dataset": str(source.get("dataset") or "a text that the files do not name"),
         "logits": _text(ours.get("logits")),
     }
