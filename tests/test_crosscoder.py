@@ -4,6 +4,7 @@ back, from tensors and from a model alike."""
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -205,14 +206,18 @@ def test_folders_that_are_no_crosscoder_are_refused_in_one_line(tmp_path: Path) 
     for change, kind, message in (
         ({"architecture": "jumprelu"}, FileError, "load it with load_sae"),
         ({"format": 2}, FileError, "of format 2, this version reads 1"),
-        ({"gate": "spiral"}, CorruptFile, "gate='spiral'"),
+        ({"gate": "spiral"}, CorruptFile, '"gate" is "spiral", expected "jumprelu", "relu" or "topk"'),
+        ({"gate": []}, CorruptFile, '"gate" is an empty list'),
+        ({"k": "2"}, CorruptFile, '"k" is "2", expected a whole number'),
+        ({"metadata": {"l0": {}}}, CorruptFile, r'"metadata\.l0" is an empty object'),
         ({"k": 9}, CorruptFile, "k=9 of 3 features"),
-        ({"sites": [{"site": "3.res"}]}, CorruptFile, "does not say which sites"),
-        ({"sites": "3.res"}, CorruptFile, "does not say which sites"),
-        ({"sites": [{"site": "3.res", "width": 5, "length": 0}]}, CorruptFile, "must be above 0"),
+        ({"sites": [{"site": "3.res"}]}, CorruptFile, "width.* is missing"),
+        ({"sites": "3.res"}, CorruptFile, '"sites" is "3.res", expected a list'),
+        ({"sites": [{"site": "3.rest", "width": 5, "length": 1}]}, CorruptFile, "no site called 'rest'"),
+        ({"sites": [{"site": "3.res", "width": 5, "length": 0}]}, CorruptFile, "is 0, expected a number above 0"),
         ({"sites": [{"site": "3.res", "width": 4, "length": 1}]}, CorruptFile, "sites of widths 4"),
     ):
-        folder = tmp_path / message.replace(" ", "-")[:10]
+        folder = tmp_path / re.sub(r"\W", "-", str(change))
         save_crosscoder(Crosscoder(sae, SITES, (2, 3), (1.0, 2.0)), folder)
         config = json.loads((folder / "cfg.json").read_text())
         (folder / "cfg.json").write_text(json.dumps(config | change))

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 
 from gemscope.activations.site import Site
-from gemscope.checked import existing
+from gemscope.checked import Positive, declared, existing, quoted
 from gemscope.errors import CorruptFile, FileError, InputError, Mismatch, NotFinite, SAENotFound, SiteNotFound
 from gemscope.features.crosscoder import Crosscoder
 from gemscope.features.files.contents import Contents, build
@@ -26,6 +28,39 @@ from gemscope.features.files.tensors import read_safetensors, stream_of
 from gemscope.features.sae import Gate, SAEInfo
 
 _FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """One of its sites."""
+
+    site: str
+    width: Positive
+    length: Annotated[float, Meta(gt=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What SAEInfo has fields for; other metadata is kept as it is."""
+
+    model_name: str | None = None
+    revision: str | None = None
+    l0: float | None = None
+    neuronpedia_id: str | None = None
+    prepend_bos: bool | None = None
+    context_size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """`cfg.json`, once its architecture and format are those."""
+
+    gate: Gate
+    sites: tuple[Place, ...]
+    k: Positive | None = None
+    metadata: Facts = field(default_factory=Facts)
+
+
 _FACTS = {
     "model": "model_name",
     "revision": "revision",
@@ -72,48 +107,36 @@ def load_crosscoder(
         raise SAENotFound(f"no crosscoder in {os.fspath(folder)}: there is nothing of that name")
     if missing := [name for name in (CONFIG, WEIGHTS) if not (path / name).is_file()]:
         raise SAENotFound(f"no crosscoder in {path}: it has no {' and no '.join(missing)}")
-    config = read_json(path / CONFIG)
-    if config.get("architecture") != CROSSCODER:
+    stored = read_json(path / CONFIG)
+    if stored.get("architecture") != CROSSCODER:
         raise FileError(
-            f"{path} is of the architecture {config.get('architecture')!r}, no crosscoder: load it with load_sae"
+            f"{path} is of the architecture {quoted(stored.get('architecture'))}, no crosscoder: load it with load_sae"
         )
-    if config.get("format") != _FORMAT:
-        raise FileError(f"{path} is of format {config.get('format')!r}, this version reads {_FORMAT}")
-    sites, widths, lengths = _placed(config, path)
-    if config.get("gate") not in get_args(Gate):
-        raise CorruptFile(f"{path}: {CONFIG} has gate={config.get('gate')!r}, expected {', '.join(get_args(Gate))}")
-    metadata = config.get("metadata")
+    if stored.get("format") != _FORMAT:
+        raise FileError(f"{path} is of format {quoted(stored.get('format'))}, this version reads {_FORMAT}")
+    config = declared(stored, Config, where=f"{path}: {CONFIG}")
     contents = Contents(
         source=str(path),
         tensors=read_safetensors(path / WEIGHTS),
-        gate=config["gate"],
-        k=config.get("k"),
+        gate=config.gate,
+        k=config.k,
         site=None,
-        info=_info(metadata if isinstance(metadata, dict) else {}, str(path)),
+        info=_info(config.metadata, stored.get("metadata", {}), str(path)),
     )
     try:
-        return Crosscoder(build(contents, dtype=dtype, device=device), sites, widths, lengths)
+        return Crosscoder(
+            build(contents, dtype=dtype, device=device),
+            tuple(Site.parse(place.site) for place in config.sites),
+            tuple(place.width for place in config.sites),
+            tuple(place.length for place in config.sites),
+        )
     except NotFinite:
         raise
-    except (InputError, Mismatch) as error:
+    except (InputError, Mismatch, SiteNotFound) as error:
         raise CorruptFile(f"{path}: {error}") from error
 
 
-def _placed(config: Mapping[str, Any], path: Path) -> tuple[tuple[Site, ...], tuple[int, ...], tuple[float, ...]]:
-    try:
-        rows = config["sites"]
-        return (
-            tuple(Site.parse(row["site"]) for row in rows),
-            tuple(int(row["width"]) for row in rows),
-            tuple(float(row["length"]) for row in rows),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, SiteNotFound) as error:
-        raise CorruptFile(
-            f"{path}: {CONFIG} does not say which sites it reads ({error}): expected site, width and length of each"
-        ) from error
-
-
-def _info(metadata: Mapping[str, Any], name: str) -> SAEInfo:
-    facts = {field: metadata.get(stored) for field, stored in _FACTS.items()}
-    others = {key: value for key, value in metadata.items() if key not in _FACTS.values()}
-    return SAEInfo(name=name, metadata=others, **facts)
+def _info(facts: Facts, everything: Mapping[str, Any], name: str) -> SAEInfo:
+    known = {field: getattr(facts, stored) for field, stored in _FACTS.items()}
+    others = {key: value for key, value in everything.items() if key not in _FACTS.values()}
+    return SAEInfo(name=name, metadata=others, **known)
