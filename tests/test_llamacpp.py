@@ -88,7 +88,7 @@ def written(path: Path, *, bos: bool | None, half: bool = False) -> LanguageMode
     return model
 
 
-def test_a_gguf_file_is_read_as_the_model_that_was_written(tmp_path: Path) -> None:
+def test_a_gguf_file_is_read_as_the_model_that_was_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     truth = written(tmp_path / "tiny.gguf", bos=False)
     for place in (tmp_path / "tiny.gguf", str(tmp_path / "tiny.gguf"), tmp_path):
         model = gs.load_model(place)
@@ -98,6 +98,7 @@ def test_a_gguf_file_is_read_as_the_model_that_was_written(tmp_path: Path) -> No
         torch.testing.assert_close(model.logits(TEXT), truth.logits(TEXT), atol=1e-5, rtol=1e-5)
         seen = [gs.look(one, random_sae(truth), TEXT).tokens for one in (model, truth)]
         assert [one.token for one in seen[0]] == [one.token for one in seen[1]]
+    assert capsys.readouterr().err == ""  # transformers would draw a bar
     assert gs.load_model(tmp_path, dtype="bfloat16").dtype == torch.bfloat16
     assert load_tokenizer(tmp_path)(TEXT)["input_ids"] == truth.tokens(TEXT).ids[0].tolist()
 

@@ -248,13 +248,17 @@ def _reachable() -> bool:
 @contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
     """Silences transformers' own progress bars and advice while the block runs."""
+    from transformers import modeling_gguf_pytorch_utils as unpacking  # which draws a bar whatever is said
+
     logging = transformers.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level, bars, drawn = logging.get_verbosity(), logging.is_progress_bar_enabled(), unpacking.tqdm
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    unpacking.tqdm = lambda tensors, **_: tensors
     try:
         yield
     finally:
+        unpacking.tqdm = drawn
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
