@@ -399,6 +399,34 @@ def test_a_disk_too_full_for_the_manifest_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("cut", [1, 2])
+def test_told_to_end_just_when_word_of_a_shard_is_out_nothing_it_speaks_of_is_taken_away(
+    cut: int, model: LanguageModel, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, cuts = writers.Writer._save, iter(range(1, 99))
+
+    def interrupted(self: writers.Writer, *given: Any) -> None:
+        real(self, *given)
+        if next(cuts) == cut:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(writers, "_SHARD", 5_000)
+
+    def again(to: str) -> Store:
+        return harvest(model, corpus, ["2.res"], to=tmp_path / to, length=24, batch=2)
+
+    whole = contents(again("whole").folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(writers.Writer, "_save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            again("store")
+    said = json.loads((tmp_path / "store.partial" / "unfinished.json").read_text())["shards"]
+    assert tree(tmp_path / "store.partial") == {"unfinished.json"} | {
+        f"{site}/{number:05d}.safetensors" for site, shards in said.items() for number in range(len(shards))
+    }
+    assert contents(again("store").folder) == whole
+
+
 def test_other_failures_of_the_disk_keep_their_name(
     model: LanguageModel, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -155,9 +155,14 @@ class Writer:
                 save_file(shard, path)
                 synced(path)
                 written.append(Shard(len(shard["values"]), digest_of(path)))
-            if self._identity is not None:
-                self._save(shards)
-        self._shards = shards
+            # Kept from here on: whoever is told to end while word of them is written must not take them away after it.
+            before, self._shards = self._shards, shards
+            try:
+                if self._identity is not None:
+                    self._save(shards)
+            except Exception:
+                self._shards = before
+                raise
 
     def _save(self, shards: Mapping[str, Sequence[Shard]]) -> None:
         state = {
