@@ -825,6 +825,10 @@ def test_the_causes_of_a_prediction_are_what_attribute_finds(live: TestClient, f
     earlier = live.get(f"{AT}/attribute.json", params={"text": TEXT, "position": 2, "target": "a"}).json()
     assert earlier["position"] == 2
     assert earlier["target"]["token"] == "a"
+    by_id = live.get(f"{AT}/attribute.json", params={"text": TEXT, "target": f"id:{earlier['target']['id']}"}).json()
+    assert by_id["target"]["token"] == "a"  # as in the shell
+    wrong = live.get(f"{AT}/attribute.json", params={"text": TEXT, "target": "id:99999"})
+    assert (wrong.status_code, "no token 99999" in wrong.json()["error"]) == (400, True)
 
 
 def test_the_panel_of_causes_is_a_part_of_the_prompt_view_and_a_page(live: TestClient) -> None:

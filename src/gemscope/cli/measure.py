@@ -90,8 +90,8 @@ def _attribute(args: argparse.Namespace) -> int:
             model,
             sae,
             given,
-            _token(args.target),
-            against=_token(args.against),
+            args.target,
+            against=args.against,
             position=args.position,
             k=args.k,
             verify=not args.no_verify,
@@ -102,12 +102,6 @@ def _attribute(args: argparse.Namespace) -> int:
         look = shlex.join(["gemscope", "look", *chat, *args.words])
         print("\nNext: which features fire on each token?  ", look)
     return 0
-
-
-def _token(text: str | None) -> str | int | None:
-    """A token as the options give it: its text, or id:NUMBER."""
-    kind, _, number = (text or "").partition(":")
-    return int(number) if kind == "id" and number.isdecimal() else text
 
 
 def _probe(args: argparse.Namespace) -> int:

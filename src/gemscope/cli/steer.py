@@ -83,8 +83,8 @@ def add_to(commands: Any) -> None:
         "--target",
         action="append",
         metavar="TOKEN",
-        help="the token whose logit is followed, such as ' time'; may be given several times (default: the one that "
-        "the feature promotes most by the logit lens)",
+        help="the token whose logit is followed, such as ' time' or id:NUMBER; may be given several times "
+        "(default: the one that the feature promotes most by the logit lens)",
     )
     group = steer.add_argument_group("what strengths are measured against")
     group.add_argument("--tokens", type=int, default=20_000, help="about how many to measure on (default 20000)")

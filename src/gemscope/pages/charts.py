@@ -92,7 +92,7 @@ def bar(share: float, *, both: bool = False) -> Markup:
     signs from the middle.
     """
     long, minus = 100 * min(1.0, abs(share)), share < 0
-    left, wide, zero = (-100, 200, '<rect class="zero" x="-1" width="2" height="4"/>') if both else (0, 100, "")
+    left, wide, zero = (-100, 200, '<rect class="zero" x="-2" width="4" height="4"/>') if both else (0, 100, "")
     start = (0 if both else 100) - long if minus else 0
     return Markup(
         f'<svg class="bar" viewBox="{left} 0 {wide} 4" preserveAspectRatio="none" aria-hidden="true">'

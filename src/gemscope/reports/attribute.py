@@ -271,11 +271,11 @@ def attribute(
 ) -> Attribution:
     """Which features, at which tokens, cause the logit of `target` in the prediction after token `position`.
 
-    `target` is the text of one token (a leading blank matters), an id, or None for the likeliest next token; `against`
-    makes it the difference of two logits. The `k` strongest are verified: each is ablated on its token alone, and then
-    all at once (`verify=False` leaves that out). `check` is called as each block of the model runs; what it raises ends
-    the work. Raises InputError for a target that is several tokens, a position that the text has not, a k below 1;
-    TokenOutOfRange, Mismatch, and what `model.tokens` raises.
+    `target` is the text of one token (a leading blank matters), an id (3 or `id:3`), or None for the likeliest next
+    token; `against` makes it the difference of two logits. The `k` strongest are verified: each is ablated on its token
+    alone, and then all at once (`verify=False` leaves that out). `check` is called as each block of the model runs;
+    what it raises ends the work. Raises InputError for a target that is several tokens, a position that the text has
+    not, a k below 1; TokenOutOfRange, Mismatch, and what `model.tokens` raises.
     """
     if k < 1:
         raise InputError(f"k={k}: at least one feature must be asked for")
@@ -492,9 +492,17 @@ def _target(model: LanguageModel, given: str | int | None, logits: Float[Tensor,
 
 
 def token_of(model: LanguageModel, text: str) -> int:
-    """The id of the one token that `text` is. Raises InputError, saying how it is tokenised, where it is several."""
+    """The id of the one token that `text` is, or that it names as `id:NUMBER`.
+
+    Raises InputError, saying how it is tokenised, where it is several; TokenOutOfRange.
+    """
     if not text:
         raise InputError("an empty target given: expected the text of one token, such as ' time', or an id")
+    kind, _, number = text.partition(":")
+    if kind == "id" and number.isascii() and number.isdecimal():
+        if len(number) > 9 or int(number) >= model.vocab:
+            raise TokenOutOfRange(f"no token {number[:40]}: {model.name} has tokens 0 to {model.vocab - 1}")
+        return int(number)
     ids = _ids(model, text)
     if len(ids) == 1 and model.strings(ids) == [text]:
         return ids[0]
