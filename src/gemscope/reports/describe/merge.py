@@ -100,7 +100,10 @@ def _statistics(atlas: Atlas, config: DescribeConfig) -> Statistics:
         raise CorruptFile(f"{path} is damaged: {error}") from error
     exponents = statistics.tally.exponents.numpy()
     for start in range(0, len(atlas), _BLOCK):
-        statistics.examples.keep(_kept(atlas, range(start, min(len(atlas), start + _BLOCK)), config), exponents)
+        kept = _kept(atlas, range(start, min(len(atlas), start + _BLOCK)), config)
+        if (kept.values >= np.ldexp(1.0, exponents[kept.features])).any():
+            raise CorruptFile(f"{atlas.folder} holds an example above its feature's maximum: copy it again")
+        statistics.examples.keep(kept, exponents)
     return statistics
 
 
