@@ -66,10 +66,10 @@ def jobs(made: Path) -> dict[str, Job]:
     bundled.SMOLLM2 = source_of(weights)
     settings = TrainConfig(width=32, target_l0=4.0, rows=30 * 64, batch=64, checkpoint_every=4, log_every=3, keep=2)
     config = DescribeConfig(length=24, before=4, after=3, top=4, each=1, batch=4)
-    pair = harvest(model, corpus, ["2.res", "0.mlp"], to=made / "pair", length=24, together=True)
+    pair = harvest(model, corpus, ["2.res", "0.mlp"], to=made / "pair", length=24)
     described = [describe(model, sae, text, to=made / f"part-{n}", config=config) for n, text in enumerate(halves)]
     return {
-        "harvest": lambda to: harvest(model, corpus, ["2.res", "0.mlp"], to=to, length=24, batch=4, together=True),
+        "harvest": lambda to: harvest(model, corpus, ["2.res", "0.mlp"], to=to, length=24, batch=4),
         "describe": lambda to: describe(model, sae, halves, to=to, config=config),
         "merge": lambda to: merge(described, to=to),
         "train": lambda to: train(store, settings, to=to),

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from by_hand import MAIN
-from gemscope.activations.capture import SINK_FACTOR, sinks
 from gemscope.activations.editing import Edit
 from gemscope.activations.hooks import reading
 from gemscope.activations.model import LanguageModel
@@ -85,10 +84,14 @@ def test_the_pass_ends_after_the_last_site(family):
     head = model.hf.get_output_embeddings()
     head.register_forward_pre_hook(lambda *_: ran.append("head"))
 
-    model.capture(SHORT, ["embed"])
+    model.capture(SHORT, ["embed"], every_token=True)
     assert ran == []
-    model.capture(SHORT, ["0.mlp", "1.att"])
+    model.capture(SHORT, ["0.mlp", "1.att"], every_token=True)
     assert ran == [0, 1]
+    model.capture(SHORT, ["embed"])  # the first time the typical norm is measured too
+    ran.clear()
+    model.capture(SHORT, ["embed"])
+    assert ran == [0, 1]  # as far as the middle, where sinks are told
     ran.clear()
     assert model.capture(SHORT, ["0.res"], logits=True).logits.shape[-1] == model.vocab
     assert ran == [0, 1, 2, "head"]
@@ -119,9 +122,9 @@ def test_no_hook_stays_behind(family):
     model.capture(LONG, ["embed", "0.att", "1.res"])
     model.capture(LONG, ["2.transcoder_nogain"], logits=True)
     with model.edited(Scale("1.res", 0.5), Scale("1.mlp", 2.0)):
-        assert hooks(model) == 4  # one for each, and two that see each pass
+        assert hooks(model) == 5  # one for each, two that see each pass, one that tells sinks
         model.capture(LONG, ["2.res"])
-        assert hooks(model) == 4
+        assert hooks(model) == 5
     assert hooks(model) == 0
 
 
@@ -208,30 +211,6 @@ def test_every_token_counts_all_but_padding():
         acts = model.capture(tokens, ["1.res"], every_token=True)["1.res"]
         assert torch.equal(acts.counted, acts.tokens.real)
         assert acts.counted.sum() == 8
-
-
-def test_attention_sinks_do_not_count_unless_asked_for():
-    model = tiny_model("llama")
-    sink = model.tokens("the thing").ids[0, -1].item()
-    model.hf.get_input_embeddings().weight[sink] *= 1000
-    text = "and thing and thing then"
-    plain, every = (model.capture(text, ["1.res"], every_token=flag)["1.res"] for flag in (False, True))
-    here = plain.tokens.ids[0] == sink
-    assert here.sum() == 2
-    assert torch.equal(plain.counted[0], plain.tokens.counted[0] & ~here)
-    assert every.counted.all()
-    norms = plain.values[0].norm(dim=-1)
-    assert norms[here].min() > SINK_FACTOR * norms[~here].median()
-
-
-def test_a_sink_is_ten_medians_of_what_counts_and_no_less():
-    values = torch.tensor([[500.0, 1.0, 1.0, 2.0, 9.9, 10.1, 3e4]])[..., None]
-    counted = torch.tensor([[False, True, True, True, True, True, True]])
-    assert sinks(values, counted).tolist() == [[True, False, False, False, False, False, True]]  # the median is 2
-    values[0, 3] = 1.0
-    assert sinks(values, counted).tolist() == [[True, False, False, False, False, True, True]]
-    assert sinks(values.to(torch.float16), counted).tolist() == sinks(values, counted).tolist()
-    assert not sinks(values, torch.zeros_like(counted)).any()
 
 
 def test_activations_go_where_they_are_asked_to():

@@ -172,6 +172,7 @@ def slow(model: LanguageModel, sae: SAE, corpus: Corpus, **options: int) -> dict
     figures = {
         "tokens": n,
         "masked": sum(int(tokens.real.sum()) for tokens in batches) - n,
+        "sinks": 0,
         "l0": sum(l0) / n,
         "l0_std": (sum(each**2 for each in l0) / n - (sum(l0) / n) ** 2) ** 0.5,
         "l0_p95": l0[math.ceil(0.95 * n) - 1],
@@ -248,6 +249,7 @@ def test_attention_sinks_are_neither_measured_nor_spliced(corpus: Corpus) -> Non
     sae = random_sae(site="0.res")
     told = score(model, sae, corpus, **OPTIONS)
     assert told.masked == sum(int((tokens.real & ~counted).sum()) for tokens, _, counted in batches)
+    assert told.sinks == sinks
     x = torch.cat([values[counted] for _, values, counted in batches])
     error, spread = (x - sae(x)).pow(2).sum().item(), (x - x.mean(0)).pow(2).sum().item()
     assert told.fvu == pytest.approx(error / spread, rel=1e-3)

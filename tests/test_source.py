@@ -40,7 +40,7 @@ def corpus() -> Corpus:
 @pytest.fixture(scope="module")
 def store(model: LanguageModel, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Store:
     to = tmp_path_factory.mktemp("store") / "store"
-    return harvest(model, corpus, ["2.res", "0.mlp"], to=to, length=24, batch=4, together=True)
+    return harvest(model, corpus, ["2.res", "0.mlp"], to=to, length=24, batch=4)
 
 
 @pytest.fixture(scope="module")
@@ -62,21 +62,26 @@ def stream(model: LanguageModel, corpus: Corpus, *sites: str, buffer: int = 200,
 # --- stores ---------------------------------------------------------------------------------------------------------
 
 
-def test_sites_that_were_harvested_together_are_pairs_and_others_are_told_how(
+def test_rows_of_several_sites_are_pairs_and_those_of_old_stores_that_are_not_are_refused(
     sinking: LanguageModel, corpus: Corpus, tmp_path: Path
 ) -> None:
     sites = ["embed", "0.att"]
-    apart = harvest(sinking, corpus, sites, to=tmp_path / "apart", length=24, batch=4)
-    with pytest.raises(InputError, match=r"together=True, or --together") as raised:
-        StoreSource(apart, "embed", "0.att")
-    assert "\n" not in str(raised.value)
-    store = harvest(sinking, corpus, sites, to=tmp_path / "store", length=24, batch=4, together=True)
+    store = harvest(sinking, corpus, sites, to=tmp_path / "store", length=24, batch=4)
+    assert store.manifest.dropped["0.att"]["sink"] > 0
     x, y = StoreSource(store, "embed", "0.att").rows(slice(3, 9))
     assert torch.equal(x, store["embed"][slice(3, 9)])
     assert torch.equal(y, store["0.att"][slice(3, 9)])
     both, same = StoreSource(store, sites).rows(slice(3, 9))
     assert torch.equal(both, torch.cat([x, y], dim=-1))
     assert same is both
+    other = harvest(tiny_model("llama", seed=1), corpus, sites, to=tmp_path / "other", length=24, batch=4)
+    mixed = Store(store.folder)
+    mixed._opened = lambda site, number: (store if site == "embed" else other)._opened(site, number)  # type: ignore[method-assign]
+    mixed.manifest.sites["0.att"] = other.manifest.sites["0.att"]  # type: ignore[index]
+    mixed.manifest.shards["0.att"] = other.manifest.shards["0.att"]  # type: ignore[index]
+    with pytest.raises(InputError, match=r"hold different tokens .* harvest again") as raised:
+        StoreSource(mixed, "embed", "0.att")
+    assert "\n" not in str(raised.value)
 
 
 def test_a_store_of_another_site_is_refused(store: Store) -> None:
@@ -146,12 +151,14 @@ def test_a_stream_gives_pairs_and_nothing_else(buffer: int, model: LanguageModel
             assert torch.equal(known[tuple(x.tolist())], y)
 
 
-def test_sinks_of_one_site_are_left_out_of_a_stream_of_several(sinking: LanguageModel, corpus: Corpus) -> None:
+def test_sinks_are_left_out_of_a_stream_whatever_its_sites(sinking: LanguageModel, corpus: Corpus) -> None:
     alone = torch.cat(list(stream(sinking, corpus, "0.att").read()))
     pairs = torch.cat(list(stream(sinking, corpus, "embed", "0.att").read()))
     only = torch.cat(list(stream(sinking, corpus, "embed").read()))
-    assert len(pairs) == len(only) < len(alone)
+    every = sum(int(rows.counted.sum()) for rows in sinking.rows(corpus, length=24, batch=4))
+    assert len(alone) == len(pairs) == len(only) < every
     assert torch.equal(pairs[:, :32], only)
+    assert torch.equal(pairs[:, 32:], alone)
 
 
 @pytest.mark.parametrize("buffer", [200, 1 << 19])

@@ -111,7 +111,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("transcoder")
     model = tiny_model("llama")
     sites = ["1.transcoder", "1.mlp"]
-    store = harvest(model, Corpus.sample(), sites, to=folder / "acts", tokens=12_000, length=64, together=True)
+    store = harvest(model, Corpus.sample(), sites, to=folder / "acts", tokens=12_000, length=64)
     config = TrainConfig(width=128, target_l0=16.0, rows=120_000, batch=256, lr=3e-3, anneal=0.3, skip=True)
     train(store, config, to=folder / "run", site="1.transcoder", writes="1.mlp")
     return Trained(model, store, load_sae(folder / "run" / "sae"))

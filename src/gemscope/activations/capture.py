@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from gemscope.activations.site import Site
 from gemscope.shapes import Bool, Float
 from gemscope.text.tokens import Tokens
 
-SINK_FACTOR = 10.0
-"""A token whose norm is above this many medians is an attention sink. On SmolLM2-135M sinks lie at 139 medians and
-everything else below 9, so nothing hangs on the exact figure."""
-
 
 @dataclass(frozen=True)
 class Activations:
     """Activations [B, T, D] at one site, the tokens they belong to, and the model's name.
 
-    `counted` [B, T] is the tokens' own mask without the attention sinks found here.
+    `counted` [B, T] is the tokens' own mask without attention sinks: the same at every site of one capture.
     """
 
     values: Float[Tensor, "B T D"]
@@ -55,14 +50,6 @@ class Activations:
         return {reason: int(mask.sum()) for reason, mask in reasons.items()}
 
 
-def counted_at_all(found: Sequence[Activations]) -> Bool[Tensor, "B T"]:
-    """Which tokens count at every one of the sites: a sink at one is one at all. On the CPU."""
-    counted = found[0].counted.cpu()
-    for acts in found[1:]:
-        counted = counted & acts.counted.cpu()
-    return counted
-
-
 class Captured(Mapping[Site, Activations]):
     """Activations by site, of one pass. Keys may be written as text: `captured["20.res"]`."""
 
@@ -80,19 +67,3 @@ class Captured(Mapping[Site, Activations]):
 
     def __len__(self) -> int:
         return len(self._found)
-
-
-def sinks(values: Float[Tensor, "B T D"], counted: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
-    """Where the norm is above SINK_FACTOR times the median norm of its row's counted tokens."""
-    norms = torch.linalg.vector_norm(values, dim=-1, dtype=torch.float32)
-    found: Tensor = norms > sink_limits(norms, counted)
-    return found
-
-
-def sink_limits(norms: Float[Tensor, "B T"], counted: Bool[Tensor, "B T"]) -> Float[Tensor, "B 1"]:
-    """The norm above which a token of each row is an attention sink, given which of its tokens count; infinite for a
-    row without any. A row by itself, so that what is found does not hang on what else is in the batch.
-    """
-    medians = norms.masked_fill(~counted, torch.nan).nanmedian(-1, keepdim=True).values
-    limits: Tensor = (SINK_FACTOR * medians).nan_to_num(nan=torch.inf, posinf=torch.inf)
-    return limits

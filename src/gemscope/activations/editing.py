@@ -16,14 +16,14 @@ from weakref import ReferenceType, ref
 import torch
 from torch import Tensor, nn
 
+from gemscope.activations import sinks
 from gemscope.activations import site as places
-from gemscope.activations.capture import sink_limits
 from gemscope.activations.families import Point
-from gemscope.activations.hooks import reading, replacing
+from gemscope.activations.hooks import aside, reading, replacing
 from gemscope.activations.passes import Pass
 from gemscope.activations.site import Site
 from gemscope.errors import InputError, Mismatch, NotFinite
-from gemscope.shapes import Bool, Float
+from gemscope.shapes import Bool, Float, Int
 
 Positions = Literal["all", "prompt", "generated"] | tuple[int, ...] | Bool[Tensor, "B T"]
 """Tokens of a row: all of them, those of the prompt or those generated after it; single ones by their place in the row,
@@ -98,20 +98,29 @@ class _Left:
     rows: int
 
 
+Unedited = Callable[[Int[Tensor, "B T"], Bool[Tensor, "B T"]], Float[Tensor, "B T"]]
+"""From token ids, and which of them are real, to their norms in the middle of the model."""
+
+
 class Session:
     """What is known of the running pass while edits are in force: its tokens, and which of them count where."""
 
-    def __init__(self, special: Sequence[int]) -> None:
+    def __init__(self, special: Sequence[int], middle: Site, ordinary: float, unedited: Unedited) -> None:
+        """`middle` is where sinks are told, `ordinary` the norm there that no ordinary token reaches; `unedited` reads
+        the norms in a pass of its own.
+        """
         self._special = torch.tensor(sorted(special), dtype=torch.int64)
+        self._middle, self._ordinary, self._unedited = middle, ordinary, unedited
         self.prompt: int | None = None
         """How many columns of the next pass (cached ones included) are prompt; None: as `begin` finds them."""
         self.edits: tuple[Edit, ...] = ()
         """Those in force."""
         self._columns: int | None = None
-        self._limits: dict[Point, Tensor] = {}
-        self._counted: dict[Point, Tensor] = {}
         self._ids: Tensor | None = None
         self._left: _Left | None = None
+        self._arrived: Tensor | None = None
+        self._read: tuple[Tensor, Tensor] | None = None
+        self._known: tuple[Tensor, Tensor, Tensor] | None = None
 
     def begin(self, this: Pass) -> None:
         """A pass begins. Raises InputError where it does not say which of its tokens are padding."""
@@ -126,10 +135,7 @@ class Session:
             told = length
         elif told is None and follows and length == 1:
             told = self._columns
-        if not follows:
-            self._limits.clear()
         self.prompt, self._columns = None, told
-        self._counted.clear()
         self._ids, self._past, self._real = ids, past, whole[:, past:]
         self._position = whole.cumsum(-1)[:, past:] - 1
         column = torch.arange(past, past + length, device=device)
@@ -137,6 +143,43 @@ class Session:
         self._ends = whole[:, :told].sum(-1)
         special = torch.isin(ids, self._special.to(device))
         self._content = self._real & ~special & (self._position > 0)
+        self._arrived = None
+        self._read = (ids, self._real) if past == 0 else None
+        asked = any(not edit.every_token and not isinstance(edit.at, Tensor) for edit in self.edits)
+        if asked and self._early:
+            self.sinks()  # now: a pass within a pass would come between what edits read and what they write
+
+    @property
+    def _early(self) -> bool:
+        """Whether norms arrive in the middle of the model as edits have left them."""
+        return any(edit.site < self._middle for edit in self.edits)
+
+    def arrive(self, norms: Float[Tensor, "B T"]) -> None:
+        """Norms of the running pass in the middle of the model."""
+        self._arrived = norms
+
+    def sinks(self) -> Bool[Tensor, "B T"]:
+        """Which tokens of the running pass, or of the last one, are attention sinks of the model as it is unedited.
+
+        Where edits lie below the middle this takes another pass, over the prompt; what is written behind it, or comes
+        behind a cache, cannot be told then and passes for ordinary.
+        """
+        found = torch.zeros_like(self._real)
+        if not self._early:
+            if self._arrived is not None:
+                found = sinks.told(self._arrived, self._ordinary).to(found.device)
+        elif self._read is not None:
+            ids, real = (part[:, : self._columns] for part in self._read)
+            found[:, : ids.shape[1]] = self._told(ids, real)
+        return found
+
+    def _told(self, ids: Tensor, real: Tensor) -> Tensor:
+        known = self._known
+        if known is None or not (torch.equal(known[0], ids) and torch.equal(known[1], real)):
+            with aside():
+                norms = self._unedited(ids, real)
+            known = self._known = (ids, real, sinks.told(norms, self._ordinary).to(ids.device))
+        return known[2]
 
     def end(self, cache: Any) -> None:
         """A pass has ended, and left a cache or None."""
@@ -153,7 +196,6 @@ class Session:
     def changed(
         self,
         values: Float[Tensor, "B T D"],
-        point: Point,
         edits: Sequence[Edit],
         rows: Tensor | None,
         seen: Mapping[Site, Tensor],
@@ -163,7 +205,7 @@ class Session:
             raise InputError("edits act in passes of the whole model: call the model itself, not one of its modules")
         total, touched = None, None
         for edit in edits:
-            where = self._where(edit, point, values, rows)
+            where = self._where(edit, values, rows)
             if not where.any():
                 continue
             x = values[where].float()
@@ -181,12 +223,12 @@ class Session:
             raise NotFinite(f"an edit at {edits[0].site} goes beyond what float16 holds: load the model in bfloat16")
         return torch.where(touched[..., None], new, values)
 
-    def _where(self, edit: Edit, point: Point, values: Tensor, rows: Tensor | None) -> Tensor:
+    def _where(self, edit: Edit, values: Tensor, rows: Tensor | None) -> Tensor:
         at = edit.at
         if isinstance(at, Tensor):
             where = self._masked(at).to(values.device)
         else:
-            where = self._chosen(at) & (self._real if edit.every_token else self._counts(point, values))
+            where = self._chosen(at) & (self._real if edit.every_token else self._content & ~self.sinks())
             where = where.to(values.device)
         if rows is not None:
             if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(where):
@@ -219,17 +261,6 @@ class Session:
         wanted = torch.tensor(at, dtype=torch.int64, device=self._position.device)
         wanted = torch.where(wanted < 0, self._ends[:, None] + wanted, wanted)  # [B, K]
         return (self._position[..., None] == wanted[:, None, :]).any(-1)
-
-    def _counts(self, point: Point, values: Tensor) -> Tensor:
-        """Tokens that count at a point, by the values that arrive there before any edit."""
-        if point not in self._counted:
-            norms = torch.linalg.vector_norm(values.detach(), dim=-1, dtype=torch.float32)
-            content = self._content.to(norms.device)
-            if point not in self._limits:
-                # By the prompt alone: what is written later, token by token, must not change what counted before.
-                self._limits[point] = sink_limits(norms, content & ~self._generated.to(norms.device))
-            self._counted[point] = content & ~(norms > self._limits[point])
-        return self._counted[point]
 
 
 def _whole(mask: Any, rows: int, columns: int) -> Bool[Tensor, "B S"]:
@@ -265,8 +296,7 @@ def in_force(model: nn.Module, session: Session, edits: Sequence[Edit], rows: Se
     with ExitStack() as stack:
         seen: Mapping[Site, Tensor] = stack.enter_context(reading(model, read, stop=False))
         acts: dict[Point, Callable[[Tensor], Tensor | None]] = {
-            point: partial(session.changed, point=point, edits=those, rows=among, seen=seen)
-            for point, those in at.items()
+            point: partial(session.changed, edits=those, rows=among, seen=seen) for point, those in at.items()
         }
         stack.enter_context(replacing(model, acts))
         before, session.edits = session.edits, (*session.edits, *edits)

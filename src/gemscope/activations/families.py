@@ -19,12 +19,13 @@ class Point:
     """A site made concrete: a module's input or output, and what happens to the tensor on the way out.
 
     `transform`: `plain` takes it as it is; `normalized` takes the input of a norm and applies the norm without its
-    gain, in float32; `rows` looks token ids up in the module's embedding matrix, whatever scaling the module adds.
+    gain, in float32; `rows` looks token ids up in the module's embedding matrix, whatever scaling the module adds;
+    `norm` takes the length of each token's vector alone, in float32.
     """
 
     module: str
     end: Literal["input", "output"]
-    transform: Literal["plain", "normalized", "rows"] = "plain"
+    transform: Literal["plain", "normalized", "rows", "norm"] = "plain"
     shared: bool = False
     """Whether the block reads the same tensor again elsewhere (as the stream that it adds to), so that a new value has
     to be written into it: handed to the module alone, it would change what that reads and not the stream."""

@@ -29,18 +29,17 @@ def harvest(
     length: int = 256,
     batch: int = 32,
     dtype: str = "float16",
-    together: bool = False,
     progress: Progress = silent,
 ) -> Store:
     """Reads `tokens` tokens (None: the whole corpus) and stores the counted ones' activations as `dtype` (float16,
     bfloat16, float32).
 
     The text is packed into rows of `length` tokens, `batch` of them at a time, and reading ends with the batch that
-    completes `tokens`. Special tokens, first positions and attention sinks are left out, site by site; with `together`
-    a token that is left out at one site is left out at all, as transcoders and crosscoders need it. `to` must not
-    exist; it appears when the harvest is whole. One that was cut off goes on from its last whole shard when started
-    again, and ends with the same bytes. Raises InputError, SiteNotFound, NotFinite, StorageFull (before it begins,
-    where it will not fit), and Mismatch where an unfinished harvest of something else is in the way.
+    completes `tokens`. Special tokens, first positions and attention sinks are left out, the same ones at every site:
+    row i is the same token everywhere, as transcoders and crosscoders need it. `to` must not exist; it appears when the
+    harvest is whole. One that was cut off goes on from its last whole shard when started again, and ends with the same
+    bytes. Raises InputError, SiteNotFound, NotFinite, StorageFull (before it begins, where it will not fit), and
+    Mismatch where an unfinished harvest of something else is in the way.
     """
     sites = sorted(set(map(Site.parse, [sites] if isinstance(sites, str | Site) else sites)))
     if tokens is not None and tokens < length:
@@ -59,13 +58,12 @@ def harvest(
         corpus_digest=corpus.digest,
         versions=versions(),
         stored=dtype,
-        together=together,
     )
     row = sum(bytes_per_row(model.width(site), dtype) for site in sites)
     read = 0
     passed: Passed = Counter()
     identity = {**asdict(manifest), "tokens": tokens, "batch": batch}
-    with Writer(to, identity, stored=dtype, together=together) as writer:
+    with Writer(to, identity, stored=dtype) as writer:
         expected = expected_tokens(model, corpus) if tokens is None else tokens
         if expected is not None:
             _require_room(Path(to), expected, row, done=writer.read)

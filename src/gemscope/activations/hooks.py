@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +18,10 @@ from gemscope.activations.families import Point
 from gemscope.errors import InputError
 
 Key = TypeVar("Key")
+
+
+_depth: ContextVar[int] = ContextVar("_depth", default=0)
+"""Of passes within passes: what was attached further out does not see them."""
 
 
 class Enough(Exception):
@@ -55,6 +60,26 @@ def replacing(model: nn.Module, edits: Mapping[Point, Callable[[Tensor], Tensor 
 
 
 @contextmanager
+def aside() -> Iterator[None]:
+    """While the block runs, nothing that was attached before it sees or changes a pass, `watching` apart: for a pass of
+    the model as it is while another is under way.
+    """
+    before = _depth.set(_depth.get() + 1)
+    try:
+        yield
+    finally:
+        _depth.reset(before)
+
+
+@contextmanager
+def telling(model: nn.Module, point: Point, tell: Callable[[Tensor], None]) -> Iterator[None]:
+    """While the block runs, `tell` is given what flows through the point in every pass."""
+    take = _taker(model.get_submodule(point.module), point)
+    with _attached(model, point, lambda tensor: tell(take(tensor.detach()))):
+        yield
+
+
+@contextmanager
 def around(
     module: nn.Module,
     before: Callable[[tuple[Any, ...], dict[str, Any]], None],
@@ -63,9 +88,19 @@ def around(
     """While the block runs, each call of the module is told to `before` (positional arguments, named ones) and `after`
     (named ones, what it returned: None where it raised).
     """
+    depth = _depth.get()
+
+    def on_call(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if _depth.get() == depth:
+            before(args, kwargs)
+
+    def on_return(_: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if _depth.get() == depth:
+            after(kwargs, output)
+
     handles = [
-        module.register_forward_pre_hook(lambda _, args, kwargs: before(args, kwargs), with_kwargs=True),
-        module.register_forward_hook(lambda _, __, kwargs, out: after(kwargs, out), with_kwargs=True, always_call=True),
+        module.register_forward_pre_hook(on_call, with_kwargs=True),
+        module.register_forward_hook(on_return, with_kwargs=True, always_call=True),
     ]
     try:
         yield
@@ -108,6 +143,7 @@ def grasping(model: nn.Module, point: Point) -> Iterator[list[Tensor]]:
 def _attached(model: nn.Module, point: Point, act: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
     """Calls `act` with the values at the point; puts what it returns, unless None, in their place."""
     module = model.get_submodule(point.module)
+    depth = _depth.get()
     rows: list[torch.Size] = []  # of the running pass
 
     def changed(old: Tensor) -> Tensor | None:
@@ -124,6 +160,8 @@ def _attached(model: nn.Module, point: Point, act: Callable[[Tensor], Tensor | N
     def on_input(
         _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if _depth.get() != depth:
+            return None
         # Some callers pass hidden states by name; the first argument is them either way.
         name = None if args else next(iter(kwargs))
         old: Tensor = args[0] if name is None else kwargs[name]
@@ -136,6 +174,8 @@ def _attached(model: nn.Module, point: Point, act: Callable[[Tensor], Tensor | N
         return ((new, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: new})
 
     def on_output(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        if _depth.get() != depth:
+            return None
         # Blocks and attention return (hidden, ...) in transformers 4.57, blocks a bare tensor in 5.
         many = isinstance(output, tuple)
         new = changed(output[0] if many else output)
@@ -164,6 +204,8 @@ def _taker(module: nn.Module, point: Point) -> Callable[[Tensor], Tensor]:
         return lambda x: _normalized(module, x)
     if point.transform == "rows":
         return lambda ids: _rows(module, ids)
+    if point.transform == "norm":
+        return lambda x: torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
     # A copy: a block may go on to write into the tensor itself (Falcon adds attention's output to its MLP's in place).
     return lambda x: x.clone() if point.scale == 1 else x
 

@@ -17,17 +17,19 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from gemscope.activations import sinks
 from gemscope.activations import site as places
 from gemscope.activations.adapters import unwrapped
-from gemscope.activations.capture import Activations, Captured, sinks
+from gemscope.activations.capture import Activations, Captured
 from gemscope.activations.editing import Edit, Session, in_force
+from gemscope.activations.families import Point
 from gemscope.activations.generation import Dice, Step, continued
-from gemscope.activations.hooks import Enough, grasping, reading, watching
+from gemscope.activations.hooks import Enough, grasping, reading, telling, watching
 from gemscope.activations.passes import announced
 from gemscope.activations.site import Site
 from gemscope.activations.transformer_lens import require_as_it_was
 from gemscope.errors import EmptyText, InputError, NotFinite, TextTooLong, TokenOutOfRange
-from gemscope.shapes import Float
+from gemscope.shapes import Bool, Float, Int
 from gemscope.text.chat import Text, Turn, chats_of, is_one_chat, written
 from gemscope.text.corpus import Document
 from gemscope.text.tokens import Side, Tokens, pack
@@ -268,28 +270,54 @@ class LanguageModel:
         """Activations at any number of sites, in one pass that ends after the last of them.
 
         Special tokens, the first position, padding and attention sinks do not count unless `every_token` (padding
-        never does). `logits` lets the pass run to its end and keeps them ([B, T, vocab]). `device` is where the
-        activations go; they stay where they arise otherwise. Raises SiteNotFound, NotFinite where the model computes
-        NaN or Inf, and what `tokens` raises.
+        never does). Sinks are told in the middle of the model, so unless `every_token` the pass goes on as far as that.
+        `logits` lets it run to its end and keeps them ([B, T, vocab]). `device` is where the activations go; they stay
+        where they arise otherwise. Raises SiteNotFound, NotFinite where the model computes NaN or Inf, and what
+        `tokens` raises.
         """
         tokens = self.tokens(text, every_token=every_token)
         if isinstance(sites, str | Site):
             sites = [sites]
-        points = {site: places.locate(self.hf, site) for site in dict.fromkeys(map(Site.parse, sites))}
+        points: dict[Site | None, Point] = {}  # None: where sinks are told
+        points |= {site: places.locate(self.hf, site) for site in dict.fromkeys(map(Site.parse, sites))}
         if not points:
             raise InputError("no sites given: name at least one, as in sites=['12.res']")
+        ordinary = None if every_token else self._ordinary
+        if ordinary is not None:
+            points[None] = sinks.norms_at_middle(self.hf)
         out = None
         with reading(self.hf, points, stop=not logits) as seen, suppress(Enough):
             out = self._forward(tokens).logits
-        found = {}
+        counted = tokens.counted
+        if ordinary is not None:
+            norms = seen.pop(None)
+            here = sinks.told(norms, ordinary) if self._session is None else self._session.sinks()
+            counted = counted & ~here.cpu()
+        found: dict[Site, Activations] = {}
         for site, values in seen.items():
+            assert site is not None
             self._require_finite(values, tokens, f"at {site}")
             values = values if device is None else values.to(device)  # noqa: PLW2901
-            counted = tokens.counted.to(values.device)
-            if not every_token:
-                counted = counted & ~sinks(values, counted)
-            found[site] = Activations(values, counted, tokens, site, self.name)
+            found[site] = Activations(values, counted.to(values.device), tokens, site, self.name)
         return Captured(found, out)
+
+    @cached_property
+    def _ordinary(self) -> float:
+        """The norm in the middle of the model that no ordinary token reaches, of the model as it is: measured once, on
+        tokens of its vocabulary.
+        """
+        ids = sinks.vocabulary(min(self.vocab, len(self.tokenizer)), without=self.special_ids)[: self.context - 1]
+        if not len(ids):
+            return float("inf")
+        row = ids if self.bos is None else torch.cat([torch.tensor([self.bos]), ids])
+        tokens = self.tokens(row)
+        return sinks.limit(self._norms_at_middle(tokens.ids, tokens.real).cpu()[tokens.counted])
+
+    @torch.no_grad()
+    def _norms_at_middle(self, ids: Int[Tensor, "B T"], real: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+        with reading(self.hf, {None: sinks.norms_at_middle(self.hf)}, stop=True) as seen, suppress(Enough):
+            self._forward(Tokens(ids, real, real))
+        return seen[None]
 
     @torch.no_grad()
     def logits(self, text: Text, *, prompt: int | None = None) -> Float[Tensor, "B T V"]:
@@ -314,14 +342,15 @@ class LanguageModel:
         point = places.locate(self.hf, site)
         if point.transform != "plain":
             raise InputError(f"no gradient at {site}: it is computed on the side, the model does not read it")
-        with torch.enable_grad(), grasping(self.hf, point) as held:
+        ordinary, middle = self._ordinary, {None: sinks.norms_at_middle(self.hf)}
+        with torch.enable_grad(), grasping(self.hf, point) as held, reading(self.hf, middle, stop=False) as seen:
             number = of(self._forward(tokens).logits.float())
             (gradient,) = torch.autograd.grad(number, held[-1:])
         values = held[-1].detach()
         self._require_finite(values, tokens, f"at {site}")
         self._require_finite(gradient, tokens, f"in the gradient at {site}")
-        counted = tokens.counted.to(values.device)
-        counted = counted & ~sinks(values, counted)
+        here = sinks.told(seen[None], ordinary) if self._session is None else self._session.sinks()
+        counted = (tokens.counted & ~here.cpu()).to(values.device)
         return Activations(values, counted, tokens, site, self.name), gradient.float()
 
     def _forward(
@@ -385,11 +414,16 @@ class LanguageModel:
         contradict each other.
         """
         require_as_it_was(self.hf)
+        ordinary = self._ordinary  # measured on the model as it is, before edits are in force
         with ExitStack() as stack:
             if self._session is None:
-                self._session = Session(sorted(self.special_ids))
+                self._session = Session(
+                    sorted(self.special_ids), sinks.middle(self.hf), ordinary, self._norms_at_middle
+                )
                 stack.callback(self._forget)
                 stack.enter_context(announced(self.hf, self._session.begin, self._session.end))
+                # Before any edit that acts in the middle itself: hooks run in the order in which they were attached.
+                stack.enter_context(telling(self.hf, sinks.norms_at_middle(self.hf), self._session.arrive))
             stack.enter_context(in_force(self.hf, self._session, edits, rows))
             yield self
 

@@ -27,10 +27,11 @@ from gemscope.errors import AccessError, CorruptFile, NotFound, SiteNotFound
 from gemscope.progress import Progress, silent
 from gemscope.shapes import Float, Int
 
-FORMAT = 2
+FORMAT = 3
 _REMEDY = "harvest again"
-_READ = (1, 2)
-"""Formats read here. 1 knew float16 alone, and neither checksums nor what was left out."""
+_READ = (1, 2, 3)
+"""Formats read here. 1 knew float16 alone, and neither checksums nor what was left out; up to 2 sinks were told at each
+site by itself, so that its rows need not be the tokens of another's."""
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float16": torch.float16,
@@ -71,13 +72,11 @@ class Manifest:
     versions: Mapping[str, str]
     stored: str = "float16"
     """Number format of the values."""
-    together: bool = False
-    """Whether only tokens that count at all sites are there, so that row i of each is the same token."""
     passed: Counts = field(default_factory=dict)
     """Rows of the corpus that had no text, by reason (`text.corpus.PASSED`)."""
     dropped: Mapping[str, Counts] = field(default_factory=dict)
     """By site, how many places of the text are not among the rows, by reason: padding, first (of a row of text),
-    special, sink, elsewhere (a sink at another of the sites that were harvested together)."""
+    special, sink."""
     shards: Mapping[str, Sequence[Shard]] = field(default_factory=dict)
     """By site, its files in their order."""
 
@@ -88,7 +87,7 @@ class Manifest:
         if number not in _READ:
             known = " and ".join(map(str, _READ))
             raise CorruptFile(f"{path} is of format {number}, this version reads {known}: harvest again")
-        return read_json(path, cls, closed=True, remedy=_REMEDY)
+        return read_json(path, cls, closed=number == FORMAT, remedy=_REMEDY)  # older ones say more
 
     def __post_init__(self) -> None:
         """Raises ValueError for what is no site's name."""
@@ -163,7 +162,7 @@ class Store:
         """Opens a store. Raises NotFound where there is none or an unfinished one, CorruptFile for a damaged one.
 
         `skip_corrupt` checks the checksum of each shard of a site when the site is opened, and leaves damaged ones out
-        with a warning (in a store whose sites were harvested together, at all sites).
+        with a warning, at all sites, whose rows stay the same tokens.
         """
         self.folder = Path(folder)
         self._skip = skip_corrupt
@@ -184,7 +183,7 @@ class Store:
             raise NotFound(f"no {name} in {self.folder}: it holds {', '.join(self.manifest.sites)}")
         paths = self._paths(name)
         if self._skip:
-            damaged = self._damaged(name)
+            damaged = self._damaged()
             paths = {number: path for number, path in paths.items() if number not in damaged}
             if not paths:
                 raise CorruptFile(f"no shard of {name} in {self.folder} is whole: harvest again")
@@ -233,11 +232,10 @@ class Store:
             return dict(enumerate(sorted(folder.glob("*.safetensors"))))
         return {number: folder / shard_name(number) for number in range(len(listed))}
 
-    def _damaged(self, site: str) -> set[int]:
-        """Numbers of the shards to leave out. Where rows of several sites are the same tokens they must stay so."""
-        sites = list(self.manifest.sites) if self.manifest.together else [site]
+    def _damaged(self) -> set[int]:
+        """Numbers of the shards to leave out: those of any site, as rows of all of them are the same tokens."""
         damaged = set()
-        for one in sites:
+        for one in self.manifest.sites:
             for number, path in self._paths(one).items():
                 if not self._whole(one, number):
                     warnings.warn(f"{path} is damaged: its rows are left out", stacklevel=3)

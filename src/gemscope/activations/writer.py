@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gemscope.activations.capture import Activations, counted_at_all
+from gemscope.activations.capture import Activations
 from gemscope.activations.store import (
     DTYPES,
     Counts,
@@ -65,16 +65,15 @@ class Writer:
         identity: Mapping[str, Any] | None = None,
         *,
         stored: str = "float16",
-        together: bool = False,
     ) -> None:
         """`identity` is what the store is made of and how: what an earlier attempt with the same has written is gone
-        on from (None: nothing is). `together` keeps only tokens that count at all sites. Raises InputError.
+        on from (None: nothing is). Raises InputError.
         """
         self._to = Path(folder)
         self._refuse_existing()
         if stored not in DTYPES:
             raise InputError(f"activations cannot be stored as {stored!r}: choose from {', '.join(DTYPES)}")
-        self.stored, self.together = stored, together
+        self.stored = stored
         self.batches = 0
         """Batches that were added, in earlier attempts too."""
         self.read = 0
@@ -117,14 +116,10 @@ class Writer:
 
     def add(self, *found: Activations) -> None:
         """The counted rows of one batch at all sites. Raises NotFinite, StorageFull."""
-        common = counted_at_all(found) if self.together else None
         for acts in found:
-            counted = acts.counted.cpu()
-            kept = counted if common is None else common
-            self._pending.setdefault(str(acts.site), []).append(self._piece(acts, kept))
-            dropped = {**acts.dropped, "elsewhere": int((counted & ~kept).sum())}
+            self._pending.setdefault(str(acts.site), []).append(self._piece(acts, acts.counted.cpu()))
             before = self._dropped.get(str(acts.site), {})
-            self._dropped[str(acts.site)] = {reason: before.get(reason, 0) + n for reason, n in dropped.items()}
+            self._dropped[str(acts.site)] = {reason: before.get(reason, 0) + n for reason, n in acts.dropped.items()}
         self.batches += 1
         self.read += int(found[0].tokens.real.sum())
         held = [piece["values"] for pieces in self._pending.values() for piece in pieces]
@@ -244,7 +239,6 @@ class Writer:
         manifest = replace(
             manifest,
             stored=self.stored,
-            together=self.together,
             dropped=dict(sorted(self._dropped.items())),
             shards={site: tuple(shards) for site, shards in sorted(self._shards.items())},
         )

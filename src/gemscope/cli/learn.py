@@ -47,11 +47,6 @@ def add_to(commands: Any) -> None:
         choices=["float16", "bfloat16", "float32"],
         help="number format of what is kept (default float16)",
     )
-    harvest.add_argument(
-        "--together",
-        action="store_true",
-        help="leave a token out at all sites where it is an attention sink at one: for transcoders and crosscoders",
-    )
     options.add_json(harvest)
     options.add_model(harvest)
     options.add_hub(harvest)
@@ -121,12 +116,11 @@ def _harvest(args: argparse.Namespace) -> int:
             length=args.length,
             batch=args.batch,
             dtype=args.store_as,
-            together=args.together,
             progress=progress,
         )
     manifest = store.manifest
     if args.json:
-        names = ("sites", "read", "model", "passed", "dropped", "stored", "together")
+        names = ("sites", "read", "model", "passed", "dropped", "stored")
         facts = {name: getattr(manifest, name) for name in names}
         options.show({"folder": args.out, **facts}, True)
         return 0

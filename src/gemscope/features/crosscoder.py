@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from gemscope.activations.capture import Activations, counted_at_all
+from gemscope.activations.capture import Activations
 from gemscope.activations.site import Site
 from gemscope.errors import InputError, Mismatch
 from gemscope.features.activations import FeatureActivations
@@ -147,7 +147,7 @@ class Crosscoder:
             values.append(x.to(self.sae.W_enc.device, torch.float32))
             if isinstance(acts, Activations):
                 masked.append(acts)
-        return torch.cat(values, dim=-1), counted_at_all(masked) if masked else None
+        return torch.cat(values, dim=-1), masked[0].counted.cpu() if masked else None
 
     def _apart(self, rows: Tensor) -> dict[Site, Tensor]:
         return dict(zip(self.sites, torch.split(rows, list(self.widths), dim=-1), strict=True))

@@ -1,4 +1,8 @@
-"""Is this the right model, site, scale and token mask for this SAE? With the evidence, and what fits better if not."""
+"""Is this the right model, site, scale and token mask for this SAE? With the evidence, and what fits better if not.
+
+Sites are compared on the same tokens by what no single token decides: the median token's error, and on how many tokens
+one site does better. Explained variance is shown beside them; one token may make it up.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 LEAST_EXPLAINED = 0.3
-"""Published SAEs explain more than this of their own site, a wrong site less than nothing as a rule."""
+"""Published SAEs explain more than this of the median token of their own site, of a wrong one less than nothing as a
+rule."""
 L0_FACTOR = 2.0
 """Other text than the training text moves L0 by a third at most; a wrong site or scale by several times."""
 _FEW = 48
@@ -35,8 +40,10 @@ _FEW = 48
 _HELD = 1 << 29
 """Bytes of activations held at a time."""
 CLEARLY_BETTER = 0.85
-"""Another site must leave less than this share of the variance unexplained to be called the better one: between
-neighbouring layers of a residual stream the figures lie closer than between any others."""
+"""Another site must leave less than this share of the median error to be called the better one: between neighbouring
+layers of a residual stream the figures lie closer than between any others. It must also be better on most tokens, by
+more than chance (95 %)."""
+_FEW_FOR_A_VERDICT = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +55,14 @@ class Trial:
     """What the activations were multiplied by before the SAE read them."""
     explained_variance: float
     l0: float
-
-    @property
-    def fvu(self) -> float:
-        """1 − explained variance."""
-        return 1 - self.explained_variance
+    error: float
+    """Median over the tokens of ‖x − x̂‖² / ‖x − m‖², where m is the site's median by coordinate."""
+    typical_l0: float
+    """L0 without the twentieth of the tokens at either end."""
+    better_on: float | None = None
+    """Share of the tokens on which the error is smaller than at the given site and scale; None for that itself."""
+    clearly: bool = False
+    """Whether that share is above one half by more than chance (Wilson's interval, 95 %)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +77,13 @@ class Check:
     """Counted tokens that all figures are over."""
     explained_variance: float
     """1 − Σ‖x − x̂‖² / Σ‖x − μ‖², one ratio over the counted tokens."""
+    error: float
+    """Median over the tokens of ‖x − x̂‖² / ‖x − m‖²: the figure that sites are compared by."""
     l0: float
     declared_l0: float | None
     masked_tokens: int
+    sinks: int
+    """How many of the masked are attention sinks."""
     masked_l0: float | None
     """L0 on the tokens that do not count: thousands mean that they are rightly left out."""
     explained_variance_with_masked: float | None
@@ -91,7 +105,8 @@ class Check:
         from rich.text import Text
 
         verdict = Text("✓ fits  " if self.ok else "✗ does not fit  ", style="bold green" if self.ok else "bold red")
-        verdict.append(f"{self.sae} at {self.site} of {self.model}", style="default")
+        few = f", judged on {self.tokens} tokens alone" if self.tokens < _FEW_FOR_A_VERDICT else ""
+        verdict.append(f"{self.sae} at {self.site} of {self.model}{few}", style="default")
         facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 2))
         declared = "not declared" if self.declared_l0 is None else f"declared {self.declared_l0:g}"
         facts.add_row(
@@ -99,20 +114,24 @@ class Check:
             f"{self.explained_variance:.4f}",
             f"FVU {1 - self.explained_variance:.4f}, global mean",
         )
+        facts.add_row("median error", f"{self.error:.4f}", "of a token, ‖x − x̂‖² / ‖x − m‖²")
         facts.add_row("L0", f"{self.l0:.1f}", declared)
         facts.add_row(
-            "tokens", f"{self.tokens:,}", f"{self.masked_tokens:,} masked: special, first of a row, attention sinks"
+            "tokens",
+            f"{self.tokens:,}",
+            f"{self.masked_tokens:,} masked: special, first of a row, {self.sinks:,} attention sinks",
         )
         if self.masked_l0 is not None:
             facts.add_row("L0 on masked tokens", f"{self.masked_l0:,.0f}", "SAEs are not trained on them")
         parts: list[RenderableType] = [verdict, Text(), facts]
         if len(self.trials) > 1:
             table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2), header_style="dim")
-            for name in ("tried", "explained variance", "L0"):
+            for name in ("tried", "median error", "better on", "explained variance", "L0"):
                 table.add_column(name, justify="left" if name == "tried" else "right")
             for trial in self.trials[:6]:
                 name = trial.site if trial.scale == 1 else f"{trial.site} × {trial.scale:.4g}"
-                table.add_row(name, f"{trial.explained_variance:.4f}", f"{trial.l0:.1f}")
+                share = "" if trial.better_on is None else f"{trial.better_on:.0%} of tokens"
+                table.add_row(name, f"{trial.error:.4f}", share, f"{trial.explained_variance:.4f}", f"{trial.l0:.1f}")
             parts += [Text(), table]
         for note in self.notes:
             parts.append(Text(f"note: {note}", style="yellow"))
@@ -161,14 +180,16 @@ def check(
         site=str(declared),
         tokens=bench.count,
         explained_variance=given.explained_variance,
+        error=given.error,
         l0=given.l0,
         declared_l0=sae.info.declared_l0,
         masked_tokens=int(rows.real.sum()) - bench.count,
+        sinks=bench.sinks,
         masked_l0=masked_l0,
         explained_variance_with_masked=with_masked,
         suggestion=None if ok else _suggestion(given, best, sae, model),
         notes=tuple(_notes(model, sae, bench.count, passed)),
-        trials=(given, *sorted(bench.trials[1:], key=lambda trial: trial.fvu)),
+        trials=(given, *sorted(bench.trials[1:], key=lambda trial: trial.error)),
     )
 
 
@@ -249,26 +270,26 @@ def _of_same_width(model: LanguageModel, sae: SAE) -> list[Site]:
 
 def _plausible(trial: Trial, sae: SAE) -> bool:
     declared = sae.info.declared_l0
-    fits = declared is None or declared / L0_FACTOR <= trial.l0 <= declared * L0_FACTOR
-    return fits and trial.explained_variance >= LEAST_EXPLAINED
+    fits = declared is None or declared / L0_FACTOR <= trial.typical_l0 <= declared * L0_FACTOR
+    return fits and 1 - trial.error >= LEAST_EXPLAINED
 
 
 def _best(trials: Iterable[Trial], sae: SAE) -> Trial | None:
-    return min((trial for trial in trials if _plausible(trial, sae)), key=lambda trial: trial.fvu, default=None)
+    return min((trial for trial in trials if _plausible(trial, sae)), key=lambda trial: trial.error, default=None)
 
 
 def _better(given: Trial, others: Iterable[Trial], sae: SAE) -> Trial | None:
     """The best of the others, if it is clearly better than the given one."""
     best = _best(others, sae)
-    if best is None or (_plausible(given, sae) and best.fvu > CLEARLY_BETTER * given.fvu):
+    if best is None or not best.clearly or (_plausible(given, sae) and best.error > CLEARLY_BETTER * given.error):
         return None
     return best
 
 
 def _suggestion(given: Trial, best: Trial | None, sae: SAE, model: LanguageModel) -> str:
-    if best is None and given.explained_variance >= LEAST_EXPLAINED:
+    if best is None and 1 - given.error >= LEAST_EXPLAINED:
         return (
-            f"explained variance is plausible, but L0 is {given.l0:.0f} where {sae.info.declared_l0:g} is declared: "
+            f"the reconstruction is plausible, but L0 is {given.l0:.0f} where {sae.info.declared_l0:g} is declared: "
             f"is the text very unlike its training text, or is this another SAE than its card says?"
         )
     if best is None:
@@ -278,7 +299,7 @@ def _suggestion(given: Trial, best: Trial | None, sae: SAE, model: LanguageModel
             f"is it the model that it was trained on ({made})?"
         )
     figures = (
-        f"explained variance {best.explained_variance:.3f} instead of {given.explained_variance:.3f}, "
+        f"median error {best.error:.3f} instead of {given.error:.3f}, smaller on {best.better_on:.0%} of the tokens, "
         f"L0 {best.l0:.0f} instead of {given.l0:.0f}"
     )
     if best.site != given.site:
@@ -292,7 +313,7 @@ def _notes(model: LanguageModel, sae: SAE, count: int, passed: Mapping[str, int]
         yield f"it was made for {made}, this is {model.name}"
     if sae.info.prepend_bos and model.bos is None:
         yield "it was trained on text that begins with BOS, this tokenizer adds none"
-    if count < 200:
+    if count < _FEW_FOR_A_VERDICT:
         yield f"{count} tokens are few: figures can be off by several percent; 500 are a good check"
     if told := passed_over(passed):
         yield told
@@ -304,7 +325,8 @@ class _Bench:
     def __init__(self, model: LanguageModel, sae: SAE, rows: Tokens, every_token: bool, advance: Advance) -> None:
         self.model, self.sae, self.rows, self.every_token, self.advance = model, sae, rows, every_token, advance
         self.trials: list[Trial] = []
-        self.count = 0
+        self.count = self.sinks = 0
+        self._given: Tensor | None = None
         self._captured: dict[Site, Captured] = {}
 
     def best(self) -> Trial | None:
@@ -319,7 +341,7 @@ class _Bench:
         """The few sites that do best on a few tokens: hundreds of them on all tokens would take minutes."""
         rough = _Bench(self.model, self.sae, self.rows.first(1, _FEW), self.every_token, self.advance)
         rough.try_sites(sites)
-        best = sorted(rough.trials, key=lambda trial: (not _plausible(trial, self.sae), trial.fvu))
+        best = sorted(rough.trials, key=lambda trial: (not _plausible(trial, self.sae), trial.error))
         return [Site.parse(trial.site) for trial in best[:5]]
 
     def try_sites(self, sites: Iterable[Site]) -> bool:
@@ -339,7 +361,7 @@ class _Bench:
                 acts, target = captured[site], captured[pairs[site]]
                 self.trials.append(self._trial(site, acts.rows, target.values[acts.counted], 1.0))
                 if len(self.trials) == 1:
-                    self.count = int(acts.counted.sum())
+                    self.count, self.sinks = int(acts.counted.sum()), acts.dropped["sink"]
                     self._captured[site] = captured
         return bool(fresh)
 
@@ -361,7 +383,8 @@ class _Bench:
         if not out.any():
             return None, None
         l0 = self.sae.encode(acts.values[out]).mean_l0
-        return l0, self._trial(site, acts.values[real], target.values[real], 1.0).explained_variance
+        _, _, explained = self._run(acts.values[real], target.values[real], 1.0)
+        return l0, explained
 
     def _written(self, site: Site) -> Site:
         out = self.sae.site_out
@@ -369,12 +392,44 @@ class _Bench:
             return site
         return out if out.layer is None or site.layer is None else out.at(site.layer)
 
-    @torch.no_grad()
     def _trial(self, site: Site, x: Tensor, target: Tensor, scale: float) -> Trial:
+        l0, errors, explained = self._run(x, target, scale)
+        share, clearly = (None, False) if self._given is None else _majority(errors < self._given)
+        if self._given is None:
+            self._given = errors
+        self.advance(1)
+        return Trial(
+            site=str(site),
+            scale=scale,
+            explained_variance=explained,
+            l0=l0.mean().item(),
+            error=errors.median().item(),
+            typical_l0=_trimmed(l0),
+            better_on=share,
+            clearly=clearly,
+        )
+
+    @torch.no_grad()
+    def _run(self, x: Tensor, target: Tensor, scale: float) -> tuple[Tensor, Tensor, float]:
+        """L0 and error of each token, and explained variance."""
         x = x.to(self.sae.W_enc.device, torch.float32) * scale
         # The scaled SAE reconstructs scaled activations; a transcoder's target is scaled the same way.
         target = target.to(x.device, torch.float32) * scale
         features, out = self.sae.read(x)
-        self.advance(1)
-        explained = explained_variance(*answered_for(self.sae, target, out))
-        return Trial(site=str(site), scale=scale, explained_variance=explained, l0=features.mean_l0)
+        target, out = answered_for(self.sae, target, out)
+        spread = (target - target.median(0).values).square().sum(-1)
+        errors = (target - out).square().sum(-1) / spread.clamp(min=torch.finfo(spread.dtype).tiny)
+        return features.l0.double(), errors, explained_variance(target, out)
+
+
+def _majority(won: Tensor) -> tuple[float, bool]:
+    """The share of True [N], and whether Wilson's interval at 95 % (1927) lies above one half."""
+    n, share, z = len(won), won.double().mean().item(), 1.96
+    centre, half = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return share, (centre - half) / (1 + z**2 / n) > 0.5
+
+
+def _trimmed(values: Tensor) -> float:
+    """The mean [N] without the twentieth at either end, at least one token each where three are there."""
+    cut = min(math.ceil(len(values) / 20), (len(values) - 1) // 2)
+    return values.sort().values[cut : len(values) - cut].mean().item()

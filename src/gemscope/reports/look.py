@@ -55,6 +55,8 @@ class Look:
     explained_variance: float
     """1 − Σ‖x − x̂‖² / Σ‖x − μ‖² over counted tokens, μ their mean; NaN for fewer than two."""
     neuronpedia_id: str | None = None
+    sinks: int = 0
+    """How many tokens are left out as attention sinks."""
 
     @property
     def counted(self) -> int:
@@ -165,10 +167,11 @@ class Look:
     def _summary(self) -> str:
         if not self.counted:
             return "no token counts: only special tokens or the first position were given"
+        sinks = f": {self.sinks} sink{'s' * (self.sinks > 1)} here" if self.sinks else ""
         ev = "needs two tokens" if math.isnan(self.explained_variance) else f"{self.explained_variance:.4f}"
         return (
             f"L0 {self.l0:.1f} per token · explained variance {ev} · over {self.counted} of {len(self.tokens)} tokens "
-            f"(special, first and attention-sink tokens are not counted)"
+            f"(special, first and attention-sink tokens are not counted{sinks})"
         )
 
 
@@ -225,6 +228,7 @@ def look(model: LanguageModel, sae: SAE, text: OneText, *, k: int = 5, every_tok
         sae=sae.info.name,
         site=str(site) if not sae.is_transcoder else f"{site} → {written}",
         tokens=tuple(shown),
+        sinks=acts.dropped["sink"],
         l0=features.mean_l0,
         explained_variance=explained_variance(*answered_for(sae, target[counted], out[counted])),
         neuronpedia_id=sae.info.neuronpedia_id,

@@ -71,6 +71,8 @@ class Score:
     tokens: int
     masked: int
     """Tokens read that did not count."""
+    sinks: int
+    """How many of these are attention sinks."""
     passed: Mapping[str, int] = field(default_factory=dict)
     """Rows of the corpus that had no text, by reason (`text.corpus.PASSED`)."""
     features: int
@@ -207,7 +209,7 @@ def loss_rows(score: Score) -> list[LossRow]:
 
 def conditions(score: Score) -> str:
     """What was counted, in one line."""
-    what = "padding" if score.every_token else "special, first of a row, attention sinks"
+    what = "padding" if score.every_token else f"special, first of a row, {score.sinks:,} attention sinks"
     counted = f"{score.tokens:,} tokens counted, {score.masked:,} masked ({what})"
     return "; ".join(filter(None, (counted, passed_over(score.passed))))
 
@@ -271,7 +273,7 @@ def scores(
     readings = [_Reading(model, sae) for sae in saes]
     sites = {site for reading in readings for site in (reading.site, reading.site_out)}
     kept: list[Kept] = []
-    read = kept_tokens = 0
+    read = kept_tokens = sinks = 0
     passed: Passed = Counter()
     with progress("score", tokens, "tokens") as advance:
         for rows in model.rows(corpus.documents(passed), length=length, batch=batch, every_token=every_token):
@@ -279,6 +281,7 @@ def scores(
             for reading in readings:
                 acts = captured[reading.site]
                 reading.add(acts.rows, captured[reading.site_out].values[acts.counted])
+            sinks += captured[readings[0].site].dropped["sink"]  # the same at all sites
             step = int(rows.real.sum())
             if kept_tokens < loss_tokens:
                 kept.append(Kept(rows, {site: captured[site].counted.cpu() for site in sites}))
@@ -298,6 +301,7 @@ def scores(
             every_token=every_token,
             masked=read - reading.variance.n,
             passed=dict(passed),
+            sinks=sinks,
             **reading.figures(),
             **(losses if loss_tokens else {}),
         )

@@ -157,8 +157,9 @@ A {config["architecture"]} sparse autoencoder of {_code(self.model)}, {self._rea
 | --- |{" --- |" * len(heads)}
 {table}
 
-A row is a token that counts: special tokens, padding, first positions and attention sinks (norms above 10 times the
-median) are in no figure, and no feature was trained on them. FVU = Σ‖y − ŷ‖² / Σ‖y − μ‖² with one mean over
+A row is a token that counts: special tokens, padding, first positions and attention sinks (norms above three
+times the usual one in the middle of the model) are in no figure, and no feature was trained on them.
+FVU = Σ‖y − ŷ‖² / Σ‖y − μ‖² with one mean over
 the rows{self._weighed()}.
 {self._thresholds()} {self._unseen()}
 

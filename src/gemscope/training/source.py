@@ -8,7 +8,6 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from gemscope.activations.capture import counted_at_all
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
 from gemscope.activations.store import DTYPES, Rows, Store
@@ -91,8 +90,7 @@ class StoreSource:
             if not aligned:
                 raise InputError(
                     f"{first} and {other} of {self.store.folder} hold different tokens ({len(here):,} and "
-                    f"{len(there):,} rows): harvest them together (together=True, or --together), so that sinks of one "
-                    "are dropped from both"
+                    f"{len(there):,} rows), as stores of format {self.store.manifest.format} may: harvest again"
                 )
 
     @property
@@ -162,10 +160,9 @@ class _StoreBatches:
 class StreamSource:
     """Rows that a model computes while they are trained on: nothing is stored. Sites as of a `StoreSource`.
 
-    They are mixed in a buffer (`Mixed`), which takes buffer · width · 2 bytes of memory (as float16). Where several
-    sites are read, a token that is an attention sink at one is left out at all. A run that was cut off goes on exactly,
-    by computing again, without training, all that it had read: about as long as the model took for it. A store is
-    better wherever it fits, or where rows are read more than once.
+    They are mixed in a buffer (`Mixed`), which takes buffer · width · 2 bytes of memory (as float16). A run that was
+    cut off goes on exactly, by computing again, without training, all that it had read: about as long as the model took
+    for it. A store is better wherever it fits, or where rows are read more than once.
     """
 
     def __init__(
@@ -233,7 +230,7 @@ class StreamSource:
         """
         for tokens in self.model.rows(self.corpus, length=self.length, batch=self._pass):
             found = self.model.capture(tokens, self._all)
-            kept = counted_at_all(list(found.values()))
+            kept = found[self._all[0]].counted.cpu()
             yield _beside([values_of(found[site], kept, self.dtype) for site in self._all])
 
     def pairs(self, rows: Tensor) -> tuple[Tensor, Tensor]:
