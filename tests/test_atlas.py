@@ -946,6 +946,16 @@ def test_an_entry_that_does_not_fit_together_is_refused(change: dict, message: s
             writer.add(ONE)
 
 
+@pytest.mark.parametrize("name", ["positions", "intervals", "columns", "promoted", "neighbours", "histogram"])
+def test_what_a_page_could_not_be_read_back_with_is_not_written(name: str, tmp_path: Path) -> None:
+    entry = replace(ONE)
+    object.__setattr__(entry, name, getattr(entry, name).astype(np.float32))  # past the checks of types in tests
+    with Writer(tmp_path / "a") as writer:
+        writer.add_rows(np.arange(8).reshape(2, 4))
+        with pytest.raises(InputError, match=f"type float32 as its {name}: whole numbers are expected"):
+            writer.add(entry)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -953,6 +963,8 @@ def test_an_entry_that_does_not_fit_together_is_refused(change: dict, message: s
         {"mean": float("inf")},
         {"values": np.array([2.0, np.nan, 1.0], np.float32)},
         {"values": np.array([np.inf, 1.0, 1.0], np.float32)},
+        {"values": np.array([2.0, np.inf, 1.0], np.float32)},
+        {"values": np.array([2.0, np.finfo(np.float32).max, 1.0], np.float32)},
         {"promoted": np.array([1]), "promoted_values": np.array([np.inf], np.float32)},
         {"edges": np.array([0.0, 1.0, np.inf], np.float32)},
     ],

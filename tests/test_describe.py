@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -457,6 +458,18 @@ def test_merged_atlases_equal_one_pass_over_all_texts(
     again = merge([pair, others[1].folder], to=tmp_path / "again")
     assert _bytes(again.folder) == _bytes(whole.folder)
     assert verify(merged.folder) == []
+
+
+def test_a_damaged_corpus_is_not_merged(atlas: Atlas, tmp_path: Path) -> None:
+    import shutil
+
+    damaged = Path(shutil.copytree(atlas.folder, tmp_path / "damaged"))
+    rows = np.load(damaged / "corpus.npy", mmap_mode="r+")
+    rows[0, 1] = np.iinfo(rows.dtype).max - 1
+    rows.flush()
+    with pytest.raises(CorruptFile, match=f"token {rows[0, 1]} is in the corpus.*gemscope atlas verify"):
+        merge([atlas, damaged], to=tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
 
 
 def test_labels_come_along_when_atlases_are_merged(

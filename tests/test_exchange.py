@@ -1009,6 +1009,10 @@ def test_gemma_scope_2_s_tokens_are_read_by_a_model_s_tokenizer(tmp_path: Path) 
         ),
         (lambda file: file["seq_ids"].add_(1000), "feature 0 has an example outside the file's own corpus"),
         (lambda file: file["feature_frequencies"].neg_(), "no frequencies"),
+        *(
+            (lambda file, name=name: file.update({name: file[name].float()}), f"{name} holds no whole numbers")
+            for name in ("top_tokens", "bottom_tokens", "seq_ids", "positions", "tokens")
+        ),
     ],
 )
 def test_a_file_of_another_shape_is_told_what_it_holds(tmp_path: Path, change: Any, message: str) -> None:

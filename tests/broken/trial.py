@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from gemscope.errors import GemscopeError
@@ -59,10 +60,14 @@ def trial(samples: Path, seed: int, only: str = "") -> Outcome:
     with tempfile.TemporaryDirectory() as aside:
         folder = Path(shutil.copytree(samples / name, Path(aside) / name))
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        everything = sorted(path for path in samples.rglob("*") if path.is_file())
         path = chance.choice(files)
-        done = mutate(path, chance, everything if chance.random() < 0.5 else files)
+        done = mutate(path, chance, _everything(samples) if chance.random() < 0.5 else files)
         return _judged(f"{name} {path.relative_to(folder)} {done} {seed}", name, folder)
+
+
+@cache
+def _everything(samples: Path) -> list[Path]:
+    return sorted(path for path in samples.rglob("*") if path.is_file())
 
 
 def _judged(case: str, name: str, folder: Path) -> Outcome:

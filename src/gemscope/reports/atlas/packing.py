@@ -303,6 +303,15 @@ _ALIKE = ((3, 4), (3, 5), (3, 6), (7, 8), (9, 10), (11, 12), (14, 15), (16, 17),
 """Those that are of one length."""
 
 
+_COUNTED = (
+    *("histogram", "interval_counts", "positions"),
+    *("promoted", "suppressed", "logit_histogram", "neighbours", "partners"),
+)
+"""Fields of an entry that number something, or count it."""
+_MOST_VALUE = 3e38
+"""What is kept as a share of a peak, rounded, has to be a float32 when it is read again."""
+
+
 def _require(sensible: bool) -> None:
     if not sensible:
         raise CorruptFile("a packed record is damaged: it is no page's")
@@ -337,10 +346,14 @@ def _check(entry: Entry, length: int) -> None:
         ours, theirs = len(getattr(entry, one)), len(getattr(entry, other))
         if ours != theirs:
             raise InputError(f"{name} has {ours} {one} and {theirs} {other}: there must be as many of both")
-    for one in ("histogram", "interval_counts", "positions", "promoted", "suppressed", "logit_histogram", "neighbours",
-                "partners"):  # fmt: skip
+    for one in (*_COUNTED, "intervals", "owners", "columns"):
+        if (dtype := getattr(entry, one).dtype).kind not in "biu":
+            raise InputError(f"{name} has numbers of type {dtype} as its {one}: whole numbers are expected")
+    for one in _COUNTED:
         if len(numbers := getattr(entry, one)) and int(numbers.min()) < 0:
             raise InputError(f"{name} has {int(numbers.min())} among its {one}: none can be below 0")
+    if not (np.abs(entry.values) < _MOST_VALUE).all():
+        raise NotFinite(f"{name} has activations that are no numbers, or of {_MOST_VALUE:g} and more: none are kept")
     if len(entry.edges) != (len(entry.interval_counts) + 1 if len(entry.interval_counts) else 0):
         raise InputError(
             f"{name} has {len(entry.edges)} edges and {len(entry.interval_counts)} counts of intervals: "

@@ -186,4 +186,10 @@ class _FromAtlases:
         for atlas in self._atlases:
             texts |= atlas.tokens()
             special |= atlas.special
+        for id_ in ids:
+            if id_ not in texts:
+                raise CorruptFile(
+                    f"token {id_} is in the corpus or on a page of an atlas that is to be merged, and no vocabulary "
+                    "has it: find the damaged one with gemscope atlas verify"
+                )
         return {id_: texts[id_] for id_ in ids}, special.intersection(ids)

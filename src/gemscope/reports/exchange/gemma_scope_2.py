@@ -28,6 +28,7 @@ KEYS = (
     "top_tokens", "top_logits", "bottom_tokens", "bottom_logits", "activations", "seq_ids", "positions",
     "feature_frequencies", "tokens",
 )  # fmt: skip
+_WHOLE = ("top_tokens", "bottom_tokens", "seq_ids", "positions", "tokens")
 _BLOCK = 512
 """Features read at a time: 6 MB."""
 _ROWS = 1024
@@ -109,6 +110,11 @@ class _File:
     def __exit__(self, *raised: object) -> None:
         self._opened.__exit__(*raised)
 
+    def whole(self, name: str) -> bool:
+        """Whether a tensor holds whole numbers."""
+        kind: str = self._file.get_slice(name).get_dtype()
+        return kind.startswith(("I", "U"))
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(self._file.get_slice(name).get_shape()) for name in self._file.keys()}  # noqa: SIM118
 
@@ -153,6 +159,9 @@ def _sizes(file: _File, path: Path) -> _Sizes:
         }
         wrong = [name for name, shape in expected.items() if shapes[name] != shape]
         if not wrong:
+            for name in _WHOLE:
+                if not file.whole(name):
+                    raise CorruptFile(f"{path}: {name} holds no whole numbers, as they are in Gemma Scope 2's examples")
             return _Sizes(features, each, *shapes["tokens"])
     raise CorruptFile(
         f"{path} holds {found}: expected Gemma Scope 2's examples, with {', '.join(KEYS)}"
