@@ -124,7 +124,8 @@ SOME = st.floats(-(2**20), 2**20, width=32).map(lambda value: 0.0 if abs(value) 
 @st.composite
 def an_entry(draw: st.DrawFn, index: int, ids: np.ndarray, vocabulary: int) -> Entry:
     flat = ids.reshape(-1)
-    places = draw(st.lists(st.sampled_from(np.flatnonzero(flat >= 0).tolist()), unique=True, max_size=5))
+    there = np.flatnonzero(flat >= 0).tolist()
+    places = draw(st.lists(st.sampled_from(there), unique=True, max_size=5)) if there else []
     owners, columns, values = [], [], []
     for number, place in enumerate(places):
         more = draw(st.sets(st.integers(0, ids.shape[1] - 1), max_size=5)) | {place % ids.shape[1]}
@@ -143,17 +144,20 @@ def an_entry(draw: st.DrawFn, index: int, ids: np.ndarray, vocabulary: int) -> E
     suppressed, suppressed_values = ranked(tokens)
     neighbours, cosines = ranked(st.integers(0, 2**31))
     partners, jaccards = ranked(st.integers(0, 2**31))
+    drawn = [draw(st.integers(0, 2**33)) for _ in edges[1:]]
+    bars = draw(st.lists(st.integers(0, 2**40), max_size=6))
+    bars = [*bars, sum(drawn)] if bars else []
     return Entry(
         index=index,
-        count=draw(st.integers(0, 2**40)),
-        max=draw(POSITIVE),
+        count=sum(bars) or sum(drawn) + draw(st.integers(0, 2**40)) * (not bars),
+        max=max([draw(POSITIVE), *values]),
         mean=draw(st.floats(0, 1e6)),
         encoder_cosine=draw(st.none() | st.floats(-1, 1)),
         decoder_norm=draw(st.none() | st.floats(0, 1e3)),
         step=draw(st.floats(0, 10)),
-        histogram=np.array(draw(st.lists(st.integers(0, 2**40), max_size=6)), np.int64),
+        histogram=np.array(bars, np.int64),
         edges=np.array(edges, np.float32),
-        interval_counts=np.array([draw(st.integers(0, 2**33)) for _ in edges[1:]], np.int64),
+        interval_counts=np.array(drawn, np.int64),
         positions=np.array(places, np.int64),
         intervals=np.array([draw(st.integers(-1, len(edges) - 2)) for _ in places], np.int64),
         owners=np.array(owners, np.int64),
@@ -934,6 +938,10 @@ ONE = Entry(
         ({"edges": np.array([0.0, 1.0], np.float32)}, "one edge more than counts"),
         ({"promoted": np.array([1])}, "1 promoted and 0 promoted_values"),
         ({"count": -1}, "count=-1"),
+        ({"count": 2**62}, "count=4611686018427387904: from 0 to 9,007,199,254,740,992 are kept"),
+        ({"histogram": np.array([3])}, "its histogram counts 3 firings, its row says 2"),
+        ({"interval_counts": np.array([2, 2])}, "its intervals hold 4 firings, its row says 2"),
+        ({"max": 1.0}, "an example of 2 is stronger than its maximum, 1"),
     ],
 )
 def test_an_entry_that_does_not_fit_together_is_refused(change: dict, message: str, tmp_path: Path) -> None:
@@ -1281,6 +1289,18 @@ def test_a_trap_that_is_laid_while_an_atlas_is_open_does_not_run_when_a_label_is
 
 
 # --- how it shows itself ----------------------------------------------------------------------------------------------
+
+
+def test_a_label_is_written_while_an_error_of_a_damaged_vocabulary_is_remembered(copy: Path) -> None:
+    with sqlite3.connect(copy / "atlas.sqlite") as db:
+        db.execute("INSERT INTO token SELECT 1 << 40, packed FROM token LIMIT 1")
+        db.execute("INSERT INTO token SELECT 2 << 40, packed FROM token LIMIT 1")
+    db.close()
+    with Atlas(copy) as atlas:
+        with pytest.raises(CorruptFile, match="vocabulary") as remembered:
+            atlas.text([0])
+        assert atlas.explain(0, "what it stands for").text == "what it stands for"
+        assert remembered
 
 
 def test_an_atlas_says_what_it_is_of(planted: Atlas) -> None:

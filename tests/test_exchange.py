@@ -897,7 +897,16 @@ def test_a_packed_layer_is_read(tmp_path: Path) -> None:
         ),
         ({"examples_quantiles": [{"examples": [{"tokens": ["a"], "tokens_acts_list": ["b"]}]}]}, "finite numbers"),
         ({"examples_quantiles": [{"examples": [3]}]}, "group 0 of examples"),
-        ({"gemscope": {"neighbours": [[]]}}, "feature 0: what stands under 'gemscope' is damaged"),
+        *(
+            ({"gemscope": {name: value}}, rf"what stands under 'gemscope': field .{name}")
+            for name, value in (
+                ("neighbours", [[]]),
+                ("decoder_norm", "x"),
+                ("explanations", 5.5),
+                ("count", True),
+                ("logit_histogram", {"low": []}),
+            )
+        ),
     ],
 )
 def test_a_feature_of_another_shape_gets_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -1022,6 +1031,21 @@ def test_a_file_of_another_shape_is_told_what_it_holds(tmp_path: Path, change: A
     with pytest.raises(CorruptFile, match=message):
         import_atlas("gemma-scope-2", tmp_path / "examples.safetensors", tmp_path / "a.atlas", sae=ADDRESS)
     assert {one.name for one in tmp_path.iterdir()} == {"examples.safetensors"}
+
+
+def test_a_frequency_beyond_all_counting_is_refused(tmp_path: Path) -> None:
+    given = copy.deepcopy(examples_file())
+    given["feature_frequencies"].fill_(1e30)
+    save_file(given, tmp_path / "examples.safetensors")
+    with pytest.raises(InputError, match=r"feature 0 has count=\d+: from 0 to"):
+        import_atlas("gemma-scope-2", tmp_path / "examples.safetensors", tmp_path / "a.atlas", sae=ADDRESS)
+    assert not (tmp_path / "a.atlas").exists()
+
+
+def test_true_is_no_place_of_a_token(tmp_path: Path) -> None:
+    row = _activation(0, [" a", " b"], [1, 5]) | {"qualifyingTokenIndex": True, "maxValueTokenIndex": False}
+    with _imported(tmp_path, features_0=[_feature(0)], activations_0=[row]) as atlas:
+        assert [one.value for one in atlas[0].examples] == [5]
 
 
 def test_a_truncated_file_of_examples_gets_one_line(tmp_path: Path) -> None:

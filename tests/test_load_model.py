@@ -286,3 +286,13 @@ def test_a_tokenizer_comes_without_weights(tmp_path: Path) -> None:
     assert tokenizer("the end")["input_ids"] == model.tokenizer("the end")["input_ids"]
     with pytest.raises(ModelNotFound):
         load_tokenizer(tmp_path / "nowhere")
+
+
+def test_a_tokenizer_s_configuration_that_shows_its_fault_with_the_first_text_is_named(tmp_path: Path) -> None:
+    made = tiny_model("llama")
+    made.hf.save_pretrained(tmp_path)
+    made.tokenizer.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": "many"}))
+    with pytest.raises(CorruptFile, match="cannot be read"):
+        load_model(tmp_path)

@@ -529,7 +529,9 @@ def test_bars_are_as_high_as_their_counts_and_logarithms_are_said() -> None:
     assert "log scale" in text
 
 
-@pytest.mark.parametrize("data", [Histogram(0.0, 1.0, []), Histogram(0.0, 1.0, [0, 0]), Histogram(0.0, 0.0, [3])])
+@pytest.mark.parametrize(
+    "data", [Histogram(0.0, 1.0, []), Histogram(0.0, 1.0, [0, 0]), Histogram(0.0, 0.0, [3]), Histogram(1e9, 1e-9, [3])]
+)
 def test_a_histogram_of_nothing_is_nothing(data: Histogram) -> None:
     assert charts.histogram(data, title="t", across="a", things="b") == ""
 

@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gemscope.errors import CorruptFile
+
 Random = random.Random
 
 
@@ -398,7 +400,7 @@ def _sqlite(path: Path, chance: Random, others: list[Path]) -> None:
         for _ in range(chance.choice((1, 1, 1, 3))):
             try:
                 chance.choice(_SQL)(db, chance)
-            except (sqlite3.Error, OverflowError):
+            except (sqlite3.Error, OverflowError, CorruptFile):  # of what one before it has done
                 continue
     finally:
         db.close()

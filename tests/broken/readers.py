@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
+import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from starlette.requests import Request
 
 import gemscope as gs
 from gemscope.activations.store import Store
 from gemscope.activations.writer import Writer
-from gemscope.errors import GemscopeError
+from gemscope.app import requests
+from gemscope.app.asking import body_of
+from gemscope.cli.learn import _settings as chosen
+from gemscope.errors import GemscopeError, InputError
 from gemscope.features.sae import SAE
 from gemscope.progress import silent
 from gemscope.reports.atlas import verify
@@ -198,7 +205,7 @@ def _merging(folder: Path) -> None:
 def _imports(format: str, place: str, **options: str) -> Reader:
     def read(folder: Path) -> None:
         with gs.import_atlas(format, folder / place, folder / "in.atlas", **options) as atlas:
-            assert verify(atlas.folder) == []
+            assert not (found := verify(atlas.folder)), found
             _seen(atlas)
 
     return read
@@ -218,4 +225,47 @@ def _model(folder: Path) -> None:
     assert repr(model)
 
 
-assert set(READERS) == set(samples.SAMPLES), set(READERS) ^ set(samples.SAMPLES)
+@_reads("gguf")
+def _gguf(folder: Path) -> None:
+    path = folder / "tiny.gguf"
+    gs.load_model(path if path.exists() else folder).logits("the river")
+
+
+@_reads("request")
+def _request(folder: Path) -> None:
+    raised: list[InputError] = []
+    for path in sorted(folder.glob("*.json")):
+        if path.is_file() and not path.is_symlink() and os.access(path, os.R_OK):
+            try:
+                asyncio.run(body_of(_posted(path.read_bytes()), getattr(requests, path.stem)))
+            except InputError as error:
+                raised.append(error)
+    if raised:
+        raise raised[0]
+
+
+def _posted(body: bytes) -> Request:
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    headers = [(b"content-type", b"application/json")]
+    return Request({"type": "http", "method": "POST", "path": "/", "headers": headers}, receive)
+
+
+@_reads("settings")
+def _settings(folder: Path) -> None:
+    path = folder / "settings.toml"
+    if not path.is_file():
+        return
+    raised: list[InputError] = []
+    for line in path.read_bytes()[: 1 << 20].decode(errors="surrogateescape").splitlines():
+        try:
+            for config in chosen(argparse.Namespace(set=[line], sweep=[]), None).values():
+                assert config.steps >= 0
+        except InputError as error:
+            raised.append(error)
+    if raised:
+        raise raised[0]
+
+
+assert set(READERS) >= set(samples.SAMPLES), set(samples.SAMPLES) - set(READERS)

@@ -8,6 +8,7 @@ import json
 import struct
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from gemscope.testing import planted_sae, tiny_model
 from gemscope.text.tokens import Tokens
 from gemscope.training.config import TrainConfig
 from gemscope.training.train import Lesson, train
+from ggufs import written
 from planted import Given, directions, strengths
 
 D, F = 8, 16
@@ -420,3 +422,47 @@ def model(folder: Path) -> None:
     made = tiny_model("llama", layers=2)
     made.hf.save_pretrained(folder)
     made.tokenizer.save_pretrained(folder)
+
+
+def gguf(folder: Path) -> None:
+    written(folder / "tiny.gguf", bos=True)
+
+
+if find_spec("gguf") and find_spec("accelerate"):  # both are extras
+    _sample(gguf)
+
+
+# --- requests -------------------------------------------------------------------------------------------------------
+
+_FEATURE = {"modelId": "tiny", "layer": "1-res", "index": 3}
+REQUESTS: dict[str, dict[str, Any]] = {
+    "Trial": {"text": "the river"},
+    "Label": {"text": "rivers", "author": "somebody"},
+    "Forget": {"id": 3},
+    "Browse": {"order": "max", "descending": True, "dead": False, "min_density": 0.1, "text": "a", "limit": 10},
+    "Search": {"kind": "token", "text": "river", "token": 3},
+    "Prompt": {"text": "the river", "chat": True, "pin": 3, "k": 5},
+    "Steering": {"feature": [3, 4], "strength": ["2max", 0.5], "factor": [1], "prompt": "a", "seed": 16, "run": True},
+    "Cause": {"text": "the river", "position": -1, "target": " runs", "k": 12},
+    "ActivationNew": {"feature": _FEATURE | {"source": "1-res"}, "customText": ["a", "b"], "ignoreBos": True},
+    "ActivationSource": {"modelId": "tiny", "source": "1-res", "customText": "a"},
+    "SearchAll": {"modelId": "tiny", "sourceSet": "res", "text": "a", "selectedLayers": ["1-res"], "sortIndexes": [1]},
+    "TopByToken": {"modelId": "tiny", "source": "1-res", "text": "a", "numResults": 3, "densityThreshold": 0.1},
+    "ExplanationSearch": {"modelId": "tiny", "layers": ["1-res"], "query": "river"},
+    "Steer": {"prompt": "a", "modelId": "tiny", "features": [_FEATURE | {"strength": 4.5}], "temperature": 0.5},
+}
+"""By the class of `gemscope.app.requests`."""
+
+
+@_sample
+def request(folder: Path) -> None:
+    for name, said in REQUESTS.items():
+        (folder / f"{name}.json").write_text(json.dumps(said))
+
+
+@_sample
+def settings(folder: Path) -> None:
+    """What `train --set` may be given."""
+    said = TrainConfig(matryoshka=(0.25, 0.5)).to_dict()
+    lines = [f"{name} = {json.dumps(value)}" for name, value in said.items()]
+    (folder / "settings.toml").write_text("\n".join(lines) + "\n")

@@ -56,7 +56,7 @@ def make_samples(folder: Path) -> None:
 def trial(samples: Path, seed: int, only: str = "") -> Outcome:
     """The case of a seed."""
     chance = random.Random(seed)
-    name = only or sorted(READERS)[seed % len(READERS)]
+    name = only or sorted(SAMPLES)[seed % len(SAMPLES)]
     with tempfile.TemporaryDirectory() as aside:
         folder = Path(shutil.copytree(samples / name, Path(aside) / name))
         files = sorted(path for path in folder.rglob("*") if path.is_file())

@@ -165,9 +165,13 @@ def _require_name(name: object) -> None:
 def _tokenizer(transformers: Any, source: str, where: dict[str, Any]) -> Any:
     load = transformers.AutoTokenizer.from_pretrained
     if (gguf := gguf_at(source)) is None:
-        return load(source, trust_remote_code=False, **where)
-    found = load(gguf.parent, trust_remote_code=False, **{**where, "gguf_file": gguf.name})
-    return with_bos_as_said(found, gguf)
+        found = load(source, trust_remote_code=False, **where)
+    else:
+        found = with_bos_as_said(load(gguf.parent, trust_remote_code=False, **{**where, "gguf_file": gguf.name}), gguf)
+    found(
+        "a", verbose=False
+    )  # what a configuration says amiss comes out when the first text is read: here that is still its fault
+    return found
 
 
 def _adapted(base: LanguageModel, adapter: Adapter) -> LanguageModel:

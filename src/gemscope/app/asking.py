@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
@@ -20,7 +19,8 @@ from gemscope.app.requests import read_as
 from gemscope.app.responses import wants_data
 from gemscope.app.shelf import Shelf, Source
 from gemscope.app.worker import Full, Job, Overtime, Worker
-from gemscope.errors import InputError, NotFound
+from gemscope.checked import json_of
+from gemscope.errors import CorruptFile, InputError, NotFound
 
 T = TypeVar("T")
 
@@ -75,12 +75,9 @@ async def _fields(request: Request) -> Mapping[str, Any]:
             raise InputError(f"the form cannot be read: expected UTF-8 and at most {_FIELDS} fields") from None
     if kind == "application/json":
         try:
-            found = json.loads(body)
-        except (ValueError, RecursionError):
-            raise InputError("the request is not JSON") from None
-        if not isinstance(found, dict):
-            raise InputError("the request is not a JSON object")
-        return found
+            return json_of(body, dict[str, Any], where="the request")
+        except CorruptFile as error:
+            raise InputError(str(error)) from None
     raise HTTPException(415, "expected application/json or application/x-www-form-urlencoded")
 
 

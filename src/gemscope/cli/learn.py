@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import tomllib
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,12 +204,13 @@ def _parted(text: str, option: str) -> tuple[str, str]:
 
 def _value(text: str) -> object:
     """A setting as TOML has it, several parted by commas as a list; what is none of TOML's is a word."""
+    from gemscope.checked import toml_of
+    from gemscope.errors import CorruptFile
+
     if "," in text:
         return [_value(one) for one in text.strip("[]").split(",") if one.strip()]
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        pass
+    with suppress(CorruptFile):
+        return toml_of(f"value = {text}", dict[str, object], where="it")["value"]
     try:
         return float(text)  # .1 and 1. are numbers to everybody else
     except ValueError:

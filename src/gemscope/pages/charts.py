@@ -34,6 +34,10 @@ class Histogram(Protocol):
     def counts(self) -> Sequence[int]: ...
 
 
+_NARROW = 1e-300
+"""What cannot be parted further: bins of no width, or lost beside where they begin."""
+
+
 def histogram(data: Histogram, *, title: str, across: str, things: str) -> Markup:
     """Bars. `across` names the horizontal axis, `things` what is counted ("firings", "tokens").
 
@@ -41,9 +45,9 @@ def histogram(data: Histogram, *, title: str, across: str, things: str) -> Marku
     their counts, and the axis says so.
     """
     counts, low, step = data.counts, data.low, data.step
-    if not counts or not max(counts) or not step > 0:
+    high, top = low + step * len(counts), max(counts, default=0)
+    if not top or not high - low > _NARROW:
         return Markup("")
-    high, top = low + step * len(counts), max(counts)
     logarithmic = top > 50 * min(count for count in counts if count)
     width, height = WIDE - _LEFT - _RIGHT, HIGH - _TOP - _BOTTOM
 

@@ -119,6 +119,9 @@ class TrainConfig:
     """Held-out rows, at most, that are looked at on the way."""
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise InputError(f"{name} has {value.bit_length()} bits: whole numbers of up to 63 are expected")
         for name in _POSITIVE:
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name}={getattr(self, name)}: must be above 0")

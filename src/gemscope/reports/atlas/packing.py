@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,6 +170,8 @@ def pack_page(entry: Entry, length: int) -> bytes:
     first = np.diff(owners, prepend=-1) != 0
     steps[first] = columns[first] - home[first]
     peaks = entry.values[own]
+    for wrong in contradictions(entry.histogram, entry.interval_counts, peaks, entry.count, entry.max):
+        raise InputError(f"feature {entry.index}: {wrong}")
     return pack(
         (
             np.array((entry.step, entry.logit_low, entry.logit_step), np.float64),
@@ -301,6 +303,16 @@ _WHOLE = (*_COUNTS, 4, 7)
 """Arrays of a page, by what their numbers are; steps may be negative."""
 _ALIKE = ((3, 4), (3, 5), (3, 6), (7, 8), (9, 10), (11, 12), (14, 15), (16, 17), (16, 18))
 """Those that are of one length."""
+
+
+def contradictions(histogram: Ints, interval_counts: Ints, peaks: Floats, count: int, top: float) -> Iterator[str]:
+    """What of a page is at odds with its feature's firings and maximum: in words, nothing where all is well."""
+    if len(histogram) and (total := int(histogram.sum())) != count:
+        yield f"its histogram counts {total} firings, its row says {count}"
+    if (total := int(interval_counts.sum())) > count:
+        yield f"its intervals hold {total} firings, its row says {count}"
+    if len(peaks) and (strongest := float(peaks.max())) > top * 1.001:  # what others published may be rounded
+        yield f"an example of {strongest:g} is stronger than its maximum, {top:g}"
 
 
 _COUNTED = (

@@ -721,7 +721,8 @@ class Atlas:
     @cached_property
     def _vocabulary(self) -> Vocabulary:
         with self._reading() as db, self._undamaged("vocabulary"):
-            return Vocabulary(db.execute("SELECT first, packed FROM token ORDER BY first"))
+            # All at once: a statement left in its middle by an error keeps writers out until that is forgotten.
+            return Vocabulary(db.execute("SELECT first, packed FROM token ORDER BY first").fetchall())
 
     # --- how it shows itself ----------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import numpy as np
 from gemscope.errors import CorruptFile
 from gemscope.reports.atlas import corpus, hits, schema
 from gemscope.reports.atlas.manifest import Manifest, read_manifest
-from gemscope.reports.atlas.packing import Page, unpack_page
+from gemscope.reports.atlas.packing import Page, contradictions, unpack_page
 from gemscope.reports.atlas.reader import Atlas
 from gemscope.reports.atlas.vocabulary import Vocabulary
 
@@ -101,15 +101,9 @@ def _pages(db: sqlite3.Connection, manifest: Manifest, rows: corpus.Corpus) -> I
 
 
 def _page(page: Page, count: int, top: float, corpus_length: int) -> Iterator[str]:
-    if len(page.histogram) and (total := int(page.histogram.sum())) != count:
-        yield f"its histogram counts {total} firings, its row says {count}"
-    if (total := int(page.interval_counts.sum())) > count:
-        yield f"its intervals hold {total} firings, its row says {count}"
-    if len(page.positions):
-        if int(page.positions.max()) >= corpus_length:
-            yield f"an example lies at {int(page.positions.max())}, beyond the corpus of {corpus_length} tokens"
-        if (strongest := float(page.peaks.max())) > top * 1.001:  # what others published may be rounded
-            yield f"an example of {strongest:g} is stronger than its maximum, {top:g}"
+    yield from contradictions(page.histogram, page.interval_counts, page.peaks, count, top)
+    if len(page.positions) and int(page.positions.max()) >= corpus_length:
+        yield f"an example lies at {int(page.positions.max())}, beyond the corpus of {corpus_length} tokens"
 
 
 def _token_features(db: sqlite3.Connection, expected: dict[int, list[tuple[int, int]]], size: int) -> Iterator[str]:

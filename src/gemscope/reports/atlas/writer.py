@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from gemscope.checked import EXACT
 from gemscope.disk import claimed, room
 from gemscope.errors import InputError, Mismatch, NotFinite
 from gemscope.reports.atlas import corpus, hits, schema, vocabulary
@@ -214,8 +215,8 @@ def _check_figures(entry: Entry) -> None:
         value = getattr(entry, name)
         if value is not None and not abs(value) < schema.MOST:
             raise NotFinite(f"feature {entry.index} has {name}={value}: numbers are expected")
-    if entry.count < 0:
-        raise InputError(f"feature {entry.index} has count={entry.count}: it cannot be below 0")
+    if not 0 <= entry.count <= EXACT:
+        raise InputError(f"feature {entry.index} has count={entry.count}: from 0 to {EXACT:,} are kept")
 
 
 def _hits(entry: Entry, tokens: Ints, length: int) -> list[tuple[Any, ...]]:

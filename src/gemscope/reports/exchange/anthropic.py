@@ -32,6 +32,7 @@ from gemscope.reports.exchange.intake import (
     are_texts,
     arranged,
     as_number,
+    as_whole,
     from_zero,
     highest,
     with_examples,
@@ -192,11 +193,41 @@ def _about(path: Path) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class _Bars:
+    low: float = 0.0
+    step: float = 0.0
+    counts: tuple[Count, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ours:
+    """What our own export says of a feature beside what the format has."""
+
+    count: Count | None = None
+    mean: float | None = None
+    encoder_cosine: float | None = None
+    decoder_norm: float | None = None
+    histogram_step: float | None = None
+    logit_histogram: _Bars | None = None
+    top_logits: Any = None
+    bottom_logits: Any = None
+    neighbours: list[tuple[Count, float]] | None = None
+    coactive: list[tuple[Count, float, float]] | None = None
+    intervals: list[tuple[float, float, Count]] | None = None
+    explanations: list[Any] | None = None
+
+
+def _ours(said: dict[str, Any], where: str) -> _Ours:
+    return declared(said, _Ours, where=f"{where}: what stands under {OURS!r}")
+
+
 def _made(makes: _Numbers, index: int, figures: dict[str, Any], examples: list[Shown], *, path: Path) -> Entry:
+    ours = _ours(figures.get(OURS) or {}, f"{path}, feature {index}")
     try:
-        return makes.entry(index, figures, examples)
+        return makes.entry(index, figures, ours, examples)
     except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
-        raise CorruptFile(f"{path}, feature {index}: what stands under {OURS!r} is damaged ({error})") from error
+        raise CorruptFile(f"{path}, feature {index}: its figures are damaged ({error})") from error
 
 
 def _records(path: Path, layer: int | None) -> Iterator[tuple[int, dict[str, Any], str]]:
@@ -278,11 +309,11 @@ def _take(intake: Intake, index: int, record: dict[str, Any], where: str) -> Non
                 raise CorruptFile(f"{where}: tokens must be strings, and tokens_acts_list finite numbers")
             if len(tokens) != len(values):
                 raise CorruptFile(f"{where}: an example has not one activation for each token")
-            own = one.get("train_token_ind")
-            intake.example(index, tokens, values, own if isinstance(own, int) else -1, low=low)
+            own = as_whole(one.get("train_token_ind"))
+            intake.example(index, tokens, values, -1 if own is None else own, low=low)
     kept = ("top_logits", "bottom_logits", "act_min", "act_max", "histogram", "activation_frequency")
     intake.feature(index, {name: record.get(name) for name in kept} | {OURS: ours})
-    for said in ours.get("explanations") or ():
+    for said in _ours(ours, where).explanations or ():
         text = said.get("text") if isinstance(said, dict) else None
         if isinstance(text, str) and text.strip():
             method, author = str(said.get("method") or "import"), str(said.get("author") or "")
@@ -301,48 +332,47 @@ class _Numbers:
         self.intake, self.tokens = intake, tokens
         self.has_logits = self.has_values = False
 
-    def entry(self, index: int, figures: Mapping[str, Any], examples: list[Shown]) -> Entry:
-        ours = figures.get(OURS) or {}
+    def entry(self, index: int, figures: Mapping[str, Any], ours: _Ours, examples: list[Shown]) -> Entry:
         top = highest(_positive(figures.get("act_max")), examples)
         heights = np.array([round(_positive(bar)) for bar in figures.get("histogram") or ()], np.int64)
         shown = len({(one.window, int(column)) for one in examples for column in one.columns})
         share = _positive(figures.get("activation_frequency"))
-        count = ours.get("count")
-        if not isinstance(count, int):
+        count = ours.count
+        if count is None:
             # Bars may count examples instead of firings: the frequency is what counts here.
             count = max(round(share * self.tokens), shown)
-        low, step = _positive(figures.get("act_min")), ours.get("histogram_step")
+        low, step = _positive(figures.get("act_min")), ours.histogram_step
         width = _positive(step) or ((top - low) / len(heights) if len(heights) else 0.0)
         width, histogram = from_zero([low + (n + 0.5) * width for n in range(len(heights))], heights)
         if histogram.sum() != count:
             width, histogram = 0.0, np.zeros(0, np.int64)
-        logit_histogram = ours.get("logit_histogram") or {}
-        promoted, promoted_values = self._logits(figures.get("top_logits"), ours.get("top_logits"))
-        suppressed, suppressed_values = self._logits(figures.get("bottom_logits"), ours.get("bottom_logits"))
-        neighbours, partners = ours.get("neighbours") or [], ours.get("coactive") or []
+        logits = ours.logit_histogram or _Bars()
+        promoted, promoted_values = self._logits(figures.get("top_logits"), ours.top_logits)
+        suppressed, suppressed_values = self._logits(figures.get("bottom_logits"), ours.bottom_logits)
+        neighbours, partners = ours.neighbours or [], ours.coactive or []
         entry = Entry(
             index=index,
             count=count,
             max=top,
-            mean=_positive(ours.get("mean")),
-            encoder_cosine=ours.get("encoder_cosine"),
-            decoder_norm=ours.get("decoder_norm"),
+            mean=_positive(ours.mean),
+            encoder_cosine=ours.encoder_cosine,
+            decoder_norm=ours.decoder_norm,
             step=width,
             histogram=histogram,
             promoted=promoted,
             promoted_values=promoted_values,
             suppressed=suppressed,
             suppressed_values=suppressed_values,
-            logit_low=float(logit_histogram.get("low", 0.0)),
-            logit_step=float(logit_histogram.get("step", 0.0)),
-            logit_histogram=np.array(logit_histogram.get("counts", []), np.int64),
+            logit_low=logits.low,
+            logit_step=logits.step,
+            logit_histogram=np.array(logits.counts, np.int64),
             neighbours=np.array([one[0] for one in neighbours], np.int64),
             cosines=np.array([one[1] for one in neighbours], np.float32),
             partners=np.array([one[0] for one in partners], np.int64),
             jaccards=np.array([one[1] for one in partners], np.float32),
             shares=np.array([one[2] for one in partners], np.float32),
         )
-        bounds = ours.get("intervals") or []
+        bounds = ours.intervals or []
         edges = np.array([low for low, _, _ in bounds] + [high for _, high, _ in bounds[-1:]], np.float32)
         if not bounds and top > 0:
             edges = np.linspace(0, top, _INTERVALS + 1, dtype=np.float32)
@@ -364,7 +394,7 @@ class _Numbers:
 
 def _tokens(about: dict[str, Any]) -> int:
     tokens = about.get("tokens")
-    return tokens if isinstance(tokens, int) and tokens > 0 else 1_000_000
+    return max(as_whole(tokens) or 0, 0) or 1_000_000
 
 
 def _manifest(about: dict[str, Any], intake: Intake, size: int, missing: list[int], makes: _Numbers) -> Any:

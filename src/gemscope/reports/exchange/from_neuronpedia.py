@@ -29,6 +29,7 @@ from gemscope.reports.exchange.intake import (
     are_texts,
     arranged,
     as_number,
+    as_whole,
     firings,
     from_zero,
     highest,
@@ -210,7 +211,7 @@ def _read_intermediate(place: Path, intake: Intake, progress: Progress) -> dict[
 
 def _skipped(path: Path) -> list[int]:
     found = _object(bytes_of(path, most=_BATCHED), str(path)).get("skipped_indexes", [])
-    if not isinstance(found, list) or not all(isinstance(one, int) for one in found):
+    if not isinstance(found, list) or any(as_whole(one) is None for one in found):
         raise CorruptFile(f"{path}: skipped_indexes is no list of numbers")
     return found
 
@@ -273,13 +274,12 @@ def _take_activation(intake: Intake, row: dict[str, Any], where: str, owner: obj
         raise CorruptFile(f"{where}: tokens is no list of strings")
     if not are_numbers(values) or len(values) != len(tokens):
         raise CorruptFile(f"{where}: values is no list of {len(tokens)} finite numbers, one for each token")
-    own = row.get("qualifyingTokenIndex")
-    if not isinstance(own, int):
-        own = row.get("maxValueTokenIndex")
+    places = (as_whole(row.get(name)) for name in ("qualifyingTokenIndex", "maxValueTokenIndex"))
+    own = next((place for place in places if place is not None), -1)
     low, high, share = (as_number(row.get(name)) for name in ("binMin", "binMax", "binContains"))
     if low is None or high is None or low < 0 or share is None or share < 0:  # -1: among the strongest
         low = high = share = None
-    intake.example(index, tokens, values, own if isinstance(own, int) else -1, low=low, high=high, share=share)
+    intake.example(index, tokens, values, own, low=low, high=high, share=share)
 
 
 def _take_explanation(intake: Intake, row: dict[str, Any], where: str, owner: object) -> None:
@@ -425,7 +425,8 @@ def _text(value: object) -> str | None:
 
 
 def _product(prompts: object, length: object) -> int | None:
-    return prompts * length if isinstance(prompts, int) and isinstance(length, int) else None
+    one, other = as_whole(prompts), as_whole(length)
+    return None if one is None or other is None else one * other
 
 
 def _hub(source: dict[str, Any]) -> str | None:

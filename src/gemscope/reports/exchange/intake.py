@@ -19,6 +19,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from gemscope.checked import EXACT
 from gemscope.disk import room
 from gemscope.errors import CorruptFile, InputError
 from gemscope.reports.entry import Entry, Floats, Ints
@@ -88,6 +89,11 @@ def as_number(value: object) -> float | None:
     if type(value) is not int and type(value) is not float:  # True is an int to isinstance
         return None
     return float(value) if abs(value) < _MOST else None  # NaN is not below it either
+
+
+def as_whole(value: object) -> int | None:
+    """What JSON may hold as a whole number, when it is one: true is none."""
+    return value if type(value) is int and abs(value) <= EXACT else None
 
 
 def are_numbers(values: object) -> TypeGuard[list[float]]:
@@ -237,7 +243,7 @@ class Intake:
         found = self.indices()
         if not found:
             raise CorruptFile(f"{where} tells of no feature: it is empty, or another kind of folder")
-        size = told if isinstance(told, int) and told > 0 else found[-1] + 1
+        size = max(as_whole(told) or 0, 0) or found[-1] + 1
         if size > _WIDEST:
             raise InputError(
                 f"{where} has a feature {size - 1}, beyond any SAE: is it a pair of layer and feature in one number?"
