@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -524,10 +525,15 @@ def test_the_bundled_atlas_is_sound_small_and_as_readable_where_nothing_can_be_w
     from gemscope.app.server import BUNDLED
     from gemscope.features.load import load_sae
     from gemscope.reports.atlas import Atlas, verify
+    from gemscope.reports.atlas.manifest import CROWDED
 
     with Atlas(BUNDLED) as atlas:
         sae = load_sae("smollm2")
         assert (atlas.manifest.sae_digest, len(atlas)) == (sae.digest, sae.d_sae)
+        tops = Counter(int(entry.positions[0]) for entry in map(atlas.entry, range(len(atlas))) if len(entry.positions))
+    # One sink that counted once made the maximum of 668 features.
+    assert max(tops.values()) <= CROWDED
+    assert not atlas.manifest.crowded
     assert verify(BUNDLED) == []
     assert {path.name for path in BUNDLED.iterdir()} == {"NOTICE.md", "atlas.sqlite", "corpus.npy", "manifest.json"}
     assert sum(path.stat().st_size for path in BUNDLED.iterdir()) < 10_000_000

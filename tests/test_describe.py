@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -605,3 +606,20 @@ def test_the_manifest_holds_no_clock_and_no_place(atlas: Atlas) -> None:
     text = (atlas.folder / "manifest.json").read_text()
     assert str(atlas.folder.parent) not in text
     assert json.loads(text)["options"]["top"] == CONFIG.top
+
+
+def test_places_that_top_more_than_a_handful_of_features_are_named(tmp_path: Path) -> None:
+    """One place is made an outlier that is no sink: the strongest of whatever fires there."""
+    model = tiny_model("llama", seed=1)
+    texts = [" ".join(["river sang of hours"] * 5), "sun x", " ".join(["another order round there"] * 4)]
+    token = model.tokens(texts[1]).ids[0, -1].item()
+    model.hf.model.embed_tokens.weight[token] *= 2.5
+    sae = planted_sae(model.d_model, 48, site="0.res").sae
+    atlas = describe(model, sae, Corpus.of(texts), to=tmp_path / "atlas", config=CONFIG)
+    places = Counter(one.examples[0].position + 1000 * one.examples[0].document for one in atlas if one.examples)
+    crowded = sorted((count for count in places.values() if count > 5), reverse=True)
+    assert crowded
+    assert [one.features for one in atlas.manifest.crowded] == crowded
+    worst = atlas.ids(np.array([atlas.manifest.crowded[0].position]))[0]
+    assert worst == token
+    assert f"[[{model.strings([token])[0]}]]" in str(atlas)

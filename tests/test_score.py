@@ -357,6 +357,7 @@ def test_several_saes_share_one_reading_and_score_as_each_alone(corpus: Corpus) 
     transcoder = random_sae(site="1.transcoder", site_out="1.mlp", skip=True)
     saes = [random_sae(0), random_sae(1, d_sae=40), random_sae(2, site="2.res"), transcoder]
     batches = len(list(model.rows(corpus, **OPTIONS)))
+    model.capture("it", ["0.res"])  # a model's typical norm is measured the first time
     passes = Passes(model)
     together = compare(model, saes, corpus, **OPTIONS)
     # Statistics, clean, two ablations at each of three sites, four splices.

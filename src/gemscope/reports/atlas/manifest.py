@@ -34,6 +34,21 @@ class Part:
     """Rows of the text's files that had no text, by reason (`text.corpus.PASSED`)."""
 
 
+CROWDED = 5
+"""A place may be the strongest of so many features; where more have it, it is one place that speaks for all of them, as
+an outlier of the site does.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crowded:
+    """A place at which more than `CROWDED` features have their maximum."""
+
+    position: Count
+    """Of the token, in the atlas's corpus."""
+    features: Positive
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What an atlas is of."""
@@ -66,6 +81,8 @@ class Manifest:
     no_logits: str | None
     coactivation: str
     """What co-activation was measured on, in words."""
+    crowded: tuple[Crowded, ...] = ()
+    """The most crowded places first; at most a hundred."""
     options: Mapping[str, Any]
     versions: Mapping[str, str]
     metadata: Mapping[str, Any] = field(default_factory=dict)

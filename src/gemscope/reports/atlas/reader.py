@@ -20,7 +20,7 @@ import numpy as np
 
 from gemscope.errors import AccessError, CorruptFile, InputError, NotFound
 from gemscope.reports.atlas import corpus, hits, schema
-from gemscope.reports.atlas.manifest import FORMAT, read_manifest, write_manifest
+from gemscope.reports.atlas.manifest import CROWDED, FORMAT, read_manifest, write_manifest
 from gemscope.reports.atlas.packing import Page, entry_of, unpack_page
 from gemscope.reports.atlas.vocabulary import Vocabulary, known
 from gemscope.reports.dashboard import (
@@ -36,6 +36,7 @@ from gemscope.reports.dashboard import (
 )
 from gemscope.reports.entry import Entry, Floats, Ints
 from gemscope.text.corpus import passed_over
+from gemscope.text.printable import readable
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 _Range = tuple[float | None, float | None]
@@ -375,6 +376,24 @@ class Atlas:
             length = self.manifest.length
             offset = offset - (positions // length - begun // length)
         return document.tolist(), np.where(document < 0, -1, offset).tolist()
+
+    @cached_property
+    def crowding(self) -> str:
+        """Which places top more than a handful of features, in words; nothing where none does."""
+        found = self.manifest.crowded
+        if not found:
+            return ""
+        worst = found[0].position
+        if worst >= len(self._corpus):
+            raise CorruptFile(f"{self._path} points beyond the corpus: copy the atlas again, or describe anew")
+        lead = min(8, worst % self.manifest.length)
+        *before, here = self._decoded(worst - lead, lead + 1)
+        text = readable(f"{''.join(before)}[[{here}]]")
+        many = f"{len(found)} places are" if len(found) > 1 else "1 place is"
+        return (
+            f"{many} the strongest of more than {CROWDED} features each, {found[0].features:,} at most ({text}): "
+            "maxima of those features are the maxima of an outlier"
+        )
 
     # --- lists of features ------------------------------------------------------------------------------------------
 
@@ -738,6 +757,7 @@ class Atlas:
             f"{int(self._labelled.mask.sum()):,} with a label",
             f"{manifest.tokens:,} counted tokens of {manifest.documents:,} documents ({parts})",
             *([passed] if passed else []),
+            *([self.crowding] if self.crowding else []),
         ]
 
     def __repr__(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,7 @@ from gemscope.features.neighbours import encoder_cosines, nearest
 from gemscope.features.sae import SAE
 from gemscope.progress import Progress, silent
 from gemscope.reports.atlas import FORMAT, Atlas, Manifest, Writer, corpus
+from gemscope.reports.atlas.manifest import CROWDED, Crowded
 from gemscope.reports.dashboard import Explanation
 from gemscope.reports.describe.gather import DescribeConfig, Described, Statistics
 from gemscope.reports.entry import Entry
@@ -63,6 +65,7 @@ def compose(
     statistics, facts = described.statistics, weights.facts
     with Writer(to) as writer:
         used: set[int] = set()
+        tops: Counter[int] = Counter()
         for rows in described.blocks():
             used.update(np.unique(rows[rows >= 0]).tolist())
             writer.add_rows(rows)
@@ -71,6 +74,7 @@ def compose(
         with progress("pages", statistics.tally.d_sae, "features") as advance:
             for entry in _entries(weights.features(), statistics, config):
                 used.update(entry.promoted.tolist(), entry.suppressed.tolist())
+                tops.update(entry.positions[:1].tolist())  # its strongest example comes first
                 writer.add(entry)
                 advance(1)
         for feature, one in said:
@@ -88,10 +92,17 @@ def compose(
                 before=config.before,
                 after=config.after,
                 bos=described.bos,
+                crowded=_crowded(tops),
                 coactivation=f"counted on {seen:,} of {counted:,} counted tokens" if config.partners else "not counted",
                 options=asdict(config),
             )
         )
+
+
+def _crowded(tops: Mapping[int, int]) -> tuple[Crowded, ...]:
+    """Of places and how many features are strongest there."""
+    most = sorted(tops.items(), key=lambda one: (-one[1], one[0]))[:100]
+    return tuple(Crowded(position=position, features=count) for position, count in most if count > CROWDED)
 
 
 class FromModel:
