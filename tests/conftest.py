@@ -46,12 +46,31 @@ def bundled_model(fast_dtype: str) -> LanguageModel:
     return load_model("smollm2", dtype=fast_dtype)
 
 
+@pytest.fixture(scope="session")
+def median_norms() -> dict[tuple[str, str], Any]:
+    """Of sites of the bundled model, by atlas: each command would read 2,048 tokens for one."""
+    return {}
+
+
 @pytest.fixture
-def at_hand(bundled_model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def at_hand(
+    bundled_model: LanguageModel, median_norms: dict[tuple[str, str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The shell, asked for the bundled model without any option, takes `bundled_model`."""
     from gemscope.activations import load
+    from gemscope.reports import units
 
-    real = load.load_model
+    real, measured = load.load_model, units._median_norm
+
+    def median(atlas: Any, model: LanguageModel, sae: Any) -> Any:
+        if model is not bundled_model:
+            return measured(atlas, model, sae)
+        key = str(atlas.folder), str(sae.site_out or sae.site)
+        if key not in median_norms:
+            median_norms[key] = measured(atlas, model, sae)
+        return median_norms[key]
+
+    monkeypatch.setattr(units, "_median_norm", median)
 
     def loaded(name: str = "smollm2", **options: Any) -> LanguageModel:
         plain = all(value in (None, "auto") for option, value in options.items() if option != "progress")
