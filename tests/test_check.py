@@ -62,6 +62,45 @@ def test_a_wrong_site_is_named_and_so_is_the_right_one(gemma: gs.LanguageModel, 
     assert f"it fits {right}, not {wrong}" in found.suggestion
 
 
+def test_one_token_decides_nothing() -> None:
+    """At one place the stream is enormous between attention and MLP alone, along a direction that the SAE has: there
+    nearly all of the variance is that token's, and explained."""
+    model = tiny_model("gemma2", layers=4)
+    sae = fitted(model, "2.res")
+    outlier = 4_000 * sae.W_dec[0]
+    block = model.hf.model.layers[2]
+
+    def plant(sign: float, output: torch.Tensor) -> torch.Tensor:
+        output = output.clone()
+        output[0, 20] += sign * outlier
+        return output
+
+    handles = [
+        block.post_attention_layernorm.register_forward_hook(lambda _, __, output: plant(1, output)),
+        block.post_feedforward_layernorm.register_forward_hook(lambda _, __, output: plant(-1, output)),
+    ]
+    found = gs.check(model, sae, gs.Corpus.of([TEXT]))
+    wrong = gs.check(model, sae, gs.Corpus.of([TEXT]), site="2.mid")
+    for handle in handles:
+        handle.remove()
+    trials = {trial.site: trial for trial in found.trials}
+    assert trials["2.mid"].explained_variance > 0.99 > trials["2.res"].explained_variance
+    assert found.ok, str(found)
+    assert trials["2.mid"].error > trials["2.res"].error
+    assert (trials["2.mid"].better_on or 0) < 0.5
+    assert not wrong.ok
+    assert "it fits 2.res, not 2.mid" in (wrong.suggestion or "")
+
+
+def test_a_verdict_on_few_tokens_says_that_it_is_one(gemma: gs.LanguageModel) -> None:
+    few = gs.check(gemma, fitted(gemma, "2.res"), gs.Corpus.of(["The cat sat on the mat."]))
+    assert few.tokens < 40
+    assert f"judged on {few.tokens} tokens alone" in str(few)
+    assert any("few" in note for note in few.notes)
+    # What is better on most of a few tokens may be so by chance.
+    assert not any(trial.clearly for trial in few.trials)
+
+
 def test_an_sae_of_another_model_fits_nowhere(gemma: gs.LanguageModel) -> None:
     torch.manual_seed(3)
     sae = fitted(gemma, "2.res")

@@ -34,7 +34,7 @@ class Part:
     """Rows of the text's files that had no text, by reason (`text.corpus.PASSED`)."""
 
 
-CROWDED = 5
+CROWDED = 6
 """A place may be the strongest of so many features; where more have it, it is one place that speaks for all of them, as
 an outlier of the site does.
 """
