@@ -21,7 +21,7 @@ from pathlib import Path
 from types import CodeType
 from typing import IO, Any, Protocol, cast
 
-from gemscope.checked import existing, row_of, size_of
+from gemscope.checked import LARGE, existing, row_of, size_of
 from gemscope.errors import (
     CorruptFile,
     EmptyText,
@@ -34,6 +34,8 @@ from gemscope.errors import (
     NotFound,
 )
 
+_PACKED = 20
+"""A text unpacks to at most so many times its file: real ones to three or ten times, a bomb to a thousand."""
 SUFFIXES = (".txt", ".jsonl", ".json", ".parquet", ".txt.gz", ".jsonl.gz", ".json.gz")
 """What `Corpus.read` reads. A .txt is one document; .jsonl and .json hold one JSON object a line."""
 
@@ -495,13 +497,14 @@ def rows_of(
 
 
 def _whole(path: Path) -> Iterator[str]:
-    for line in _opened(path, lambda stream: [stream.read()]):
+    for line in _opened(path, lambda stream, most: [stream.read(most + 1)]):
         yield _decoded(line, path, 0).replace("\r\n", "\n")
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     offset = 0
-    for number, line in enumerate(_opened(path, iter), 1):
+    lines = _opened(path, lambda stream, most: iter(lambda: stream.readline(most + 1), b""))
+    for number, line in enumerate(lines, 1):
         text = _decoded(line, path, offset)
         offset += len(line)
         if not text.strip():
@@ -514,13 +517,17 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield place, row
 
 
-def _opened(path: Path, read: Callable[[IO[bytes]], Iterable[bytes]]) -> Iterator[bytes]:
-    """What `read` takes from the file, unpacked where its name ends in .gz."""
+def _opened(path: Path, read: Callable[[IO[bytes], int], Iterable[bytes]]) -> Iterator[bytes]:
+    """What `read` takes from the file, unpacked where its name ends in .gz: pieces of at most so many bytes."""
     packed = path.name.lower().endswith(".gz")
-    size_of(path)
+    size = size_of(path)
+    most = max(LARGE, _PACKED * size) if packed else size
     try:
         with open(path, "rb") as stream:
-            yield from read(cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if packed else stream)
+            for piece in read(cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if packed else stream, most):
+                if len(piece) > most:
+                    raise CorruptFile(f"{path} unpacks to a text or a line of more than {most:,} bytes: no text does")
+                yield piece
     except PermissionError as error:
         raise FileError(f"{path} may not be read: permission denied") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

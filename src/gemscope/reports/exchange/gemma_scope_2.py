@@ -110,10 +110,10 @@ class _File:
     def __exit__(self, *raised: object) -> None:
         self._opened.__exit__(*raised)
 
-    def whole(self, name: str) -> bool:
-        """Whether a tensor holds whole numbers."""
-        kind: str = self._file.get_slice(name).get_dtype()
-        return kind.startswith(("I", "U"))
+    def kind(self, name: str) -> str:
+        """What a tensor's numbers are: I32, BF16 and so on."""
+        found: str = self._file.get_slice(name).get_dtype()
+        return found
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(self._file.get_slice(name).get_shape()) for name in self._file.keys()}  # noqa: SIM118
@@ -159,9 +159,10 @@ def _sizes(file: _File, path: Path) -> _Sizes:
         }
         wrong = [name for name, shape in expected.items() if shapes[name] != shape]
         if not wrong:
-            for name in _WHOLE:
-                if not file.whole(name):
-                    raise CorruptFile(f"{path}: {name} holds no whole numbers, as they are in Gemma Scope 2's examples")
+            for name in KEYS:
+                if not file.kind(name).startswith(("I", "U") if name in _WHOLE else ("I", "U", "F", "BF")):
+                    what = "whole numbers" if name in _WHOLE else "numbers"
+                    raise CorruptFile(f"{path}: {name} holds no {what}, as they are in Gemma Scope 2's examples")
             return _Sizes(features, each, *shapes["tokens"])
     raise CorruptFile(
         f"{path} holds {found}: expected Gemma Scope 2's examples, with {', '.join(KEYS)}"
@@ -338,9 +339,9 @@ def _entry(index: int, count: int, picked: _Picked, logits: list[Array]) -> Entr
         columns=picked.cell_columns[first:last],
         values=picked.cell_values[first:last],
         promoted=top_ids[falling],
-        promoted_values=top[falling],
+        promoted_values=top[falling].astype(np.float32),
         suppressed=bottom_ids[rising],
-        suppressed_values=bottom[rising],
+        suppressed_values=bottom[rising].astype(np.float32),
     )
 
 
