@@ -251,7 +251,7 @@ def test_the_shell_reads_a_users_turn_and_a_whole_chat(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--turns", "hello"], "TEXT with --turns is no JSON"),
+        (["--turns", "hello"], "TEXT with --turns is not JSON"),
         (["--turns", '{"role": "user"}'], "TEXT with --turns: it is an object, expected a list"),
         (["--turns", "[1]"], "TEXT with --turns: expected turns"),
         (["--turns", '["a", "b"]'], "TEXT with --turns: expected turns"),
