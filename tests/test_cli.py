@@ -225,6 +225,40 @@ def test_nothing_but_the_answer_goes_to_a_pipe_and_a_closed_pipe_is_no_error() -
     assert "Traceback" not in cut.stderr
 
 
+@pytest.mark.parametrize("words", [["look", "{text}"], ["catalog", "--offline", "{text}"], ["no-such-command"]])
+def test_a_terminal_without_utf_8_is_shown_escapes(words: list[str], tmp_path: Path) -> None:
+    plain = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = shell(*(word.format(text="Größe 水") for word in words), env=plain, cwd=tmp_path)
+    assert "Traceback" not in done.stderr
+    assert done.stdout.isascii()
+    done = shell(*(word.format(text="the river") for word in words), env=plain, cwd=tmp_path)
+    assert "Traceback" not in done.stderr
+    assert "\\xb7" in done.stdout or words[0] != "look"  # the dot that stands for a blank
+
+
+def test_files_are_read_and_written_as_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    program = """
+import locale, sys
+assert locale.getpreferredencoding(False) != "UTF-8"
+from pathlib import Path
+import gemscope as gs
+from broken.samples import SAMPLES
+from broken.readers import READERS
+for name in ("corpus", "labelled", "recipe", "report", "atlas", "neuronpedia", "anthropic"):
+    folder = Path(sys.argv[1], name)
+    folder.mkdir()
+    SAMPLES[name](folder)
+    READERS[name](folder)
+(document,) = gs.Corpus.read(Path(sys.argv[1], "a.txt"))
+print(ascii(document.text))
+"""
+    (tmp_path / "a.txt").write_text("Größe 水", encoding="utf-8")
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    words = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(words, env=os.environ | plain, capture_output=True, text=True, check=False)
+    assert done.stdout == ascii("Größe 水") + "\n", done.stderr
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no file that is always full")
 @pytest.mark.parametrize("words", [["catalog", "--offline", "--limit", "0", "--json"], ["catalog", "--offline"]])
 def test_an_answer_that_finds_no_room_is_one_line(words: list[str]) -> None:

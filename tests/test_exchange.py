@@ -890,6 +890,7 @@ def test_a_packed_layer_is_read(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"examples_quantiles": None}, "no list examples_quantiles"),
+        ({"gemscope": {"mean": "\ud800"}}, "half a surrogate pair"),
         ({"examples_quantiles": [{}]}, "group 0 of examples"),
         (
             {"examples_quantiles": [{"examples": [{"tokens": ["a"], "tokens_acts_list": []}]}]},
@@ -904,6 +905,7 @@ def test_a_packed_layer_is_read(tmp_path: Path) -> None:
                 ("decoder_norm", "x"),
                 ("explanations", 5.5),
                 ("count", True),
+                ("coactive", 3),
                 ("logit_histogram", {"low": []}),
             )
         ),

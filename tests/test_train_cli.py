@@ -123,6 +123,7 @@ def test_json_says_where_everything_lies(store: Store, tmp_path: Path, capsys: p
         (["--set", "width=many"], "width='many' in --set: expected a whole number"),
         (["--set", f"width={'9' * 400}"], "width has 1329 bits: whole numbers of up to 63 are expected"),
         (["--set", f"width={'9' * 9000}"], "expected a whole number"),
+        (["--set", "matryoshka=[1e308, 0.5]"], "expected ascending shares below 1"),
         (["--set", f"lr={'[' * 9000}"], "expected a number"),
         (["--set", "skip=true"], "skip=true with an SAE"),
         (["--site", "4.res"], "no 4.res"),

@@ -145,6 +145,8 @@ def declared(value: object, kind: Kind[T], *, where: str) -> T:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         raise CorruptFile(f"{where}: {_worded(error, kind, value)}") from error
+    except UnicodeError as error:
+        raise CorruptFile(f"{where} holds half a surrogate pair, which is no text") from error
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ class LanguageModel:
     def special_ids(self) -> frozenset[int]:
         """BOS, EOS, PAD and every other token that its tokenizer marks as special (chat marks, file marks)."""
         marked = {id_ for id_, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        return frozenset(marked | set(self.tokenizer.all_special_ids))
+        return frozenset(marked | {id_ for id_ in self.tokenizer.all_special_ids if id_ is not None})
 
     @cached_property
     def bos(self) -> int | None:

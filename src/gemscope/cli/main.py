@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from types import FrameType
 
 from gemscope import __version__
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, 1 for a mistake of the user's, 2 for wrong usage, 128 and the number
     of the signal that ended it.
     """
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal that has no UTF-8 shows escapes for what it has no sign for
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with _signals_end_it():
             args = parser().parse_args(argv)

@@ -163,8 +163,8 @@ class TrainConfig:
                 f"resample={self.resample} and architecture={self.architecture!r}: only standard SAEs are; silent "
                 "features of others are brought back by patience and auxiliary"
             )
-        ends = self.prefixes
-        if list(ends) != sorted({0, *ends} - {0}) or any(not 0 < share < 1 for share in self.matryoshka):
+        apart = all(0 < share < 1 for share in self.matryoshka)
+        if not apart or list(self.prefixes) != sorted({0, *self.prefixes} - {0}):
             raise InputError(
                 f"matryoshka={list(self.matryoshka)} with width={self.width}: expected ascending shares below 1, "
                 "each of at least one feature more"
