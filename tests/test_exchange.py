@@ -1044,6 +1044,16 @@ def test_a_frequency_beyond_all_counting_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "a.atlas").exists()
 
 
+def test_a_number_in_the_place_of_a_name_is_left_out(atlas: Atlas, tmp_path: Path) -> None:
+    export(atlas, tmp_path / "out", format="anthropic")
+    path = tmp_path / "out" / "gemscope.json"
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps(said | {"model_id": 7, "sae": 2**70, "site": 3}))
+    with import_atlas("anthropic", tmp_path / "out", tmp_path / "in.atlas") as again:
+        assert again.manifest.site == "unknown"
+        assert len(again) == len(atlas)
+
+
 def test_true_is_no_place_of_a_token(tmp_path: Path) -> None:
     row = _activation(0, [" a", " b"], [1, 5]) | {"qualifyingTokenIndex": True, "maxValueTokenIndex": False}
     with _imported(tmp_path, features_0=[_feature(0)], activations_0=[row]) as atlas:

@@ -183,13 +183,13 @@ def import_atlas(
 
 
 def _about(path: Path) -> dict[str, Any]:
-    """What all features have in common, as far as it is text or a whole number."""
+    """What all features have in common: text, but for what counts something; anything else is left out."""
     if not path.exists():
         return {}
     return {
         name: value
         for name, value in _object(bytes_of(path, most=_MOST), str(path)).items()
-        if type(value) in (str, int)
+        if type(value) is (int if name in ("d_sae", "tokens") else str)
     }
 
 
