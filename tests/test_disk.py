@@ -207,15 +207,17 @@ def test_a_folder_that_appears_meanwhile_is_never_written_over(tmp_path: Path) -
 # --- signals --------------------------------------------------------------------------------------------------------
 
 ENDED = """
-import argparse, os, sys, time
+import argparse, os, signal, sys, time
 from pathlib import Path
 from gemscope.cli import main as shell
 from gemscope.disk import folder_aside
+for number in (signal.SIGINT, signal.SIGHUP):  # which a shell's background, or nohup, has ignored
+    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 def run(args):
     with folder_aside(Path(sys.argv[1])) as aside:
         (aside / "half").write_text("half")
         os.kill(os.getpid(), int(sys.argv[2]))
-        time.sleep(600)
+        time.sleep(60)
 parser = argparse.ArgumentParser()
 parser.set_defaults(run=run)
 shell.parser = lambda: parser
@@ -225,6 +227,7 @@ sys.exit(shell.main([]))
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
 def test_a_command_that_is_told_to_end_tidies_up_and_says_so(name: str, tmp_path: Path) -> None:
+    """Also where these tests run in the background of a shell, which lets Ctrl-C pass by."""
     number = signal.Signals[name]
     ended = subprocess.run(
         [sys.executable, "-c", ENDED, str(tmp_path / "out"), str(int(number))],

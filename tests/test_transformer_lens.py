@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,10 +64,24 @@ def tiny(kind):
     return hf.eval()
 
 
+class Ids:
+    """A tokenizer for ids alone: nothing is special, and no text has any."""
+
+    added_tokens_decoder, all_special_ids, pad_token_id, eos_token_id = {}, [], 0, 0
+
+    def __init__(self, size):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def __call__(self, text, **_):
+        return {"input_ids": []}
+
+
 def model_of(kind):
-    """The ids are all that is read, so the tokenizer has only to say that nothing is special."""
-    tokenizer = SimpleNamespace(added_tokens_decoder={}, all_special_ids=[], pad_token_id=0, eos_token_id=0)
-    return gs.LanguageModel(tiny(kind), tokenizer, name=kind)
+    hf = tiny(kind)
+    return gs.LanguageModel(hf, Ids(hf.config.vocab_size), name=kind)
 
 
 def sae_weights():
