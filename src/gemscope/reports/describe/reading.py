@@ -116,7 +116,7 @@ def stored(saes: Sequence[SAE], store: Store, *, length: int, batch: int, bos: b
             raise InputError(f"{sae.info.name} does not say where it reads: set sae.site")
         sites.append(sae.site)
     if len(set(sites)) != 1:
-        # Each site has its own sinks, so rows of two sites are not the same tokens.
+        # Stores of before format 3 told sinks site by site: rows of two sites need not be the same tokens.
         raise InputError("SAEs of several sites cannot be described from one store: describe them one site at a time")
     rows = store[sites[0]]
     lead = int(bos)
