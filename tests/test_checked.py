@@ -3,16 +3,31 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Meta
 
-from gemscope.checked import DEEP, Count, Positive, json_of, quoted, read_json, read_toml, shown
+from gemscope.checked import (
+    DEEP,
+    Count,
+    Form,
+    Positive,
+    as_read,
+    json_of,
+    quoted,
+    read_json,
+    read_toml,
+    require_forms,
+    shown,
+)
 from gemscope.errors import AccessError, CorruptFile, GemscopeError, NotFound
 
 
@@ -198,3 +213,43 @@ def test_whatever_is_given_is_of_the_declared_types_or_refused_in_one_printable_
     assert type(found.share) is float
     assert 0 <= found.share < 1
     assert all(type(count) is int and count >= 0 for count in found.masked.values())
+
+
+# --- tensors --------------------------------------------------------------------------------------------------------
+
+FORMS = {"a": Form((2, None)), "n": Form((), "int64", 0, 9)}
+
+
+@pytest.mark.parametrize("of", [torch.from_numpy, lambda array: array], ids=["torch", "numpy"])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({}, ""),
+        ({"a": np.zeros((2, 0), np.float32)}, ""),
+        ({"a": np.zeros((3, 2), np.float32)}, r"a is float32 of shape \[3, 2\], expected float32 of shape \[2, any\]"),
+        ({"a": np.zeros(2, np.float32)}, r"a is float32 of shape \[2\]"),
+        ({"a": np.zeros((2, 2))}, "a is float64"),
+        ({"a": np.full((2, 1), np.nan, np.float32)}, "a holds NaN or Inf"),
+        ({"a": np.full((2, 1), -np.inf, np.float32)}, "a holds NaN or Inf"),
+        ({"n": np.array(10)}, "n holds numbers that are not from 0 to 9"),
+        ({"n": np.array(-(2**63))}, "n holds numbers that are not from 0 to 9"),
+        ({"n": np.array(3.0)}, "n is float64"),
+        ({"m": np.array(3)}, 'holds "m", which is not known'),
+    ],
+)
+def test_a_tensor_is_what_was_declared_or_one_line_says_why_not(of: Any, change: dict[str, Any], told: str) -> None:
+    tensors = {"a": np.ones((2, 3), np.float32), "n": np.array(4), **change}
+    given = {name: of(value) for name, value in tensors.items()}
+    with pytest.raises(CorruptFile, match=f"^there.*{told}") if told else nullcontext():
+        require_forms(given, FORMS, where="there")
+
+
+def test_a_declared_tensor_that_is_missing_is_told() -> None:
+    with pytest.raises(CorruptFile, match="there holds no n"):
+        require_forms({"a": np.ones((2, 3), np.float32)}, FORMS, where="there")
+
+
+def test_what_is_compared_with_what_was_read_is_as_it_is_read(tmp_path: Path) -> None:
+    value = {"a": (1, 2.5), "b": {3: None}}
+    (tmp_path / "a.json").write_text(json.dumps(value))
+    assert as_read(value) == read_json(tmp_path / "a.json", dict[str, Any]) == {"a": [1, 2.5], "b": {"3": None}}

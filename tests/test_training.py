@@ -20,6 +20,7 @@ from gemscope.activations.capture import Activations
 from gemscope.activations.site import Site
 from gemscope.activations.store import FORMAT, Manifest, Store
 from gemscope.activations.writer import Writer
+from gemscope.checked import checksum_of
 from gemscope.errors import CorruptFile, InputError, Mismatch, NotFinite, NotFound, StorageFull
 from gemscope.features.kernels.plain import Plain
 from gemscope.features.metrics import Variance
@@ -290,6 +291,76 @@ def test_a_damaged_checkpoint_is_one_clear_line(damage, small: Store, whole: Pat
     with pytest.raises(CorruptFile, match="remove it to start over") as raised:
         train(small, SMALL, to=tmp_path / "run")
     assert "\n" not in str(raised.value)
+
+
+FORGED: dict[str, dict[str, Any]] = {
+    "holds no b_enc": {"b_enc": None},
+    "W_dec is float32 of shape": {"W_dec": torch.zeros(())},
+    "W_enc is float64": {"W_enc": torch.zeros(48, 16).double()},
+    "threshold is float32 of shape": {"threshold": torch.zeros(47)},
+    "adam.b_dec.exp_avg_sq is float32 of shape": {"adam.b_dec.exp_avg_sq": torch.zeros(1)},
+    "adam.W_enc.exp_avg holds NaN": {"adam.W_enc.exp_avg": torch.full((48, 16), math.nan)},
+    "adam.b_enc.exp_avg_sq holds numbers": {"adam.b_enc.exp_avg_sq": torch.full((48,), -1.0)},
+    "adam.threshold.step holds numbers": {"adam.threshold.step": torch.tensor(-1.0)},
+    "threshold holds numbers": {"threshold": torch.full((48,), -1.0)},
+    "fired_at holds numbers": {"fired_at": torch.full((48,), 61)},
+    "fired_at is float32": {"fired_at": torch.zeros(48)},
+    '"r_mag", which is not known': {"r_mag": torch.zeros(48)},
+    "at step 61 of 60": {"step": 61},
+    "1000 of them clipped": {"clipped": 1000},
+    'field "step" is -1': {"step": -1},
+    'field "clipped" is -1': {"clipped": -1},
+    'field "bandwidth" is -0.5': {"bandwidth": -0.5},
+    'field "bandwidth" is 1e\\+300': {"bandwidth": 1e300},
+    'field "identity" is an empty list': {"identity": []},
+}
+"""What is said of a checkpoint in which that stands, None for what is not there."""
+
+
+@pytest.mark.parametrize("told", FORGED)
+def test_a_checkpoint_that_passes_its_checksum_and_cannot_be_is_one_clear_line(
+    told: str, small: Store, whole: Path, tmp_path: Path
+) -> None:
+    """Shapes that no check stopped went on to write beyond their memory."""
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    state = run / "state-00000060"
+    tensors = {name: tensor.clone() for name, tensor in load_file(state / "tensors.safetensors").items()}
+    said = json.loads((state / "state.json").read_text())
+    del said["checksum"]
+    for name, value in FORGED[told].items():
+        where = tensors if name in tensors or isinstance(value, Tensor) else said
+        where[name] = value
+        if value is None:
+            del where[name]
+    save_file(tensors, state / "tensors.safetensors")
+    (state / "state.json").write_text(json.dumps({**said, "checksum": checksum_of(tensors, said)}))
+    before = {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
+    with pytest.raises(CorruptFile, match=f"state-00000060 is damaged: .*{told}.*; remove it to start over"):
+        train(small, SMALL, to=run)
+    assert {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()} == before
+
+
+def test_a_checkpoint_of_other_settings_whatever_they_are_is_named_as_such(
+    small: Store, whole: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    state = run / "state-00000060"
+    said = json.loads((state / "state.json").read_text())
+    said["identity"]["config"] = [5]
+    del said["checksum"]
+    tensors = load_file(state / "tensors.safetensors")
+    (state / "state.json").write_text(json.dumps({**said, "checksum": checksum_of(tensors, said)}))
+    with pytest.raises(Mismatch, match="other settings or data"):
+        train(small, SMALL, to=run)
+
+
+@pytest.mark.filterwarnings("ignore:.*was aimed at")
+@pytest.mark.parametrize("lr", [1e37, 1e38, 1e300])
+def test_weights_that_ran_away_in_the_last_step_are_no_sae(lr: float, small: Store, tmp_path: Path) -> None:
+    """No loss is computed after it: it wrote an SAE of NaN, and said nothing."""
+    with pytest.raises(NotFinite, match="try a lower lr"):
+        train(small, replace(SMALL, lr=lr, rows=SMALL.batch, warmup=0.0), to=tmp_path / "run")
+    assert not (tmp_path / "run" / "sae").exists()
 
 
 def truncate(path: Path) -> None:

@@ -14,6 +14,7 @@ A type is declared once, as a dataclass with bounds, beside whoever owns it:
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import stat
@@ -138,6 +139,13 @@ def toml_of(data: bytes | str, kind: Kind[T], *, where: str) -> T:
     return declared(value, kind, where=where)
 
 
+def as_read(value: Any) -> Any:
+    """Plain values of our own as JSON will give them back: lists for tuples, names for keys. What was read is compared
+    with that.
+    """
+    return json.loads(json.dumps(value))
+
+
 def declared(value: object, kind: Kind[T], *, where: str) -> T:
     """The same for plain values that somebody else parsed. Raises CorruptFile."""
     _require_plain(value, where)
@@ -207,6 +215,41 @@ def read_tensors(path: Path, *, framework: str = "pt") -> tuple[dict[str, Any], 
         AttributeError,
     ) as error:
         raise CorruptFile(f"{shown(path)} is no whole safetensors file ({shown(error)})") from error
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a tensor of a file of ours is, as a number's type and bounds are declared of plain values."""
+
+    shape: tuple[int | None, ...]
+    """None: of any length there."""
+    dtype: str = "float32"
+    low: float = -math.inf
+    """Where its numbers begin; all of them are finite."""
+    high: float = math.inf
+
+
+def require_forms(tensors: Mapping[str, Any], forms: Mapping[str, Form], *, where: str) -> None:
+    """Of numpy arrays or torch tensors: that they are those declared, no fewer and no more. Raises CorruptFile."""
+    for name in sorted(forms.keys() | tensors.keys()):
+        if name not in tensors:
+            raise CorruptFile(f"{where} holds no {name}")
+        if name not in forms:
+            raise CorruptFile(f"{where} holds {quoted(name)}, which is not known")
+        tensor, form = tensors[name], forms[name]
+        shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+        fits = len(shape) == len(form.shape) and all(
+            size in (there, None) for there, size in zip(shape, form.shape, strict=True)
+        )
+        if not fits or dtype != form.dtype:
+            wanted = ", ".join("any" if size is None else str(size) for size in form.shape)
+            raise CorruptFile(
+                f"{where}: {name} is {dtype} of shape {list(shape)}, expected {form.dtype} of shape [{wanted}]"
+            )
+        if not ((tensor > -math.inf) & (tensor < math.inf)).all():
+            raise CorruptFile(f"{where}: {name} holds NaN or Inf")
+        if not ((tensor >= form.low) & (tensor <= form.high)).all():
+            raise CorruptFile(f"{where}: {name} holds numbers that are not from {form.low:g} to {form.high:g}")
 
 
 def checksum_of(tensors: Mapping[str, Any], also: object = None) -> str:

@@ -20,6 +20,7 @@ from gemscope.errors import GemscopeError
 from .mutations import mutate
 from .readers import READERS
 from .samples import SAMPLES
+from .seals import SEALS, sealed
 
 SECONDS = 20
 """A case that takes longer hangs."""
@@ -62,6 +63,8 @@ def trial(samples: Path, seed: int, only: str = "") -> Outcome:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         path = chance.choice(files)
         done = mutate(path, chance, _everything(samples) if chance.random() < 0.5 else files)
+        if name in SEALS and chance.random() < 0.7 and sealed(name, folder):
+            done += "+sealed"
         return _judged(f"{name} {path.relative_to(folder)} {done} {seed}", name, folder)
 
 

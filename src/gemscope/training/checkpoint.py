@@ -15,7 +15,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gemscope.checked import checksum_of, read_json, read_tensors
+from gemscope.checked import as_read, checksum_of, read_json, read_tensors
 from gemscope.disk import claimed, room
 from gemscope.errors import CorruptFile, NotFound
 
@@ -31,7 +31,7 @@ def save(run: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str
         aside.mkdir()
         whole_tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(whole_tensors, aside / "tensors.safetensors")
-        said = json.loads(json.dumps({"step": step, **state}))  # as it is read again
+        said = as_read({"step": step, **state})
         said["checksum"] = checksum_of(whole_tensors, said)
         (aside / "state.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
         if whole.exists():
@@ -58,9 +58,14 @@ def newest(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         if state.pop("checksum", None) != checksum_of(tensors, state):
             raise CorruptFile("its checksum is another")
     except (CorruptFile, NotFound) as error:
-        raise CorruptFile(f"the checkpoint {path} is damaged: {error}; remove it to start over") from error
+        raise damaged(run, error) from error
     # Of its own from here on: the file goes when a newer checkpoint is in its place.
     return {name: tensor.clone() for name, tensor in tensors.items()}, state
+
+
+def damaged(run: Path, why: object) -> CorruptFile:
+    """Of a run's newest checkpoint."""
+    return CorruptFile(f"the checkpoint {_states(run)[-1]} is damaged: {why}; remove it to start over")
 
 
 def _states(run: Path) -> list[Path]:

@@ -13,8 +13,8 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
-from gemscope.checked import Count
-from gemscope.errors import InputError, NotFinite
+from gemscope.checked import Count, Form, Positive, require_forms
+from gemscope.errors import CorruptFile, InputError, NotFinite
 from gemscope.features.kernels.choice import choose
 from gemscope.features.metrics import Firings
 from gemscope.training.config import TrainConfig
@@ -25,14 +25,16 @@ from gemscope.training.objective import Gate, Step, Terms, Weights, cut, lengths
 _GATES: Mapping[str, Gate] = {"jumprelu": "jumprelu", "topk": "topk", "batchtopk": "batchtopk", "standard": "relu"}
 _ROWS = 2048
 """Rows that are measured at a time."""
+_COUNTED = 1 << 24
+"""Steps that Adam counts, in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Saved:
     """What a checkpoint says of a run, tensors apart."""
 
-    step: Count
-    bandwidth: Annotated[float, Meta(ge=0)]
+    step: Positive
+    bandwidth: Annotated[float, Meta(ge=0, le=1e30)]
     clipped: Count
     identity: Mapping[str, Any]
     """Settings and rows: a run goes on with the same alone."""
@@ -335,29 +337,60 @@ class Run:
     # --- on disk ----------------------------------------------------------------------------------------------
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and plain values from which `restore` makes the same run."""
+        """Tensors and plain values from which `restore` makes the same run. Raises NotFinite: no run could go on."""
         tensors: dict[str, Tensor] = {**self.weights.tensors(), "fired_at": self.fired_at}
         for name, tensor in self.weights.tensors().items():
             tensors |= {f"adam.{name}.{part}": value for part, value in self.adam.state[tensor].items()}
+        if lost := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+            raise NotFinite(f"{lost[0]} holds NaN or Inf after step {self.done}: try a lower lr than {self.config.lr}")
         return tensors, {"bandwidth": self.bandwidth, "clipped": self.clipped}
 
     def restore(self, saved: Saved, tensors: Mapping[str, Tensor]) -> None:
-        """Raises KeyError for what is missing, ValueError for what is of another shape."""
+        """Raises CorruptFile for what no run with these settings has written."""
+        if saved.step > self.config.steps or saved.clipped > saved.step:
+            raise CorruptFile(f"it is at step {saved.step} of {self.config.steps}, {saved.clipped} of them clipped")
+        require_forms(tensors, self._forms(saved.step), where="tensors.safetensors")
         kind = GatedWeights if self.config.architecture == "gated" else Weights
-        known = [name for name in kind.__dataclass_fields__ if name in tensors or name != "W_skip"]
-        if self.config.skip and "W_skip" not in tensors:
-            raise KeyError("W_skip")
-        self.weights = kind(**{name: tensors[name] for name in known})
-        if self.weights.W_enc.shape != (self.config.width, len(self.x.mean)):
-            raise ValueError(f"W_enc has the shape {tuple(self.weights.W_enc.shape)}")
+        self.weights = kind(**{name: tensors[name] for name in self._shapes})
         self.bandwidth, self.done, self.fired_at = saved.bandwidth, saved.step, tensors["fired_at"]
         self.clipped = saved.clipped
         self.adam = self._optimizer()
         for name, tensor in self.weights.tensors().items():
-            if f"adam.{name}.step" in tensors or name != "threshold":  # thresholds that are not learned have no memory
+            if name in self._learned:
                 self.adam.state[tensor] = {
                     part: tensors[f"adam.{name}.{part}"] for part in ("step", "exp_avg", "exp_avg_sq")
                 }
+
+    @property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the weights, by name."""
+        config, reads, writes = self.config, len(self.x.mean), len(self.y.mean)
+        each = (config.width,)
+        shapes = {"W_enc": (*each, reads), "b_enc": each, "W_dec": (*each, writes), "b_dec": (writes,)}
+        shapes["threshold"] = each
+        if config.skip:
+            shapes["W_skip"] = (writes, reads)
+        if config.architecture == "gated":
+            shapes |= {"r_mag": each, "b_mag": each}
+        return shapes
+
+    @property
+    def _learned(self) -> list[str]:
+        """Weights that the optimiser remembers something of; thresholds are learned by one gate alone."""
+        return [name for name in self._shapes if name != "threshold" or self.config.architecture == "jumprelu"]
+
+    def _forms(self, step: int) -> dict[str, Form]:
+        """All that a checkpoint holds after a step."""
+        forms = {name: Form(shape) for name, shape in self._shapes.items()}
+        forms["threshold"] = Form((self.config.width,), low=0)
+        forms["fired_at"] = Form((self.config.width,), "int64", 0, step)
+        counted = min(step, _COUNTED)
+        for name in self._learned:
+            shape = self._shapes[name]
+            forms[f"adam.{name}.step"] = Form((), low=counted, high=counted)
+            forms[f"adam.{name}.exp_avg"] = Form(shape)
+            forms[f"adam.{name}.exp_avg_sq"] = Form(shape, low=0)
+        return forms
 
 
 def require_variation(x: Scale, where: str) -> None:

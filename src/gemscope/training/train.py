@@ -18,7 +18,7 @@ from gemscope.activations.site import Site
 from gemscope.activations.store import Store
 from gemscope.checked import declared
 from gemscope.disk import claimed, written_aside
-from gemscope.errors import CorruptFile, InputError, Mismatch
+from gemscope.errors import CorruptFile, InputError, Mismatch, NotFinite
 from gemscope.features.crosscoder import Crosscoder
 from gemscope.features.files.crosscoder import save_crosscoder
 from gemscope.features.files.saelens import save_sae
@@ -220,19 +220,20 @@ class Lesson:
             run.begin(self._scaled(*self._batch(0))[0])
             return run
         tensors, said = found
-        state = declared(said, Saved, where=f"the checkpoint in {self.folders[name]}")
+        try:
+            state = declared(said, Saved, where="state.json")
+        except CorruptFile as error:
+            raise checkpoint.damaged(self.folders[name], error) from error
         if state.identity != self._identity(run):
             raise Mismatch(
                 f"{self.folders[name]} holds a run with other settings or data "
                 f"({_difference(state.identity, self._identity(run))}): name another folder, or remove it"
             )
-        checkpoint.rotate(self.folders[name], run.config.keep)
         try:
             run.restore(state, tensors)
-        except (KeyError, ValueError) as error:
-            raise CorruptFile(
-                f"the checkpoint in {self.folders[name]} does not fit its settings ({error}): remove it to start over"
-            ) from error
+        except CorruptFile as error:
+            raise checkpoint.damaged(self.folders[name], error) from error
+        checkpoint.rotate(self.folders[name], run.config.keep)
         return run
 
     def _identity(self, run: Run) -> dict[str, Any]:
@@ -390,6 +391,8 @@ class Lesson:
             ),
         )
         tensors = folded(run.ungated, self.x, self.y, pre_bias=config.pre_bias, free=not topk)
+        if lost := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+            raise NotFinite(f"{lost[0]} of the trained SAE holds NaN or Inf: try a lower lr than {config.lr}")
         if sae.threshold is None:
             del tensors["threshold"]
         sae.load_state_dict(tensors)
@@ -410,12 +413,13 @@ def _figures(run: Run, x: Tensor, y: Tensor) -> dict[str, Any]:
     }
 
 
-def _difference(before: Any, now: Mapping[str, Any]) -> str:
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What changed, in few words."""
-    flat = [
-        {**{key: value for key, value in one.items() if key != "config"}, **one.get("config", {})}
-        for one in (before if isinstance(before, Mapping) else {}, now)
-    ]
+    flat = []
+    for one in (before, now):
+        config = one.get("config")
+        flat.append({**one, **(config if isinstance(config, Mapping) else {})})
+        flat[-1].pop("config", None)
     keys = [key for key in flat[1] | flat[0] if flat[0].get(key) != flat[1].get(key)]
     return ", ".join(f"{key} was {flat[0].get(key)} and is {flat[1].get(key)}" for key in keys[:3])
 
