@@ -25,8 +25,9 @@ from torch import nn
 
 import gemscope as gs
 from gemscope.activations.model import LanguageModel
+from gemscope.atlas.describe.gather import DescribeConfig
+from gemscope.atlas.describe.run import describe
 from gemscope.features.sae import SAE, SAEInfo
-from gemscope.reports.describe import DescribeConfig, describe
 from gemscope.text.corpus import Corpus
 
 _RECIPE = 2
@@ -195,7 +196,7 @@ def one_pass(folder: str, tokens: str) -> dict[str, Any]:
 
 def bundled(tokens: str) -> dict[str, Any]:
     """`describe` of the bundled default, and of all the time it took: the model's own passes, and everything else."""
-    from gemscope.reports.describe import run
+    from gemscope.atlas.describe import run
 
     model, sae = gs.load_model(), gs.load_sae("smollm2")
     size = None if tokens == "all" else int(tokens)

@@ -86,7 +86,7 @@ def _address(features: int) -> str:
 
 
 def _verified(folder: Path) -> None:
-    from gemscope.reports.atlas import verify
+    from gemscope.atlas.verify import verify
 
     if problems := verify(folder):
         sys.exit(f"the synthetic atlas is not sound: {problems[0]}")
@@ -246,7 +246,7 @@ async def _asked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, req
 
 def _opened(folder: Path) -> dict[str, Any]:
     """Seconds to open an atlas and to read a first page, when none of its files is in the system's cache."""
-    from gemscope.reports.atlas import Atlas
+    from gemscope.atlas.reader import Atlas
 
     for path in folder.iterdir():
         with path.open("rb") as file:

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from realistic import CACHE
 
-from gemscope.reports.atlas import Manifest, Part, Writer
-from gemscope.reports.entry import Entry
+from gemscope.atlas.entry import Entry
+from gemscope.atlas.manifest import Manifest, Part
+from gemscope.atlas.writer import Writer
 
 _RECIPE = 2
 """Raise it when anything below changes what is made."""

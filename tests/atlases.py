@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gemscope.reports.atlas import Atlas, Manifest, Part, Writer
-from gemscope.reports.entry import Entry
+from gemscope.atlas.entry import Entry
+from gemscope.atlas.manifest import Manifest, Part
+from gemscope.atlas.reader import Atlas
+from gemscope.atlas.writer import Writer
 
 HOSTILE = (
     b"<script>alert(1)</script>",

@@ -58,7 +58,7 @@ def at_hand(
 ) -> None:
     """The shell, asked for the bundled model without any option, takes `bundled_model`."""
     from gemscope.activations import load
-    from gemscope.reports import units
+    from gemscope.atlas import units
 
     real, measured = load.load_model, units._median_norm
 

@@ -31,11 +31,14 @@ from atlases import planted_atlas
 from gemscope.activations import bundled
 from gemscope.activations import writer as writers
 from gemscope.activations.harvest import harvest
+from gemscope.atlas.describe import unfinished
+from gemscope.atlas.describe.gather import DescribeConfig
+from gemscope.atlas.describe.merge import merge
+from gemscope.atlas.describe.run import describe
+from gemscope.atlas.exchange.verbs import export, import_atlas
 from gemscope.cli import main as shell
 from gemscope.features.files import npz
 from gemscope.features.files.saelens import save_sae
-from gemscope.reports.describe import DescribeConfig, describe, merge, unfinished
-from gemscope.reports.exchange.verbs import export, import_atlas
 from gemscope.testing import planted_sae, tiny_model
 from gemscope.text.corpus import Corpus
 from gemscope.training.config import TrainConfig

@@ -34,10 +34,10 @@ from gemscope.app.nearby import Nearby
 from gemscope.app.server import app, serve
 from gemscope.app.shelf import shelf
 from gemscope.app.worker import Worker
+from gemscope.atlas.reader import Atlas
 from gemscope.cli.main import main
 from gemscope.errors import GemscopeError, HubUnreachable, InputError, NotFound
 from gemscope.features.files.saelens import save_sae
-from gemscope.reports.atlas import Atlas
 from gemscope.reports.look import look
 from gemscope.testing import planted_sae, tiny_model
 

@@ -22,16 +22,16 @@ from starlette.testclient import TestClient
 from gemscope.app import acting, events, steering
 from gemscope.app.server import app
 from gemscope.app.worker import Worker
+from gemscope.atlas.reader import Atlas
+from gemscope.atlas.units import units_of
 from gemscope.cli import options
 from gemscope.cli.main import main
 from gemscope.edits import ways
 from gemscope.edits.clamp import Ablate, Clamp
 from gemscope.edits.steer import Project, Steer
-from gemscope.reports.atlas import Atlas
 from gemscope.reports.attribute import attribute
 from gemscope.reports.output_score import output_score
 from gemscope.reports.steer import steer
-from gemscope.reports.units import units_of
 from test_app import AT, BASE, MODEL, SAE, TEXT, here, planted, reader, until
 
 STEER = f"{AT}/steer"

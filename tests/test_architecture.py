@@ -6,7 +6,7 @@ from pathlib import Path
 import gemscope
 
 ROOT = Path(gemscope.__file__).parent
-ORDER = ["text", "activations", "features", "edits", "training", "pages", "reports", "app", "cli"]
+ORDER = ["text", "activations", "features", "edits", "training", "pages", "atlas", "reports", "app", "cli"]
 GROUND = {"errors", "checked", "shapes", "progress", "disk", "world", "__version__"}
 ONLY_HERE = {"transformers": {"activations/load.py"}, "argparse": {"cli"}}
 

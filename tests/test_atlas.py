@@ -24,12 +24,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from atlases import FIRST_WORD, HOSTILE, HOSTILE_LABEL, Plan, planted_atlas
+from gemscope.atlas import corpus, hits, packing, schema
+from gemscope.atlas import manifest as manifests
+from gemscope.atlas.dashboard import Dashboard
+from gemscope.atlas.entry import Entry
+from gemscope.atlas.manifest import Manifest, Part
+from gemscope.atlas.reader import Atlas
+from gemscope.atlas.verify import verify
+from gemscope.atlas.vocabulary import Vocabulary, packed
+from gemscope.atlas.writer import Writer
 from gemscope.errors import AccessError, CorruptFile, InputError, Mismatch, NotFinite, NotFound, StorageFull
-from gemscope.reports.atlas import Atlas, Manifest, Part, Writer, corpus, hits, packing, schema, verify
-from gemscope.reports.atlas import manifest as manifests
-from gemscope.reports.atlas.vocabulary import Vocabulary, packed
-from gemscope.reports.dashboard import Dashboard
-from gemscope.reports.entry import Entry
 
 PLAN = Plan()
 NUMBERS = {one.name for one in fields(Entry)}
@@ -1223,7 +1227,7 @@ def newer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schema, "STEPS", (*schema.STEPS, step))
     for module in (schema, manifests):
         monkeypatch.setattr(module, "FORMAT", 2)
-    monkeypatch.setattr("gemscope.reports.atlas.reader.FORMAT", 2)
+    monkeypatch.setattr("gemscope.atlas.reader.FORMAT", 2)
 
 
 def test_an_older_atlas_is_brought_up_to_date_once(copy: Path, newer: None) -> None:

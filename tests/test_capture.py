@@ -12,8 +12,8 @@ from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site, locate
 from gemscope.edits.splice import Splice
 from gemscope.errors import InputError, Mismatch, SiteNotFound
+from gemscope.features.fit import require_fit
 from gemscope.features.sae import SAE
-from gemscope.reports.fit import require_fit
 from gemscope.testing import identity_sae, planted_sae, tiny_model
 from gemscope.text.tokens import Tokens
 

@@ -22,13 +22,16 @@ from safetensors import SafetensorError
 
 import gemscope as gs
 from gemscope.activations.model import LanguageModel
+from gemscope.atlas.describe import compose as compose_
+from gemscope.atlas.describe import unfinished as unfinished_
+from gemscope.atlas.describe.compose import SUMS, address_of
+from gemscope.atlas.describe.gather import DescribeConfig
+from gemscope.atlas.describe.merge import merge
+from gemscope.atlas.describe.run import describe
+from gemscope.atlas.reader import Atlas
+from gemscope.atlas.verify import verify
 from gemscope.errors import AccessError, CorruptFile, EmptyText, FileError, InputError, Mismatch, NotFound, StorageFull
 from gemscope.features.sae import SAE
-from gemscope.reports.atlas import Atlas, verify
-from gemscope.reports.describe import DescribeConfig, describe, merge
-from gemscope.reports.describe import compose as compose_
-from gemscope.reports.describe import unfinished as unfinished_
-from gemscope.reports.describe.compose import SUMS, address_of
 from gemscope.testing import planted_sae, tiny_model
 from gemscope.text.corpus import Corpus
 
@@ -274,7 +277,7 @@ def test_a_stopped_pass_goes_on_and_ends_as_if_never_stopped(
 
 _CHILD = """
 import sys
-from gemscope.reports.describe import unfinished
+from gemscope.atlas.describe import unfinished
 unfinished._LEAST = unfinished._SHARE = 0.0
 sys.path.insert(0, sys.argv[2])
 from test_describe import CONFIG, _texts, Corpus, describe, planted_sae, tiny_model

@@ -21,18 +21,20 @@ import torch
 from safetensors.torch import save_file
 
 from atlases import HOSTILE_LABEL, Plan, planted_atlas
+from gemscope.atlas.dashboard import Dashboard, Example
+from gemscope.atlas.entry import Entry
+from gemscope.atlas.exchange import neuronpedia
+from gemscope.atlas.exchange.folder import slugged
+from gemscope.atlas.exchange.intake import Taken, firings, from_zero
+from gemscope.atlas.exchange.pieces import bytes_of, looks_byte_level
+from gemscope.atlas.exchange.tables import guarded
+from gemscope.atlas.exchange.verbs import EXPORTS, export, import_atlas
+from gemscope.atlas.reader import Atlas
+from gemscope.atlas.verify import verify
+from gemscope.atlas.writer import Writer
 from gemscope.cli.main import main
 from gemscope.errors import CorruptFile, FileError, InputError, MissingDependency, NotFound
 from gemscope.features.catalog import snapshot
-from gemscope.reports.atlas import Atlas, Writer, verify
-from gemscope.reports.dashboard import Dashboard, Example
-from gemscope.reports.entry import Entry
-from gemscope.reports.exchange import neuronpedia
-from gemscope.reports.exchange.folder import slugged
-from gemscope.reports.exchange.intake import Taken, firings, from_zero
-from gemscope.reports.exchange.pieces import bytes_of, looks_byte_level
-from gemscope.reports.exchange.tables import guarded
-from gemscope.reports.exchange.verbs import EXPORTS, export, import_atlas
 
 SOURCE = "tiny-model/1-res-tiny"
 
@@ -952,8 +954,8 @@ def examples_file(seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def test_gemma_scope_2_s_examples_become_an_atlas_without_a_model(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("gemscope.reports.exchange.gemma_scope_2._BLOCK", 64)
-    monkeypatch.setattr("gemscope.reports.exchange.gemma_scope_2._ROWS", 16)
+    monkeypatch.setattr("gemscope.atlas.exchange.gemma_scope_2._BLOCK", 64)
+    monkeypatch.setattr("gemscope.atlas.exchange.gemma_scope_2._ROWS", 16)
     given = examples_file()
     save_file(given, tmp_path / "examples.safetensors")
     with import_atlas("gemma-scope-2", tmp_path / "examples.safetensors", tmp_path / "a.atlas", sae=ADDRESS) as atlas:
@@ -1090,7 +1092,7 @@ def test_one_file_holds_chosen_features_and_nothing_from_elsewhere(atlas: Atlas,
 
 
 def test_too_many_features_for_one_file_are_refused(atlas: Atlas, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("gemscope.reports.exchange.html._MANY", 39)
+    monkeypatch.setattr("gemscope.atlas.exchange.html._MANY", 39)
     with pytest.raises(InputError, match="40 features are too many for one file: choose up to 39, or make a site"):
         export(atlas, tmp_path / "all.html", format="html")
 
@@ -1195,7 +1197,7 @@ def test_the_shell_exports_and_imports(atlas: Atlas, tmp_path: Path, capsys: pyt
 
 def test_asking_what_can_be_exchanged_loads_nothing_heavy() -> None:
     code = (
-        "import sys, gemscope.cli.exchange, gemscope.reports.exchange.verbs\n"
+        "import sys, gemscope.cli.exchange, gemscope.atlas.exchange.verbs\n"
         "heavy = [name for name in ('torch', 'numpy', 'jinja2', 'pyarrow') if name in sys.modules]\n"
         "assert not heavy, heavy\n"
     )

@@ -27,26 +27,26 @@ from gemscope.app.acting import Dial
 from gemscope.app.requests import Cause as Asking
 from gemscope.app.requests import Steering
 from gemscope.app.steering import Run
-from gemscope.edits.strength import Amount, Strength
-from gemscope.pages import charts, strips
-from gemscope.pages.changes import STEPS, changes
-from gemscope.pages.embed import Embed
-from gemscope.pages.links import NoLinks, ServerLinks, SiteLinks, static_digest
-from gemscope.pages.render import render, typed
-from gemscope.pages.standalone import article, document, feature_document, feature_frame, frame
-from gemscope.reports.atlas import Manifest, Part
-from gemscope.reports.attribute import Attribution, Cause, Target
-from gemscope.reports.dashboard import (
+from gemscope.atlas.dashboard import (
     Dashboard,
     Example,
     Explanation,
-    Histogram,
     Interval,
     Logit,
     Neighbour,
     Partner,
     Summary,
 )
+from gemscope.atlas.manifest import Manifest, Part
+from gemscope.edits.strength import Amount, Strength
+from gemscope.features.histogram import Histogram
+from gemscope.pages import charts, strips
+from gemscope.pages.changes import STEPS, changes
+from gemscope.pages.embed import Embed
+from gemscope.pages.links import NoLinks, ServerLinks, SiteLinks, static_digest
+from gemscope.pages.render import render, typed
+from gemscope.pages.standalone import article, document, feature_document, feature_frame, frame
+from gemscope.reports.attribute import Attribution, Cause, Target
 from gemscope.reports.look import Fired, Look, Token
 from gemscope.reports.output_score import Effect, OutputScore
 from gemscope.reports.steer import Pair, Steered

@@ -15,12 +15,14 @@ import torch
 
 from gemscope.activations.harvest import harvest
 from gemscope.activations.model import LanguageModel
+from gemscope.atlas.describe import unfinished as unfinished_
+from gemscope.atlas.describe.gather import DescribeConfig
+from gemscope.atlas.describe.merge import merge
+from gemscope.atlas.describe.run import describe
 from gemscope.errors import EmptyText
 from gemscope.features.sae import SAE
 from gemscope.pages.render import provenance
 from gemscope.reports.check import check
-from gemscope.reports.describe import DescribeConfig, describe, merge
-from gemscope.reports.describe import unfinished as unfinished_
 from gemscope.reports.probe import sparse_probe
 from gemscope.reports.score import score
 from gemscope.testing import planted_sae, tiny_model

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from atlases import planted_atlas
-from gemscope.reports.atlas import packing
+from gemscope.atlas import packing
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits on memory are Linux's")
 ROOM = 400 << 20
@@ -54,7 +54,7 @@ PROGRAM = """
 import resource, sys
 import gemscope as gs
 from gemscope.errors import GemscopeError
-from gemscope.reports.atlas import verify
+from gemscope.atlas.verify import verify
 import numpy, torch, pyarrow  # all that is loaded is loaded before
 def seen(path):
     with gs.Atlas(path) as atlas:

@@ -20,9 +20,9 @@ import gemscope as gs
 from gemscope.activations.transformer_lens import has_layer_norm, value_bias
 from gemscope.errors import FileError, InputError, Mismatch
 from gemscope.features.files.saelens import save_sae
+from gemscope.features.fit import answered_for
 from gemscope.features.metrics import explained_variance
 from gemscope.reports.attribute import attribute
-from gemscope.reports.fit import answered_for
 
 HERE = Path(__file__).parent
 ANSWERS = HERE / "answers" / "transformer_lens"

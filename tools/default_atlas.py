@@ -13,9 +13,9 @@ from contextlib import closing
 from pathlib import Path
 
 import gemscope as gs
+from gemscope.atlas.describe.compose import SUMS
+from gemscope.atlas.describe.gather import DescribeConfig
 from gemscope.cli.bars import bars
-from gemscope.reports.describe import DescribeConfig
-from gemscope.reports.describe.compose import SUMS
 
 HOME = Path(gs.__file__).parent / "data" / "atlas"
 LABELS = Path(__file__).with_name("default_labels.jsonl")

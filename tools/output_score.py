@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 
 import gemscope as gs
+from gemscope.atlas.units import units_of
 from gemscope.edits.strength import Strength
 from gemscope.features.logit_lens import promoted
 from gemscope.reports.output_score import PROMPTS, output_score
-from gemscope.reports.units import units_of
 from gemscope.reports.writing import Row, Writing, repetition
 
 ATLAS = Path(gs.__file__).parent / "data" / "atlas"

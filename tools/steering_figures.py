@@ -30,8 +30,8 @@ from torch import Tensor
 
 import gemscope as gs
 from gemscope.activations.editing import Edit
+from gemscope.atlas.units import units_of
 from gemscope.edits.controls import noise, random_feature
-from gemscope.reports.units import units_of
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 RESULT, PICTURE, PAGE = DOCS / "steering.json", DOCS / "steering.svg", DOCS / "edits.md"

@@ -16,11 +16,11 @@ from gemscope.activations.store import Store
 from gemscope.activations.writer import Writer
 from gemscope.app import requests
 from gemscope.app.asking import body_of
+from gemscope.atlas.verify import verify
 from gemscope.cli.learn import _settings as chosen
 from gemscope.errors import GemscopeError, InputError
 from gemscope.features.sae import SAE
 from gemscope.progress import silent
-from gemscope.reports.atlas import verify
 from gemscope.text.labelled import labelled as texts_with_labels
 from gemscope.training.config import TrainConfig
 from gemscope.training.train import Lesson

@@ -21,12 +21,12 @@ from gemscope.activations.capture import Activations
 from gemscope.activations.site import Site
 from gemscope.activations.store import FORMAT, Manifest
 from gemscope.activations.writer import Writer
+from gemscope.atlas.describe import unfinished
 from gemscope.features.crosscoder import Crosscoder
 from gemscope.features.files.crosscoder import save_crosscoder
 from gemscope.features.files.tensors import stream_of, write_safetensors
 from gemscope.features.sae import SAE, SAEInfo
 from gemscope.progress import silent
-from gemscope.reports.describe import unfinished
 from gemscope.testing import planted_sae, tiny_model
 from gemscope.text.tokens import Tokens
 from gemscope.training.config import TrainConfig

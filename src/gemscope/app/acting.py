@@ -21,11 +21,11 @@ from gemscope.app.requests import EDITED, FULL, Cause, Steering
 from gemscope.app.responses import data, page, wants_data, wants_part
 from gemscope.app.shelf import Source
 from gemscope.app.worker import Job
+from gemscope.atlas.dashboard import Summary
 from gemscope.edits.strength import Amount, Strength
 from gemscope.edits.ways import require_added
 from gemscope.errors import GemscopeError, InputError, NotFound
 from gemscope.pages.render import render
-from gemscope.reports.dashboard import Summary
 
 WRITING = 300.0
 """Seconds that texts may take to be written: more than a text may take to be read."""

@@ -73,7 +73,7 @@ class Live:
         """The `Units` of its SAE, by its atlas: made once. Raises Off, and what `units_of` raises."""
         model, sae = self.pair()
         if self._units is None:
-            from gemscope.reports.units import units_of
+            from gemscope.atlas.units import units_of
 
             with model.watched(job.check):
                 self._units = units_of(atlas, model, sae)
@@ -131,7 +131,7 @@ def _given(text: str, chat: bool) -> Any:
 
 
 def _fitting(find: Finder, manifest: Any) -> tuple[Any, Any]:
-    from gemscope.reports.fit import require_fit
+    from gemscope.features.fit import require_fit
 
     model, sae = find(manifest)
     if sae.digest != manifest.sae_digest:

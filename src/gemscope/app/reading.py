@@ -11,9 +11,9 @@ import numpy as np
 from gemscope.activations.model import LanguageModel
 from gemscope.app.worker import Job
 from gemscope.features.activations import FeatureActivations
+from gemscope.features.fit import require_fit
 from gemscope.features.sae import SAE
 from gemscope.reports import look as looking
-from gemscope.reports.fit import require_fit
 from gemscope.reports.look import Look
 from gemscope.text.chat import OneText
 

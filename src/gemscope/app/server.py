@@ -29,10 +29,10 @@ from gemscope.app.responses import HANDLERS
 from gemscope.app.routes import ROUTES
 from gemscope.app.shelf import Shelf, folders, shelf
 from gemscope.app.worker import Worker
+from gemscope.atlas.reader import Atlas
 from gemscope.disk import claimed
 from gemscope.errors import GemscopeError, InputError, NotFound
 from gemscope.pages.render import warm
-from gemscope.reports.atlas import Atlas
 
 BUNDLED = Path(__file__).parent.parent / "data" / "atlas"
 """The atlas of the default model and SAE."""

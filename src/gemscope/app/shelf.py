@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from gemscope.app.live import Live
+from gemscope.atlas.dashboard import Dashboard, Summary
+from gemscope.atlas.manifest import Manifest
+from gemscope.atlas.reader import Atlas
 from gemscope.errors import InputError, NotFound
 from gemscope.pages.charts import Cells, gathered
 from gemscope.pages.links import ServerLinks
-from gemscope.reports.atlas import Atlas, Manifest
-from gemscope.reports.dashboard import Dashboard, Summary
 
 MANIFEST = "manifest.json"
 OURS = frozenset({"api", "favicon.ico", "health", "search", "static"})

@@ -32,7 +32,7 @@ def add_to(commands: Any) -> None:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from gemscope.reports.atlas import verify
+    from gemscope.atlas.verify import verify
 
     problems = verify(args.folder)
     if args.json:
@@ -45,7 +45,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _merge(args: argparse.Namespace) -> int:
-    from gemscope.reports.describe import merge
+    from gemscope.atlas.describe.merge import merge
 
     with bars() as progress:
         made = merge(args.folders, to=args.out, progress=progress)

@@ -57,7 +57,8 @@ def add_to(commands: Any) -> None:
 
 
 def _describe(args: argparse.Namespace) -> int:
-    from gemscope.reports.describe import DescribeConfig, describe
+    from gemscope.atlas.describe.gather import DescribeConfig
+    from gemscope.atlas.describe.run import describe
 
     if len(args.words) in (1, 2):
         args.parser.error(f"{len(args.words)} arguments: give MODEL, SAE and CORPUS, or none of them")

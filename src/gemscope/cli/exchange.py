@@ -10,12 +10,12 @@ from gemscope.cli import options
 from gemscope.cli.bars import bars
 
 if TYPE_CHECKING:
-    from gemscope.reports.atlas import Atlas
+    from gemscope.atlas.reader import Atlas
 
 
 def add_to(commands: Any) -> None:
     """export, import."""
-    from gemscope.reports.exchange.verbs import EXPORTS, IMPORTS
+    from gemscope.atlas.exchange.verbs import EXPORTS, IMPORTS
 
     out = commands.add_parser(
         "export",
@@ -77,7 +77,7 @@ def _features(text: str) -> list[int]:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from gemscope.reports.exchange.verbs import export
+    from gemscope.atlas.exchange.verbs import export
 
     export(args.atlas, args.output, format=args.format, features=args.features)
     print(f"wrote {args.output}")
@@ -85,7 +85,7 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
-    from gemscope.reports.exchange.verbs import import_atlas
+    from gemscope.atlas.exchange.verbs import import_atlas
 
     given: dict[str, Any] = {}
     if args.format == "gemma-scope-2":

@@ -129,7 +129,7 @@ def show(value: Any, as_json: bool) -> None:
 
         Console(highlight=False).print(value)
     else:
-        from gemscope.reports.plain import plain
+        from gemscope.pages.plain import plain
 
         # Whole lines: rich would take a pipe for 80 columns wide and fold a long address.
         print(plain(value, width=160))

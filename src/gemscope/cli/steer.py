@@ -210,10 +210,10 @@ def _steer(args: argparse.Namespace) -> int:
 
 def _units(args: argparse.Namespace, model: LanguageModel, sae: SAE, progress: Progress) -> Units:
     """From the atlas that is named, else from the bundled one if it is the SAE's, else measured."""
+    from gemscope.atlas.reader import Atlas
+    from gemscope.atlas.units import units_of
     from gemscope.edits.units import Units
-    from gemscope.reports.atlas import Atlas
-    from gemscope.reports.fit import require_fit
-    from gemscope.reports.units import units_of
+    from gemscope.features.fit import require_fit
     from gemscope.text.corpus import Corpus
 
     require_fit(model, sae)

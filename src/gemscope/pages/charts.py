@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
+from gemscope.features.histogram import Histogram
 from gemscope.pages.strips import figure
 
 if TYPE_CHECKING:
@@ -20,18 +21,6 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 6, 8, 34
 
 GRID = (240, 96)
 """Cells of a scatter: features that would lie on the same few pixels share one."""
-
-
-@runtime_checkable
-class Histogram(Protocol):
-    """What is read of a histogram."""
-
-    @property
-    def low(self) -> float: ...
-    @property
-    def step(self) -> float: ...
-    @property
-    def counts(self) -> Sequence[int]: ...
 
 
 _NARROW = 1e-300

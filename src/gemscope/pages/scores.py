@@ -7,7 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from markupsafe import Markup
 
-from gemscope.pages.charts import Dot, Histogram, tradeoff
+from gemscope.features.histogram import Histogram
+from gemscope.pages.charts import Dot, tradeoff
 from gemscope.pages.links import NoLinks
 from gemscope.pages.render import render
 from gemscope.pages.standalone import document

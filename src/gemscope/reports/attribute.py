@@ -18,9 +18,9 @@ from gemscope.activations.model import LanguageModel
 from gemscope.edits.clamp import Ablate
 from gemscope.errors import EmptyText, InputError, TokenOutOfRange
 from gemscope.features.activations import FeatureActivations
+from gemscope.features.fit import require_fit
 from gemscope.features.sae import SAE
-from gemscope.reports.fit import require_fit
-from gemscope.reports.plain import plain
+from gemscope.pages.plain import plain
 from gemscope.shapes import Float
 from gemscope.text.chat import OneText
 from gemscope.text.printable import visible

@@ -19,11 +19,11 @@ from gemscope.activations.capture import Captured
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import KINDS, Site, locate
 from gemscope.errors import InputError, SiteNotFound
+from gemscope.features.fit import answered_for, require_fit
 from gemscope.features.metrics import explained_variance
 from gemscope.features.sae import SAE
+from gemscope.pages.plain import plain
 from gemscope.progress import Advance, Progress, silent
-from gemscope.reports.fit import answered_for, require_fit
-from gemscope.reports.plain import plain
 from gemscope.text.corpus import Corpus, Passed, passed_over
 from gemscope.text.tokens import Tokens
 

@@ -17,8 +17,8 @@ from gemscope.activations.model import LanguageModel
 from gemscope.edits.strength import Strength
 from gemscope.errors import InputError, TokenOutOfRange
 from gemscope.pages.lines import Line, lines
+from gemscope.pages.plain import plain
 from gemscope.progress import Progress, silent
-from gemscope.reports.plain import plain
 from gemscope.reports.writing import Writing, known, perplexity, positions_of, repetition, strength_dict
 from gemscope.shapes import Int
 from gemscope.text.chat import OneText

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from gemscope.activations.model import LanguageModel
 from gemscope.errors import EmptyText, InputError
+from gemscope.features.fit import answered_for, require_fit
 from gemscope.features.metrics import explained_variance
 from gemscope.features.sae import SAE
-from gemscope.reports.fit import answered_for, require_fit
-from gemscope.reports.plain import plain
+from gemscope.pages.plain import plain
 from gemscope.text.chat import OneText
 from gemscope.text.printable import visible
 

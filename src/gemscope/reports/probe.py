@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from gemscope.activations.model import LanguageModel
 from gemscope.errors import EmptyText, InputError, MissingDependency
+from gemscope.features.fit import require_fit
 from gemscope.features.sae import SAE
 from gemscope.pages.intervals import Series, intervals
+from gemscope.pages.plain import plain
 from gemscope.pages.standalone import document
 from gemscope.progress import Progress, silent
-from gemscope.reports.fit import require_fit
-from gemscope.reports.plain import plain
 from gemscope.text.corpus import passed_over
 from gemscope.text.labelled import Dataset, Labelled, labelled
 from gemscope.text.printable import clipped, readable

@@ -20,13 +20,13 @@ from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site, locate
 from gemscope.edits.splice import Constant, Replace, Splice
 from gemscope.errors import InputError
+from gemscope.features.fit import answered_for, require_fit
+from gemscope.features.histogram import Histogram
 from gemscope.features.metrics import Firings, Variance, recovered
 from gemscope.features.sae import SAE
+from gemscope.pages.plain import plain
 from gemscope.progress import Progress, silent
-from gemscope.reports.dashboard import Histogram
-from gemscope.reports.fit import answered_for, require_fit
 from gemscope.reports.losses import Change, Kept, Losses, losses
-from gemscope.reports.plain import plain
 from gemscope.text.corpus import Corpus, Passed, passed_over
 
 if TYPE_CHECKING:

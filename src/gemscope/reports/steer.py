@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from gemscope.activations.editing import Edit
 from gemscope.activations.model import LanguageModel
 from gemscope.edits.strength import Strength
+from gemscope.pages.plain import plain
 from gemscope.reports.coloured import SHOWN, notebook, terminal
 from gemscope.reports.dose import Dose, dose
-from gemscope.reports.plain import plain
 from gemscope.reports.writing import Continuation, Writing, positions_of, strength_dict
 from gemscope.text.chat import OneText
 from gemscope.text.printable import clipped, readable

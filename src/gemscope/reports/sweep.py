@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from gemscope.activations.model import LanguageModel
 from gemscope.errors import InputError
 from gemscope.features.sae import SAE
+from gemscope.pages.plain import plain
 from gemscope.progress import Progress, silent
-from gemscope.reports.plain import plain
 from gemscope.reports.score import FORMULAS, MISLEADING, Score, conditions, scores
 from gemscope.text.corpus import Corpus
 

@@ -1,9 +1,11 @@
-"""Everything that one feature's page shows, as plain values. `atlas.py` keeps them, `pages/` draws them."""
+"""Everything that one feature's page shows, as plain values. An `Atlas` keeps them, `pages/` draws them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
+
+from gemscope.features.histogram import Histogram
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +30,6 @@ class Example:
     def value(self) -> float:
         """The activation that the example stands for."""
         return self.values[self.peak]
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """Counts in bins of equal width: bin i holds values from `low + i * step` up to, not including, the next."""
-
-    low: float
-    step: float
-    counts: list[int]
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,16 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gemscope.atlas.exchange.folder import chosen, slug
 from gemscope.disk import folder_aside, written_aside
 from gemscope.errors import InputError
 from gemscope.pages.links import PAGE, NoLinks, SiteLinks
 from gemscope.pages.render import line, render
 from gemscope.pages.standalone import article, document
-from gemscope.reports.exchange.folder import chosen, slug
 
 if TYPE_CHECKING:
-    from gemscope.reports.atlas import Atlas
-    from gemscope.reports.dashboard import Dashboard, Summary
+    from gemscope.atlas.dashboard import Dashboard, Summary
+    from gemscope.atlas.reader import Atlas
 
 _MANY = 1000
 """Features beyond which one file (18 kB each) is more than browsers like."""
@@ -165,7 +165,7 @@ def _copy_static(to: Path) -> None:
         shutil.copytree(folder, to)
     for path in to.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
-    script = (files("gemscope.reports.exchange") / "site.js").read_text("utf-8")
+    script = (files("gemscope.atlas.exchange") / "site.js").read_text("utf-8")
     with (to / "page.js").open("a", encoding="utf-8") as file:
         file.write(f"\n{script}")
 

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gemscope.atlas.entry import Entry
+from gemscope.atlas.exchange.folder import slugged
+from gemscope.atlas.exchange.pieces import bytes_in, number_of
 from gemscope.errors import CorruptFile, InputError, NotFound
 from gemscope.progress import Progress, silent
-from gemscope.reports.entry import Entry
-from gemscope.reports.exchange.folder import slugged
-from gemscope.reports.exchange.pieces import bytes_in, number_of
 
 if TYPE_CHECKING:
-    from gemscope.reports.atlas import Atlas, Writer
+    from gemscope.atlas.reader import Atlas
+    from gemscope.atlas.writer import Writer
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -55,7 +56,7 @@ def import_atlas(
 
     Raises NotFound, CorruptFile (naming the tensors found), InputError.
     """
-    from gemscope.reports.atlas import Writer
+    from gemscope.atlas.writer import Writer
 
     path, to = Path(path), Path(to)
     if not path.is_file():
@@ -363,7 +364,7 @@ def _texts(model: Any, used: set[int]) -> tuple[dict[int, bytes], set[int]]:
 
 def _manifest(sae: str, model: Any, sizes: _Sizes, *, rows: int, whole: bool, shares: bool, logits: bool) -> Any:
     from gemscope import __version__
-    from gemscope.reports.atlas import FORMAT, Manifest, Part
+    from gemscope.atlas.manifest import FORMAT, Manifest, Part
 
     entry = _in_catalog(sae)
     name = entry.model if entry else str(getattr(model, "name", None) or "unknown")

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from gemscope.atlas.dashboard import Explanation
+from gemscope.atlas.describe.compose import SUMS, compose
+from gemscope.atlas.describe.gather import DescribeConfig, Described, Statistics
+from gemscope.atlas.reader import Atlas
 from gemscope.checked import read_tensors
 from gemscope.errors import CorruptFile, InputError, Mismatch, NotFound
 from gemscope.features.examples import REACH, Kept, text_keys
 from gemscope.progress import Progress, silent
-from gemscope.reports.atlas import Atlas
-from gemscope.reports.dashboard import Explanation
-from gemscope.reports.describe.compose import SUMS, compose
-from gemscope.reports.describe.gather import DescribeConfig, Described, Statistics
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -13,9 +13,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from gemscope.atlas.entry import Ints
 from gemscope.checked import size_of
 from gemscope.errors import AccessError, CorruptFile, InputError, Mismatch, NotFound
-from gemscope.reports.entry import Ints
 
 NAME = "corpus.npy"
 _HEADER = 128

@@ -21,11 +21,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from gemscope.atlas import hits
+from gemscope.atlas.manifest import FORMAT
 from gemscope.checked import size_of
 from gemscope.disk import is_full
 from gemscope.errors import AccessError, CorruptFile, NotFound, StorageFull
-from gemscope.reports.atlas import hits
-from gemscope.reports.atlas.manifest import FORMAT
 
 NAME = "atlas.sqlite"
 APPLICATION = 0x47534154

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from gemscope.atlas.entry import Entry, Floats, Ints
 from gemscope.errors import CorruptFile, InputError, NotFinite
-from gemscope.reports.entry import Entry, Floats, Ints
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gemscope.atlas.dashboard import Dashboard, Example
+from gemscope.atlas.exchange.folder import chosen, slug
+from gemscope.atlas.exchange.pieces import piece_of
 from gemscope.disk import folder_aside
-from gemscope.reports.dashboard import Dashboard, Example, Histogram
-from gemscope.reports.exchange.folder import chosen, slug
-from gemscope.reports.exchange.pieces import piece_of
+from gemscope.features.histogram import Histogram
 
 if TYPE_CHECKING:
-    from gemscope.reports.atlas import Atlas, Manifest
+    from gemscope.atlas.manifest import Manifest
+    from gemscope.atlas.reader import Atlas
 
 BATCH = 1024
 """Features in a file of lines."""

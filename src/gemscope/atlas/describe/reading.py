@@ -15,8 +15,8 @@ from gemscope.activations.model import LanguageModel
 from gemscope.activations.store import Store
 from gemscope.errors import InputError
 from gemscope.features.activations import FeatureActivations
+from gemscope.features.fit import require_fit
 from gemscope.features.sae import SAE
-from gemscope.reports.fit import require_fit
 from gemscope.text.corpus import Document
 from gemscope.text.tokens import Tokens
 

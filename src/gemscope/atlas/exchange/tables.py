@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gemscope.atlas.dashboard import Dashboard, Example, Logit
+from gemscope.atlas.exchange.folder import chosen
 from gemscope.disk import written_aside
 from gemscope.errors import MissingDependency
-from gemscope.reports.dashboard import Dashboard, Example, Histogram, Logit
-from gemscope.reports.exchange.folder import chosen
+from gemscope.features.histogram import Histogram
 
 if TYPE_CHECKING:
-    from gemscope.reports.atlas import Atlas
+    from gemscope.atlas.reader import Atlas
 
 _ROWS = 128
 """Features in a group of rows of a Parquet file."""

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from gemscope.atlas.describe.reading import Batch, Found
+from gemscope.atlas.manifest import Part
 from gemscope.errors import InputError
 from gemscope.features.cofiring import Sample
 from gemscope.features.examples import Examples, Firings
 from gemscope.features.tally import Tally
-from gemscope.reports.atlas import Part
-from gemscope.reports.describe.reading import Batch, Found
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

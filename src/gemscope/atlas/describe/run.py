@@ -18,16 +18,17 @@ import numpy as np
 from gemscope.activations.harvest import expected_tokens, versions
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.store import Store
+from gemscope.atlas.describe.compose import FromModel, address_of, compose
+from gemscope.atlas.describe.gather import DescribeConfig, Described, Statistics, under
+from gemscope.atlas.describe.reading import Batch, live, stored
+from gemscope.atlas.describe.unfinished import Unfinished
+from gemscope.atlas.manifest import Part
+from gemscope.atlas.reader import Atlas
 from gemscope.errors import InputError
 from gemscope.features.examples import text_keys
+from gemscope.features.fit import require_fit
 from gemscope.features.sae import SAE
 from gemscope.progress import Advance, Progress, silent
-from gemscope.reports.atlas import Atlas, Part
-from gemscope.reports.describe.compose import FromModel, address_of, compose
-from gemscope.reports.describe.gather import DescribeConfig, Described, Statistics, under
-from gemscope.reports.describe.reading import Batch, live, stored
-from gemscope.reports.describe.unfinished import Unfinished
-from gemscope.reports.fit import require_fit
 from gemscope.text.corpus import Corpus, Passed
 
 Array = np.ndarray[Any, np.dtype[Any]]

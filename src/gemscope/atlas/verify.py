@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from gemscope.atlas import corpus, hits, schema
+from gemscope.atlas.manifest import Manifest, read_manifest
+from gemscope.atlas.packing import Page, contradictions, unpack_page
+from gemscope.atlas.reader import Atlas
+from gemscope.atlas.vocabulary import Vocabulary
 from gemscope.errors import CorruptFile
-from gemscope.reports.atlas import corpus, hits, schema
-from gemscope.reports.atlas.manifest import Manifest, read_manifest
-from gemscope.reports.atlas.packing import Page, contradictions, unpack_page
-from gemscope.reports.atlas.reader import Atlas
-from gemscope.reports.atlas.vocabulary import Vocabulary
 
 _MANY = 100
 """Problems after which the rest is not looked for."""

@@ -16,12 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gemscope.checked import EXACT, bytes_of, quoted, row_of, size_of
-from gemscope.errors import CorruptFile, FileError, InputError, NotFound
-from gemscope.progress import Progress, silent
-from gemscope.reports.entry import Entry, Floats, Ints
-from gemscope.reports.exchange.folder import slugged
-from gemscope.reports.exchange.intake import (
+from gemscope.atlas.entry import Entry, Floats, Ints
+from gemscope.atlas.exchange.folder import slugged
+from gemscope.atlas.exchange.intake import (
     Intake,
     Shown,
     Taken,
@@ -35,10 +32,13 @@ from gemscope.reports.exchange.intake import (
     highest,
     with_examples,
 )
-from gemscope.reports.exchange.neuronpedia import OUR_CONFIG
+from gemscope.atlas.exchange.neuronpedia import OUR_CONFIG
+from gemscope.checked import EXACT, bytes_of, quoted, row_of, size_of
+from gemscope.errors import CorruptFile, FileError, InputError, NotFound
+from gemscope.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from gemscope.reports.atlas import Atlas
+    from gemscope.atlas.reader import Atlas
 
 _LINE = 1 << 26
 """Bytes of the longest line that is read: a feature's line holds its vector, an explanation's its embedding."""
@@ -68,7 +68,7 @@ def import_atlas(
 
     Raises NotFound, CorruptFile (naming file and line), FileError, InputError.
     """
-    from gemscope.reports.atlas import Writer
+    from gemscope.atlas.writer import Writer
 
     path, to = Path(path), Path(to)
     writing = Writer(to)  # says at once when there is something in its place
@@ -450,7 +450,7 @@ def _in_catalog(neuronpedia_id: str) -> Any:
 
 def _manifest(facts: dict[str, Any], intake: Intake, size: int, missing: list[int], logits: bool) -> Any:
     from gemscope import __version__
-    from gemscope.reports.atlas import FORMAT, Manifest, Part
+    from gemscope.atlas.manifest import FORMAT, Manifest, Part
 
     taken = intake.taken
     known = facts["tokens_known"]

@@ -15,16 +15,18 @@ from safetensors.numpy import save_file
 
 from gemscope.activations.harvest import versions
 from gemscope.activations.model import LanguageModel
+from gemscope.atlas import corpus
+from gemscope.atlas.dashboard import Explanation
+from gemscope.atlas.describe.gather import DescribeConfig, Described, Statistics
+from gemscope.atlas.entry import Entry
+from gemscope.atlas.manifest import CROWDED, FORMAT, Crowded, Manifest
+from gemscope.atlas.reader import Atlas
+from gemscope.atlas.writer import Writer
 from gemscope.features.examples import INTERVALS, Places
 from gemscope.features.logit_lens import convention, logit_effects, no_logits
 from gemscope.features.neighbours import encoder_cosines, nearest
 from gemscope.features.sae import SAE
 from gemscope.progress import Progress, silent
-from gemscope.reports.atlas import FORMAT, Atlas, Manifest, Writer, corpus
-from gemscope.reports.atlas.manifest import CROWDED, Crowded
-from gemscope.reports.dashboard import Explanation
-from gemscope.reports.describe.gather import DescribeConfig, Described, Statistics
-from gemscope.reports.entry import Entry
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -11,7 +11,7 @@ from gemscope.errors import InputError
 from gemscope.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from gemscope.reports.atlas import Atlas
+    from gemscope.atlas.reader import Atlas
 
 EXPORTS: Mapping[str, tuple[str, str, str]] = {
     "html": ("html", "export_html", "one self-contained file of chosen features"),
@@ -38,7 +38,7 @@ def export(atlas: Atlas | str | Path, to: str | Path, *, format: str, features: 
 
     Raises InputError, NotFound, FileError for a folder that exists, StorageFull, MissingDependency.
     """
-    from gemscope.reports.atlas import Atlas
+    from gemscope.atlas.reader import Atlas
 
     write = _function(EXPORTS, format)
     if isinstance(atlas, Atlas):
@@ -64,4 +64,4 @@ def _function(known: Mapping[str, tuple[str, str, str]], format: str) -> Callabl
     if format not in known:
         raise InputError(f"no format {format!r}: expected one of {', '.join(known)}")
     module, name, _ = known[format]
-    return getattr(import_module(f"gemscope.reports.exchange.{module}"), name)  # type: ignore[no-any-return]
+    return getattr(import_module(f"gemscope.atlas.exchange.{module}"), name)  # type: ignore[no-any-return]

@@ -7,10 +7,10 @@ from __future__ import annotations
 import torch
 
 from gemscope.activations.model import LanguageModel
+from gemscope.atlas.reader import Atlas
 from gemscope.edits.units import Units
 from gemscope.errors import Mismatch
 from gemscope.features.sae import SAE
-from gemscope.reports.atlas import Atlas
 
 _TOKENS = 2048
 """Tokens over which the median norm is taken: it varies by about a hundredth from text to text."""

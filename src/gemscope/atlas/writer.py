@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from gemscope.atlas import corpus, hits, schema, vocabulary
+from gemscope.atlas.entry import Entry, Ints
+from gemscope.atlas.manifest import Manifest, write_manifest
+from gemscope.atlas.packing import pack_page
+from gemscope.atlas.reader import Atlas
 from gemscope.checked import EXACT
 from gemscope.disk import claimed, room
 from gemscope.errors import InputError, Mismatch, NotFinite
-from gemscope.reports.atlas import corpus, hits, schema, vocabulary
-from gemscope.reports.atlas.manifest import Manifest, write_manifest
-from gemscope.reports.atlas.packing import pack_page
-from gemscope.reports.atlas.reader import Atlas
-from gemscope.reports.entry import Entry, Ints
 
 _SCRATCH = "scratch.sqlite"
 

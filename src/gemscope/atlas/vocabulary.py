@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from gemscope.atlas.entry import Ints
+from gemscope.atlas.packing import pack, unpack
 from gemscope.errors import CorruptFile, InputError
-from gemscope.reports.atlas.packing import pack, unpack
-from gemscope.reports.entry import Ints
 
 _CHUNK = 1024
 """Tokens packed together."""

@@ -19,11 +19,11 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from gemscope.atlas.entry import Entry, Floats, Ints
+from gemscope.atlas.exchange.pieces import bytes_of, is_special, looks_byte_level
 from gemscope.checked import EXACT
 from gemscope.disk import room
 from gemscope.errors import CorruptFile, InputError
-from gemscope.reports.entry import Entry, Floats, Ints
-from gemscope.reports.exchange.pieces import bytes_of, is_special, looks_byte_level
 
 _ROWS = 4096
 """Windows handed on at a time."""

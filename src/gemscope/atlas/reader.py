@@ -18,23 +18,23 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-from gemscope.errors import AccessError, CorruptFile, InputError, NotFound
-from gemscope.reports.atlas import corpus, hits, schema
-from gemscope.reports.atlas.manifest import CROWDED, FORMAT, read_manifest, write_manifest
-from gemscope.reports.atlas.packing import Page, entry_of, unpack_page
-from gemscope.reports.atlas.vocabulary import Vocabulary, known
-from gemscope.reports.dashboard import (
+from gemscope.atlas import corpus, hits, schema
+from gemscope.atlas.dashboard import (
     Dashboard,
     Example,
     Explanation,
-    Histogram,
     Interval,
     Logit,
     Neighbour,
     Partner,
     Summary,
 )
-from gemscope.reports.entry import Entry, Floats, Ints
+from gemscope.atlas.entry import Entry, Floats, Ints
+from gemscope.atlas.manifest import CROWDED, FORMAT, read_manifest, write_manifest
+from gemscope.atlas.packing import Page, entry_of, unpack_page
+from gemscope.atlas.vocabulary import Vocabulary, known
+from gemscope.errors import AccessError, CorruptFile, InputError, NotFound
+from gemscope.features.histogram import Histogram
 from gemscope.text.corpus import passed_over
 from gemscope.text.printable import readable
 

@@ -18,14 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gemscope.checked import Count, bytes_of, declared, row_of, size_of
-from gemscope.disk import folder_aside
-from gemscope.errors import CorruptFile, InputError, NotFound
-from gemscope.progress import Progress, silent
-from gemscope.reports.dashboard import Dashboard, Example, Histogram
-from gemscope.reports.entry import Entry
-from gemscope.reports.exchange.folder import chosen, slugged
-from gemscope.reports.exchange.intake import (
+from gemscope.atlas.dashboard import Dashboard, Example
+from gemscope.atlas.entry import Entry
+from gemscope.atlas.exchange.folder import chosen, slugged
+from gemscope.atlas.exchange.intake import (
     Intake,
     Shown,
     are_numbers,
@@ -37,10 +33,15 @@ from gemscope.reports.exchange.intake import (
     highest,
     with_examples,
 )
-from gemscope.reports.exchange.neuronpedia import short, told
+from gemscope.atlas.exchange.neuronpedia import short, told
+from gemscope.checked import Count, bytes_of, declared, row_of, size_of
+from gemscope.disk import folder_aside
+from gemscope.errors import CorruptFile, InputError, NotFound
+from gemscope.features.histogram import Histogram
+from gemscope.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from gemscope.reports.atlas import Atlas
+    from gemscope.atlas.reader import Atlas
 
 OURS = "gemscope"
 ABOUT = "gemscope.json"
@@ -150,7 +151,7 @@ def import_atlas(
     `model` (a Hugging Face id) and `source` (such as `12-transcoder`) say what the files are of, where they do not say
     it themselves. Raises NotFound, CorruptFile, FileError, InputError.
     """
-    from gemscope.reports.atlas import Writer
+    from gemscope.atlas.writer import Writer
 
     path, to = Path(path), Path(to)
     if not path.is_dir():
@@ -399,8 +400,8 @@ def _tokens(about: dict[str, Any]) -> int:
 
 def _manifest(about: dict[str, Any], intake: Intake, size: int, missing: list[int], makes: _Numbers) -> Any:
     from gemscope import __version__
-    from gemscope.reports.atlas import FORMAT, Manifest, Part
-    from gemscope.reports.exchange.from_neuronpedia import ranges
+    from gemscope.atlas.exchange.from_neuronpedia import ranges
+    from gemscope.atlas.manifest import FORMAT, Manifest, Part
 
     name = str(about.get("transcoder_id") or "")
     model = about.get("model") or name.partition("/")[0] or "unknown"

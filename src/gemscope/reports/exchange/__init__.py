@@ -1,1 +1,0 @@
-"""Atlases in the formats of others: one file per format, out and in."""
