@@ -52,11 +52,12 @@ test-old: setup $(OLD)/ready
 
 # What depends on the version: models, tokenizers, the Hub's client, and one reading of each kind through all of them.
 # The long files first, then the long ones of the second half: with two cores that is where the second one starts.
-OLD_TESTS := $(addprefix tests/test_,$(addsuffix .py,\
-	hub_end_to_end hub_server site families capture load_model load_sae bundled model look score chat llamacpp adapters))\
-	tests/test_check.py::test_the_bundled_sae_passes_on_the_bundled_text \
-	tests/test_generation.py::test_hf_generate_writes_what_a_loop_by_hand_writes_whatever_its_cache \
-	tests/test_generation.py::test_a_cache_of_an_earlier_turn_is_no_part_of_what_is_edited_but_of_the_prompt
+OLD_TESTS := $(addprefix tests/,whole/test_hub_end_to_end.py whole/test_hub_server.py \
+	$(addprefix activations/test_,$(addsuffix .py,site families capture load_model bundled model llamacpp adapters)) \
+	features/test_load_sae.py reports/test_look.py reports/test_score.py text/test_chat.py \
+	reports/test_check.py::test_the_bundled_sae_passes_on_the_bundled_text \
+	activations/test_generation.py::test_hf_generate_writes_what_a_loop_by_hand_writes_whatever_its_cache \
+	activations/test_generation.py::test_a_cache_of_an_earlier_turn_is_no_part_of_what_is_edited_but_of_the_prompt)
 
 check: setup  ## lint, format and types
 	$(BIN)/ruff check .

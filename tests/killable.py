@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from atlases import planted_atlas
+from foreign import ADDRESS, examples_file
 from gemscope.activations import bundled
 from gemscope.activations import writer as writers
 from gemscope.activations.harvest import harvest
@@ -43,9 +44,8 @@ from gemscope.testing import planted_sae, tiny_model
 from gemscope.text.corpus import Corpus
 from gemscope.training.config import TrainConfig
 from gemscope.training.train import train
-from test_bundled import source_of, tiny_gguf
-from test_exchange import ADDRESS, examples_file
-from test_training import planted, store_of
+from lessons import planted, store_of
+from tiny_weights import source_of, tiny_gguf
 
 Job = Callable[[Path], object]
 

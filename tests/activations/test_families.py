@@ -1,0 +1,540 @@
+"""The model families that are variations on others: every site against the whole model done by hand, from its weights
+alone and in float64. What all families have in common is tried at length on those of `by_hand.MAIN`.
+
+By hand, a text is one token long: there the softmax is one, so the heads write the value vectors, whatever the
+positions (gpt_oss alone gives part of its attention to a number of its own).
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from by_hand import MAIN, TEXT, hooks
+from gemscope.activations.direct import DirectPath
+from gemscope.activations.editing import Edit
+from gemscope.activations.families import FAMILIES, family
+from gemscope.activations.load import load_model
+from gemscope.activations.model import LanguageModel
+from gemscope.activations.site import KINDS, Site, locate
+from gemscope.errors import InputError, SiteNotFound
+from gemscope.testing import TINY, tiny_model
+
+OTHERS = [family for family in TINY if family not in MAIN]
+LAYERS = 3
+TOKEN = 57
+every_other = pytest.mark.parametrize("family", OTHERS)
+
+See = Callable[[str, Tensor], Tensor]
+"""Told of what flows through a site, it gives back what goes on from there."""
+
+
+@cache
+def model_of(family: str) -> LanguageModel:
+    return tiny_model(family, layers=LAYERS)
+
+
+# --- the parts of a block, by hand -----------------------------------------------------------------------------------
+
+
+def linear(module: nn.Module, x: Tensor) -> Tensor:
+    return F.linear(x, module.weight.double(), None if module.bias is None else module.bias.double())
+
+
+def rms(norm: nn.Module, x: Tensor, *, eps: float = 1e-6, gain: bool = True, plus: float = 0.0) -> Tensor:
+    bare = x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+    return bare * (norm.weight.double() + plus) if gain else bare
+
+
+def layer_norm(norm: nn.Module, x: Tensor, *, gain: bool = True) -> Tensor:
+    bare = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + 1e-5).sqrt()
+    return bare * norm.weight.double() + norm.bias.double() if gain else bare
+
+
+gelu_tanh = partial(F.gelu, approximate="tanh")
+
+
+def values(attention: nn.Module, x: Tensor) -> Tensor:
+    """Two key-value heads serve four; or there are four."""
+    found = linear(attention.v_proj, x)
+    return shared_by_four(found.reshape(1, 1, 2, -1)) if getattr(attention, "num_key_value_groups", 1) == 2 else found
+
+
+def shared_by_four(heads: Tensor) -> Tensor:
+    return heads.repeat_interleave(4 // heads.shape[2], dim=2).flatten(2)
+
+
+def fused_values(start: int, attention: nn.Module, x: Tensor) -> Tensor:
+    """Phi 3: queries, keys and values behind one another, the values from `start` on."""
+    return shared_by_four(linear(attention.qkv_proj, x)[..., start:].reshape(1, 1, 2, -1))
+
+
+def woven_values(attention: nn.Module, x: Tensor) -> Tensor:
+    """BLOOM and Falcon: queries, keys and values of a head (or of a group of heads) side by side."""
+    mixed = linear(attention.query_key_value, x)
+    if mixed.shape[-1] == 3 * 32:  # four heads of 8
+        return mixed.reshape(1, 1, 4, 3, 8)[..., 2, :].flatten(2)
+    if mixed.shape[-1] == 32 + 2 * 16:  # two groups of two
+        return shared_by_four(mixed.reshape(1, 1, 2, 4, 8)[..., 3, :])
+    return shared_by_four(mixed[..., 40:].reshape(1, 1, 1, 8))  # one key and one value for all
+
+
+def sink_values(attention: nn.Module, x: Tensor) -> Tensor:
+    """gpt_oss: beside the token there is a sink, which takes its part of the attention and writes nothing."""
+    query = linear(attention.q_proj, x).reshape(4, 16)
+    key = linear(attention.k_proj, x).reshape(2, 16).repeat_interleave(2, dim=0)
+    score = (query * key).sum(-1) / 16**0.5
+    share = score.exp() / (score.exp() + attention.sinks.double().exp())
+    return (values(attention, x).reshape(1, 1, 4, 16) * share[:, None]).flatten(2)
+
+
+def gated(mlp: nn.Module, x: Tensor, act: Callable[[Tensor], Tensor] = F.silu) -> Tensor:
+    return linear(mlp.down_proj, act(linear(mlp.gate_proj, x)) * linear(mlp.up_proj, x))
+
+
+def gated_in_one(mlp: nn.Module, x: Tensor) -> Tensor:
+    gate, up = linear(mlp.gate_up_proj, x).chunk(2, dim=-1)
+    return linear(mlp.down_proj, F.silu(gate) * up)
+
+
+def two_layers(first: str, second: str, act: Callable[[Tensor], Tensor], mlp: nn.Module, x: Tensor) -> Tensor:
+    return linear(mlp.get_submodule(second), act(linear(mlp.get_submodule(first), x)))
+
+
+def expert(mlp: nn.Module, number: int, x: Tensor) -> Tensor:
+    """Both ways in which transformers keeps experts: each as a module (4), all in one tensor (5)."""
+    if not hasattr(mlp.experts, "gate_up_proj"):
+        one = mlp.experts[number]
+        if hasattr(one, "w1"):  # Mixtral's names: down is w2, up is w3
+            return linear(one.w2, F.silu(linear(one.w1, x)) * linear(one.w3, x))
+        return gated(one, x)
+    gate, up = F.linear(x, mlp.experts.gate_up_proj[number].double()).chunk(2, dim=-1)
+    return F.linear(F.silu(gate) * up, mlp.experts.down_proj[number].double())
+
+
+def mixture(renormalised: bool, mlp: nn.Module, x: Tensor) -> Tensor:
+    """The two likeliest experts of four."""
+    if not hasattr(mlp, "experts"):
+        return gated(mlp, x)
+    shares, chosen = F.linear(x, mlp.gate.weight.double()).softmax(-1).flatten().topk(2)
+    shares = shares / shares.sum() if renormalised else shares
+    return sum(share * expert(mlp, int(number), x) for share, number in zip(shares, chosen, strict=True))
+
+
+def mixture_and_shared(mlp: nn.Module, x: Tensor) -> Tensor:
+    routed = mixture(False, mlp, x)
+    if not hasattr(mlp, "experts"):
+        return routed
+    return routed + linear(mlp.shared_expert_gate, x).sigmoid() * gated(mlp.shared_expert, x)
+
+
+def clamped_mixture(mlp: nn.Module, x: Tensor) -> Tensor:
+    """gpt_oss: biases, gate and up interleaved, both bounded by 7."""
+    scores, chosen = linear(mlp.router, x).flatten().topk(2)
+    out = torch.zeros_like(x)
+    for share, number in zip(scores.softmax(-1), chosen, strict=True):
+        up_and_gate = x @ mlp.experts.gate_up_proj[number].double() + mlp.experts.gate_up_proj_bias[number].double()
+        gate, up = up_and_gate[..., ::2].clamp(max=7), up_and_gate[..., 1::2].clamp(-7, 7)
+        inner = (up + 1) * gate * (1.702 * gate).sigmoid()
+        out += share * (inner @ mlp.experts.down_proj[number].double() + mlp.experts.down_proj_bias[number].double())
+    return out
+
+
+# --- the families ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anatomy:
+    """What is to know of a family to run it by hand. Llama's, unless said otherwise."""
+
+    blocks: str = "model.layers"
+    embed: str = "model.embed_tokens"
+    attention: str = "self_attn"
+    project: str = "o_proj"
+    mlp: str | None = "mlp"
+    """None: its parts lie in the block itself."""
+    first: str = "input_layernorm"
+    second: str = "post_attention_layernorm"
+    """The norm in front of the MLP: the first, too, where both read the same."""
+    final: str = "model.norm"
+    norm: Callable[..., Tensor] = rms
+    heads: Callable[[nn.Module, Tensor], Tensor] = values
+    feed: Callable[[nn.Module, Tensor], Tensor] = gated
+    order: str = "sequential"
+    embed_scale: float = 1.0
+    added_scale: float = 1.0
+    logit_divisor: float = 1.0
+    stem: Callable[[nn.Module, Tensor], Tensor] = field(default=lambda hf, x: x)
+    """What becomes of an embedding before the first block."""
+
+
+_BLOOM = {
+    "blocks": "transformer.h", "embed": "transformer.word_embeddings", "attention": "self_attention",
+    "project": "dense", "final": "transformer.ln_f", "norm": layer_norm, "heads": woven_values,
+}  # fmt: skip
+_falcon_feed = partial(two_layers, "dense_h_to_4h", "dense_4h_to_h", F.gelu)
+
+ANATOMY = {
+    "gemma": Anatomy(norm=partial(rms, plus=1.0), feed=partial(gated, act=gelu_tanh), embed_scale=32**0.5),
+    "phi3": Anatomy(heads=partial(fused_values, 48), feed=gated_in_one, norm=partial(rms, eps=1e-5)),
+    "smollm3": Anatomy(),
+    "ministral": Anatomy(),
+    "starcoder2": Anatomy(norm=layer_norm, feed=partial(two_layers, "c_fc", "c_proj", gelu_tanh)),
+    "stablelm": Anatomy(norm=layer_norm),
+    "stablelm_parallel": Anatomy(norm=layer_norm, second="input_layernorm", order="parallel"),
+    "mixtral": Anatomy(norm=partial(rms, eps=1e-5), feed=partial(mixture, True)),
+    "qwen2_moe": Anatomy(feed=mixture_and_shared),
+    "qwen3_moe": Anatomy(feed=partial(mixture, True)),
+    "gpt_oss": Anatomy(norm=partial(rms, eps=1e-5), heads=sink_values, feed=clamped_mixture),
+    "granite": Anatomy(embed_scale=3.0, added_scale=0.7, logit_divisor=4.0),
+    "olmo2": Anatomy(norm=partial(rms, eps=1e-5), order="norms behind"),
+    "phi": Anatomy(
+        project="dense", final="model.final_layernorm", norm=layer_norm, second="input_layernorm", order="parallel",
+        feed=partial(two_layers, "fc1", "fc2", gelu_tanh),
+    ),
+    "gptj": Anatomy(
+        blocks="transformer.h", embed="transformer.wte", attention="attn", project="out_proj", first="ln_1",
+        second="ln_1", final="transformer.ln_f", norm=layer_norm, order="parallel",
+        feed=partial(two_layers, "fc_in", "fc_out", gelu_tanh),
+    ),
+    "falcon": Anatomy(**_BLOOM, feed=_falcon_feed, second="input_layernorm", order="parallel"),
+    "falcon_two_norms": Anatomy(**_BLOOM, feed=_falcon_feed, first="ln_attn", second="ln_mlp", order="parallel"),
+    "falcon_sequential": Anatomy(**_BLOOM, feed=_falcon_feed),
+    "bloom": Anatomy(
+        **_BLOOM, feed=partial(two_layers, "dense_h_to_4h", "dense_4h_to_h", gelu_tanh),
+        stem=lambda hf, x: layer_norm(hf.transformer.word_embeddings_layernorm, x),
+    ),
+    "opt": Anatomy(
+        blocks="model.decoder.layers", embed="model.decoder.embed_tokens", project="out_proj", mlp=None,
+        first="self_attn_layer_norm", second="final_layer_norm", final="model.decoder.final_layer_norm",
+        norm=layer_norm, feed=partial(two_layers, "fc1", "fc2", F.relu),
+        stem=lambda hf, x: x + hf.model.decoder.embed_positions.weight[2].double(),  # two places are left free
+    ),
+}  # fmt: skip
+
+
+def block_by_hand(family: str, layer: int, x: Tensor, see: See) -> Tensor:
+    a = ANATOMY[family]
+    block = model_of(family).hf.get_submodule(f"{a.blocks}.{layer}")
+    attention, mlp = block.get_submodule(a.attention), block if a.mlp is None else _mlp(block)
+    project = partial(linear, attention.get_submodule(a.project))
+    if a.order == "norms behind":
+        added = a.norm(block.post_attention_layernorm, project(see("att", a.heads(attention, x))))
+        mid = see("mid", x + see("att_out", added))
+        raw = see("mlp_raw", a.feed(mlp, mid))
+        return see("res", mid + see("mlp", a.norm(block.post_feedforward_layernorm, raw)))
+    heads = see("att", a.heads(attention, a.norm(block.get_submodule(a.first), x)))
+    added = see("att_out", a.added_scale * project(heads))
+    second = block.get_submodule(a.second)
+    read = x if a.order == "parallel" else see("mid", x + added)
+    see("transcoder_nogain", a.norm(second, read, gain=False))
+    out = see("mlp", a.added_scale * a.feed(mlp, see("transcoder", a.norm(second, read))))
+    return see("res", x + added + out if a.order == "parallel" else read + out)
+
+
+def _mlp(block: nn.Module) -> nn.Module:
+    return block.mlp if hasattr(block, "mlp") else block.block_sparse_moe  # Mixtral's name in transformers 4
+
+
+def by_hand(family: str, see: Callable[[str, Tensor], Tensor]) -> Tensor:
+    """The logits of a text of one token; `see` is told of sites by their whole name."""
+    a, hf = ANATOMY[family], model_of(family).hf
+    x = see("embed", hf.get_submodule(a.embed).weight[None, [TOKEN]].double())
+    x = a.stem(hf, a.embed_scale * x)
+    for layer in range(LAYERS):
+        x = block_by_hand(family, layer, x, lambda kind, value, layer=layer: see(f"{layer}.{kind}", value))
+    return linear(hf.lm_head, a.norm(hf.get_submodule(a.final), x)) / a.logit_divisor
+
+
+def seen_by_hand(family: str) -> tuple[dict[str, Tensor], Tensor]:
+    found: dict[str, Tensor] = {}
+
+    def see(site: str, value: Tensor) -> Tensor:
+        found[site] = value
+        return value
+
+    return found, by_hand(family, see)
+
+
+def with_added(family: str, site: str, delta: Tensor) -> Tensor:
+    """The logits by hand with something added at a site."""
+    return by_hand(family, lambda at, value: value + delta if at == site else value)
+
+
+@cache
+def kinds_of(family: str) -> tuple[str, ...]:
+    return tuple(name.partition(".")[2] for name in seen_by_hand(family)[0] if name.startswith("0."))
+
+
+def editable(family: str) -> list[str]:
+    return [kind for kind in kinds_of(family) if kind != "transcoder_nogain"]
+
+
+def close(actual: Tensor, expected: Tensor, **options: float) -> None:
+    torch.testing.assert_close(actual, expected.to(actual.dtype), **({"atol": 3e-5, "rtol": 1e-5} | options))
+
+
+@dataclass
+class Add(Edit):
+    site: Site
+    delta: Tensor
+    every_token = True
+
+    def change(self, x: Tensor, read: Tensor) -> Tensor:
+        return self.delta.float().expand_as(x)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_family_of_the_table_is_tried_and_told_of() -> None:
+    assert set(ANATOMY) == set(OTHERS)
+    assert {model_of(family).hf.config.model_type for family in TINY} == set(FAMILIES)
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    assert {kind for kind in FAMILIES if f"`{kind}`" in page} == set(FAMILIES)
+
+
+@every_other
+def test_every_site_is_that_of_the_model_done_by_hand(family: str) -> None:
+    model = model_of(family)
+    expected, logits = seen_by_hand(family)
+    captured = model.capture(torch.tensor([[TOKEN]]), expected, logits=True)
+    for site, value in expected.items():
+        close(captured[site].values, value)
+        assert model.width(site) == value.shape[-1]
+        assert value.abs().mean() > 0.05, f"{site} is too small to tell anything"
+    close(captured.logits, logits)
+
+
+@every_other
+def test_a_kind_that_is_not_there_is_refused_in_one_line(family: str) -> None:
+    for kind in set(KINDS) - {"embed", *kinds_of(family)}:
+        with pytest.raises(SiteNotFound, match=f"no site '1.{kind}'") as raised:
+            locate(model_of(family).hf, Site(1, kind))
+        assert "\n" not in str(raised.value)
+        if kind == "mid":
+            assert "side by side" in str(raised.value)
+
+
+@every_other
+def test_the_residual_stream_is_the_model_s_own_and_the_sum_of_what_is_added(family: str) -> None:
+    model = model_of(family)
+    kinds = [kind for kind in kinds_of(family) if kind in ("att_out", "mid", "mlp", "res")]
+    at = model.capture(TEXT, ["embed", *(f"{layer}.{kind}" for layer in range(LAYERS) for kind in kinds)])
+    tokens = model.tokens(TEXT)
+    with torch.no_grad():
+        hidden = model.hf(input_ids=tokens.ids, output_hidden_states=True).hidden_states
+    rows = model.hf.get_input_embeddings().weight[tokens.ids]
+    assert torch.equal(at["embed"].values, rows)
+    if family not in ("opt", "bloom"):  # positions, a norm
+        close(hidden[0], ANATOMY[family].embed_scale * rows)
+    for layer in range(LAYERS):
+        res = at[f"{layer}.res"].values
+        if layer < LAYERS - 1:
+            assert torch.equal(res, hidden[layer + 1])
+        else:
+            close(model.hf.get_submodule(ANATOMY[family].final)(res), hidden[-1])
+        added = [at[f"{layer}.{kind}"].values for kind in ("att_out", "mlp")]
+        close(hidden[layer] + sum(added), res)
+        if "mid" in kinds:
+            close(hidden[layer] + added[0], at[f"{layer}.mid"].values)
+
+
+@every_other
+def test_a_padded_row_is_read_as_it_is_alone(family: str) -> None:
+    model = model_of(family)
+    sites = [f"1.{kind}" for kind in kinds_of(family)]
+    texts = (TEXT, "The other")
+    alone = [model.capture(text, sites, logits=True) for text in texts]
+    for side in ("left", "right"):
+        together = model.tokens(texts, side=side)
+        found = model.capture(together, sites, logits=True)
+        for row, (one, real) in enumerate(zip(alone, together.real, strict=True)):
+            for site in sites:
+                close(found[site].values[row][real], one[site].values[0])
+            close(found.logits[row][real], one.logits[0])
+
+
+@every_other
+def test_the_same_is_written_with_the_cache_and_without(family: str) -> None:
+    texts, model = [TEXT, "The other"], model_of(family)
+    with_cache, without = (model.generate(texts, max_new_tokens=6, cache=cache) for cache in (True, False))
+    assert with_cache == without
+
+
+@every_other
+def test_a_model_of_the_family_loads_from_a_folder(family: str, tmp_path) -> None:
+    model = model_of(family)
+    model.hf.save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    assert (loaded.n_layers, loaded.d_model, loaded.context) == (LAYERS, 32, 2048 if family == "bloom" else 128)
+    assert torch.equal(loaded.capture(TEXT, ["2.res"])["2.res"].values, model.capture(TEXT, ["2.res"])["2.res"].values)
+
+
+# --- changing --------------------------------------------------------------------------------------------------------
+
+
+@every_other
+def test_an_edit_at_each_site_is_the_one_done_by_hand(family: str) -> None:
+    model, ids = model_of(family), torch.tensor([[TOKEN]])
+    before, hooked = model.logits(ids), hooks(model)  # transformers 5 leaves some of its own
+    generator = torch.Generator().manual_seed(1)
+    for site in [f"{layer}.{kind}" for layer in (0, 2) for kind in editable(family)]:
+        delta = torch.randn(model.width(site), generator=generator)
+        with model.edited(Add(Site.parse(site), delta)):
+            changed = model.logits(ids)
+        close(changed, with_added(family, site, delta.double()), atol=1e-4)
+        assert (changed - before).abs().max() > 0.05, f"an edit at {site} is too weak to tell anything"
+    assert torch.equal(model.logits(ids), before)
+    assert hooks(model) == hooked
+
+
+@every_other
+def test_what_an_edit_leaves_alone_keeps_its_bits(family: str) -> None:
+    model = model_of(family)
+    tokens = model.tokens(TEXT)
+    last = tokens.ids.shape[1] - 1
+    before = model.capture(tokens, [f"1.{kind}" for kind in editable(family)])
+    for kind in editable(family):
+        site = Site(1, kind)
+        edit = Add(site, torch.ones(model.width(site)))
+        edit.at = (last,)
+        with model.edited(edit):
+            after = model.capture(tokens, [site, "1.res"])
+        assert torch.equal(after[site].values[:, :last], before[site].values[:, :last]), kind
+        close(after[site].values[:, last], before[site].values[:, last] + 1)
+        # A mixture multiplies the tokens of an expert together, so that another's choice shows in the last bit.
+        close(after["1.res"].values[:, :last], before["1.res"].values[:, :last], atol=2e-6)
+        assert (after["1.res"].values - before["1.res"].values)[:, last].abs().max() > 0.05
+
+
+@every_other
+def test_the_gradient_at_each_site_is_that_of_the_model_done_by_hand(family: str) -> None:
+    model, ids = model_of(family), torch.tensor([[TOKEN]])
+    number = torch.randn(model.vocab, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    at_hand = seen_by_hand(family)[0]
+    for kind in editable(family):
+        site = f"1.{kind}"
+        acts, gradient = model.gradient(ids, site, lambda logits: (logits[0, 0] * number.float()).sum())
+        close(acts.values, at_hand[site])
+        way = torch.randn(model.width(site), generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 1e-6
+        up, down = (with_added(family, site, sign * way)[0, 0] @ number for sign in (1, -1))
+        close(gradient[0, 0].double() @ way / 1e-6, (up - down) / 2e-6, atol=1e-3, rtol=1e-3)
+
+
+def test_what_a_model_multiplies_is_read_and_changed_as_it_rounds_it_in_half_precision() -> None:
+    model = tiny_model("granite", dtype=torch.bfloat16)
+    module = model.hf.model.layers[1].mlp
+    given: list[Tensor] = []
+    handle = module.register_forward_hook(lambda _, __, output: given.append(output))
+    sites = ["1.mid", "1.mlp", "1.res"]
+    at = {site: acts.values for site, acts in model.capture(TEXT, [Site.parse(site) for site in sites]).items()}
+    handle.remove()
+    mid, mlp, res = (at[Site.parse(site)] for site in sites)
+    assert torch.equal(mlp, given[-1] * 0.7)
+    assert torch.equal(mid + mlp, res)
+    edit = Add(Site(1, "mlp"), torch.full((32,), 0.5))
+    edit.at = (3,)
+    with model.edited(edit):
+        changed = model.capture(TEXT, sites)
+    close(changed["1.mlp"].values[:, 3].float(), mlp[:, 3].float() + 0.5, atol=0.02, rtol=0.01)
+    for site in sites:
+        assert torch.equal(changed[site].values[:, :3], at[Site.parse(site)][:, :3])
+
+
+# --- the direct path to the logits -----------------------------------------------------------------------------------
+
+
+@every_other
+def test_the_direct_path_is_what_reaches_the_logits_when_nothing_answers(family: str) -> None:
+    """With the final norm's scale taken out, the logits are linear in what it reads."""
+    a, model = ANATOMY[family], model_of(family)
+    final = model.hf.get_submodule(a.final)
+    generator = torch.Generator().manual_seed(4)
+
+    def linear_logits(site: str, delta: Tensor) -> Tensor:
+        stream: dict[str, Tensor] = {}
+
+        def see(at: str, value: Tensor) -> Tensor:
+            answers = (".att_out", ".mlp") if site == "embed" else ("2.mlp",)
+            quiet = at != site and at.endswith(answers)
+            stream[at] = torch.zeros_like(value) if quiet else value + delta if at == site else value
+            return stream[at]
+
+        logits = by_hand(family, see)[0, 0]
+        if model.hf.lm_head.bias is not None:
+            logits = logits - model.hf.lm_head.bias.double()
+        x = stream["2.res"][0, 0]
+        if a.norm is layer_norm:
+            shift = model.hf.lm_head.weight.double() @ final.bias.double()
+            return (logits - shift) * (x.var(correction=0) + 1e-5).sqrt()
+        eps = getattr(a.norm, "keywords", {}).get("eps", 1e-6)
+        return logits * (x.square().mean() + eps).sqrt()
+
+    through_a_norm = {"olmo2": ("2.att", "2.mlp_raw"), "bloom": ("embed",)}.get(family, ())
+    for site in ("embed", *(f"2.{kind}" for kind in ("att", "att_out", "mid", "mlp_raw", "mlp", "res"))):
+        if site.partition(".")[2] not in ("", *kinds_of(family)):
+            continue
+        path = DirectPath(model, Site.parse(site))
+        direction = torch.randn(model.width(site), generator=generator, dtype=torch.float64)
+        with path.unembedding() as W_U:
+            found = path.carried(direction[None].float())[0] @ W_U.T
+        if site in through_a_norm:  # that norm counts as its gain alone
+            expected = W_U.double() @ carried_through_a_norm(family, site, direction)
+        else:
+            up, down = (linear_logits(site, way * direction) for way in (1, -1))
+            expected = (up - down) / 2
+        close(found - found.mean(), expected - expected.mean(), atol=2e-4, rtol=1e-4)
+        assert expected.std() > 0.2 / a.logit_divisor
+
+
+def carried_through_a_norm(family: str, site: str, direction: Tensor) -> Tensor:
+    hf = model_of(family).hf
+    if family == "bloom":
+        for norm in (hf.transformer.word_embeddings_layernorm, hf.transformer.ln_f):
+            direction = (direction - direction.mean()) * norm.weight.double()
+        return direction
+    block = hf.model.layers[2]
+    if site == "2.att":
+        direction = F.linear(direction, block.self_attn.o_proj.weight.double())
+        return direction * block.post_attention_layernorm.weight.double() * hf.model.norm.weight.double()
+    return direction * block.post_feedforward_layernorm.weight.double() * hf.model.norm.weight.double()
+
+
+# --- what stays out --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "says"),
+    [
+        ("opt", {"do_layer_norm_before": False}, "this opt model is not built as those known here: those put their"),
+        ("opt", {"word_embed_proj_dim": 16}, "word_embed_proj_dim equal to hidden_size"),
+        ("bloom", {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm"),
+        ("bloom", {"slow_but_exact": True}, "slow_but_exact false"),
+    ],
+)
+def test_a_model_of_the_family_that_is_built_otherwise_is_refused_with_the_reason(family, options, says) -> None:
+    known = model_of(family)
+    config = type(known.hf.config)(**(known.hf.config.to_dict() | options))
+    with pytest.raises(InputError) as raised:
+        LanguageModel(type(known.hf)(config), known.tokenizer, name="otherwise")
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "needs"),
+    [("mamba", "kinds of site of its own"), ("t5", "sites in two stacks"), ("cohere", "a case of its own is needed")],
+)
+def test_a_family_that_is_not_known_is_refused_with_what_it_would_need(kind, needs) -> None:
+    says = rf"models of type '{kind}' are not known here: .*{needs}; known are bloom, falcon, gemma, gemma2, .*, starcoder2"
+    with pytest.raises(InputError) as raised:
+        family(kind)
+    assert re.fullmatch(says, str(raised.value))
