@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from markupsafe import Markup
 
+from gemscope.features.histogram import Histogram
 from gemscope.pages.lines import Line, lines
 from gemscope.pages.links import NoLinks
 from gemscope.pages.render import render
@@ -35,15 +35,6 @@ class Report(Protocol):
     def times(self) -> Sequence[Mapping[str, float]]: ...
 
 
-@dataclass(frozen=True)
-class Bars:
-    """A histogram."""
-
-    low: float
-    step: float
-    counts: Sequence[int]
-
-
 def training_document(report: Report) -> str:
     """The whole file."""
     whose, figures = report.best
@@ -53,7 +44,7 @@ def training_document(report: Report) -> str:
         report=report,
         plots=plots(report),
         whose=whose,
-        densities=Bars(**figures["densities"]),
+        densities=Histogram(**figures["densities"]),
         recipe=[(name, _shown(value)) for name, value in report.config.items()],
     )
     return document(body, title=f"Training of {report.folder.name}")
