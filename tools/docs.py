@@ -1,7 +1,8 @@
 """The parts of docs/ that come out of running the thing (`make docs`).
 
 docs/tutorial.md: examples/tutorial.py's text, its code, and what the code prints. docs/look.svg: the demo's output. The
-README's tables of speed: what benchmarks/results/ says (alone with `tools/docs.py --figures`).
+README's tables of speed: what benchmarks/results/ says. docs/house.svg: the folders, and what imports what. These two alone
+with `tools/docs.py --figures`.
 """
 
 import contextlib
@@ -13,11 +14,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+import house
+
 import gemscope as gs
 
 EXAMPLE = Path("examples/tutorial.py")
 PAGE = Path("docs/tutorial.md")
 PICTURE = Path("docs/look.svg")
+HOUSE = Path("docs/house.svg")
 README = Path("README.md")
 RESULTS = Path("benchmarks/results")
 PROMPT = "Would you be able to travel through time using a wormhole?"
@@ -129,6 +133,7 @@ def written(path: Path, text: str) -> None:
 
 def main() -> None:
     written(README, figures())
+    written(HOUSE, house.picture())
     if "--figures" in sys.argv:
         return
     sys.argv = [str(EXAMPLE)]
