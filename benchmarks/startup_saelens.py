@@ -40,7 +40,7 @@ def look(model_folder: str, sae_folder: str, prompt: str, repeats: str, started:
         acts = _through_bridge(bridge, layer)
         print(_look(sae, bridge.tokenizer, acts, prompt)[0])
         figures["first_table"] = since(started)
-        figures["warm"] = warm(lambda: _look(sae, bridge.tokenizer, acts, prompt), int(repeats))
+        figures["warm"] = warm(lambda: _look(sae, bridge.tokenizer, acts, prompt), int(repeats))  # noqa: F821 (deleted below)
         figures["look_mb"] = rss_mb()
         answers["bridge"] = _look(sae, bridge.tokenizer, acts, prompt)[1]
         del bridge, acts

@@ -3,7 +3,7 @@
 import math
 import xml.etree.ElementTree as ET
 
-from gemscope.pages.lines import Line, lines
+from gemscope.pages.charts.lines import Line, lines
 
 
 def _drawn(*data: Line, **options: object) -> ET.Element:

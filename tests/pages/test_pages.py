@@ -10,11 +10,10 @@ import math
 import re
 import sys
 import unicodedata
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
-from html.parser import HTMLParser
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,7 @@ from gemscope.atlas.dashboard import (
 from gemscope.atlas.manifest import Manifest, Part
 from gemscope.edits.strength import Amount, Strength
 from gemscope.features.histogram import Histogram
-from gemscope.pages import charts, strips
+from gemscope.pages import strips
 from gemscope.pages.changes import STEPS, changes
 from gemscope.pages.embed import Embed
 from gemscope.pages.links import NoLinks, ServerLinks, SiteLinks, static_digest
@@ -52,6 +51,7 @@ from gemscope.reports.output_score import Effect, OutputScore
 from gemscope.reports.steer import Pair, Steered
 from gemscope.reports.writing import Continuation
 from gemscope.text.printable import clipped, readable, visible
+from html_tree import Element, parse
 
 LINKS = ServerLinks("tiny-model", "1-res-tiny")
 STATIC = files("gemscope.pages") / "static"
@@ -67,74 +67,9 @@ HOSTILE = [
     "\ud800",
     "x" * 100_000,
 ]
-VOID = {"meta", "link", "input", "br", "img", "hr"}
 
 
 # --- reading pages back --------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Element:
-    tag: str
-    attributes: dict[str, str]
-    children: list[Element | str] = field(default_factory=list)
-
-    def __iter__(self) -> Iterator[Element]:
-        yield self
-        for child in self.children:
-            if isinstance(child, Element):
-                yield from child
-
-    @property
-    def text(self) -> str:
-        return "".join(child if isinstance(child, str) else child.text for child in self.children)
-
-    def all(self, tag: str = "", **wanted: str) -> list[Element]:
-        wanted = {name.rstrip("_"): value for name, value in wanted.items()}
-        return [
-            one
-            for one in self
-            if (not tag or one.tag == tag)
-            and all(value in one.attributes.get(name, "").split() for name, value in wanted.items())
-        ]
-
-    def one(self, tag: str = "", **wanted: str) -> Element:
-        (found,) = self.all(tag, **wanted)
-        return found
-
-
-class _Tree(HTMLParser):
-    """Refuses what is not closed in order, so that text which broke out of its element is noticed."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open = [Element("", {})]
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        names = [name for name, _ in attrs]
-        assert len(names) == len(set(names)), f"<{tag}> says something twice: {names}"
-        made = Element(tag, {name: value or "" for name, value in attrs})
-        self.open[-1].children.append(made)
-        if tag not in VOID:
-            self.open.append(made)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.open[-1].children.append(Element(tag, {name: value or "" for name, value in attrs}))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open[-1].tag == tag, f"</{tag}> where <{self.open[-1].tag}> is open"
-        self.open.pop()
-
-    def handle_data(self, data: str) -> None:
-        self.open[-1].children.append(data)
-
-
-def parse(text: str) -> Element:
-    tree = _Tree()
-    tree.feed(text)
-    tree.close()
-    assert [one.tag for one in tree.open] == [""]
-    return tree.open[0]
 
 
 # --- values ----------------------------------------------------------------------------------------------------------
@@ -479,107 +414,7 @@ def test_shades_grow_with_the_logarithm_of_the_share() -> None:
     assert strips.shade(float("inf")) == 9
 
 
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
-        (0.0, "0"),
-        (12.345, "12.3"),
-        (-0.5, "−0.5"),
-        (999.7, "1,000"),
-        (123456.0, "123,456"),
-        (1e-7, "1e-07"),
-        (float("nan"), "—"),
-        (float("-inf"), "−∞"),
-    ],
-)
-def test_numbers_are_short(value: float, shown: str) -> None:
-    assert strips.figure(value) == shown
-
-
 # --- charts ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_histogram_says_in_words_what_it_shows() -> None:
-    svg = parse(
-        charts.histogram(
-            Histogram(0.0, 2.0, [4, 3, 0, 1]), title="Its <activations>", across="activation", things="firings"
-        )
-    )
-    drawn = svg.one("svg")
-    assert drawn.attributes["role"] == "img"
-    assert drawn.children[0].text == "Its <activations>"  # type: ignore[union-attr]
-    said = svg.one("desc").text
-    assert said == "8 firings with activation from 0 to 8, half of them below about 1; the fullest of 4 bins holds 4."
-    bars = svg.one("path", class_="bars").attributes["d"]
-    assert bars.count("M") == 3
-    assert "log" not in svg.text
-
-
-def test_bars_are_as_high_as_their_counts_and_logarithms_are_said() -> None:
-    def heights(counts: list[int]) -> tuple[list[float], str]:
-        svg = parse(charts.histogram(Histogram(0.0, 1.0, counts), title="t", across="a", things="b"))
-        bars = re.findall(r"M\S+ (\S+)V(\S+)h", svg.one("path", class_="bars").attributes["d"])
-        return [float(floor) - float(top) for floor, top in bars], svg.text
-
-    plain, text = heights([10, 20, 40])
-    np.testing.assert_allclose(np.array(plain) / plain[-1], [0.25, 0.5, 1], atol=0.01)
-    assert "log scale" not in text
-    logarithmic, text = heights([9, 99, 999])
-    np.testing.assert_allclose(np.array(logarithmic) / logarithmic[-1], [1 / 3, 2 / 3, 1], atol=0.01)
-    assert "log scale" in text
-
-
-@pytest.mark.parametrize(
-    "data", [Histogram(0.0, 1.0, []), Histogram(0.0, 1.0, [0, 0]), Histogram(0.0, 0.0, [3]), Histogram(1e9, 1e-9, [3])]
-)
-def test_a_histogram_of_nothing_is_nothing(data: Histogram) -> None:
-    assert charts.histogram(data, title="t", across="a", things="b") == ""
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    low=st.floats(-1e6, 1e6), step=st.floats(1e-6, 1e5), counts=st.lists(st.integers(0, 10**9), min_size=1, max_size=60)
-)
-def test_any_histogram_can_be_drawn(low: float, step: float, counts: list[int]) -> None:
-    made = charts.histogram(Histogram(low, step, counts), title="t", across="a", things="b")
-    assert bool(made) == any(counts)
-    numbers = re.findall(r"-?\d+\.\d+", " ".join(re.findall(r'd="([^"]+)"', made)))
-    assert all(-1 <= float(number) <= charts.WIDE for number in numbers)
-    assert len(parse(made).all("text")) < 24
-
-
-def _cells(tree: Element) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    triples = [[int(part) for part in cell.split(",")] for cell in tree.attributes["data-cells"].split()]
-    gaps, counts, ones = np.array(triples).T
-    return np.cumsum(gaps), counts, ones
-
-
-def test_a_scatter_holds_every_living_feature_in_its_cell() -> None:
-    rng = np.random.default_rng(0)
-    ids = np.arange(0, 9000, 3)
-    densities, maxima = 10 ** rng.uniform(-6, -0.5, 3000), rng.lognormal(2, 1, 3000)
-    densities[7], maxima[8] = 0.0, np.inf
-    tree = parse(charts.scatter((ids, densities, maxima), feature="/m/s/0", browse="/m/s")).one("feature-scatter")
-    cells, counts, ones = _cells(tree)
-    assert counts.sum() == 2998
-    assert len(set(ones.tolist())) == len(ones)
-    left, right, low, high = map(float, tree.attributes["data-extent"].split())
-    columns, rows = map(int, tree.attributes["data-grid"].split())
-    at = ones // 3
-    across = (np.log10(densities[at]) - left) / (right - left) * columns
-    up = (np.log10(maxima[at]) - low) / (high - low) * rows
-    assert (np.abs(across - 0.5 - cells % columns) < 0.51).all()
-    assert (np.abs(up - 0.5 - cells // columns) < 0.51).all()
-    assert "2,998 living features" in tree.one("caption").text
-
-
-def test_a_scatter_of_very_many_features_stays_small() -> None:
-    rng = np.random.default_rng(0)
-    many = 131_072
-    points = charts.gathered(np.arange(many), 10 ** rng.normal(-3, 0.7, many), rng.lognormal(2.5, 0.5, many))
-    assert points is not None
-    assert len(charts.scatter(points, feature="/m/s/0", browse="/m/s")) < 150_000
-    assert charts.scatter((np.zeros(0, int), np.zeros(0), np.zeros(0)), feature="", browse="") == ""
 
 
 # --- addresses -------------------------------------------------------------------------------------------------------
@@ -1171,8 +1006,8 @@ def test_every_shade_can_be_read_in_both_themes(theme: int) -> None:
 
 def test_no_page_sends_anything_before_its_reader_does_something() -> None:
     """htmx sends a form when it is submitted, anything else when it is clicked, unless `hx-trigger` says otherwise."""
-    made = files("gemscope.pages") / "templates"
-    templates = "".join(one.read_text("utf-8") for one in made.iterdir())
+    made = Path(str(files("gemscope.pages") / "templates"))
+    templates = "".join(one.read_text("utf-8") for one in [*made.glob("*.html"), *made.glob("panels/*.html")])
     triggers = re.findall(r'hx-trigger="([^"]*)"', templates)
     assert triggers == templates.count("hx-trigger") * ["submit, change, input delay:300ms"]  # of the table of features
     assert not re.findall(

@@ -18,7 +18,7 @@ from gemscope.atlas.dashboard import Dashboard, Summary
 from gemscope.atlas.manifest import Manifest
 from gemscope.atlas.reader import Atlas
 from gemscope.errors import InputError, NotFound
-from gemscope.pages.charts import Cells, gathered
+from gemscope.pages.charts.scatter import Cells, gathered
 from gemscope.pages.links import ServerLinks
 
 MANIFEST = "manifest.json"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
-from gemscope.pages.strips import figure
+from gemscope.pages.numbers import figure
 from gemscope.text.printable import clipped, readable
 
 STEPS = (0.1, 0.5, 1.5, 4.0)

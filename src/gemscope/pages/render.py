@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from gemscope.edits.ways import WAYS
-from gemscope.pages import charts, rows, strips
+from gemscope.pages import numbers, rows, strips
 from gemscope.pages.changes import changes
+from gemscope.pages.charts.bar import bar
+from gemscope.pages.charts.histogram import histogram
+from gemscope.pages.charts.scatter import scatter
 from gemscope.pages.links import Links, NoLinks, ServerLinks, SiteLinks
 from gemscope.text.corpus import passed_over
 from gemscope.text.printable import clipped, readable
@@ -68,19 +71,9 @@ def typed(text: str) -> str:
     return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
-def often(density: float) -> str:
-    """A density as something to picture: one token in so many."""
-    return f"1 token in {1 / density:,.0f}" if density > 0 else "no token"
-
-
 def described(site: str, site_out: str) -> str:
     """Where an SAE reads, and where it writes if that is elsewhere."""
     return site if site == site_out else f"{site} → {site_out}"
-
-
-def many(count: int, noun: str) -> str:
-    """A count with its noun: 1 feature, 2,304 features."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 @cache
@@ -96,30 +89,30 @@ def _environment() -> Environment:
         auto_reload=False,
     )
     made.filters |= {
-        "figure": strips.figure,
-        "signed": rows.signed,
-        "percent": charts.percent,
-        "short": charts.short,
+        "figure": numbers.figure,
+        "signed": numbers.signed,
+        "percent": numbers.percent,
+        "short": numbers.short,
         "token": strips.token,
         "line": line,
-        "often": often,
+        "often": numbers.often,
         "typed": typed,
-        "many": many,
+        "many": numbers.many,
     }
     made.globals |= {
-        "bar": charts.bar,
+        "bar": bar,
         "changes": changes,
         "described": described,
         "examples_of": rows.examples,
         "fixed": fixed,
         "hint": rows.hint,
-        "histogram": charts.histogram,
+        "histogram": histogram,
         "logit_rows": rows.logits,
         "neighbour_rows": rows.neighbours,
         "partner_rows": rows.partners,
         "passed_over": passed_over,
         "provenance": provenance,
-        "scatter": charts.scatter,
+        "scatter": scatter,
         "shade": strips.shade,
         "strip": strips.strip,
         "ways": WAYS,

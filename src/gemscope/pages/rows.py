@@ -7,9 +7,10 @@ from typing import Protocol, runtime_checkable
 
 from markupsafe import Markup, escape
 
-from gemscope.pages.charts import bar, percent
+from gemscope.pages.charts.bar import bar
 from gemscope.pages.links import Links
-from gemscope.pages.strips import Example, figure, groups, token
+from gemscope.pages.numbers import figure, percent, signed
+from gemscope.pages.strips import Example, groups, token
 from gemscope.text.printable import clipped, readable
 
 
@@ -124,11 +125,6 @@ def _named(one: Relative, links: Links) -> str:
     url = links.feature(one.feature)
     name = f'<a href="{escape(url)}">{one.feature}</a>' if url else str(one.feature)
     return f"{name} {hint(one.label, one.token)}"
-
-
-def signed(value: float) -> str:
-    """A number with its sign, also where it is greater than 0."""
-    return f"+{figure(value)}" if value > 0 else figure(value)
 
 
 def _rows(rows: Iterable[tuple[str, ...]]) -> Markup:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from markupsafe import Markup
 
 from gemscope.features.histogram import Histogram
-from gemscope.pages.charts import Dot, tradeoff
+from gemscope.pages.charts.tradeoff import Dot, tradeoff
 from gemscope.pages.links import NoLinks
 from gemscope.pages.render import render
 from gemscope.pages.standalone import document

@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 
 from markupsafe import Markup, escape
 
+from gemscope.pages.numbers import figure
 from gemscope.text.printable import LONG, ODD, clipped, readable, sign, visible
 
 NEAR = 16
@@ -92,15 +93,6 @@ def token(text: str) -> Markup:
 def shade(share: float) -> int:
     """Which of the ten shades stands for a share of the maximum: they grow with its logarithm."""
     return bisect(_BOUNDS, share)
-
-
-def figure(value: float) -> str:
-    """A number in three significant digits, with a true minus sign."""
-    if not math.isfinite(value):
-        return "∞" if value > 0 else "−∞" if value < 0 else "—"
-    size = abs(value)
-    text = f"{size:,.0f}" if size >= 999.5 else f"{size:.3g}"
-    return f"−{text}" if value < 0 and text != "0" else text
 
 
 _PART = "◦"

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from markupsafe import Markup
 
 from gemscope.features.histogram import Histogram
-from gemscope.pages.lines import Line, lines
+from gemscope.pages.charts.lines import Line, lines
 from gemscope.pages.links import NoLinks
 from gemscope.pages.render import render
 from gemscope.pages.standalone import document

@@ -16,7 +16,7 @@ from gemscope.activations.editing import Edit
 from gemscope.activations.model import LanguageModel
 from gemscope.edits.strength import Strength
 from gemscope.errors import InputError, TokenOutOfRange
-from gemscope.pages.lines import Line, lines
+from gemscope.pages.charts.lines import Line, lines
 from gemscope.pages.plain import plain
 from gemscope.progress import Progress, silent
 from gemscope.reports.writing import Writing, known, perplexity, positions_of, repetition, strength_dict

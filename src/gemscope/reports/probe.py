@@ -20,7 +20,7 @@ from gemscope.activations.model import LanguageModel
 from gemscope.errors import EmptyText, InputError, MissingDependency
 from gemscope.features.fit import require_fit
 from gemscope.features.sae import SAE
-from gemscope.pages.intervals import Series, intervals
+from gemscope.pages.charts.intervals import Series, intervals
 from gemscope.pages.plain import plain
 from gemscope.pages.standalone import document
 from gemscope.progress import Progress, silent

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from gemscope.pages.strips import figure
+from gemscope.pages.charts.axes import steps
+from gemscope.pages.numbers import figure
 
 WIDE, HIGH = 360, 170
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 22, 34
@@ -46,10 +47,10 @@ def lines(data: Sequence[Line], *, title: str, across: str, up: str, logarithmic
         return floor - (_bent(value, logarithmic) - low) / (high - low) * height
 
     out = [f'<path class="axis" fill="none" stroke="currentColor" d="M{_LEFT} {floor}h{width}"/>']
-    for value in _steps(left, right, 6):
+    for value in steps(left, right, 6):
         out.append(f'<path class="axis" fill="none" stroke="currentColor" d="M{x(value):.1f} {floor}v3"/>')
         out.append(_text(x(value), floor + 14, figure(value), "middle"))
-    for bent in _steps(low, high, 4):
+    for bent in steps(low, high, 4):
         value = 10**bent if logarithmic else bent
         out.append(
             f'<path class="rule" fill="none" stroke="currentColor" stroke-opacity=".2" '
@@ -108,14 +109,6 @@ def _bent(value: float, logarithmic: bool) -> float:
 def _span(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     return (low, high) if high > low else (low - 0.5, high + 0.5)
-
-
-def _steps(low: float, high: float, most: int) -> Iterator[float]:
-    """Round numbers within a range, about `most` of them."""
-    size = 10 ** math.floor(math.log10((high - low) / most))
-    size *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (size * factor) <= most)
-    for index in range(math.ceil(low / size - 1e-9), math.floor(high / size + 1e-9) + 1):
-        yield index * size
 
 
 def _in_words(drawn: Sequence[Line], across: str, up: str) -> str:
