@@ -193,7 +193,9 @@ def _atlas(folder: Path) -> None:
 def _describing(folder: Path) -> None:
     model, sae = samples.described()
     texts = gs.Corpus.of([f"{text} {number}" for number in range(6) for text in samples.TEXTS])
-    gs.describe(model, sae, texts, to=folder / "a.atlas", config=samples.DESCRIBE).close()
+    with gs.describe(model, sae, texts, to=folder / "a.atlas", config=samples.DESCRIBE) as atlas:
+        assert not (found := verify(atlas.folder)), found
+        _seen(atlas)
 
 
 @_reads("merging")

@@ -5,11 +5,13 @@ is whole by its checksum, and may say what cannot be.
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gemscope.checked import checksum_of, read_json, read_tensors
+from gemscope.checked import bytes_of, checksum_of, json_of, read_json, read_tensors
 from gemscope.errors import GemscopeError
 
 from .samples import CONFIGS
@@ -36,3 +38,24 @@ def _checkpoints(folder: Path) -> None:
 
 
 SEALS |= dict.fromkeys(CONFIGS, _checkpoints)
+
+
+def _description(folder: Path) -> None:
+    place = folder / "a.atlas.partial"
+    path = place / "state.safetensors"
+    tensors, beside = read_tensors(path, framework="np")
+    said = json_of(beside["progress"], dict[str, Any], where="")
+    said.pop("checksum", None)
+    for name in ("corpus.bin", "documents.jsonl"):
+        data = bytes_of(place / name, most=1 << 20)
+        said["appended"][name] = [len(data), zlib.crc32(data)]
+    said["checksum"] = checksum_of(tensors, said)
+    data = path.read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = {"progress": json.dumps(said)}
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
+
+
+SEALS["describing"] = _description

@@ -123,7 +123,7 @@ def test_a_state_goes_on_as_if_never_stored(seed: int) -> None:
     text = Text(seed, 20)
     half = _kept(text, step=5, stop=10)
     again = Examples(D_SAE, top=4, each=2, before=5, after=3)
-    again.restore({name: value.copy() for name, value in half.state().items()})
+    again.restore({name: value.copy() for name, value in half.state().items()}, text.exponents(10), 10 * LENGTH)
     for examples in (half, again):
         for row in (10, 15):
             examples.add(text.firings(slice(row, row + 5)), text.exponents(row + 5))

@@ -284,12 +284,30 @@ class Examples:
             "exponents": self._exponents
         }
 
-    def restore(self, state: Mapping[str, Array]) -> None:
-        """What was stored."""
+    def restore(self, state: Mapping[str, Array], exponents: Array, end: int) -> None:
+        """What was stored of a text that ends at this flat position, by whose tally the exponents are these. Raises
+        ValueError for what was none.
+        """
         self._top, self._drawn = (
             Best.of({name: state[f"{part}.{name}"] for name in _FIELDS[1:]}) for part in ("top", "drawn")
         )
         self._exponents = np.array(state["exponents"])
+        top, drawn = self.sorted()
+        for places, features in ((top, top.group), (drawn, drawn.group // INTERVALS)):
+            if not (
+                ((places.position >= 0) & (places.position < end)).all()
+                and ((places.value > 0) & (places.value < np.ldexp(1.0, exponents[features]))).all()
+                and (places.window >= 0).all()
+                and (places.window[:, self.before] == 1).all()
+            ):
+                raise ValueError("its examples are no examples of this text")
+        if not (
+            np.array_equal(self._exponents, exponents)
+            and np.array_equal(top.rank, _bits(top.value))
+            and (drawn.rank >= 0).all()
+            and np.array_equal(drawn.group, self._group(drawn.group // INTERVALS, drawn.value))
+        ):
+            raise ValueError("its examples are not where they belong")
 
 
 @dataclass(frozen=True)

@@ -115,14 +115,21 @@ class Tally:
     @classmethod
     def of(cls, state: Mapping[str, Tensor]) -> Tally:
         """The tally whose `state` was stored. Raises ValueError for what was none."""
-        top, counts, bins = state["max"], state["counts"], state["bins"]
-        if not (((top >= 0) & (top < 2.0**31)).all() and (bins >= 0).all() and torch.equal(bins.sum(1), counts)):
+        top, counts, bins, tokens = state["max"], state["counts"], state["bins"], int(state["tokens"])
+        if not (
+            ((top >= 0) & (top < 2.0**31) & ((top > 0) == (counts > 0))).all()
+            and ((counts >= 0) & (counts <= tokens)).all()
+            and ((bins >= 0) & (bins <= counts[:, None])).all()  # so that their sum is one
+            and torch.equal(bins.sum(1), counts)
+        ):
             raise ValueError("its counts and maxima are no tally's")
         tally = cls(len(state["counts"]))
-        tally.tokens = int(state["tokens"])
+        tally.tokens = tokens
         tally.counts, tally.max, tally.bins, tally._sums = (
             state[name].clone() for name in ("counts", "max", "bins", "sums")
         )
+        if not ((tally._sums >= 0).all() and (tally.means <= top.double() * (1 + 1e-12) + 2.0**-_FRACTION).all()):
+            raise ValueError("its sums are no tally's")
         return tally
 
 

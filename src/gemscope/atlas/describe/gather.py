@@ -13,7 +13,8 @@ import torch
 
 from gemscope.atlas.describe.reading import Batch, Found
 from gemscope.atlas.manifest import Part
-from gemscope.errors import InputError
+from gemscope.checked import Form, require_forms
+from gemscope.errors import CorruptFile, InputError
 from gemscope.features.cofiring import Sample
 from gemscope.features.examples import Examples, Firings
 from gemscope.features.tally import Tally
@@ -99,23 +100,34 @@ class Statistics:
         return tally | {f"sample.{name}": value for name, value in self.sample.state().items()}
 
     def restore_sums(self, state: Mapping[str, Array]) -> None:
-        """What `sums` gave. Raises KeyError for what is missing, ValueError for what cannot have been gathered."""
-        for name, known in self.sums().items():
-            one, of_any_length = state[name], name.startswith("sample.")
-            fits = one.ndim == 1 if of_any_length else one.shape == known.shape
-            if one.dtype != known.dtype or not fits:
-                raise ValueError(f"{name} is of type {one.dtype} and shape {one.shape}")
-        self.tally = Tally.of({name: torch.from_numpy(value) for name, value in under("tally", state).items()})
-        self.sample = Sample.of(under("sample", state), self.tally.d_sae)
+        """What `sums` gave. Raises CorruptFile for what cannot have been gathered."""
+        self._require(self.sums(), state)
+        try:
+            self.tally = Tally.of({name: torch.from_numpy(value) for name, value in under("tally", state).items()})
+            self.sample = Sample.of(under("sample", state), self.tally.d_sae)
+        except ValueError as error:
+            raise CorruptFile(error) from error
+
+    def _require(self, known: Mapping[str, Array], state: Mapping[str, Array]) -> None:
+        """The same arrays as those that are known, of which only the sample is as long as it happens to be."""
+        forms = {
+            name: Form((None,) if name.startswith("sample.") else one.shape, str(one.dtype))
+            for name, one in known.items()
+        }
+        require_forms(state, forms, where="it")
 
     def state(self) -> dict[str, Array]:
         """All of it, to be stored."""
         return self.sums() | {f"examples.{name}": value for name, value in self.examples.state().items()}
 
-    def restore(self, state: Mapping[str, Array]) -> None:
-        """What was stored."""
-        self.restore_sums(state)
-        self.examples.restore(under("examples", state))
+    def restore(self, state: Mapping[str, Array], end: int) -> None:
+        """What `state` gave of a text that ends at this flat position. Raises CorruptFile."""
+        self._require(self.state(), state)
+        self.restore_sums({name: one for name, one in state.items() if not name.startswith("examples.")})
+        try:
+            self.examples.restore(under("examples", state), self.tally.exponents.numpy(), end)
+        except ValueError as error:
+            raise CorruptFile(error) from error
 
 
 def under(prefix: str, state: Mapping[str, Array]) -> dict[str, Array]:

@@ -96,7 +96,7 @@ def _statistics(atlas: Atlas, config: DescribeConfig) -> Statistics:
         statistics.restore_sums(read_tensors(path, framework="np")[0])
     except NotFound:
         raise NotFound(f"no {SUMS} in {atlas.folder}: merging needs what describe leaves there") from None
-    except (CorruptFile, KeyError, ValueError) as error:
+    except CorruptFile as error:
         raise CorruptFile(f"{path} is damaged: {error}") from error
     exponents = statistics.tally.exponents.numpy()
     for start in range(0, len(atlas), _BLOCK):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import islice
+from dataclasses import asdict, dataclass, field, fields
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, overload
 
@@ -24,7 +24,8 @@ from gemscope.atlas.describe.reading import Batch, live, stored
 from gemscope.atlas.describe.unfinished import Unfinished
 from gemscope.atlas.manifest import Part
 from gemscope.atlas.reader import Atlas
-from gemscope.errors import InputError
+from gemscope.checked import Count
+from gemscope.errors import CorruptFile, InputError
 from gemscope.features.examples import text_keys
 from gemscope.features.fit import require_fit
 from gemscope.features.sae import SAE
@@ -155,11 +156,27 @@ def _named(source: Corpus | Store) -> tuple[str, str]:
 class _Counts:
     """How much of one part was read, as one SAE counts it."""
 
-    rows: int = 0
-    documents: int = 0
-    counted: int = 0
-    masked: dict[str, int] = field(default_factory=dict)
-    passed: dict[str, int] = field(default_factory=dict)
+    rows: Count = 0
+    documents: Count = 0
+    counted: Count = 0
+    masked: dict[str, Count] = field(default_factory=dict)
+    passed: dict[str, Count] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Progress:
+    """How far a pass was."""
+
+    read: Count
+    """Tokens, padding apart."""
+    rows: Count
+    part: Count
+    """Source that is being read."""
+    done: Count
+    """Its batches that were."""
+    finished: bool
+    counts: Sequence[Sequence[_Counts]]
+    """By source and SAE."""
 
 
 class _Pass:
@@ -176,11 +193,14 @@ class _Pass:
         self.model, self.saes, self.sources, self.config = model, saes, sources, config
         self.unfinished = unfinished
         self.statistics = [Statistics(sae.d_sae, config) for sae in saes]
-        self.counts = [[_Counts() for _ in saes] for _ in sources]
+        self.counts: Sequence[Sequence[_Counts]] = [[_Counts() for _ in saes] for _ in sources]
         self.read = self.rows = self.part = self.done = 0
         self.finished = False
-        if saved := unfinished.resume():
-            self._restore(*saved)
+        if saved := unfinished.resume(_Progress):
+            try:
+                self._restore(*saved)
+            except CorruptFile as error:
+                raise unfinished.damaged(error) from error
 
     def run(self, tokens: int | None, progress: Progress) -> None:
         """Reads to the end, saving now and then."""
@@ -237,21 +257,33 @@ class _Pass:
         self.done += 1
 
     def _save(self) -> None:
-        progress = {name: getattr(self, name) for name in ("read", "rows", "part", "done", "finished")}
-        counts = [[asdict(one) for one in part] for part in self.counts]
+        progress = _Progress(**{one.name: getattr(self, one.name) for one in fields(_Progress)})
         state = {
             f"{index}.{name}": value
             for index, statistics in enumerate(self.statistics)
             for name, value in statistics.state().items()
         }
-        self.unfinished.save({**progress, "counts": counts}, state)
+        self.unfinished.save(asdict(progress), state)
 
-    def _restore(self, saved: dict[str, Any], state: dict[str, Array]) -> None:
-        for name in ("read", "rows", "part", "done", "finished"):
-            setattr(self, name, saved[name])
-        self.counts = [[_Counts(**one) for one in part] for part in saved["counts"]]
+    def _restore(self, saved: _Progress, state: dict[str, Array]) -> None:
+        """Raises CorruptFile for what no pass with these arguments has saved."""
+        length = self.config.length
+        if not (
+            [len(part) for part in saved.counts] == [len(self.saes)] * len(self.sources)
+            and all(sum(part[index].rows for part in saved.counts) == saved.rows for index in range(len(self.saes)))
+            and saved.part <= len(self.sources)
+            and self.unfinished.rows.stat().st_size == 4 * length * saved.rows
+        ):
+            raise CorruptFile("it does not say how far it was")
+        starts = [start for start, *_ in self.unfinished.starts()]
+        if len(starts) != sum(part[0].documents for part in saved.counts) or not all(
+            before < start for before, start in pairwise((-1, *starts, saved.rows * length))
+        ):
+            raise CorruptFile("its documents do not begin where its text is")
+        for one in fields(_Progress):
+            setattr(self, one.name, getattr(saved, one.name))
         for index, statistics in enumerate(self.statistics):
-            statistics.restore(under(str(index), state))
+            statistics.restore(under(str(index), state), saved.rows * length)
 
     def described(self, index: int) -> Described:
         """What the pass gave for one SAE."""

@@ -16,17 +16,28 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from gemscope.checked import Count, checksum_of, json_of, read_json, read_tensors, size_of
+from gemscope.checked import (
+    Count,
+    as_read,
+    checksum_of,
+    declared,
+    json_of,
+    read_json,
+    read_tensors,
+    size_of,
+)
 from gemscope.disk import claimed, room, synced
 from gemscope.errors import CorruptFile, InputError, NotFound
 
 Array = np.ndarray[Any, np.dtype[Any]]
+T = TypeVar("T")
 
 _PIECE = 1 << 22
 _LEAST = 20.0
@@ -35,6 +46,15 @@ _SHARE = 20.0
 """At most one part in this many of the time goes into snapshots."""
 _OWN = re.compile(r"(settings\.json|state\.safetensors)(\.new)?|corpus\.bin|documents\.jsonl|\.tmp\w*")
 """What an unfinished atlas is made of; the last is what safetensors leaves when it is killed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Said:
+    """What a snapshot says beside its arrays."""
+
+    appended: Mapping[str, tuple[Count, Count]]
+    """By file, how much of it counts, and the sum of that."""
+    progress: Mapping[str, Any]
 
 
 class Unfinished:
@@ -81,36 +101,40 @@ class Unfinished:
             earlier = read_json(path, dict[str, Any])
         except (CorruptFile, NotFound) as error:
             raise CorruptFile(f"{error}; remove {self.folder} to begin anew") from error
-        wanted = json.loads(json.dumps(settings))
+        wanted = as_read(settings)
         if other := [name for name in wanted if earlier.get(name) != wanted[name]]:
             raise InputError(
                 f"{self.folder} holds an unfinished atlas made with another {', '.join(other)}: "
                 f"go on with the same settings, or remove it"
             )
 
-    def resume(self) -> tuple[dict[str, Any], dict[str, Array]] | None:
-        """What was saved last: how far it was and the statistics. None at the beginning."""
-        path = self._state
+    def resume(self, kind: type[T]) -> tuple[T, dict[str, Array]] | None:
+        """What was saved last: how far it was, and the statistics. None at the beginning. Raises CorruptFile."""
         if not self.begun:
             with self._room():
                 self.rows.write_bytes(b"")
                 self.documents.write_bytes(b"")
             return None
         try:
-            state, said = read_tensors(path, framework="np")
-            progress = json_of(said.get("progress", ""), dict[str, Any], where=str(path))
-            if progress.pop("checksum", None) != checksum_of(state, progress):
+            state, beside = read_tensors(self._state, framework="np")
+            document = json_of(beside.get("progress", ""), dict[str, Any], where="its progress")
+            if document.pop("checksum", None) != checksum_of(state, document):
                 raise CorruptFile("its checksum is another")
+            said = declared(document, _Said, where="its progress")
             # What was appended after the snapshot will be appended again.
             for appended in (self.rows, self.documents):
-                size, sum_ = progress[appended.name]
+                size, sum_ = said.appended.get(appended.name, (0, 0))
                 if size_of(appended) < size or _sum_of(appended, size) != sum_:
                     raise CorruptFile(f"{appended} is not as it was left")
                 os.truncate(appended, size)
                 self._sums[appended.name] = sum_
+            return declared(said.progress, kind, where="its progress"), state
         except (CorruptFile, NotFound) as error:
-            raise CorruptFile(f"{path} is damaged ({error}): remove {self.folder} to begin anew") from error
-        return progress, state
+            raise self.damaged(error) from error
+
+    def damaged(self, why: object) -> CorruptFile:
+        """Of what was saved last."""
+        return CorruptFile(f"{self._state} is damaged ({why}): remove {self.folder} to begin anew")
 
     def append(self, ids: Array, starts: Sequence[tuple[int, str, str]]) -> None:
         """Rows of ids, and the documents (flat position, source, licence) that begin in them."""
@@ -133,7 +157,7 @@ class Unfinished:
         aside = self.folder / "state.safetensors.new"
         with self._room():
             whole = {name: np.ascontiguousarray(value) for name, value in state.items()}
-            said = json.loads(json.dumps({**progress, **appended}))  # as it is read again
+            said = as_read({"appended": appended, "progress": progress})
             said["checksum"] = checksum_of(whole, said)
             save_file(whole, aside, {"progress": json.dumps(said)})
             for path in (self.rows, self.documents, aside):
@@ -150,7 +174,7 @@ class Unfinished:
 
     def starts(self) -> Iterator[tuple[int, str, str]]:
         """All documents so far."""
-        with self.documents.open(encoding="utf-8") as file:
+        with self.documents.open("rb") as file:
             for line in file:
                 yield json_of(line, tuple[Count, str, str], where=str(self.documents))
 
