@@ -229,13 +229,14 @@ class Form:
     high: float = math.inf
 
 
-def require_forms(tensors: Mapping[str, Any], forms: Mapping[str, Form], *, where: str) -> None:
+def require_forms(tensors: Mapping[str, Any], forms: Mapping[str, Form], *, where: str = "") -> None:
     """Of numpy arrays or torch tensors: that they are those declared, no fewer and no more. Raises CorruptFile."""
+    lead = f"{where}: " if where else ""
     for name in sorted(forms.keys() | tensors.keys()):
         if name not in tensors:
-            raise CorruptFile(f"{where} holds no {name}")
+            raise CorruptFile(f"{lead}there is no {name}")
         if name not in forms:
-            raise CorruptFile(f"{where} holds {quoted(name)}, which is not known")
+            raise CorruptFile(f"{lead}{quoted(name)} is not known")
         tensor, form = tensors[name], forms[name]
         shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
         fits = len(shape) == len(form.shape) and all(
@@ -244,12 +245,12 @@ def require_forms(tensors: Mapping[str, Any], forms: Mapping[str, Form], *, wher
         if not fits or dtype != form.dtype:
             wanted = ", ".join("any" if size is None else str(size) for size in form.shape)
             raise CorruptFile(
-                f"{where}: {name} is {dtype} of shape {list(shape)}, expected {form.dtype} of shape [{wanted}]"
+                f"{lead}{name} is {dtype} of shape {list(shape)}, expected {form.dtype} of shape [{wanted}]"
             )
         if not ((tensor > -math.inf) & (tensor < math.inf)).all():
-            raise CorruptFile(f"{where}: {name} holds NaN or Inf")
+            raise CorruptFile(f"{lead}{name} holds NaN or Inf")
         if not ((tensor >= form.low) & (tensor <= form.high)).all():
-            raise CorruptFile(f"{where}: {name} holds numbers that are not from {form.low:g} to {form.high:g}")
+            raise CorruptFile(f"{lead}{name} holds numbers that are not from {form.low:g} to {form.high:g}")
 
 
 def checksum_of(tensors: Mapping[str, Any], also: object = None) -> str:

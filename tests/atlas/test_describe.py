@@ -9,16 +9,19 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 import gemscope as gs
 from gemscope.activations.model import LanguageModel
@@ -30,6 +33,7 @@ from gemscope.atlas.describe.merge import merge
 from gemscope.atlas.describe.run import describe
 from gemscope.atlas.reader import Atlas
 from gemscope.atlas.verify import verify
+from gemscope.checked import checksum_of, read_tensors
 from gemscope.errors import AccessError, CorruptFile, EmptyText, FileError, InputError, Mismatch, NotFound, StorageFull
 from gemscope.features.sae import SAE
 from gemscope.testing import planted_sae, tiny_model
@@ -421,6 +425,58 @@ def test_a_damaged_snapshot_is_one_clear_line(
     (tmp_path / "a.partial" / "settings.json").write_text("{")
     with pytest.raises(CorruptFile, match=r"settings\.json is not JSON.*remove"):
         describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG)
+
+
+def _stored(change: dict[str, np.ndarray], said: dict[str, Any], state: Path) -> None:
+    """A snapshot in which that stands, as whole by its checksum as any other."""
+    arrays, beside = read_tensors(state, framework="np")
+    arrays |= change
+    document = json.loads(beside["progress"])
+    del document["checksum"]
+    for name, value in said.items():
+        if isinstance(value, bytes):
+            (state.parent / name).write_bytes(value)
+            document["appended"][name] = [len(value), zlib.crc32(value)]
+        else:
+            document["progress"][name] = value
+    document["checksum"] = checksum_of(arrays, document)
+    save_file(arrays, state, {"progress": json.dumps(document)})
+
+
+FORGED: dict[str, tuple[dict[str, np.ndarray], dict[str, Any]]] = {
+    "tally.max is float64": ({"0.tally.max": np.zeros(64)}, {}),
+    "examples.top.rank is int64 of shape": ({"0.examples.top.rank": np.zeros((3, 4), np.int64)}, {}),
+    "counts and maxima are no tally's": ({"0.tally.tokens": np.array([-1])}, {}),
+    "sums are no tally's": ({"0.tally.sums": np.full((2, 64), 2**40)}, {}),
+    "examples are not where they belong": ({"0.examples.exponents": np.full(64, 2**40)}, {}),
+    "sample of tokens is no such sample": ({"0.sample.position": np.zeros(0, np.int64)}, {}),
+    'field "read" is -1': ({}, {"read": -1}),
+    'field "counts" is an empty object': ({}, {"counts": {}}),
+    'field "finished" is 1': ({}, {"finished": 1}),
+    "does not say how far it was": ({}, {"rows": 10**9}),
+    "documents do not begin where its text is": ({}, {"documents.jsonl": b""}),
+    'field "\\[0\\]" is -3': ({}, {"documents.jsonl": b'[-3, "a", ""]\n'}),
+}
+"""What is said of a snapshot in which those arrays and these figures stand."""
+
+
+@pytest.mark.parametrize("told", FORGED)
+def test_a_snapshot_that_passes_its_checksum_and_cannot_be_is_one_clear_line(
+    told: str, model: LanguageModel, sae: SAE, corpora: list[Corpus], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some went on to ask for more memory than there is, and some became atlases that `verify` called damaged."""
+    monkeypatch.setattr(unfinished_, "_LEAST", 0.0)
+    monkeypatch.setattr(unfinished_, "_SHARE", 0.0)
+    with pytest.raises(_Stop):
+        describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG, progress=_stopping_after(4))
+    state = tmp_path / "a.partial" / "state.safetensors"
+    arrays, said = FORGED[told]
+    _stored(arrays, said, state)
+    before = state.read_bytes()
+    with pytest.raises(CorruptFile, match=f"state.safetensors is damaged .*{told}.*: remove .*a.partial to begin anew"):
+        describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG)
+    assert state.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.partial"]
 
 
 # --- many texts, many SAEs, stores ----------------------------------------------------------------------------------

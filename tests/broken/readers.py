@@ -195,7 +195,6 @@ def _describing(folder: Path) -> None:
     texts = gs.Corpus.of([f"{text} {number}" for number in range(6) for text in samples.TEXTS])
     with gs.describe(model, sae, texts, to=folder / "a.atlas", config=samples.DESCRIBE) as atlas:
         assert not (found := verify(atlas.folder)), found
-        _seen(atlas)
 
 
 @_reads("merging")

@@ -225,7 +225,7 @@ def test_a_damaged_checkpoint_is_one_clear_line(damage, small: Store, whole: Pat
 
 
 FORGED: dict[str, dict[str, Any]] = {
-    "holds no b_enc": {"b_enc": None},
+    "there is no b_enc": {"b_enc": None},
     "W_dec is float32 of shape": {"W_dec": torch.zeros(())},
     "W_enc is float64": {"W_enc": torch.zeros(48, 16).double()},
     "threshold is float32 of shape": {"threshold": torch.zeros(47)},
@@ -236,7 +236,7 @@ FORGED: dict[str, dict[str, Any]] = {
     "threshold holds numbers": {"threshold": torch.full((48,), -1.0)},
     "fired_at holds numbers": {"fired_at": torch.full((48,), 61)},
     "fired_at is float32": {"fired_at": torch.zeros(48)},
-    '"r_mag", which is not known': {"r_mag": torch.zeros(48)},
+    '"r_mag" is not known': {"r_mag": torch.zeros(48)},
     "at step 61 of 60": {"step": 61},
     "1000 of them clipped": {"clipped": 1000},
     'field "step" is -1': {"step": -1},

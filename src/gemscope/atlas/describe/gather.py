@@ -114,7 +114,7 @@ class Statistics:
             name: Form((None,) if name.startswith("sample.") else one.shape, str(one.dtype))
             for name, one in known.items()
         }
-        require_forms(state, forms, where="it")
+        require_forms(state, forms)
 
     def state(self) -> dict[str, Array]:
         """All of it, to be stored."""
