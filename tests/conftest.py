@@ -8,14 +8,15 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from jaxtyping import install_import_hook
+
+import typecheck
 
 if TYPE_CHECKING:
     from gemscope.activations.model import LanguageModel
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read by torch when it is imported
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-install_import_hook("gemscope", "typecheck.checked")
+typecheck.install()
 
 
 def pytest_configure(config: pytest.Config) -> None:
