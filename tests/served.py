@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,3 +58,69 @@ def until(reached: Callable[[], bool], seconds: float = 120.0) -> None:
     while not reached():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def spoken_to(port: int) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as connected:
+        yield connected
+
+
+def said(connected: socket.socket) -> bytes:
+    """All that comes until the other side closes."""
+    found = b""
+    with contextlib.suppress(ConnectionResetError):
+        while more := connected.recv(65536):
+            found += more
+    return found
+
+
+def fetched(url: str, headers: str = "") -> bytes:
+    host, _, path = url.removeprefix("http://").partition("/")
+    with spoken_to(int(host.rpartition(":")[2])) as connected:
+        connected.sendall(f"GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}\r\n".encode())
+        return said(connected)
+
+
+def as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def told(answer: Any) -> list[tuple[str, Any]]:
+    """The events of a stream."""
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    return parsed(answer.text)
+
+
+def parsed(text: str) -> list[tuple[str, Any]]:
+    found = []
+    for block in text.split("\n\n"):
+        lines = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        if lines:
+            found.append((lines.get("event", ""), json.loads(lines["data"])))
+    return found
+
+
+STEER = f"{AT}/steer"
+
+PROMPT = "the sea and the"
+
+ASKED: dict[str, Any] = {"feature": [5, 9], "strength": ["2max", "-1.5max"], "prompt": PROMPT, "tokens": 6, "seed": 3}
+
+BODY: dict[str, Any] = {
+    "prompt": PROMPT,
+    "modelId": "tiny-model",
+    "features": [{"modelId": "tiny-model", "layer": "1-res-tiny", "index": 5, "strength": 4.0}],
+    "temperature": 0.5,
+    "n_tokens": 6,
+    "freq_penalty": 1.0,
+    "seed": 16,
+    "strength_multiplier": 2.0,
+    "steer_method": "SIMPLE_ADDITIVE",
+}
+
+LINKED = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+"""What a browser says of a link on another site's page."""
+
+HOSTILE = "<script>alert(1)</script> \u202e{{ 7*7 }}"
