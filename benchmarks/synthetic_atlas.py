@@ -17,7 +17,7 @@ import numpy as np
 from realistic import CACHE
 
 from gemscope.atlas.entry import Entry
-from gemscope.atlas.manifest import Manifest, Part
+from gemscope.atlas.files.manifest import Manifest, Part
 from gemscope.atlas.writer import Writer
 
 _RECIPE = 2

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from gemscope.atlas.entry import Entry
-from gemscope.atlas.manifest import Manifest, Part
+from gemscope.atlas.files.manifest import Manifest, Part
 from gemscope.atlas.reader import Atlas
 from gemscope.atlas.writer import Writer
 

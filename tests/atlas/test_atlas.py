@@ -24,14 +24,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from atlases import FIRST_WORD, HOSTILE, HOSTILE_LABEL, Plan, planted_atlas
-from gemscope.atlas import corpus, hits, packing, schema
-from gemscope.atlas import manifest as manifests
 from gemscope.atlas.dashboard import Dashboard
 from gemscope.atlas.entry import Entry
-from gemscope.atlas.manifest import Manifest, Part
+from gemscope.atlas.files import corpus, hits, packing, schema
+from gemscope.atlas.files import manifest as manifests
+from gemscope.atlas.files.manifest import Manifest, Part
+from gemscope.atlas.files.page import pack_page, unpack_page
+from gemscope.atlas.files.vocabulary import Vocabulary, packed
 from gemscope.atlas.reader import Atlas
 from gemscope.atlas.verify import verify
-from gemscope.atlas.vocabulary import Vocabulary, packed
 from gemscope.atlas.writer import Writer
 from gemscope.errors import AccessError, CorruptFile, InputError, Mismatch, NotFinite, NotFound, StorageFull
 
@@ -428,7 +429,7 @@ def test_a_cell_a_million_times_its_peak_or_less_is_neither_infinite_nor_silent(
         columns=np.array([0, 1, 1, 2]),
         values=np.array([1e-9, 1.0, 1.0, 1e6], np.float32),
     )
-    found = packing.unpack_page(packing.pack_page(entry, 4))
+    found = unpack_page(pack_page(entry, 4))
     assert 0 < found.values[0] < 1e-7
     assert 6e4 < found.values[1] < 1e6
 

@@ -451,7 +451,7 @@ def _sql_arrays(db: sqlite3.Connection, chance: Random) -> None:
     """A record that is whole by itself and says what cannot be."""
     import numpy as np
 
-    from gemscope.atlas import packing
+    from gemscope.atlas.files import packing
 
     table, count = chance.choice((("page", 20), ("page", 20), ("token", 4)))
     row, blob = chance.choice(db.execute(f"SELECT rowid, packed FROM {table} LIMIT 60").fetchall())

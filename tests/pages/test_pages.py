@@ -36,7 +36,7 @@ from gemscope.atlas.dashboard import (
     Partner,
     Summary,
 )
-from gemscope.atlas.manifest import Manifest, Part
+from gemscope.atlas.files.manifest import Manifest, Part
 from gemscope.edits.strength import Amount, Strength
 from gemscope.features.histogram import Histogram
 from gemscope.pages import strips

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from atlases import planted_atlas
-from gemscope.atlas import packing
+from gemscope.atlas.files import packing
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits on memory are Linux's")
 ROOM = 400 << 20

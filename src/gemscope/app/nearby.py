@@ -5,7 +5,7 @@ from __future__ import annotations
 from gemscope.activations.bundled import SMOLLM2, smollm2_folder
 from gemscope.activations.load import load_model
 from gemscope.activations.model import LanguageModel
-from gemscope.atlas.manifest import Manifest
+from gemscope.atlas.files.manifest import Manifest
 from gemscope.errors import InputError, MissingDependency
 from gemscope.features.load import load_sae
 from gemscope.features.sae import SAE

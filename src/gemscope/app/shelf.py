@@ -15,7 +15,7 @@ import numpy as np
 
 from gemscope.app.live import Live
 from gemscope.atlas.dashboard import Dashboard, Summary
-from gemscope.atlas.manifest import Manifest
+from gemscope.atlas.files.manifest import Manifest
 from gemscope.atlas.reader import Atlas
 from gemscope.errors import InputError, NotFound
 from gemscope.pages.charts.scatter import Cells, gathered

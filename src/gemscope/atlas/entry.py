@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from gemscope.errors import InputError, NotFinite
+
 Ints = np.ndarray[Any, np.dtype[np.integer[Any]]]
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
@@ -67,3 +69,56 @@ class Entry:
     jaccards: Floats = field(default_factory=_floats)
     shares: Floats = field(default_factory=_floats)
     """Share of this feature's tokens on which each partner fires too."""
+
+
+_COUNTED = (
+    *("histogram", "interval_counts", "positions"),
+    *("promoted", "suppressed", "logit_histogram", "neighbours", "partners"),
+)
+"""Fields of an entry that number something, or count it."""
+_MOST_VALUE = 3e38
+"""What is kept as a share of a peak, rounded, has to be a float32 when it is read again."""
+
+
+def require_sound(entry: Entry, length: int) -> None:
+    """Raises InputError, naming the feature, where its parts do not fit each other in rows of `length` tokens."""
+    name, examples = f"feature {entry.index}", len(entry.positions)
+    for one, other in (
+        ("positions", "intervals"),
+        ("owners", "columns"),
+        ("owners", "values"),
+        ("promoted", "promoted_values"),
+        ("suppressed", "suppressed_values"),
+        ("neighbours", "cosines"),
+        ("partners", "jaccards"),
+        ("partners", "shares"),
+    ):
+        ours, theirs = len(getattr(entry, one)), len(getattr(entry, other))
+        if ours != theirs:
+            raise InputError(f"{name} has {ours} {one} and {theirs} {other}: there must be as many of both")
+    for one in (*_COUNTED, "intervals", "owners", "columns"):
+        if (dtype := getattr(entry, one).dtype).kind not in "biu":
+            raise InputError(f"{name} has numbers of type {dtype} as its {one}: whole numbers are expected")
+    for one in _COUNTED:
+        if len(numbers := getattr(entry, one)) and int(numbers.min()) < 0:
+            raise InputError(f"{name} has {int(numbers.min())} among its {one}: none can be below 0")
+    if not (np.abs(entry.values) < _MOST_VALUE).all():
+        raise NotFinite(f"{name} has activations that are no numbers, or of {_MOST_VALUE:g} and more: none are kept")
+    if len(entry.edges) != (len(entry.interval_counts) + 1 if len(entry.interval_counts) else 0):
+        raise InputError(
+            f"{name} has {len(entry.edges)} edges and {len(entry.interval_counts)} counts of intervals: "
+            f"one edge more than counts, or neither, is expected"
+        )
+    if examples and (entry.intervals.min() < -1 or entry.intervals.max() >= len(entry.interval_counts)):
+        raise InputError(f"{name} has an example from an interval that it does not have: -1 marks the strongest")
+    if not len(entry.owners):
+        if examples:
+            raise InputError(f"{name} has {examples} examples without activations: each needs one at its own column")
+        return
+    cells = entry.owners.astype(np.int64) * length + entry.columns
+    if entry.columns.min() < 0 or entry.columns.max() >= length or (np.diff(cells) <= 0).any():
+        raise InputError(f"{name} has columns that do not ascend within an example, or lie outside 0 to {length - 1}")
+    own = np.arange(examples) * length + entry.positions.astype(np.int64) % length
+    found = cells[np.minimum(np.searchsorted(cells, own), len(cells) - 1)]
+    if entry.owners.min() < 0 or entry.owners.max() >= examples or (found != own).any():
+        raise InputError(f"{name} has activations that no example owns, or an example without one at its own column")

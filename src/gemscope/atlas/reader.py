@@ -18,7 +18,6 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-from gemscope.atlas import corpus, hits, schema
 from gemscope.atlas.dashboard import (
     Dashboard,
     Example,
@@ -30,9 +29,10 @@ from gemscope.atlas.dashboard import (
     Summary,
 )
 from gemscope.atlas.entry import Entry, Floats, Ints
-from gemscope.atlas.manifest import CROWDED, FORMAT, read_manifest, write_manifest
-from gemscope.atlas.packing import Page, entry_of, unpack_page
-from gemscope.atlas.vocabulary import Vocabulary, known
+from gemscope.atlas.files import corpus, hits, schema
+from gemscope.atlas.files.manifest import CROWDED, FORMAT, read_manifest, write_manifest
+from gemscope.atlas.files.page import Page, entry_of, unpack_page
+from gemscope.atlas.files.vocabulary import Vocabulary, known
 from gemscope.errors import AccessError, CorruptFile, InputError, NotFound
 from gemscope.features.histogram import Histogram
 from gemscope.text.corpus import passed_over

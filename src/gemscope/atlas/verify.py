@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from gemscope.atlas import corpus, hits, schema
-from gemscope.atlas.manifest import Manifest, read_manifest
-from gemscope.atlas.packing import Page, contradictions, unpack_page
+from gemscope.atlas.files import corpus, hits, schema
+from gemscope.atlas.files.manifest import Manifest, read_manifest
+from gemscope.atlas.files.page import Page, contradictions, unpack_page
+from gemscope.atlas.files.vocabulary import Vocabulary
 from gemscope.atlas.reader import Atlas
-from gemscope.atlas.vocabulary import Vocabulary
 from gemscope.errors import CorruptFile
 
 _MANY = 100

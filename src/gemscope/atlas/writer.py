@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from gemscope.atlas import corpus, hits, schema, vocabulary
 from gemscope.atlas.entry import Entry, Ints
-from gemscope.atlas.manifest import Manifest, write_manifest
-from gemscope.atlas.packing import pack_page
+from gemscope.atlas.files import corpus, hits, schema, vocabulary
+from gemscope.atlas.files.manifest import Manifest, write_manifest
+from gemscope.atlas.files.page import pack_page
 from gemscope.atlas.reader import Atlas
 from gemscope.checked import EXACT
 from gemscope.disk import claimed, room

@@ -15,11 +15,11 @@ from safetensors.numpy import save_file
 
 from gemscope.activations.harvest import versions
 from gemscope.activations.model import LanguageModel
-from gemscope.atlas import corpus
 from gemscope.atlas.dashboard import Explanation
 from gemscope.atlas.describe.gather import DescribeConfig, Described, Statistics
 from gemscope.atlas.entry import Entry
-from gemscope.atlas.manifest import CROWDED, FORMAT, Crowded, Manifest
+from gemscope.atlas.files import corpus
+from gemscope.atlas.files.manifest import CROWDED, FORMAT, Crowded, Manifest
 from gemscope.atlas.reader import Atlas
 from gemscope.atlas.writer import Writer
 from gemscope.features.examples import INTERVALS, Places

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from gemscope.atlas.describe.reading import Batch, Found
-from gemscope.atlas.manifest import Part
+from gemscope.atlas.files.manifest import Part
 from gemscope.checked import Form, require_forms
 from gemscope.errors import CorruptFile, InputError
 from gemscope.features.cofiring import Sample

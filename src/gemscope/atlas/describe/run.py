@@ -22,7 +22,7 @@ from gemscope.atlas.describe.compose import FromModel, address_of, compose
 from gemscope.atlas.describe.gather import DescribeConfig, Described, Statistics, under
 from gemscope.atlas.describe.reading import Batch, live, stored
 from gemscope.atlas.describe.unfinished import Unfinished
-from gemscope.atlas.manifest import Part
+from gemscope.atlas.files.manifest import Part
 from gemscope.atlas.reader import Atlas
 from gemscope.checked import Count
 from gemscope.errors import CorruptFile, InputError

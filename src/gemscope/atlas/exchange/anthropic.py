@@ -401,7 +401,7 @@ def _tokens(about: dict[str, Any]) -> int:
 def _manifest(about: dict[str, Any], intake: Intake, size: int, missing: list[int], makes: _Numbers) -> Any:
     from gemscope import __version__
     from gemscope.atlas.exchange.from_neuronpedia import ranges
-    from gemscope.atlas.manifest import FORMAT, Manifest, Part
+    from gemscope.atlas.files.manifest import FORMAT, Manifest, Part
 
     name = str(about.get("transcoder_id") or "")
     model = about.get("model") or name.partition("/")[0] or "unknown"

@@ -450,7 +450,7 @@ def _in_catalog(neuronpedia_id: str) -> Any:
 
 def _manifest(facts: dict[str, Any], intake: Intake, size: int, missing: list[int], logits: bool) -> Any:
     from gemscope import __version__
-    from gemscope.atlas.manifest import FORMAT, Manifest, Part
+    from gemscope.atlas.files.manifest import FORMAT, Manifest, Part
 
     taken = intake.taken
     known = facts["tokens_known"]

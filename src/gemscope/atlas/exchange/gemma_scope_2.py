@@ -364,7 +364,7 @@ def _texts(model: Any, used: set[int]) -> tuple[dict[int, bytes], set[int]]:
 
 def _manifest(sae: str, model: Any, sizes: _Sizes, *, rows: int, whole: bool, shares: bool, logits: bool) -> Any:
     from gemscope import __version__
-    from gemscope.atlas.manifest import FORMAT, Manifest, Part
+    from gemscope.atlas.files.manifest import FORMAT, Manifest, Part
 
     entry = _in_catalog(sae)
     name = entry.model if entry else str(getattr(model, "name", None) or "unknown")

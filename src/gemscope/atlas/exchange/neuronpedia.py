@@ -23,7 +23,7 @@ from gemscope.disk import folder_aside
 from gemscope.features.histogram import Histogram
 
 if TYPE_CHECKING:
-    from gemscope.atlas.manifest import Manifest
+    from gemscope.atlas.files.manifest import Manifest
     from gemscope.atlas.reader import Atlas
 
 BATCH = 1024

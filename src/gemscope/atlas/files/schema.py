@@ -21,8 +21,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gemscope.atlas import hits
-from gemscope.atlas.manifest import FORMAT
+from gemscope.atlas.files import hits
+from gemscope.atlas.files.manifest import FORMAT
 from gemscope.checked import size_of
 from gemscope.disk import is_full
 from gemscope.errors import AccessError, CorruptFile, NotFound, StorageFull

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gemscope.atlas.entry import Ints
-from gemscope.atlas.packing import pack, unpack
+from gemscope.atlas.files.packing import pack, unpack
 from gemscope.errors import CorruptFile, InputError
 
 _CHUNK = 1024
