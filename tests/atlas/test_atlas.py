@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from atlases import FIRST_WORD, HOSTILE, HOSTILE_LABEL, Plan, planted_atlas
 from gemscope.atlas.dashboard import Dashboard
 from gemscope.atlas.entry import Entry
-from gemscope.atlas.files import corpus, hits, packing, schema
+from gemscope.atlas.files import corpus, hits, opening, packing, schema
 from gemscope.atlas.files import manifest as manifests
 from gemscope.atlas.files.manifest import Manifest, Part
 from gemscope.atlas.files.page import pack_page, unpack_page
@@ -800,7 +800,7 @@ def test_several_processes_write_labels_and_none_is_lost(copy: Path) -> None:
 
 def test_a_reader_holds_on_while_another_closes_the_atlas(copy: Path) -> None:
     atlas = Atlas(copy)
-    with atlas._reading() as db:
+    with atlas._database.reading() as db:
         atlas.close()
         assert db.execute("SELECT count(*) FROM feature").fetchone() == (40,)
     with pytest.raises(sqlite3.ProgrammingError):
@@ -887,11 +887,11 @@ def test_a_full_disk_is_named_and_nothing_is_left(tmp_path: Path, monkeypatch: p
 def test_a_full_disk_while_labelling_leaves_the_labels_as_they_were(copy: Path) -> None:
     with Atlas(copy) as atlas:
         made = atlas.explain(0, "short")
-        atlas._writer.execute("PRAGMA max_page_count = 1")  # SQLite takes the present size instead
+        atlas._database._writer.execute("PRAGMA max_page_count = 1")  # SQLite takes the present size instead
         with pytest.raises(StorageFull, match="nothing was changed"):
             atlas.explain(0, "long " * 100_000)
         assert atlas[0].explanations[0] == made
-        atlas._writer.execute("PRAGMA max_page_count = 100000")
+        atlas._database._writer.execute("PRAGMA max_page_count = 100000")
         atlas.explain(0, "again")
     assert verify(copy) == []
 
@@ -1226,15 +1226,14 @@ def newer(monkeypatch: pytest.MonkeyPatch) -> None:
         "INSERT INTO star SELECT id FROM feature WHERE count > 900",
     )
     monkeypatch.setattr(schema, "STEPS", (*schema.STEPS, step))
-    for module in (schema, manifests):
+    for module in (opening, manifests):
         monkeypatch.setattr(module, "FORMAT", 2)
-    monkeypatch.setattr("gemscope.atlas.reader.FORMAT", 2)
 
 
 def test_an_older_atlas_is_brought_up_to_date_once(copy: Path, newer: None) -> None:
     with Atlas(copy) as atlas:
         assert atlas.manifest.format == 2
-        with atlas._reading() as db:
+        with atlas._database.reading() as db:
             stars = db.execute("SELECT count(*) FROM star").fetchone()[0]
         assert stars == sum(page.count > 900 for page in atlas) > 0
     assert json.loads((copy / "manifest.json").read_text())["format"] == 2

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 
 from gemscope.atlas.files import corpus, hits, schema
+from gemscope.atlas.files.database import Database
 from gemscope.atlas.files.manifest import Manifest, read_manifest
 from gemscope.atlas.files.page import Page, contradictions, unpack_page
 from gemscope.atlas.files.vocabulary import Vocabulary
@@ -35,20 +37,16 @@ def verify(folder: str | Path) -> list[str]:
 
 
 def _problems(folder: Path) -> Iterator[str]:
-    manifest, path = read_manifest(folder), folder / schema.NAME
+    manifest = read_manifest(folder)
     rows = corpus.Corpus(folder / corpus.NAME, manifest.rows, manifest.length)
-    with schema.explained(path):
-        db = schema.connect(path)
-        try:
-            found = [str(line) for (line,) in db.execute("PRAGMA integrity_check")]
-            if found != ["ok"]:
-                yield from (f"{path.name}: {line}" for line in found)
-                return  # what is read from a damaged file means little
-            yield from _tables(db, manifest)
-            yield from _pages(db, manifest, rows)
-            yield from _labels(db)
-        finally:
-            db.close()
+    with closing(Database(folder / schema.NAME)) as database, database.reading() as db:
+        found = [str(line) for (line,) in db.execute("PRAGMA integrity_check")]
+        if found != ["ok"]:
+            yield from (f"{schema.NAME}: {line}" for line in found)
+            return  # what is read from a damaged file means little
+        yield from _tables(db, manifest)
+        yield from _pages(db, manifest, rows)
+        yield from _labels(db)
 
 
 def _tables(db: sqlite3.Connection, manifest: Manifest) -> Iterator[str]:
