@@ -574,6 +574,48 @@ def test_a_harvest_gives_the_figures_of_the_live_model(
     assert same > 40
 
 
+def test_saes_of_several_sites_are_described_from_one_harvest(
+    model: LanguageModel, sae: SAE, corpora: list[Corpus], tmp_path: Path
+) -> None:
+    """To the byte as each by itself, and, as nothing was rounded, with every figure of one pass of the live model."""
+    saes = [sae, planted_sae(site="0.mlp", seed=5, d_sae=48).sae]
+    shape = {"length": CONFIG.length, "batch": CONFIG.batch}
+    store = gs.harvest(model, corpora[0], ["0.mlp", "1.res"], to=tmp_path / "store", dtype="float32", **shape)
+    stored = describe(model, saes, store, to=tmp_path / "stored", config=CONFIG)
+    live = describe(model, saes, corpora[0], to=tmp_path / "live", config=CONFIG)
+    for one, both, passed in zip(saes, stored, live, strict=True):
+        alone = describe(model, one, store, to=tmp_path / one.info.name, config=CONFIG)
+        assert _bytes(both.folder) == _bytes(alone.folder)
+        assert both.manifest.tokens == passed.manifest.tokens
+        assert sum(page.count for page in both) > 100
+        for mine, theirs in zip(both, passed, strict=True):
+            for figure in ("count", "max", "mean", "histogram", "promoted", "coactive"):
+                assert getattr(mine, figure) == getattr(theirs, figure)
+
+
+def test_saes_of_several_sites_are_refused_where_a_harvest_holds_other_tokens_at_each(
+    model: LanguageModel, sae: SAE, corpora: list[Corpus], tmp_path: Path
+) -> None:
+    """As stores of before format 3 may, in which sinks were told site by site."""
+    store = gs.harvest(model, corpora[0], ["0.mlp", "1.res"], to=tmp_path / "store", length=CONFIG.length)
+    path = store.folder / "0.mlp" / "00000.safetensors"
+    rows, _ = read_tensors(path, framework="np")
+    save_file({name: one[1:].copy() for name, one in rows.items()}, path)
+    manifest = json.loads((store.folder / "manifest.json").read_text())
+    manifest["format"] = 2
+    manifest["sites"]["0.mlp"] -= 1
+    manifest["shards"]["0.mlp"][0]["rows"] -= 1
+    (store.folder / "manifest.json").write_text(json.dumps(manifest))
+    old = gs.Store(store.folder)
+    saes = [sae, planted_sae(site="0.mlp", seed=5, d_sae=48).sae]
+    with pytest.raises(
+        InputError, match=r"1\.res and 0\.mlp of .* hold different tokens .* format 2 may: harvest again"
+    ):
+        describe(model, saes, old, to=tmp_path / "both", config=CONFIG)
+    assert not (tmp_path / "both.partial").exists()
+    assert describe(model, saes[1], old, to=tmp_path / "alone", config=CONFIG).manifest.tokens == len(old["0.mlp"])
+
+
 @pytest.mark.parametrize("family", ["gemma2", "llama"])
 def test_places_in_documents_are_right_whether_text_or_its_harvest_was_read(
     family: str, sae: SAE, corpora: list[Corpus], tmp_path: Path

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gemscope.activations.site import Site
 from gemscope.checked import Count, Numbered, Positive, quoted, read_json, read_tensors
-from gemscope.errors import AccessError, CorruptFile, NotFound, SiteNotFound
+from gemscope.errors import AccessError, CorruptFile, InputError, NotFound, SiteNotFound
 from gemscope.progress import Progress, silent
 from gemscope.shapes import Float, Int
 
@@ -202,6 +202,25 @@ class Store:
                 f"with skip_corrupt=True"
             )
         return rows
+
+    def together(self, sites: Sequence[Site]) -> dict[Site, Rows]:
+        """The rows of several sites: the n-th of each is the same token. Raises NotFound, CorruptFile, and InputError
+        where they are other tokens, as they may be in stores of before format 3.
+        """
+        found = {site: self[site] for site in dict.fromkeys(sites)}
+        first, *others = found
+        for other in others:
+            here, there = found[first], found[other]
+            aligned = len(here) == len(there) and all(
+                torch.equal(one(slice(None)), two(slice(None)))
+                for one, two in ((here.documents, there.documents), (here.offsets, there.offsets))
+            )
+            if not aligned:
+                raise InputError(
+                    f"{first} and {other} of {self.folder} hold different tokens ({len(here):,} and {len(there):,} "
+                    f"rows), as stores of format {self.manifest.format} may: harvest again"
+                )
+        return found
 
     def verify(self, progress: Progress = silent) -> None:
         """Reads every shard and compares its checksum. Raises CorruptFile, which names those that are damaged.

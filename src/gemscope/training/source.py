@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
-from gemscope.activations.store import DTYPES, Rows, Store
+from gemscope.activations.store import DTYPES, Store
 from gemscope.activations.writer import values_of
 from gemscope.errors import InputError, NotFinite
 from gemscope.progress import Progress, silent
@@ -76,22 +76,7 @@ class StoreSource:
         """
         self.store = store
         self.reads, self.writes = _sites(reads, writes)
-        self._rows: dict[Site, Rows] = {site: store[site] for site in dict.fromkeys((*self.reads, *self.writes))}
-        self._require_pairs()
-
-    def _require_pairs(self) -> None:
-        first, *others = self._rows
-        for other in others:
-            here, there = self._rows[first], self._rows[other]
-            aligned = len(here) == len(there) and all(
-                torch.equal(one(slice(None)), two(slice(None)))
-                for one, two in ((here.documents, there.documents), (here.offsets, there.offsets))
-            )
-            if not aligned:
-                raise InputError(
-                    f"{first} and {other} of {self.store.folder} hold different tokens ({len(here):,} and "
-                    f"{len(there):,} rows), as stores of format {self.store.manifest.format} may: harvest again"
-                )
+        self._rows = store.together((*self.reads, *self.writes))
 
     @property
     def widths(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -115,10 +115,8 @@ def stored(saes: Sequence[SAE], store: Store, *, length: int, batch: int, bos: b
         if sae.site is None:
             raise InputError(f"{sae.info.name} does not say where it reads: set sae.site")
         sites.append(sae.site)
-    if len(set(sites)) != 1:
-        # Stores of before format 3 told sinks site by site: rows of two sites need not be the same tokens.
-        raise InputError("SAEs of several sites cannot be described from one store: describe them one site at a time")
-    rows = store[sites[0]]
+    held = store.together(sites)
+    rows = held[sites[0]]
     lead = int(bos)
     room = length - lead
     if room < 1:
@@ -144,7 +142,10 @@ def stored(saes: Sequence[SAE], store: Store, *, length: int, batch: int, bos: b
         # One may begin in the block before, with tokens that were not kept.
         begun = _flat((places - ahead)[:inside][new[:inside]] - block * size, room, lead)
         starts = [(int(at), store.manifest.corpus, "") for at in begun]
-        found = [] if block < skip else [Found(here, sae.encode(rows[kept]).to("cpu"), {}) for sae in saes]
+        found = []
+        if block >= skip:
+            values = {site: one[kept] for site, one in held.items()}
+            found = [Found(here, sae.encode(values[site]).to("cpu"), {}) for sae, site in zip(saes, sites, strict=True)]
         yield Batch(ids.reshape(batch, length), starts, inside, found)
         done, block = done + inside, block + 1
         if inside:
