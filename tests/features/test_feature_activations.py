@@ -59,6 +59,15 @@ def test_a_row_is_sorted_and_ties_go_by_feature() -> None:
     assert acts.row(1)[0].tolist() == acts.row(1)[1].tolist() == []
 
 
+def test_every_row_is_what_sorting_its_dense_form_gives() -> None:
+    dense, acts = sparse(4, 3)
+    for token, found in enumerate(dense.reshape(12, -1)):
+        features, strengths = acts.row(token)
+        order = found.argsort(descending=True)[: int((found > 0).sum())]
+        assert torch.equal(features, order)
+        assert torch.equal(strengths, found[order])
+
+
 def test_one_feature_on_every_token() -> None:
     dense, acts = sparse(3, 4)
     for feature in range(12):

@@ -171,6 +171,20 @@ def test_a_normalisation_with_its_factor_is_folded(tmp_path, where):
     assert_computes(load(folder), acts, out)
 
 
+@pytest.mark.parametrize("architecture", ["jumprelu", "batchtopk"])
+def test_decoder_norms_and_a_norm_factor_are_folded_together(tmp_path, architecture):
+    """Thresholds were learned beside s·x and the norms of W_dec as stored; features count what is written on plain x."""
+    one = {"topk_threshold": lambda _: torch.tensor(0.7, dtype=torch.float64)}
+    w, x, s = weights(**({"threshold": threshold} if architecture == "jumprelu" else one)), inputs(), 0.37
+    norm = w["W_dec"].norm(dim=1)
+    pre = (s * x @ w["W_enc"] + w["b_enc"]) * norm
+    acts = torch.relu(pre) * (pre > w.get("threshold", 0.7))
+    config = {"architecture": architecture, "k": 5, "rescale_acts_by_decoder_norm": True, "norm_scaling_factor": s,
+              "normalize_activations": "expected_average_only_in"}  # fmt: skip
+    sae = load(folder_of(tmp_path, w, config))
+    assert_computes(sae, acts / s, ((acts / norm) @ w["W_dec"] + w["b_dec"]) / s)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

@@ -114,6 +114,25 @@ def test_fewer_features_than_were_asked_for_leave_the_rest_empty():
     assert ids.tolist() == [[-1, -1, -1]]
 
 
+def test_about_as_many_features_as_were_asked_for():
+    for features, k in [(2, 1), (3, 1), (2, 4), (3, 4), (4, 4), (5, 4), (6, 4)]:
+        W_dec = directions(features).abs()  # all are each other's neighbours
+        ids, cosines = nearest(W_dec, k)
+        check(W_dec, ids, cosines, k)
+        assert (ids >= 0).sum(1).tolist() == [min(k, features - 1)] * features
+    assert nearest(W_dec)[0].shape == (6, 20)
+
+
+def test_a_weak_neighbour_is_found_behind_strong_ones_that_are_too_few(monkeypatch):
+    monkeypatch.setattr(neighbours, "_TILE", 0)  # 64 rows at a time
+    W_dec = torch.zeros(200, 8)
+    W_dec[[0, 1, 2]] = torch.eye(8)[0] + 0.1 * torch.eye(8)[:3]
+    W_dec[[70, 150]] = torch.eye(8)[5] + torch.tensor([[0.2], [0.1]]) * torch.eye(8)[0]
+    ids, cosines = nearest(W_dec, 6)
+    check(W_dec, ids, cosines, 6)
+    assert sorted(ids[0].tolist()) == [-1, -1, 1, 2, 70, 150]
+
+
 def test_lengths_of_directions_do_not_matter():
     W_dec = directions()
     scale = 10.0 ** torch.linspace(-12, 12, len(W_dec))[:, None]
@@ -152,4 +171,10 @@ def test_the_encoder_cosine_is_one_for_tied_weights_and_nothing_between_widths(m
     expected = torch.ones(200)
     expected[5], expected[7] = -1, 0
     torch.testing.assert_close(cosines, expected)
+    assert cosines.max() == 1
+    sae.W_enc.copy_(-sae.W_dec.T)
+    cosines = encoder_cosines(sae)
+    assert cosines is not None
+    assert cosines.min() == -1  # nothing lies beyond, however sums are rounded
+    assert encoder_cosines(SAE(48, 10, 60, site="1.transcoder", site_out="1.mlp")) is None
     assert encoder_cosines(SAE(48, 10, 32, site="1.transcoder", site_out="1.mlp")) is None

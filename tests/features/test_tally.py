@@ -85,12 +85,42 @@ def test_a_state_gives_the_tally_again() -> None:
     assert not _same(tally, again)
 
 
+def test_a_state_that_no_text_gives_is_refused() -> None:
+    dense = torch.tensor([[1.5 * 2.0**30, 0.0, 2.0], [0.0, 1.0, 3.0]])
+    tally = _tally((dense, torch.ones(2, dtype=torch.bool)))
+    assert _same(tally, Tally.of(tally.state()))  # a maximum may be just below 2^31
+    for name, feature, wrong in (
+        ("max", 0, -1.0),
+        ("max", 0, 2.0**31),
+        ("max", 1, math.inf),
+        ("max", 1, math.nan),
+        ("counts", 2, 1),
+    ):
+        state = tally.state()
+        state[name][feature] = wrong
+        with pytest.raises(ValueError, match="no tally's"):
+            Tally.of(state)
+    state = tally.state()
+    state["bins"][1, 3:5] = torch.tensor([1, -1])  # their sum is right
+    with pytest.raises(ValueError, match="no tally's"):
+        Tally.of(state)
+
+
 def test_sums_stay_exact_where_floats_would_not() -> None:
     values = torch.full((5000, 1), 1e-3)
     values[0] = 1e8
     tally = _tally((values, torch.ones(5000, dtype=torch.bool)))
     exact = float(sum(Fraction(value) for value in values.flatten().tolist()) / 5000)
     assert tally.means.item() == pytest.approx(exact, abs=2.0**-32)
+
+
+def test_sums_are_of_whole_multiples_of_a_fraction_and_lose_none() -> None:
+    """Odd multiples of 2^-32, with and without a whole part: their mean is a number of float64, and that number."""
+    values = [(2**32 + 512) / 2**32, 3 / 2**32, (2**24 - 1) / 2**32, 1 - 2.0**-24, 0.25, 7.0, 5 / 2**32, 1 / 2**32]
+    tally = _tally((torch.tensor(values, dtype=torch.float32)[:, None], torch.ones(8, dtype=torch.bool)))
+    assert tally.means.item() == float(sum(map(Fraction, values)) / 8)
+    small = _tally((torch.tensor([[3 / 2**32], [7 / 2**32]]), torch.ones(2, dtype=torch.bool)))
+    assert small.means.item() == 5 / 2**32
 
 
 def test_what_cannot_be_summed_is_refused() -> None:

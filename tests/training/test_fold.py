@@ -103,6 +103,22 @@ def test_a_feature_is_counted_in_the_norm_that_it_writes() -> None:
     torch.testing.assert_close((x @ out["W_enc"] + out["b_enc"]).double(), written, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("centre", [True, False])
+@pytest.mark.parametrize("widths", [(7,), (3, 5, 4)])
+def test_each_of_several_sites_brings_an_equal_share_of_a_mean_squared_norm_of_one(
+    widths: tuple[int, ...], centre: bool
+) -> None:
+    sizes = torch.tensor([11.0, 0.3, 70.0])
+    x = torch.cat([size * (1 + normal(40 + i, 400, width)) for i, (size, width) in enumerate(zip(sizes, widths))], 1)  # noqa: B905
+    scale = Scale.of(x, widths, centre=centre)
+    left = x.double() - (x.double().mean(0) if centre else 0)
+    torch.testing.assert_close(scale.mean.double(), x.double().mean(0) * centre, rtol=1e-6, atol=1e-6)
+    for part, inside, length in zip(left.split(widths, 1), scale(x).split(widths, 1), scale.lengths, strict=True):
+        squared = part.pow(2).sum(-1).mean().item()
+        assert inside.double().pow(2).sum(-1).mean().item() == pytest.approx(1 / len(widths), rel=1e-5)
+        assert length == pytest.approx(squared**0.5, rel=1e-5)
+
+
 # --- identities of the loss -----------------------------------------------------------------------------------------
 
 

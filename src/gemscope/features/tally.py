@@ -50,8 +50,7 @@ class Tally:
     @property
     def steps(self) -> Float[Tensor, "F"]:
         """Width of each feature's bins; 0 for a feature that never fired."""
-        steps = torch.from_numpy(np.ldexp(np.float32(1 / BINS), self.exponents.numpy()))
-        return torch.where(self.counts > 0, steps, torch.zeros(()))
+        return torch.from_numpy(np.ldexp(np.float32(1 / BINS), self.exponents.numpy()))  # 2^NEVER is 0 in float32
 
     @property
     def means(self) -> Float[Tensor, "F"]:
