@@ -21,7 +21,7 @@ import stat
 import sys
 import tomllib
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -52,6 +52,8 @@ EXACT = 2**53
 
 Count = Annotated[int, Meta(ge=0, le=EXACT)]
 Positive = Annotated[int, Meta(ge=1, le=EXACT)]
+Finite = Annotated[float, Meta(ge=-1e30, le=1e30)]
+"""With room to be squared. A number without bounds may be NaN."""
 
 
 @dataclass(frozen=True)
@@ -146,11 +148,13 @@ def as_read(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def declared(value: object, kind: Kind[T], *, where: str) -> T:
-    """The same for plain values that somebody else parsed. Raises CorruptFile."""
+def declared(value: object, kind: Kind[T], *, where: str, strict: bool = True) -> T:
+    """The same for plain values that somebody else parsed; where not `strict`, numbers and words may be written as
+    text, as addresses and forms have them. Raises CorruptFile.
+    """
     _require_plain(value, where)
     try:
-        return msgspec.convert(value, kind)
+        return msgspec.convert(value, kind, strict=strict)
     except msgspec.ValidationError as error:
         raise CorruptFile(f"{where}: {_worded(error, kind, value)}") from error
     except UnicodeError as error:
@@ -326,9 +330,12 @@ def _worded(error: msgspec.ValidationError, kind: Any, given: object) -> str:
     place = "a name within " if found["key"] else "" if exact else "a value within "
     where = f"{place}{_field(path)}" if path else "it"
     if not found["what"].startswith(("Expected", "Invalid enum", "Number out of", "Integer value out of")):
-        return f"{where}: {shown(found['what'])}"  # said by a type of ours
+        return f"{where}: {shown(found['what'])}" if path else shown(found["what"])  # said by a type of ours
     expected = "text" if found["key"] else _described(node)
-    return f"{where} is {quoted(value)}, expected {expected}" if exact else f"{where} is not {expected}"
+    if not exact:
+        return f"{where} is not {expected}"
+    is_ = f"has length {len(value):,}" if " of length " in found["what"] and isinstance(value, Sized) else None
+    return f"{where} {is_ or f'is {quoted(value)}'}, expected {expected}"
 
 
 def _field(path: str) -> str:
@@ -356,13 +363,15 @@ def _inside(value: Any, step: re.Match[str], exact: bool) -> tuple[Any, bool]:
 def _within(node: inspect.Type | None, step: re.Match[str], value: object) -> inspect.Type | None:
     """What is declared one step further in."""
     match node:
+        case inspect.Metadata():
+            return _within(node.type, step, value)
         case inspect.UnionType():
             fitting: tuple[type[inspect.Type], ...] = (inspect.CollectionType, inspect.TupleType)
             if step["name"] or isinstance(value, dict):
-                fitting = (inspect.DataclassType, inspect.DictType)
+                fitting = (inspect.DataclassType, inspect.StructType, inspect.DictType)
             one = next((one for one in node.types if isinstance(one, fitting)), None)
             return None if one is None else _within(one, step, value)
-        case inspect.DataclassType():
+        case inspect.DataclassType() | inspect.StructType():
             return next((field.type for field in node.fields if field.encode_name == step["name"]), None)
         case inspect.DictType():
             return node.value_type
@@ -376,12 +385,14 @@ def _within(node: inspect.Type | None, step: re.Match[str], value: object) -> in
 def _described(node: inspect.Type | None) -> str:
     """What a declaration lets in, in words."""
     match node:
+        case inspect.Metadata():
+            return _described(node.type)
         case inspect.IntType():
             return f"a whole number{_bounds(node)}"
         case inspect.FloatType():
             return f"a number{_bounds(node)}"
         case inspect.StrType():
-            return "text" + (f" of at most {node.max_length} characters" if node.max_length else "")
+            return f"text{_sizes(node, ' characters')}"
         case inspect.BoolType():
             return "true or false"
         case inspect.NoneType():
@@ -391,8 +402,8 @@ def _described(node: inspect.Type | None) -> str:
         case inspect.TupleType():
             return f"a list of {len(node.item_types)}"
         case inspect.CollectionType():
-            return "a list" + (f" of at most {node.max_length}" if node.max_length else "")
-        case inspect.DictType() | inspect.DataclassType():
+            return f"a list{_sizes(node)}"
+        case inspect.DictType() | inspect.DataclassType() | inspect.StructType():
             return "an object"
         case inspect.UnionType():
             return _either([_described(one) for one in node.types])
@@ -401,10 +412,21 @@ def _described(node: inspect.Type | None) -> str:
 
 def _bounds(node: inspect.IntType | inspect.FloatType) -> str:
     low, high = node.ge if node.gt is None else node.gt, node.le if node.lt is None else node.lt
-    words = "" if low is None else f" {'from' if node.gt is None else 'above'} {low:g}"
+    words = "" if low is None or low <= -EXACT else f" {'from' if node.gt is None else 'above'} {_number(low)}"
     if high is None or abs(high) >= EXACT:
         return words
-    return words + (f" to {high:,g}" if node.lt is None else f" and below {high:,g}")
+    return words + (f" to {_number(high)}" if node.lt is None else f" and below {_number(high)}")
+
+
+def _sizes(node: inspect.StrType | inspect.CollectionType, unit: str = "") -> str:
+    low, high = node.min_length or 0, node.max_length
+    if high is None:
+        return f" of at least {low}{unit}" if low else ""
+    return f" of {low} to {high:,}{unit}" if low else f" of at most {high:,}{unit}"
+
+
+def _number(value: float) -> str:
+    return f"{int(value):,}" if value == int(value) else f"{value:g}"
 
 
 def _either(words: list[str]) -> str:

@@ -96,8 +96,8 @@ def test_explanation_search_gives_twenty_at_a_time(live: TestClient) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "said"),
     [
-        ("/api/activation/new", {}, "feature is missing"),
-        ("/api/activation/new", {"feature": 5, "customText": "a"}, "feature is a number: expected an object"),
+        ("/api/activation/new", {}, 'field "customText" is missing'),
+        ("/api/activation/new", {"feature": 5, "customText": "a"}, 'field "feature" is 5, expected an object'),
         ("/api/activation/new", {"feature": {**PLACE, "index": 99}, "customText": "a"}, "no feature 99"),
         ("/api/activation/new", {"feature": {**PLACE, "index": "٣"}, "customText": "a"}, "expected a whole number"),
         (
@@ -105,8 +105,16 @@ def test_explanation_search_gives_twenty_at_a_time(live: TestClient) -> None:
             {"feature": {"modelId": "tiny-model", "index": 1}, "customText": "a"},
             "source is missing",
         ),
-        ("/api/activation/source", {**PLACE, "customText": ["a"] * 5}, "expected 1 to 4"),
-        ("/api/activation/source", {**PLACE, "customText": "a" * 10_001}, "at most 10,000"),
+        (
+            "/api/activation/source",
+            {**PLACE, "customText": ["a"] * 5},
+            "length 5, expected text of 1 to 10,000 characters or a list of 1 to 4",
+        ),
+        (
+            "/api/activation/source",
+            {**PLACE, "customText": "a" * 10_001},
+            "length 10,001, expected text of 1 to 10,000 characters or a list of 1 to 4",
+        ),
         ("/api/activation/source", {"modelId": "x", "source": "y", "customText": "a"}, "no atlas 'y'"),
         ("/api/search-all", {"modelId": "none", "text": "a"}, "no atlas of a model 'none'"),
         ("/api/search-all", {"modelId": "tiny-model", "text": "a", "numResults": 101}, "from 1 to 100"),
@@ -131,10 +139,10 @@ def test_the_description_of_the_api_is_the_api(live: TestClient) -> None:
             assert operation["summary"]
             names = {one["name"] for one in operation["parameters"]}
             assert names == set(re.findall(r"{(\w+)}", path))
-            needed = (
-                operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
-            ).get("required", [])
+            body = operation.get("requestBody", {"content": {"application/json": {"schema": {"$ref": ""}}}})
+            name = body["content"]["application/json"]["schema"]["$ref"].removeprefix("#/components/schemas/")
+            needed = found["components"]["schemas"].get(name, {}).get("required", [])
             answer = live.request(method, path.format(model="tiny-model", source="1-res-tiny", index=3), json={})
             assert answer.status_code == (400 if needed else 200)
             if needed:
-                assert answer.json()["error"] == f"{needed[0]} is missing"
+                assert answer.json()["error"] == f'the request: field "{needed[0]}" is missing'

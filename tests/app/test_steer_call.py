@@ -88,13 +88,21 @@ def test_features_of_several_sources_steer_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "status", "said"),
     [
-        ({"prompt": "a" * 2049}, 400, "at most 2,048"),
-        ({"prompt": ""}, 400, "prompt is empty"),
-        ({"features": []}, 400, "features is empty"),
-        ({"features": BODY["features"] * 21}, 400, "features has 21 values: at most 20"),
-        ({"features": 5}, 400, "features is a number: expected a list"),
-        ({"features": [{**BODY["features"][0], "strength": "nan"}]}, 400, "strength='nan': expected a number"),
-        ({"features": [{**BODY["features"][0], "strength": None}]}, 400, "strength is missing"),
+        ({"prompt": "a" * 2049}, 400, "length 2,049, expected text of"),
+        ({"prompt": ""}, 400, '"prompt" has length 0, expected text of 1'),
+        ({"features": []}, 400, '"features" has length 0, expected a list of 1 to 20'),
+        ({"features": BODY["features"] * 21}, 400, '"features" has length 21, expected a list of 1 to 20'),
+        ({"features": 5}, 400, '"features" is 5, expected a list'),
+        (
+            {"features": [{**BODY["features"][0], "strength": "nan"}]},
+            400,
+            'strength" is "nan", expected a number from -1,000,000 to 1,000,000',
+        ),
+        (
+            {"features": [{**BODY["features"][0], "strength": None}]},
+            400,
+            '"features[0].strength" is null, expected a number',
+        ),
         ({"features": [{**BODY["features"][0], "index": 99}]}, 404, "no feature 99"),
         ({"features": [{**BODY["features"][0], "layer": "9-none"}]}, 404, "no atlas '9-none'"),
         ({"modelId": "another"}, 400, "modelId is 'another', but feature 5 is of 'tiny-model'"),
@@ -103,8 +111,8 @@ def test_features_of_several_sources_steer_together(tmp_path: Path) -> None:
         ({"temperature": 2.1}, 400, "from 0 to 2"),
         ({"strength_multiplier": 11}, 400, "from 0 to 10"),
         ({"freq_penalty": 3}, 400, "from -2 to 2"),
-        ({"seed": "x"}, 400, "seed='x'"),
-        ({"steer_method": "PROJECTION_CAP"}, 400, "expected SIMPLE_ADDITIVE, ORTHOGONAL_DECOMP"),
+        ({"seed": "x"}, 400, '"seed" is "x", expected a whole number'),
+        ({"steer_method": "PROJECTION_CAP"}, 400, 'expected "ORTHOGONAL_DECOMP" or "SIMPLE_ADDITIVE"'),
     ],
 )
 def test_a_steer_call_that_cannot_be_answered_is_told_why(

@@ -74,9 +74,9 @@ SAID = {
     "no word": ({"kind": 3}, 'field "kind" is 3, expected "relu" or "topk"'),
     "a share": ({"share": 1}, 'field "share" is 1, expected a number from 0 and below 1'),
     "either": ({"k": "2"}, 'field "k" is "2", expected a whole number from 1 or null'),
-    "a pair": ({"start": [1]}, 'field "start" is a list, expected a list of 2 or null'),
+    "a pair": ({"start": [1]}, 'field "start" has length 1, expected a list of 2 or null'),
     "in a pair": ({"start": ["a", "b"]}, 'field "start[0]" is "a", expected a whole number from 0'),
-    "long": ({"parts": [{"rows": 1, "digest": "x" * 900}]}, "expected text of at most 8 characters"),
+    "long": ({"parts": [{"rows": 1, "digest": "x" * 900}]}, "has length 900, expected text of at most 8 characters"),
     "no sense": ({"k": 9}, "k=9 and width=4: fewer must fire than there are"),
 }
 

@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markupsafe import Markup
+from msgspec import structs
 
 from gemscope.app.acting import Dial
 from gemscope.app.requests import Cause as Asking
@@ -200,7 +201,7 @@ def steered(*tokens: str, name: str = "steered", edit: str = "add feature 12", s
 
 ASKED = Steering(
     features=(12, 7),
-    strengths=(Amount(2.0, "max"), Amount(-0.5)),
+    strengths=("2max", -0.5),
     factors=(0.0, 1.5),
     prompt="Sea of",
     n=2,
@@ -302,7 +303,7 @@ def all_pages(label: str | None = "names of seas", token: str = " Sea") -> dict[
         "note": render("error_note.html", links=LINKS, message=label or "x"),
         "steer": steer_page(
             manifest=manifest,
-            asked=replace(ASKED, prompt=typed[:2000], add=typed[:900]),
+            asked=structs.replace(ASKED, prompt=typed[:2000], add=typed[:900]),
             rows=dialled(label, token),
             suggestions=summaries,
             suggestions_note=label or "x",

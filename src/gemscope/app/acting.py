@@ -7,9 +7,10 @@ All of it costs work, so none of it is done but for who presses a button here, o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+from msgspec.structs import replace
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
@@ -143,9 +144,9 @@ def _taken_in(source: Source, asked: Steering) -> tuple[Steering, list[Summary],
             return asked, [], f"No feature {feature}: there are 0 to {len(source.atlas) - 1:,}."
         if feature in asked.features:
             return replace(asked, add=""), [], f"Feature {feature} is there already."
-        rows = [*asked.rows, (feature, FULL, 0.0)]
-        features, strengths, factors = (tuple(column) for column in zip(*rows, strict=True))
-        return replace(asked, add="", features=features, strengths=strengths, factors=factors), [], ""
+        many = len(asked.features)
+        strengths, factors = asked.strengths[:many], asked.factors[:many]
+        return replace(asked, add="", features=(*asked.features, feature), strengths=strengths, factors=factors), [], ""
     found = source.atlas.search(wanted, limit=_FOUND)
     return asked, found, "" if found else "No label says that. A number always finds its feature."
 
@@ -164,9 +165,8 @@ def _check(source: Source, asked: Steering) -> None:
 
 
 def _data(source: Source, asked: Steering, rows: Sequence[Dial]) -> dict[str, Any]:
-    names = ("prompt", "chat", "how", "at", "temperature", "seed", "tokens", "n", "random", "noise")
     return {
-        **{name: getattr(asked, name) for name in names},
+        **asked.state,
         "url": source.links.steer(**asked.query()),
         "features": [
             {

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from functools import cache
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
+from msgspec.inspect import VarTupleType, type_info
 from starlette.datastructures import ImmutableMultiDict
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -15,11 +17,10 @@ from starlette.responses import Response
 
 from gemscope.app.guard import is_ours
 from gemscope.app.live import Off
-from gemscope.app.requests import read_as
 from gemscope.app.responses import wants_data
 from gemscope.app.shelf import Shelf, Source
 from gemscope.app.worker import Full, Job, Overtime, Worker
-from gemscope.checked import json_of
+from gemscope.checked import declared, json_of
 from gemscope.errors import CorruptFile, InputError, NotFound
 
 T = TypeVar("T")
@@ -28,6 +29,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 _INDEX = re.compile(r"[0-9]{1,12}")  # not \d: that is any script's digits
 _FIELDS = 100
+_WHERE = "the request"
 
 
 def shelf_of(request: Request) -> Shelf:
@@ -57,28 +59,46 @@ def index_of(request: Request, name: str = "index") -> int:
 
 def query_of(request: Request, cls: type[T]) -> T:
     """What the address asks for. Raises InputError."""
-    return read_as(cls, request.query_params)
+    return _declared(cls, _said(request.query_params, cls))
 
 
 async def body_of(request: Request, cls: type[T]) -> T:
     """What a form or JSON asks for. Raises InputError, and HTTPException for other kinds of content."""
-    return read_as(cls, await _fields(request))
-
-
-async def _fields(request: Request) -> Mapping[str, Any]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     body = await request.body()
     if kind == "application/x-www-form-urlencoded":
         try:
-            return ImmutableMultiDict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_FIELDS))
+            form = ImmutableMultiDict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_FIELDS))
         except ValueError:
             raise InputError(f"the form cannot be read: expected UTF-8 and at most {_FIELDS} fields") from None
+        return _declared(cls, _said(form, cls))
     if kind == "application/json":
         try:
-            return json_of(body, dict[str, Any], where="the request")
+            return _declared(cls, json_of(body, dict[str, Any], where=_WHERE))
         except CorruptFile as error:
             raise InputError(str(error)) from None
     raise HTTPException(415, "expected application/json or application/x-www-form-urlencoded")
+
+
+def _said(given: ImmutableMultiDict[str, str], cls: Any) -> dict[str, Any]:
+    """By name: what may be said several times is a list, and what was left empty is not said."""
+    lists = _lists(cls)
+    return {name: given.getlist(name) if name in lists else value for name, value in given.items() if value}
+
+
+@cache
+def _lists(cls: Any) -> frozenset[str]:
+    declaration: Any = type_info(cls)
+    return frozenset(one.encode_name for one in declaration.fields if isinstance(one.type, VarTupleType))
+
+
+def _declared(cls: type[T], said: Mapping[str, Any]) -> T:
+    """null is as good as nothing, and a number as good in quotes: programs write both. Raises InputError."""
+    try:
+        given = {name: value for name, value in said.items() if value is not None}
+        return declared(given, cls, where=_WHERE, strict=False)
+    except CorruptFile as error:
+        raise InputError(str(error)) from None
 
 
 _NOT_OURS = "this sets a model to work, which no page here asked for: open its page and press the button there"

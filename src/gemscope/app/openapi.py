@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from msgspec.json import schema, schema_components
+
 from gemscope import __version__
-from gemscope.app.requests import schema
+from gemscope.app.requests import Index, Name
 
 H = TypeVar("H")
 
@@ -25,19 +27,24 @@ class Call(Generic[H]):
 
 def describe(calls: Iterable[Call[Any]]) -> dict[str, Any]:
     """As OpenAPI 3.1 has it."""
+    calls = list(calls)
+    bodies = [call.body for call in calls if call.body is not None]
+    references, schemas = schema_components(bodies, ref_template="#/components/schemas/{name}")
+    shapes = dict(zip(bodies, references, strict=True))
     return {
         "openapi": "3.1.0",
         "info": {"title": "gemscope", "version": __version__},
-        "paths": {call.path: {call.method.lower(): _operation(call)} for call in calls},
+        "paths": {call.path: {call.method.lower(): _operation(call, shapes)} for call in calls},
+        "components": {"schemas": schemas},
     }
 
 
-def _operation(call: Call[Any]) -> dict[str, Any]:
+def _operation(call: Call[Any], shapes: Mapping[type[Any], dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "operationId": call.handler.__name__,
         "summary": " ".join((call.handler.__doc__ or "").split()),
         "parameters": [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            {"name": name, "in": "path", "required": True, "schema": schema(_IN_PATHS[name])}
             for name in re.findall(r"{(\w+)}", call.path)
         ],
         "responses": {
@@ -47,10 +54,11 @@ def _operation(call: Call[Any]) -> dict[str, Any]:
         },
     }
     if call.body is not None:
-        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema(call.body)}}}
+        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": shapes[call.body]}}}
     return found
 
 
+_IN_PATHS = {"model": Name, "source": Name, "index": Index}
 _FAILURE = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
 
 

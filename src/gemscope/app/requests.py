@@ -1,300 +1,99 @@
-"""What a reader may ask, as small values: each knows its fields and what they may be, and is read from a form, a query
-or JSON alike. What is then done about it is the handlers' business. `schema` says the same to `openapi.py`.
+"""What a reader may ask, as declared values: each names its fields, what they may be and what they mean, for a form, an
+address and JSON alike. `asking` reads them, `openapi` describes them; what is then done is the handlers' business.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from msgspec import Meta, Struct
+from msgspec.structs import asdict
+
+from gemscope.checked import Finite
 from gemscope.edits.strength import Amount
 from gemscope.edits.ways import WAYS
 from gemscope.errors import InputError
 
-T = TypeVar("T")
+TEXT, QUERY = 10_000, 1_000
+"""Characters of a text to be read by a model, and of one to search for."""
 
-TEXT = 10_000
-"""Characters of a text to be read by a model."""
-LABEL = 2_000
-"""Characters of a label."""
-QUERY = 1_000
-"""Characters to search for."""
-
-_WHOLE = re.compile(r"-?[0-9]{1,12}")
-_REQUIRED: Any = dataclasses.MISSING
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What one field may be: what it is called in a request, how it is read, how a schema describes it."""
-
-    name: str
-    read: Callable[[Any, str], Any]
-    schema: Mapping[str, Any]
-    blank: bool = False
-    """Whether "" is a value. Elsewhere it is a field of a form that was left empty."""
-    many: bool = False
-    """Whether a form or an address may name it several times."""
-
-
-def _field(rule: Rule, default: Any) -> Any:
-    return dataclasses.field(default=default, metadata={"rule": rule})
-
-
-def string(name: str, *, most: int, least: int = 1, default: Any = _REQUIRED) -> Any:
-    """Text that can be written in UTF-8."""
-
-    def read(value: Any, name: str) -> str:
-        if not isinstance(value, str):
-            raise InputError(f"{name} is {_kind(value)}: expected text")
-        if any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise InputError(f"{name} holds half a surrogate pair, which is not text")
-        if len(value) > most:
-            raise InputError(f"{name} has {len(value):,} characters: at most {most:,} are read")
-        if len(value) < least:
-            raise InputError(f"{name} is {'empty' if not value else 'too short'}: at least {least} characters")
-        return value
-
-    return _field(Rule(name, read, {"type": "string", "minLength": least, "maxLength": most}, blank=True), default)
-
-
-def strings(name: str, *, most: int, count: int) -> Any:
-    """One text or a few; always a tuple here."""
-    one: Rule = string(name, most=most).metadata["rule"]
-
-    def read(value: Any, name: str) -> tuple[str, ...]:
-        many = value if isinstance(value, list) else [value]
-        if not 1 <= len(many) <= count:
-            raise InputError(f"{name} has {len(many)} texts: expected 1 to {count}")
-        return tuple(one.read(item, name) for item in many)
-
-    many = {"type": "array", "items": one.schema, "minItems": 1, "maxItems": count}
-    return _field(Rule(name, read, {"oneOf": [one.schema, many]}, blank=True), _REQUIRED)
-
-
-def integer(name: str, *, low: int, high: int, default: Any = _REQUIRED) -> Any:
-    """A whole number, from `low` to `high`."""
-
-    def read(value: Any, name: str) -> int:
-        if isinstance(value, str) and _WHOLE.fullmatch(value):
-            value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise InputError(f"{name}={_shown(value)}: expected a whole number from {low} to {high:,}")
-        return value
-
-    return _field(Rule(name, read, {"type": "integer", "minimum": low, "maximum": high}), default)
-
-
-def real(name: str, *, low: float = -math.inf, high: float = math.inf, default: Any = None) -> Any:
-    """A finite number, from `low` to `high`."""
-    bounds = {"minimum": low, "maximum": high}
-    within = "" if low == -math.inf else f" from {low:,g} to {high:,g}"
-
-    def read(value: Any, name: str) -> float:
-        try:
-            found = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
-        except (ValueError, OverflowError):
-            found = math.nan
-        if not math.isfinite(found) or not low <= found <= high:
-            raise InputError(f"{name}={_shown(value)}: expected a number{within}")
-        return found
-
-    schema = {"type": "number", **{word: bound for word, bound in bounds.items() if math.isfinite(bound)}}
-    return _field(Rule(name, read, schema), default)
-
-
-def amount(name: str, *, most: float) -> Any:
-    """A strength with its unit, up to `most` in size either way; a number alone is raw."""
-
-    def read(value: Any, name: str) -> Amount:
-        given = f"{value}" if isinstance(value, int | float) and not isinstance(value, bool) else value
-        if not isinstance(given, str):
-            raise InputError(f"{name} is {_kind(value)}: expected a strength such as 2max, 0.5norm or 30 (raw)")
-        found = Amount.read(given)
-        if abs(found.value) > most:
-            raise InputError(f"{name}={_shown(value)}: expected a strength from {-most:,.0f} to {most:,.0f}")
-        return found
-
-    number = {"type": "number", "minimum": -most, "maximum": most}
-    return _field(Rule(name, read, {"oneOf": [number, {"type": "string"}]}), _REQUIRED)
-
-
-def flag(name: str, *, default: bool | None = None) -> Any:
-    """Yes or no."""
-    words = {"true": True, "1": True, "on": True, "false": False, "0": False, "off": False}
-
-    def read(value: Any, name: str) -> bool:
-        found = value if isinstance(value, bool) else words.get(value) if isinstance(value, str) else None
-        if found is None:
-            raise InputError(f"{name}={_shown(value)}: expected true or false")
-        return found
-
-    return _field(Rule(name, read, {"type": "boolean"}), default)
-
-
-def choice(name: str, *options: str) -> Any:
-    """One of some words, the first unless said."""
-
-    def read(value: Any, name: str) -> str:
-        if not isinstance(value, str) or value not in options:
-            raise InputError(f"{name}={_shown(value)}: expected {', '.join(options)}")
-        return value
-
-    return _field(Rule(name, read, {"type": "string", "enum": list(options)}), options[0])
-
-
-def several(name: str, each: Any, *, count: int, default: Any = ()) -> Any:
-    """A list of whatever the field `each` is; in a form or an address, a field that is named several times."""
-    one: Rule = each.metadata["rule"]
-
-    def read(value: Any, name: str) -> tuple[Any, ...]:
-        if not isinstance(value, list):
-            raise InputError(f"{name} is {_kind(value)}: expected a list of at most {count}")
-        if len(value) > count:
-            raise InputError(f"{name} has {len(value)} values: at most {count} are taken")
-        return tuple(one.read(item, name) for item in value)
-
-    schema = {"type": "array", "items": one.schema, "maxItems": count}
-    return _field(Rule(name, read, schema, many=True), default)
-
-
-def each(name: str, cls: type[Any], *, count: int) -> Any:
-    """A list of other values, within; one at least."""
-    one: Rule = inner(name, cls).metadata["rule"]
-    listed: Rule = several(name, inner(name, cls), count=count).metadata["rule"]
-
-    def read(value: Any, name: str) -> tuple[Any, ...]:
-        if value == []:
-            raise InputError(f"{name} is empty: expected 1 to {count}")
-        found: tuple[Any, ...] = listed.read(value, name)
-        return found
-
-    return _field(Rule(name, read, {"type": "array", "items": one.schema, "minItems": 1, "maxItems": count}), _REQUIRED)
-
-
-def inner(name: str, cls: type[Any]) -> Any:
-    """Another of these values, within."""
-
-    def read(value: Any, name: str) -> Any:
-        if not isinstance(value, Mapping):
-            raise InputError(f"{name} is {_kind(value)}: expected an object")
-        return read_as(cls, value)
-
-    return _field(Rule(name, read, schema(cls)), _REQUIRED)
-
-
-def read_as(cls: type[T], given: Mapping[str, Any]) -> T:
-    """The value that a request gives. What it does not know it leaves alone. Raises InputError, naming the field."""
-    found = {}
-    for one in dataclasses.fields(cls):  # type: ignore[arg-type]
-        rule: Rule = one.metadata["rule"]
-        value = _listed(given, rule.name) if rule.many else given.get(rule.name)
-        if value is None or (value == "" and not rule.blank):
-            if one.default is _REQUIRED:
-                raise InputError(f"{rule.name} is missing")
-            continue
-        found[one.name] = rule.read(value, rule.name)
-    return cls(**found)
-
-
-def _listed(given: Mapping[str, Any], name: str) -> Any:
-    """All that a form or an address says of one field; in JSON it is a list by itself."""
-    if not hasattr(given, "getlist"):
-        return given.get(name)
-    return given.getlist(name) or None
-
-
-def schema(cls: type[Any]) -> dict[str, Any]:
-    """As JSON Schema has it."""
-    rules = [(one, one.metadata["rule"]) for one in dataclasses.fields(cls)]
-    properties = {}
-    for one, rule in rules:
-        properties[rule.name] = dict(rule.schema)
-        if one.default not in (_REQUIRED, None, ()):
-            properties[rule.name]["default"] = one.default
-    needed = [rule.name for one, rule in rules if one.default is _REQUIRED]
-    return {"type": "object", "properties": properties, **({"required": needed} if needed else {})}
+Text = Annotated[str, Meta(min_length=1, max_length=TEXT)]
+Words = Annotated[str, Meta(max_length=QUERY)]
+Typed = Annotated[str, Meta(max_length=TEXT)]
+"""A text that may be empty: a page without an answer."""
+Index = Annotated[int, Meta(ge=0, le=10**9)]
+"""Of a feature, or a token's id."""
+Place = Annotated[int, Meta(ge=0, le=10**6)]
+"""How far into a text or a list."""
 
 
 # --- the pages' ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trial:
+class Trial(Struct, frozen=True, kw_only=True):
     """A text to see one feature on."""
 
-    text: str = string("text", most=TEXT)
+    text: Text
 
 
-@dataclass(frozen=True, kw_only=True)
-class Label:
+class Label(Struct, frozen=True, kw_only=True):
     """What a feature stands for, as somebody says."""
 
-    text: str = string("text", most=LABEL)
-    author: str = string("author", most=100, least=0, default="")
+    text: Annotated[str, Meta(min_length=1, max_length=2_000)]
+    author: Annotated[str, Meta(max_length=100)] = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Forget:
+class Forget(Struct, frozen=True, kw_only=True):
     """Which label to take away."""
 
-    id: int = integer("id", low=0, high=10**12)
+    id: Annotated[int, Meta(ge=0, le=10**12)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Browse:
+class Browse(Struct, frozen=True, kw_only=True):
     """Which features to list, and in which order: the arguments of `Atlas.summaries`."""
 
-    order: str = choice("order", "index", "density", "max", "mean", "label")
-    descending: bool = flag("descending", default=False)
-    dead: bool | None = flag("dead")
-    labelled: bool | None = flag("labelled")
-    min_density: float | None = real("min_density")
-    max_density: float | None = real("max_density")
-    min_max: float | None = real("min_max")
-    max_max: float | None = real("max_max")
-    text: str = string("text", most=QUERY, least=0, default="")
-    offset: int = integer("offset", low=0, high=10**9, default=0)
-    limit: int = integer("limit", low=1, high=1000, default=100)
+    order: Literal["index", "density", "max", "mean", "label"] = "index"
+    descending: bool = False
+    dead: bool | None = None
+    labelled: bool | None = None
+    min_density: Finite | None = None
+    max_density: Finite | None = None
+    min_max: Finite | None = None
+    max_max: Finite | None = None
+    text: Words = ""
+    offset: Index = 0
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
 
     @property
     def filters(self) -> dict[str, Any]:
         """What `Atlas.count` takes."""
         beside = ("order", "descending", "offset", "limit")
-        return {name: value for name, value in vars(self).items() if name not in beside}
+        return {name: value for name, value in asdict(self).items() if name not in beside}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Search:
+class Search(Struct, frozen=True, kw_only=True):
     """What to look for: labels, tokens, or features that fire on a text."""
 
-    kind: str = choice("kind", "label", "token", "text")
-    text: str = string("text", most=TEXT, least=0, default="")
-    token: int | None = integer("token", low=0, high=10**9, default=None)
+    kind: Literal["label", "token", "text"] = "label"
+    text: Typed = ""
+    token: Index | None = None
     """Which of several tokens that look like the text."""
-    offset: int = integer("offset", low=0, high=10**6, default=0)
-    limit: int = integer("limit", low=1, high=200, default=50)
+    offset: Place = 0
+    limit: Annotated[int, Meta(ge=1, le=200)] = 50
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prompt:
+class Prompt(Struct, frozen=True, kw_only=True):
     """A text to see all features on, and one of them to follow over the whole of it."""
 
-    text: str = string("text", most=TEXT, least=0, default="")
-    chat: bool = flag("chat", default=False)
+    text: Typed = ""
+    chat: bool = False
     """Whether the text is what a user says in a chat."""
-    pin: int | None = integer("pin", low=0, high=10**9, default=None)
-    k: int = integer("k", low=1, high=20, default=5)
+    pin: Index | None = None
+    k: Annotated[int, Meta(ge=1, le=20)] = 5
 
 
 STEERED = 2048
 """Characters of a text to be continued."""
-WRITTEN = 256
-"""Tokens that are written at most."""
 EDITED = 20
 """Features that are steered with at most."""
 STRONG = 1e6
@@ -304,44 +103,63 @@ FULL = Amount(1.0, "max")
 Row = tuple[int, Amount, float]
 """A feature, its strength and its factor."""
 
+Strong = Annotated[float, Meta(ge=-STRONG, le=STRONG)]
+Written = Annotated[int, Meta(ge=1, le=256)]
+"""Tokens to write."""
+Temperature = Annotated[float, Meta(ge=0, le=2)]
+Seed = Annotated[int, Meta(ge=-100_000_000, le=100_000_000)]
 
-@dataclass(frozen=True, kw_only=True)
-class Steering:
+if TYPE_CHECKING:
+    Way = str
+else:
+    Way = Literal[tuple(WAYS)]
+
+
+class Steering(
+    Struct, frozen=True, kw_only=True, rename={"features": "feature", "strengths": "strength", "factors": "factor"}
+):
     """What to steer with, and how: the whole state of the steer view, as its address carries it."""
 
-    features: tuple[int, ...] = several("feature", integer("feature", low=0, high=10**9), count=EDITED)
-    strengths: tuple[Amount, ...] = several("strength", amount("strength", most=STRONG), count=EDITED)
-    """Each with its unit; where there are fewer of them than features, each one's greatest activation."""
-    factors: tuple[float, ...] = several("factor", real("factor", low=-1000, high=1000), count=EDITED)
+    features: Annotated[tuple[Index, ...], Meta(max_length=EDITED)] = ()
+    strengths: Annotated[tuple[Strong | Annotated[str, Meta(max_length=100)], ...], Meta(max_length=EDITED)] = ()
+    """Each with its unit, raw without; where there are fewer than features, each one's greatest activation."""
+    factors: Annotated[tuple[Annotated[float, Meta(ge=-1000, le=1000)], ...], Meta(max_length=EDITED)] = ()
     """For what takes a factor instead (`scale`, `project`); 0 where there are fewer."""
-    prompt: str = string("prompt", most=STEERED, least=0, default="")
-    chat: bool = flag("chat", default=False)
+    prompt: Annotated[str, Meta(max_length=STEERED)] = ""
+    chat: bool = False
     """Whether the prompt is what a user says in a chat, to be replied to."""
-    how: str = choice("how", *WAYS)
-    at: str = choice("at", "all", "prompt", "generated")
-    temperature: float = real("temperature", low=0, high=2, default=0.5)
-    seed: int = integer("seed", low=-100_000_000, high=100_000_000, default=16)
-    tokens: int = integer("tokens", low=1, high=WRITTEN, default=40)
-    n: int = integer("n", low=1, high=8, default=1)
+    how: Way = next(iter(WAYS))
+    at: Literal["all", "prompt", "generated"] = "all"
+    temperature: Temperature = 0.5
+    seed: Seed = 16
+    tokens: Written = 40
+    n: Annotated[int, Meta(ge=1, le=8)] = 1
     """Texts of each kind."""
-    random: bool = flag("random", default=False)
+    random: bool = False
     """Whether other features, as strong, are tried as well: a control."""
-    noise: bool = flag("noise", default=False)
+    noise: bool = False
     """Whether random directions, as long, are tried as well: a control."""
-    run: bool = flag("run", default=False)
+    run: bool = False
     """Whether to write the texts, not only to show what would be asked for."""
-    add: str = string("add", most=QUERY, least=0, default="")
+    add: Words = ""
     """A feature to take in: its number, or words of its label."""
 
     def __post_init__(self) -> None:
-        """Raises InputError for a feature that is named twice."""
+        """Raises InputError for a feature that is named twice, and for what is no strength."""
         if len(set(self.features)) < len(self.features):
             raise InputError("feature is named twice: give each feature once, with one strength")
+        for amount in self._amounts:
+            if abs(amount.value) > STRONG:
+                raise InputError(f"strength={amount}: expected a strength from {-STRONG:,.0f} to {STRONG:,.0f}")
+
+    @property
+    def _amounts(self) -> list[Amount]:
+        return [Amount.read(str(strength)) for strength in self.strengths]
 
     @property
     def rows(self) -> list[Row]:
         """Each feature with its strength and its factor."""
-        strengths, factors = (*self.strengths, *[FULL] * EDITED), (*self.factors, *[0.0] * EDITED)
+        strengths, factors = (*self._amounts, *[FULL] * EDITED), (*self.factors, *[0.0] * EDITED)
         return list(zip(self.features, strengths, factors, strict=False))
 
     def query(self, rows: list[Row] | None = None) -> dict[str, Any]:
@@ -352,134 +170,135 @@ class Steering:
             "strength": [str(strength) for _, strength, _ in chosen],
             "factor": [f"{factor:g}" for _, _, factor in chosen] if any(factor for _, _, factor in chosen) else [],
         }
-        names = ("prompt", "chat", "how", "at", "temperature", "seed", "tokens", "n", "random", "noise")
-        plain = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(_PLAIN, name)}
-        return {**lists, **plain}
+        return {**lists, **{name: value for name, value in self.state.items() if value != getattr(_PLAIN, name)}}
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """All but the features and what is to be done now."""
+        beside = ("features", "strengths", "factors", "run", "add")
+        return {name: value for name, value in asdict(self).items() if name not in beside}
 
 
 _PLAIN = Steering()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cause:
+class Cause(Struct, frozen=True, kw_only=True):
     """Which features cause a logit: of what token, at which place of a text."""
 
-    text: str = string("text", most=TEXT, least=0, default="")
-    chat: bool = flag("chat", default=False)
+    text: Typed = ""
+    chat: bool = False
     """Whether the text is what a user says in a chat."""
-    position: int = integer("position", low=-(10**6), high=10**6, default=-1)
+    position: Annotated[int, Meta(ge=-(10**6), le=10**6)] = -1
     """The token whose prediction is looked at; negative ones count from the end."""
-    target: str = string("target", most=200, least=0, default="")
+    target: Annotated[str, Meta(max_length=200)] = ""
     """The token whose logit it is; the likeliest where there is none."""
-    against: str = string("against", most=200, least=0, default="")
+    against: Annotated[str, Meta(max_length=200)] = ""
     """A token whose logit is taken away from it."""
-    k: int = integer("k", low=1, high=50, default=12)
+    k: Annotated[int, Meta(ge=1, le=50)] = 12
 
 
 # --- Neuronpedia's ---------------------------------------------------------------------------------------------------
 
-_NAME = 200
+Name = Annotated[str, Meta(min_length=1, max_length=200)]
+Names = Annotated[tuple[Name, ...], Meta(max_length=200)]
+_THEIRS = {
+    "model": "modelId",
+    "text": "customText",
+    "ignore_bos": "ignoreBos",
+    "source_set": "sourceSet",
+    "positions": "sortIndexes",
+    "density": "densityThreshold",
+    "limit": "numResults",
+    "tokens": "n_tokens",
+    "multiplier": "strength_multiplier",
+    "method": "steer_method",
+}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Place:
+class Feature(Struct, frozen=True, kw_only=True, rename=_THEIRS):
     """A feature by its address."""
 
-    model: str = string("modelId", most=_NAME)
-    source: str | None = string("source", most=_NAME, default=None)
-    layer: str | None = string("layer", most=_NAME, default=None)
-    """What `source` is called elsewhere."""
-    index: int = integer("index", low=0, high=10**9)
+    model: Name
+    source: Name | None = None
+    layer: Annotated[Name | None, Meta(description="what `source` is called elsewhere")] = None
+    index: Index
 
 
-@dataclass(frozen=True, kw_only=True)
-class ActivationNew:
+class _OnTexts(Struct, frozen=True, kw_only=True, rename=_THEIRS):
+    text: Text | Annotated[tuple[Text, ...], Meta(min_length=1, max_length=4)]
+    ignore_bos: bool = True
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """One or more."""
+        return (self.text,) if isinstance(self.text, str) else self.text
+
+
+class ActivationNew(_OnTexts, frozen=True, kw_only=True):
     """One feature on a text, or on up to four."""
 
-    feature: Place = inner("feature", Place)  # noqa: RUF009
-    texts: tuple[str, ...] = strings("customText", most=TEXT, count=4)
-    ignore_bos: bool = flag("ignoreBos", default=True)
+    feature: Feature
 
 
-@dataclass(frozen=True, kw_only=True)
-class ActivationSource:
+class ActivationSource(_OnTexts, frozen=True, kw_only=True):
     """All features of a source on a text, or on up to four."""
 
-    model: str = string("modelId", most=_NAME)
-    source: str = string("source", most=_NAME)
-    texts: tuple[str, ...] = strings("customText", most=TEXT, count=4)
-    ignore_bos: bool = flag("ignoreBos", default=True)
+    model: Name
+    source: Name
 
 
-@dataclass(frozen=True, kw_only=True)
-class SearchAll:
+class SearchAll(Struct, frozen=True, kw_only=True, rename=_THEIRS | {"text": "text", "sources": "selectedLayers"}):
     """The strongest features of several sources over a whole text."""
 
-    model: str = string("modelId", most=_NAME)
-    source_set: str = string("sourceSet", most=_NAME, least=0, default="")
-    text: str = string("text", most=TEXT)
-    sources: tuple[str, ...] = several("selectedLayers", string("selectedLayers", most=_NAME), count=200)
-    positions: tuple[int, ...] = several("sortIndexes", integer("sortIndexes", low=0, high=10**6), count=1000)
-    ignore_bos: bool = flag("ignoreBos", default=True)
-    density: float = real("densityThreshold", default=-1.0)
-    limit: int = integer("numResults", low=1, high=100, default=50)
+    model: Name
+    source_set: Annotated[str, Meta(max_length=200)] = ""
+    text: Text
+    sources: Names = ()
+    positions: Annotated[tuple[Place, ...], Meta(max_length=1000)] = ()
+    ignore_bos: bool = True
+    density: Finite = -1.0
+    limit: Annotated[int, Meta(ge=1, le=100)] = 50
 
 
-@dataclass(frozen=True, kw_only=True)
-class TopByToken:
+class TopByToken(Struct, frozen=True, kw_only=True, rename=_THEIRS | {"text": "text"}):
     """The strongest features of each token of a text."""
 
-    model: str = string("modelId", most=_NAME)
-    source: str = string("source", most=_NAME)
-    text: str = string("text", most=TEXT)
-    limit: int = integer("numResults", low=1, high=20, default=10)
-    ignore_bos: bool = flag("ignoreBos", default=True)
-    density: float = real("densityThreshold", default=0.01)
+    model: Name
+    source: Name
+    text: Text
+    limit: Annotated[int, Meta(ge=1, le=20)] = 10
+    ignore_bos: bool = True
+    density: Finite = 0.01
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExplanationSearch:
+class ExplanationSearch(Struct, frozen=True, kw_only=True, rename=_THEIRS | {"sources": "layers"}):
     """Features by what their labels say."""
 
-    model: str = string("modelId", most=_NAME)
-    sources: tuple[str, ...] = several("layers", string("layers", most=_NAME), count=200)
-    query: str = string("query", most=QUERY, least=3)
-    offset: int = integer("offset", low=0, high=10**6, default=0)
+    model: Name
+    sources: Names = ()
+    query: Annotated[str, Meta(min_length=3, max_length=QUERY)]
+    offset: Place = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class SteerFeature:
+class SteerFeature(Struct, frozen=True, kw_only=True, rename=_THEIRS):
     """A feature to steer with."""
 
-    model: str = string("modelId", most=_NAME)
-    layer: str = string("layer", most=_NAME)
-    """The name of its source."""
-    index: int = integer("index", low=0, high=10**9)
-    strength: float = real("strength", low=-STRONG, high=STRONG, default=_REQUIRED)
-    """Times the decoder row."""
+    model: Name
+    layer: Annotated[Name, Meta(description="the name of its source")]
+    index: Index
+    strength: Annotated[Strong, Meta(description="times the decoder row")]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Steer:
+class Steer(Struct, frozen=True, kw_only=True, rename=_THEIRS):
     """A text to be continued twice: as the model would, and steered."""
 
-    prompt: str = string("prompt", most=STEERED)
-    model: str = string("modelId", most=_NAME)
-    features: tuple[SteerFeature, ...] = each("features", SteerFeature, count=EDITED)
-    temperature: float = real("temperature", low=0, high=2, default=0.5)
-    tokens: int = integer("n_tokens", low=1, high=WRITTEN, default=48)
-    freq_penalty: float = real("freq_penalty", low=-2, high=2, default=0.0)
-    """Accepted and left alone, as it is there."""
-    seed: int = integer("seed", low=-100_000_000, high=100_000_000, default=16)
-    multiplier: float = real("strength_multiplier", low=0, high=10, default=1.0)
-    method: str = choice("steer_method", "SIMPLE_ADDITIVE", "ORTHOGONAL_DECOMP")
-    stream: bool = flag("stream", default=False)
-
-
-def _kind(value: Any) -> str:
-    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
-    return kinds.get(type(value), "a number")
-
-
-def _shown(value: Any) -> str:
-    return repr(value)[:40] if isinstance(value, str | int | float) else _kind(value)
+    prompt: Annotated[str, Meta(min_length=1, max_length=STEERED)]
+    model: Name
+    features: Annotated[tuple[SteerFeature, ...], Meta(min_length=1, max_length=EDITED)]
+    temperature: Temperature = 0.5
+    tokens: Written = 48
+    freq_penalty: Annotated[float, Meta(ge=-2, le=2, description="accepted and left alone, as it is there")] = 0.0
+    seed: Seed = 16
+    multiplier: Annotated[float, Meta(ge=0, le=10)] = 1.0
+    method: Literal["SIMPLE_ADDITIVE", "ORTHOGONAL_DECOMP"] = "SIMPLE_ADDITIVE"
+    stream: bool = False

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import dataclasses
 from typing import Any
 
+from msgspec.structs import asdict
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -52,7 +53,7 @@ def _facts(source: Source) -> dict[str, Any]:
         "dead": source.dead,
         "live": source.live.state,
         "why": source.live.why,
-        "manifest": asdict(source.manifest),
+        "manifest": dataclasses.asdict(source.manifest),
     }
 
 
@@ -82,11 +83,12 @@ async def browse(request: Request) -> Response:
     """A table of features."""
     source, asked = source_of(request), query_of(request, Browse)
     # A choice among 131k labels takes tens of milliseconds: beside the loop, on which single pages are made.
-    summaries = await run_in_threadpool(source.atlas.summaries, **vars(asked))
+    query = asdict(asked)
+    summaries = await run_in_threadpool(source.atlas.summaries, **query)
     total = await run_in_threadpool(source.atlas.count, **asked.filters)
     if wants_data(request):
         return data(request, {"total": total, "features": [_line(source, one) for one in summaries]})
-    values: dict[str, Any] = {"manifest": source.manifest, "summaries": summaries, "total": total, "query": vars(asked)}
+    values: dict[str, Any] = {"manifest": source.manifest, "summaries": summaries, "total": total, "query": query}
     if wants_part(request):
         return page(request, "browse_rows.html", links=source.links, **values)
     cells = await run_in_threadpool(lambda: source.cells)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -17,7 +16,6 @@ from gemscope.app.requests import Steer, Steering
 from gemscope.app.responses import data
 from gemscope.app.shelf import Source
 from gemscope.app.worker import Job
-from gemscope.edits.strength import Amount
 from gemscope.errors import InputError
 
 SECONDS = 300.0
@@ -89,8 +87,7 @@ def _logprobs(
 
 def _id(asked: Steer) -> str:
     """The same for the same request: nothing is kept here that it could be the number of."""
-    said = json.dumps(asdict(asked), sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(said.encode()).hexdigest()[:24]
+    return hashlib.sha256(msgspec.json.encode(asked)).hexdigest()[:24]
 
 
 def _share(request: Request, asked: Steer, sources: Sequence[Source]) -> str | None:
@@ -103,7 +100,7 @@ def _share(request: Request, asked: Steer, sources: Sequence[Source]) -> str | N
     projects = asked.method == "ORTHOGONAL_DECOMP"
     shown = Steering(
         features=indices,
-        strengths=() if projects else tuple(map(Amount, sizes)),
+        strengths=() if projects else tuple(sizes),
         factors=tuple(sizes) if projects else (),
         how="project" if projects else "add",
         prompt=asked.prompt,

@@ -94,7 +94,7 @@ def _noise(asked: Steering, sae: SAE, units: Units) -> list[Edit]:
             controls.noise(sae, feature, asked.seed + place),
             strength.of(units, feature),
             name=f"noise as long as feature {feature}'s direction",
-            at=at,  # type: ignore[arg-type]
+            at=at,
         )
         for place, (feature, strength, _) in enumerate(asked.rows)
     ]
