@@ -141,7 +141,7 @@ def test_a_text_of_the_reader_s_own_is_marked_where_the_feature_fires(watched: t
     watch.expected = ["status of 400"]
     page.fill(".test textarea", "x " * 5_001)
     page.click(".test button")
-    result.get_by_text("at most 10,000 are read").wait_for()
+    result.get_by_text("expected text of 1 to 10,000 characters").wait_for()
 
 
 def test_a_label_is_added_found_by_search_and_taken_away(page: Page, served: str) -> None:
