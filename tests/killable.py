@@ -62,9 +62,9 @@ def jobs(made: Path) -> dict[str, Job]:
     export(atlas, made / "warm.parquet", format="parquet")  # imports what it needs, once for all forks
     save_file(examples_file(), made / "examples.safetensors")
     np.savez_compressed(made / "packed.npz", W_enc=np.random.default_rng(0).normal(size=(64, 20_000)).astype("f4"))
-    (made / "site" / "tiny_weights").mkdir(parents=True)
-    weights = tiny_gguf(made / "site" / "tiny_weights" / "tiny.gguf")
-    (made / "site" / "tiny_weights" / "__init__.py").write_text("")
+    (made / "site" / "packaged_weights").mkdir(parents=True)
+    weights = tiny_gguf(made / "site" / "packaged_weights" / "tiny.gguf")
+    (made / "site" / "packaged_weights" / "__init__.py").write_text("")
     sys.path.insert(0, str(made / "site"))
     bundled.SMOLLM2 = source_of(weights)
     settings = TrainConfig(width=32, target_l0=4.0, rows=30 * 64, batch=64, checkpoint_every=4, log_every=3, keep=2)

@@ -112,6 +112,6 @@ def pairs_together(rows: np.ndarray, n_heads: int) -> np.ndarray:
 
 
 def source_of(weights):
-    """A package `tiny_weights` with these in its `tiny.gguf`."""
+    """A package `packaged_weights` with these in its `tiny.gguf`."""
     digest = hashlib.sha256(weights).hexdigest()
-    return dataclasses.replace(bundled.SMOLLM2, module="tiny_weights", file="tiny.gguf", sha256=digest)
+    return dataclasses.replace(bundled.SMOLLM2, module="packaged_weights", file="tiny.gguf", sha256=digest)

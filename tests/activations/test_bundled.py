@@ -37,7 +37,7 @@ def gguf_bytes(llama, tmp_path_factory):
 @pytest.fixture
 def package(gguf_bytes, tmp_path, monkeypatch):
     """An installed package whose import fails, as the real one's does without its dependencies."""
-    folder = tmp_path / "site" / "tiny_weights"
+    folder = tmp_path / "site" / "packaged_weights"
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("raise RuntimeError('the package was imported')")
     (folder / "tiny.gguf").write_bytes(gguf_bytes)

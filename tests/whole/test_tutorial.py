@@ -15,10 +15,6 @@ GEMMA = ("google/gemma-2-2b", "google/gemma-scope-2b-pt-res/layer_20/width_16k/a
 PROMPT = "Would you be able to travel through time using a wormhole?"
 
 
-def _tools() -> dict[str, object]:
-    return runpy.run_path(str(ROOT / "tools" / "docs.py"), run_name="docs")
-
-
 def test_the_tutorial_runs_on_the_bundled_model_and_sae(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -31,10 +27,12 @@ def test_the_tutorial_runs_on_the_bundled_model_and_sae(
     assert out.rstrip().endswith("True")  # saved, loaded, and still the same SAE
 
 
-def test_the_page_holds_the_example_s_text_and_code() -> None:
+def test_the_page_holds_the_example_s_text_and_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")  # as for whoever runs it
+    tools = runpy.run_path(str(ROOT / "tools" / "docs.py"), run_name="docs")
     page = (ROOT / "docs" / "tutorial.md").read_text()
     place = 0
-    for kind, text in _tools()["cells"](EXAMPLE.read_text()):  # type: ignore[operator]
+    for kind, text in tools["cells"](EXAMPLE.read_text()):
         shown = text if kind == "text" else f"```python\n{text}\n```"
         found = page.find(shown, place)
         assert found >= 0, f"docs/tutorial.md lacks, or has elsewhere (run `make docs`):\n{shown}"
