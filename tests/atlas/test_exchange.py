@@ -23,11 +23,12 @@ from atlases import HOSTILE_LABEL, Plan, planted_atlas
 from foreign import ADDRESS, EACH, LENGTH, ROWS, F, examples_file
 from gemscope.atlas.dashboard import Dashboard, Example
 from gemscope.atlas.entry import Entry
-from gemscope.atlas.exchange import neuronpedia
+from gemscope.atlas.exchange.counted import firings, from_zero
+from gemscope.atlas.exchange.csv import guarded
 from gemscope.atlas.exchange.folder import slugged
-from gemscope.atlas.exchange.intake import Taken, firings, from_zero
+from gemscope.atlas.exchange.intake import Taken
+from gemscope.atlas.exchange.neuronpedia import writing
 from gemscope.atlas.exchange.pieces import bytes_of, looks_byte_level
-from gemscope.atlas.exchange.tables import guarded
 from gemscope.atlas.exchange.verbs import EXPORTS, export, import_atlas
 from gemscope.atlas.reader import Atlas
 from gemscope.atlas.verify import verify
@@ -275,8 +276,8 @@ def test_the_same_atlas_gives_the_same_bytes(atlas: Atlas, tmp_path: Path) -> No
 
 
 def test_features_are_cut_into_batches_and_found_again(tmp_path: Path, monkeypatch: Any) -> None:
-    assert neuronpedia.BATCH == 1024
-    monkeypatch.setattr(neuronpedia, "BATCH", 16)
+    assert writing.BATCH == 1024
+    monkeypatch.setattr(writing, "BATCH", 16)
     with planted_atlas(tmp_path / "a.atlas") as made:
         place = export(made, tmp_path / "v1", format="neuronpedia") / SOURCE
         for folder in ("features", "activations", "explanations"):
@@ -930,8 +931,8 @@ def test_a_number_that_stands_for_a_pair_is_not_taken_for_a_feature(tmp_path: Pa
 
 
 def test_gemma_scope_2_s_examples_become_an_atlas_without_a_model(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("gemscope.atlas.exchange.gemma_scope_2._BLOCK", 64)
-    monkeypatch.setattr("gemscope.atlas.exchange.gemma_scope_2._ROWS", 16)
+    monkeypatch.setattr("gemscope.atlas.exchange.gemma_scope_2.reading._BLOCK", 64)
+    monkeypatch.setattr("gemscope.atlas.exchange.gemma_scope_2.reading._ROWS", 16)
     given = examples_file()
     save_file(given, tmp_path / "examples.safetensors")
     with import_atlas("gemma-scope-2", tmp_path / "examples.safetensors", tmp_path / "a.atlas", sae=ADDRESS) as atlas:

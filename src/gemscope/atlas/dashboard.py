@@ -161,6 +161,15 @@ class Dashboard:
         """The examples drawn from one interval."""
         return [one for one in self.examples if one.interval == interval]
 
+    def group(self, example: Example) -> tuple[float, float, float]:
+        """Bounds and share of the firings of the interval that it was drawn from, as Neuronpedia marks them: -1, the
+        maximum and -1 among the strongest.
+        """
+        if example.interval is None:
+            return -1.0, self.max, -1.0
+        found = self.intervals[example.interval]
+        return found.low, found.high, found.share
+
     def __str__(self) -> str:
         from gemscope.text.printable import visible
 
@@ -204,9 +213,9 @@ class Dashboard:
             "neg_str": [one.token for one in self.suppressed],
             "neg_values": [one.value for one in self.suppressed],
             "freq_hist_data_bar_heights": self.histogram.counts if self.histogram else [],
-            "freq_hist_data_bar_values": _middles(self.histogram),
+            "freq_hist_data_bar_values": self.histogram.middles if self.histogram else [],
             "logits_hist_data_bar_heights": logits.counts if logits else [],
-            "logits_hist_data_bar_values": _middles(logits),
+            "logits_hist_data_bar_values": logits.middles if logits else [],
             "topkCosSimIndices": [one.feature for one in self.neighbours],
             "topkCosSimValues": [one.cosine for one in self.neighbours],
             "coactivation": [
@@ -226,11 +235,7 @@ class Dashboard:
         }
 
     def _activation(self, one: Example) -> dict[str, Any]:
-        # Neuronpedia's groups: -1 and -1 mark the strongest; others carry their interval and its share of firings.
-        low, high, share = -1.0, self.max, -1.0
-        if one.interval is not None:
-            found = self.intervals[one.interval]
-            low, high, share = found.low, found.high, found.share
+        low, high, share = self.group(one)
         return {
             "tokens": one.tokens,
             "values": one.values,
@@ -245,9 +250,3 @@ class Dashboard:
             "position": one.position,
             "token_ids": one.ids,
         }
-
-
-def _middles(histogram: Histogram | None) -> list[float]:
-    if histogram is None:
-        return []
-    return [histogram.low + (index + 0.5) * histogram.step for index in range(len(histogram.counts))]

@@ -10,3 +10,8 @@ class Histogram:
     low: float
     step: float
     counts: list[int]
+
+    @property
+    def middles(self) -> list[float]:
+        """[bins] the value in the middle of each."""
+        return [self.low + (index + 0.5) * self.step for index in range(len(self.counts))]

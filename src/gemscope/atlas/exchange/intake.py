@@ -7,34 +7,29 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import groupby
-from math import isnan
 from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
 from gemscope.atlas.entry import Entry, Floats, Ints
+from gemscope.atlas.exchange.numbers import as_whole
 from gemscope.atlas.exchange.pieces import bytes_of, is_special, looks_byte_level
-from gemscope.checked import EXACT
+from gemscope.atlas.writer import Writer
 from gemscope.disk import room
 from gemscope.errors import CorruptFile, InputError
+from gemscope.progress import Progress
 
 _ROWS = 4096
 """Windows handed on at a time."""
-_ROUNDED = 1e-3
-"""The activations of windows are rounded by as large a share as this."""
 _WIDEST = 1 << 24
 """Features of the widest SAE that is believed in."""
-_MOST = 3e38
-"""Below the largest float32."""
-_CLOSE = 1e-6
-"""Bounds that differ by less than this share of the maximum are one bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,30 +77,6 @@ class Taken:
     """Features whose firings were counted out of their histogram."""
     rounded: int = 0
     """Features whose firings are known as a rounded share of the tokens alone."""
-
-
-def as_number(value: object) -> float | None:
-    """What JSON may hold as a number, when it is one that float32 has room for."""
-    if type(value) is not int and type(value) is not float:  # True is an int to isinstance
-        return None
-    return float(value) if abs(value) < _MOST else None  # NaN is not below it either
-
-
-def as_whole(value: object) -> int | None:
-    """What JSON may hold as a whole number, when it is one: true is none."""
-    return value if type(value) is int and abs(value) <= EXACT else None
-
-
-def are_numbers(values: object) -> TypeGuard[list[float]]:
-    """Whether it is a list of nothing but such numbers."""
-    if not isinstance(values, list) or not set(map(type, values)) <= {int, float}:
-        return False
-    return not values or (-_MOST < min(values) <= max(values) < _MOST and not any(map(isnan, values)))
-
-
-def are_texts(values: object) -> TypeGuard[list[str]]:
-    """Whether it is a list of nothing but strings."""
-    return isinstance(values, list) and set(map(type, values)) <= {str}
 
 
 class _Ids(dict[str, int]):
@@ -213,6 +184,28 @@ class Intake:
 
     # --- handing on -------------------------------------------------------------------------------------------
 
+    def hand_on(
+        self,
+        writer: Writer,
+        size: int,
+        entry: Callable[[int, dict[str, Any], list[Shown]], Entry],
+        progress: Progress,
+    ) -> None:
+        """All there is of features below `size`; `entry` makes one of its index, figures (none where only examples
+        came) and examples.
+        """
+        with progress("write", size, "features") as advance:
+            for rows in self.windows():
+                writer.add_rows(rows)
+            for index, figures, examples in self.features():
+                if index < size:
+                    writer.add(entry(index, figures or {}, examples))
+                    advance(1)
+            writer.add_tokens(*self.texts())
+            for index, said in self.explanations():
+                if index < size:
+                    writer.add_explanation(index, **said)
+
     @property
     def rows(self) -> int:
         """Different windows."""
@@ -237,6 +230,10 @@ class Intake:
     def indices(self) -> list[int]:
         """Features that there are figures of, ascending."""
         return [index for (index,) in self._database.execute("SELECT id FROM feature ORDER BY id")]
+
+    def missing(self, size: int, skipped: Iterable[int] = ()) -> list[int]:
+        """Features below `size` that there are no figures of, but for those that were left out on purpose."""
+        return sorted(set(range(size)) - set(self.indices()) - set(skipped))
 
     def size(self, told: object, where: Path) -> int:
         """How many features there are: as told, or up to the last one met. Raises CorruptFile, InputError."""
@@ -287,146 +284,3 @@ def _shown(row: tuple[Any, ...]) -> Shown:
         high=high,
         share=share,
     )
-
-
-@dataclass(frozen=True)
-class Arranged:
-    """Examples of one feature as an atlas wants them: the strongest first, then from the highest interval down."""
-
-    shown: list[Shown] = field(default_factory=list)
-    intervals: list[int] = field(default_factory=list)
-    edges: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
-    counts: list[int] = field(default_factory=list)
-
-
-def arranged(examples: Iterable[Shown], firings: int, taken: Taken, edges: Floats | None = None) -> Arranged:
-    """Each window once, each example in the interval that its value lies in, whatever it was filed under.
-
-    The bounds of the intervals are `edges`, or those that the examples tell of.
-    """
-    kept: dict[int, Shown] = {}
-    for one in sorted(examples, key=lambda one: one.low is not None):  # the strongest before all else
-        if one.window in kept:
-            taken.duplicates += 1
-        else:
-            kept[one.window] = one
-    strongest = sorted((one for one in kept.values() if one.low is None), key=lambda one: -one.value)
-    others = [one for one in kept.values() if one.low is not None]
-    if not others:
-        return Arranged(strongest, [-1] * len(strongest))
-    bounds = _edges(others) if edges is None else edges
-    if len(bounds) < 2:
-        everything = sorted([*strongest, *others], key=lambda one: -one.value)
-        return Arranged(everything, [-1] * len(everything))
-    placed = [(_interval(one.value, bounds), one) for one in others]
-    if edges is None:
-        taken.rebinned += sum(not _within(one, bounds, interval) for interval, one in placed)
-    placed.sort(key=lambda pair: (-pair[0], -pair[1].value))
-    top = max(one.value for one in others)
-    if top >= bounds[-1]:  # the last bound is the maximum itself, or was rounded below it
-        bounds = bounds.copy()
-        bounds[-1] = np.nextafter(np.float32(top), np.float32(np.inf))
-    return Arranged(
-        [*strongest, *(one for _, one in placed)],
-        [-1] * len(strongest) + [interval for interval, _ in placed],
-        bounds,
-        _counts(others, bounds, firings),
-    )
-
-
-def _edges(others: list[Shown]) -> Floats:
-    bounds = np.unique(np.array([(one.low, one.high) for one in others], np.float64))
-    bounds = bounds[np.isfinite(bounds) & (bounds >= 0)]
-    if len(bounds) < 2:
-        return np.zeros(0, np.float32)
-    apart = np.diff(bounds, prepend=-np.inf) > _CLOSE * bounds[-1]
-    return np.unique(bounds[apart].astype(np.float32))
-
-
-def _interval(value: float, bounds: Floats) -> int:
-    return int(np.clip(np.searchsorted(bounds, np.float32(value), side="right") - 1, 0, len(bounds) - 2))
-
-
-def _within(one: Shown, bounds: Floats, interval: int) -> bool:
-    """Whether it was filed under an interval that holds it; bounds are told with a few digits."""
-    assert one.low is not None
-    slack = 1e-3 * float(bounds[-1])
-    return one.low - slack <= one.value <= (one.high or one.low) + slack or one.low == float(bounds[interval])
-
-
-def _counts(others: list[Shown], bounds: Floats, firings: int) -> list[int]:
-    """Firings in each interval, as its share says; where there is none, 0."""
-    shares = np.zeros(len(bounds) - 1)
-    for one in others:
-        if one.share is not None and one.low is not None and one.high is not None:
-            shares[_interval((one.low + one.high) / 2, bounds)] = min(1.0, max(0.0, one.share))
-    counts = np.rint(shares / max(1.0, shares.sum()) * firings).astype(np.int64)
-    while counts.sum() > firings:  # by rounding up
-        counts[counts.argmax()] -= 1
-    out: list[int] = counts.tolist()
-    return out
-
-
-def with_examples(entry: Entry, found: Arranged, length: int) -> Entry:
-    """The entry, and the cells of its examples in a corpus of rows of `length`."""
-    shown = found.shown
-    if not shown:
-        return entry
-    return replace(
-        entry,
-        edges=found.edges,
-        interval_counts=np.array(found.counts, np.int64),
-        positions=np.array([one.window * length + one.own for one in shown], np.int64),
-        intervals=np.array(found.intervals, np.int64),
-        owners=np.repeat(np.arange(len(shown)), [len(one.columns) for one in shown]),
-        columns=np.concatenate([one.columns for one in shown]).astype(np.int64),
-        values=np.concatenate([one.values for one in shown]).astype(np.float32),
-    )
-
-
-def highest(told: float | None, examples: Iterable[Shown]) -> float:
-    """A feature's maximum: as told, unless its examples show more than rounding makes of it."""
-    shown = max((float(one.values.max()) for one in examples), default=0.0)
-    return told if told is not None and shown <= told * (1 + _ROUNDED) else shown
-
-
-def firings(share: float, tokens: int, heights: Sequence[float], known: int, taken: Taken) -> tuple[int, Ints]:
-    """How often a feature fired, and its histogram with as many counts.
-
-    A share of the tokens is told with five digits at best; bars that are whole numbers and agree with it are counts,
-    and exact. `known` firings are shown by the examples, which is the least there can be.
-    """
-    bars = np.nan_to_num(np.asarray(heights, np.float64), posinf=0.0, neginf=0.0).clip(0)
-    total = float(bars.sum())
-    whole = total > 0 and bool((bars == np.rint(bars)).all())
-    if whole and abs(total / max(1, tokens) - share) <= max(5.1e-6, 1e-9 * share):
-        taken.exact += 1
-        return int(total), bars.astype(np.int64)
-    count = max(round(share * tokens), known)
-    taken.rounded += count > 0
-    if total <= 0 or count == 0:
-        return count, np.zeros(0, np.int64)
-    # The shape is known, the scale is not: the bars as shares of the count, the largest remainders rounded up.
-    shares = bars * (count / total)
-    out = np.floor(shares).astype(np.int64)
-    short = count - int(out.sum())
-    out[np.argsort(out - shares, kind="stable")[:short]] += 1
-    return count, out
-
-
-def from_zero(values: Sequence[float], counts: Ints) -> tuple[float, Ints]:
-    """Width of the bins and the counts of a histogram whose bars stand at `values`, on bins that begin at 0.
-
-    A bar moves by half a bin at most. No histogram where the bars do not stand at equal distances.
-    """
-    middles = np.asarray(values, np.float64)
-    none = 0.0, np.zeros(0, np.int64)
-    if len(middles) != len(counts) or not len(counts) or not np.isfinite(middles).all():
-        return none
-    step = float((middles[-1] - middles[0]) / (len(middles) - 1)) if len(middles) > 1 else 2 * float(middles[0])
-    if step <= 0 or (len(middles) > 1 and np.abs(np.diff(middles) - step).max() > 0.05 * step):
-        return none
-    first = round(middles[0] / step - 0.5)
-    if not 0 <= first < 1000:
-        return none
-    return step, np.concatenate([np.zeros(first, np.int64), counts])

@@ -16,18 +16,22 @@ if TYPE_CHECKING:
 EXPORTS: Mapping[str, tuple[str, str, str]] = {
     "html": ("html", "export_html", "one self-contained file of chosen features"),
     "site": ("html", "export_site", "a folder of pages for any file server"),
-    "csv": ("tables", "export_csv", "a row a feature, for spreadsheets"),
-    "parquet": ("tables", "export_parquet", "everything, for programs (needs pyarrow)"),
-    "neuronpedia": ("neuronpedia", "export", "a folder of batches, as Neuronpedia publishes and imports them"),
-    "neuronpedia-upload": ("neuronpedia", "export_upload", "a folder of bodies for its upload of 128 features"),
-    "anthropic": ("anthropic", "export", "a folder of JSON, as attribution graphs show features"),
+    "csv": ("csv", "export", "a row a feature, for spreadsheets"),
+    "parquet": ("parquet", "export", "everything, for programs (needs pyarrow)"),
+    "neuronpedia": ("neuronpedia.writing", "export", "a folder of batches, as Neuronpedia publishes and imports them"),
+    "neuronpedia-upload": ("neuronpedia.upload", "export_upload", "a folder of bodies for its upload of 128 features"),
+    "anthropic": ("anthropic.writing", "export", "a folder of JSON, as attribution graphs show features"),
 }
 """Format → module, function, and what comes out."""
 
 IMPORTS: Mapping[str, tuple[str, str, str]] = {
-    "neuronpedia": ("from_neuronpedia", "import_atlas", "a source's folder of batches, or SAEDashboard's output"),
-    "anthropic": ("anthropic", "import_atlas", "a folder of JSON, or one packed with index.json.gz"),
-    "gemma-scope-2": ("gemma_scope_2", "import_atlas", "the examples.safetensors beside an SAE of Gemma Scope 2"),
+    "neuronpedia": ("neuronpedia.reading", "import_atlas", "a source's folder of batches, or SAEDashboard's output"),
+    "anthropic": ("anthropic.reading", "import_atlas", "a folder of JSON, or one packed with index.json.gz"),
+    "gemma-scope-2": (
+        "gemma_scope_2.reading",
+        "import_atlas",
+        "an SAE's examples.safetensors from Gemma Scope 2",
+    ),
 }
 """Format → module, function, and what goes in."""
 

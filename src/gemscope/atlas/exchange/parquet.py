@@ -1,88 +1,26 @@
-"""The whole dictionary as a table, a row a feature: CSV for spreadsheets, Parquet for programs."""
+"""The whole dictionary as a table for programs: everything, a row a feature, lists nested."""
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gemscope.atlas.dashboard import Dashboard, Example, Logit
+from gemscope.atlas.dashboard import Dashboard, Logit
 from gemscope.atlas.exchange.folder import chosen
+from gemscope.atlas.reader import Atlas
 from gemscope.disk import written_aside
 from gemscope.errors import MissingDependency
 from gemscope.features.histogram import Histogram
 
-if TYPE_CHECKING:
-    from gemscope.atlas.reader import Atlas
-
 _ROWS = 128
 """Features in a group of rows of a Parquet file."""
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What a spreadsheet takes a cell for a formula by."""
-
-_COLUMNS: Mapping[str, Callable[[Dashboard], Any]] = {
-    "index": lambda page: page.index,
-    "label": lambda page: guarded(page.label or ""),
-    "density": lambda page: page.density,
-    "count": lambda page: page.count,
-    "tokens": lambda page: page.tokens,
-    "max": lambda page: page.max,
-    "mean": lambda page: page.mean,
-    "encoder_cosine": lambda page: page.encoder_cosine,
-    "decoder_norm": lambda page: page.decoder_norm,
-    "token": lambda page: guarded(_own(page.strongest[0])) if page.strongest else "",
-    "example": lambda page: guarded("".join(page.strongest[0].tokens)) if page.strongest else "",
-    "promoted_tokens": lambda page: _json([one.token for one in page.promoted]),
-    "promoted_logits": lambda page: _json([one.value for one in page.promoted]),
-    "suppressed_tokens": lambda page: _json([one.token for one in page.suppressed]),
-    "suppressed_logits": lambda page: _json([one.value for one in page.suppressed]),
-    "neighbours": lambda page: _json([one.feature for one in page.neighbours]),
-    "cosines": lambda page: _json([one.cosine for one in page.neighbours]),
-    "partners": lambda page: _json([one.feature for one in page.coactive]),
-    "jaccards": lambda page: _json([one.jaccard for one in page.coactive]),
-    "model": lambda page: page.model,
-    "source": lambda page: page.source,
-}
 
 
-def export_csv(atlas: Atlas, to: Path, *, features: Iterable[int] | None = None) -> Path:
-    """UTF-8, as RFC 4180 has it; lists are JSON within their cell.
-
-    A cell of text that a spreadsheet would take for a formula has an apostrophe put before it. Raises NotFound,
-    FileError, StorageFull.
-    """
-    wanted = chosen(features, len(atlas))
-    with written_aside(to) as aside, aside.open("w", encoding="utf-8", errors="replace", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(_COLUMNS)
-        for index in wanted:
-            page = atlas[index]
-            rows.writerow([_cell(column(page)) for column in _COLUMNS.values()])
-    return to
-
-
-def guarded(text: str) -> str:
-    """The text, with an apostrophe before it where a spreadsheet would run it as a formula."""
-    return f"'{text}" if text.startswith(_FORMULA) or text.lstrip().startswith(_FORMULA[:4]) else text
-
-
-def _cell(value: Any) -> Any:
-    return "" if value is None else value
-
-
-def _json(values: list[Any]) -> str:
-    return json.dumps(values, ensure_ascii=False)
-
-
-def _own(example: Example) -> str:
-    return example.tokens[example.peak]
-
-
-def export_parquet(atlas: Atlas, to: Path, *, features: Iterable[int] | None = None) -> Path:
+def export(atlas: Atlas, to: Path, *, features: Iterable[int] | None = None) -> Path:
     """Everything that an atlas holds of each feature, lists nested. Raises MissingDependency without pyarrow, and what
-    `export_csv` raises."""
+    `csv.export` raises."""
     try:
         import pyarrow as pa
         from pyarrow import parquet
