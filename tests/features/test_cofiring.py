@@ -78,6 +78,36 @@ def test_a_full_sample_depends_on_the_text_alone(seed: int, cuts: list[int], roo
     assert np.array_equal(whole.state()["hash"], key[lowest[:held]])
 
 
+def test_a_state_that_is_no_sample_is_refused() -> None:
+    """Each breaks one rule alone."""
+    sample = Sample(D_SAE, 1000)
+    _add(sample, *_text(0), 0)
+    state = sample.state() | {"features": sample.state()["features"].astype(np.int64)}
+    assert Sample.of(state, D_SAE).tokens == sample.tokens
+
+    def changed(name: str, *at: tuple[int, int]) -> dict[str, Array]:
+        array = state[name].copy()
+        for place, value in at:
+            array[place] = value
+        return state | {name: array}
+
+    sizes = state["sizes"]
+    for wrong in (
+        *({**state, name: state[name][:-1]} for name in ("hash", "position", "features")),
+        *({**state, name: np.append(state[name], 1)} for name in ("room", "below")),
+        *(changed("features", (0, id)) for id in (-1, D_SAE)),
+        changed("position", (3, -1)),
+        changed("sizes", (0, -1), (1, int(sizes[0] + sizes[1]) + 1)),
+        changed("sizes", (0, int(sizes[0]) + 1)),
+    ):
+        with pytest.raises(ValueError, match="no such sample"):
+            Sample.of(wrong, D_SAE)
+    nothing = Sample(D_SAE, 10)
+    nothing.add(np.arange(3), np.arange(3), np.zeros(3, np.int64), np.zeros(0, np.int64))
+    for kept in (Sample(D_SAE, 10), nothing):
+        assert Sample.of(kept.state(), D_SAE).tokens == kept.tokens
+
+
 def test_tokens_on_which_nothing_fires_do_not_pile_up() -> None:
     sample, random = Sample(D_SAE, 1000), np.random.default_rng(0)
     for start in range(0, 200_000, 1000):

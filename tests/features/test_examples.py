@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemscope.features.examples import INTERVALS, REACH, Examples, Firings, Places, _mixed, text_keys
+from gemscope.features.examples import INTERVALS, REACH, Examples, Firings, Places, _mixed, _scrambled, text_keys
 
 Array = np.ndarray[Any, np.dtype[Any]]
 ANY = st.integers(0, 2**32 - 1)
@@ -131,6 +131,52 @@ def test_a_state_goes_on_as_if_never_stored(seed: int) -> None:
     assert _alike(half, _kept(text, step=5))
 
 
+def _at(state: dict[str, Array], part: str, nth: int, **changes: Any) -> dict[str, Array]:
+    """The state with other numbers at one of the places that are kept."""
+    slot = np.flatnonzero(state[f"{part}.rank"].reshape(-1) != np.iinfo(np.int64).min)[nth]
+    changed = {name: value.copy() for name, value in state.items()}
+    for name, value in changes.items():
+        flat = changed[f"{part}.{name}"].reshape(state[f"{part}.rank"].size, -1)
+        flat[slot] = value if name != "window" else np.where(np.arange(9) == value[0], value[1], flat[slot])
+    return changed
+
+
+def test_a_state_of_places_that_cannot_be_is_refused() -> None:
+    """Each breaks one rule alone."""
+    text = Text(3, 10)
+    state, exponents, end = _kept(text, step=5).state(), text.exponents(10), 10 * LENGTH
+
+    def restored(state: dict[str, Array], exponents: Array = exponents) -> Examples:
+        examples = Examples(D_SAE, top=4, each=2, before=5, after=3)
+        examples.restore(state, exponents, end)
+        return examples
+
+    last = _at(state, "top", 0, position=end - 1)
+    assert restored(last).sorted()[0].position.max() == end - 1
+    top = int(np.float32(2.0 ** exponents[0]).view(np.int32))
+    for part in ("top", "drawn"):
+        for changes in (
+            {"position": -1},
+            {"position": end},
+            {"window": (2, -0.5)},
+            {"window": (5, 0.5)},
+            *({"value": 0.0, "rank": 0}, {"value": 2.0 ** exponents[0], "rank": top}),
+        ):
+            with pytest.raises(ValueError, match="no examples of this text"):
+                restored(_at(state, part, 0, **changes))
+    highest = state["drawn.value"].nonzero()[0][-1]
+    assert highest % INTERVALS > 0  # so that half of it belongs in another range
+    for wrong in (
+        _at(state, "top", 0, rank=int(state["top.rank"].max()) + 1),
+        _at(state, "drawn", 0, rank=-1),
+        _at(state, "drawn", -1, value=float(state["drawn.value"][highest].max() / 2)),
+    ):
+        with pytest.raises(ValueError, match="not where they belong"):
+            restored(wrong)
+    with pytest.raises(ValueError, match="not where they belong"):
+        restored(state | {"exponents": exponents + 1})
+
+
 def test_the_window_holds_the_activations_around_the_place_and_none_of_another_row() -> None:
     text = Text(3, 12)
     for places, per in zip(_kept(text, step=4).sorted(), (1, INTERVALS), strict=True):
@@ -165,6 +211,15 @@ def test_keys_are_equal_for_equal_texts_alone() -> None:
     swapped = ids.copy()
     swapped[2, [30, 31]] = ids[2, [31, 30]]
     assert (text_keys(swapped)[2, 31 : 31 + REACH] != keys[2, 31 : 31 + REACH]).all()
+
+
+def test_numbers_are_scrambled_as_splitmix64_does() -> None:
+    """Its first five of the seed 1234567, as its authors' program prints them: keys on disk mean the same everywhere."""
+    state = np.uint64(1234567) + np.arange(1, 6, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    assert _scrambled(state).tolist() == [
+        *(6457827717110365317, 3203168211198807973, 9817491932198370423),
+        *(4593380528125082431, 16408922859458223821),
+    ]
 
 
 def test_draws_are_spread_evenly_over_rows() -> None:

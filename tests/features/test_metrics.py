@@ -102,9 +102,19 @@ def test_too_few_tokens_give_no_number() -> None:
         assert math.isnan(sums.explained_variance)
     assert math.isnan(empty.cosine)
     assert one.n == 1
-    same = Variance()
-    same.add(torch.ones(5, 3), torch.zeros(5, 3))
-    assert math.isnan(same.fvu)  # nothing to explain
+    assert empty.spread == 0
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 1 / 3, 7.7, 500.1])
+def test_equal_tokens_leave_nothing_to_explain_however_their_sums_are_rounded(value: float) -> None:
+    for n in (2, 5, 7, 50, 1000):
+        same = Variance()
+        same.add(torch.full((n, 3), value), torch.zeros(n, 3))
+        assert math.isnan(same.fvu)
+    close = Variance()  # a float32 can tell these apart, and so can the fraction
+    x = torch.full((50, 3), value) * (1 + 2e-6 * torch.arange(50)[:, None]) + 1e-3 * torch.eye(50)[:, :3]
+    close.add(x, x.double().mean(0).expand(50, 3).float())
+    assert close.fvu == pytest.approx(1, abs=0.05)
 
 
 def test_next_token_loss_equals_torchs_cross_entropy() -> None:

@@ -124,6 +124,7 @@ def test_where_fewer_are_positive_than_may_fire_all_of_them_do() -> None:
         told, _ = step(weights, x, x, Terms(gate=gate, penalty="none", target=29.0))
         assert told.firings.sum() == positive
         assert told.tau == 0
+        assert told.window == 0  # no threshold is learned
 
 
 def test_gated_equals_its_formula_and_the_jumprelu_that_it_is_exported_as() -> None:
@@ -144,6 +145,8 @@ def test_gated_equals_its_formula_and_the_jumprelu_that_it_is_exported_as() -> N
     (error + rare + frozen).backward()
     assert told.loss == pytest.approx((error + rare + frozen).item(), rel=1e-5)
     assert told.error == pytest.approx(error.item(), rel=1e-5)
+    assert told.penalty == pytest.approx(rare.item(), rel=1e-5)
+    assert told.l0 == pytest.approx((f > 0).sum(-1).double().mean().item(), rel=1e-9)
     assert torch.equal(told.firings, (f > 0).sum(0))  # an open gate with nothing behind it is no firing
     for name, grad in grads.tensors().items():
         if name != "threshold":

@@ -71,8 +71,9 @@ class Variance:
 
     @property
     def fvu(self) -> float:
-        """Fraction of variance unexplained; NaN for fewer than two tokens."""
-        return self.error / self.spread if self.n > 1 and self.spread > 0 else math.nan
+        """Fraction of variance unexplained; NaN for fewer than two tokens, and where all are alike."""
+        # Of equal tokens rounding leaves some 1e-16 of the squares, which would make anything of the fraction.
+        return self.error / self.spread if self.n > 1 and self.spread > 1e-12 * self.square else math.nan
 
     @property
     def explained_variance(self) -> float:
