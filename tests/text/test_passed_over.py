@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,14 +21,20 @@ from gemscope.atlas.describe.gather import DescribeConfig
 from gemscope.atlas.describe.merge import merge
 from gemscope.atlas.describe.run import describe
 from gemscope.errors import EmptyText
+from gemscope.features.load import load_sae
 from gemscope.features.sae import SAE
 from gemscope.pages.render import provenance
 from gemscope.reports.check import check
 from gemscope.reports.probe import sparse_probe
 from gemscope.reports.score import score
+from gemscope.reports.training import TrainingReport, training_report
 from gemscope.testing import planted_sae, tiny_model
 from gemscope.text.corpus import Corpus
 from gemscope.text.labelled import labelled
+from gemscope.training import checkpoint
+from gemscope.training.config import TrainConfig
+from gemscope.training.source import StreamSource
+from gemscope.training.train import train
 
 CONFIG = DescribeConfig(top=3, each=1, before=9, after=4, length=24, batch=2, logits=3, neighbours=2, partners=2)
 TEXTS = [f"the {word} and the {word} sang in {word * 3}, of rivers and hours" for word in ("one", "two", "sun") * 4]
@@ -128,6 +135,54 @@ def test_a_score_is_that_of_the_other_rows_and_says_how_many_there_were(
     assert found.to_dict()["passed"] == PASSED
     assert TOLD in str(found).replace("\n", " ").replace("  ", " ")
     assert "passed over" not in str(clean)
+
+
+@pytest.mark.filterwarnings("ignore:.*was aimed at")
+@pytest.mark.parametrize("buffer", [64, 100_000], ids=["read again and again", "held as a whole"])
+def test_a_streamed_run_is_that_of_the_other_rows_and_its_report_says_how_many_there_were(
+    buffer: int, model: LanguageModel, holed: Path, whole: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row counted once, however often the text was read, and whether the run was cut off or not."""
+
+    def run(corpus: Corpus, name: str) -> TrainingReport:
+        source = StreamSource(model, corpus, "1.res", buffer=buffer, length=24, rows=2)
+        config = TrainConfig(width=32, target_l0=4.0, rows=640, batch=32, checkpoint_every=5, log_every=5)
+        train(source, config, to=tmp_path / name)
+        return training_report(tmp_path / name)
+
+    found, clean = run(Corpus.read(holed), "found"), run(whole, "clean")
+    assert found.figures["passed"] == PASSED
+    assert clean.figures["passed"] == {}
+    weights = [(report.sae / "sae_weights.safetensors").read_bytes() for report in (found, clean)]
+    assert weights[0] == weights[1]
+    for told in (str(found), found.to_card(), found.to_html()):
+        assert TOLD in told
+    assert found.to_dict()["passed"] == PASSED
+    assert "passed over" not in str(clean) + clean.to_card() + clean.to_html()
+    assert load_sae(found.sae).info.metadata["passed"] == PASSED
+
+    save = checkpoint.save
+
+    def stopping(run: Path, step: int, *rest: Any, **options: Any) -> None:
+        save(run, step, *rest, **options)
+        if step == 10:
+            raise _Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", stopping)
+        with pytest.raises(_Stop):
+            run(Corpus.read(holed), "stopped")
+    assert run(Corpus.read(holed), "stopped").figures == found.figures
+
+
+@pytest.mark.filterwarnings("ignore:.*was aimed at")
+def test_a_run_on_a_harvest_says_what_the_harvest_passed_over(
+    model: LanguageModel, holed: Path, tmp_path: Path
+) -> None:
+    store = harvest(model, Corpus.read(holed), ["1.res"], to=tmp_path / "store", length=24, batch=2)
+    config = TrainConfig(width=32, target_l0=4.0, rows=64, batch=32)
+    train(store, config, to=tmp_path / "run", held_out=store)
+    assert TOLD in str(training_report(tmp_path / "run"))
 
 
 def test_a_check_notes_them(model: LanguageModel, sae: SAE, holed: Path, whole: Corpus) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +16,7 @@ from gemscope.checked import EXACT, Count, read_json
 from gemscope.disk import written_aside
 from gemscope.errors import CorruptFile, InputError, NotFound
 from gemscope.pages.training import training_document
+from gemscope.text.corpus import passed_over
 from gemscope.text.printable import clipped, readable
 from gemscope.training.config import FAR, TrainConfig
 from gemscope.training.log import read
@@ -76,6 +77,11 @@ class TrainingReport:
         return ("held-out", self.figures["held_out"]) if "held_out" in self.figures else self.rows[0]
 
     @property
+    def passed(self) -> str:
+        """How many rows of the corpus had no text, by reason, in words; "" where all had one."""
+        return passed_over(self.figures.get("passed", {}))
+
+    @property
     def rows(self) -> tuple[tuple[str, Mapping[str, Any]], ...]:
         """What figures there are: by whose rows they are."""
         known = (("held_out", "held-out"), ("training", "training"))
@@ -95,6 +101,7 @@ class TrainingReport:
         return (
             f"{self.config['width']:,} features at {self.site}: L0 {at['l0']:.1f}{aimed}, FVU {at['fvu']:.4f}, "
             f"dead {at['dead']:.2%}, dense {at['dense']:.2%} on {at['rows']:,} {name} rows"
+            f"{f'; {self.passed}' if self.passed else ''}"
         )
 
     def to_dict(self) -> dict[str, object]:
@@ -106,7 +113,7 @@ class TrainingReport:
             "d_sae": self.config["width"],
             **{
                 key: self.figures[key]
-                for key in ("l0_as_trained", "training", "held_out", "config")
+                for key in ("l0_as_trained", "training", "held_out", "passed", "config")
                 if key in self.figures
             },
         }
@@ -142,7 +149,8 @@ class TrainingReport:
                 ("dense: fired on more than 10 %", "dense", "{:.2%}"),
             )
         )
-        data = "\n".join(_listed(self.figures["data"]))
+        passed = [f"- {self.passed}"] if self.passed else []
+        data = "\n".join(_listed(self.figures["data"]) + passed)
         held = "\n".join(_listed(self.figures["held_out_data"]))
         return f"""---
 library_name: gemscope
@@ -278,6 +286,7 @@ class _Figures:
     versions: dict[str, str]
     held_out_data: _Facts
     held_out: _Worth | UnsetType = UNSET
+    passed: dict[str, Count] = field(default_factory=dict)
 
 
 def _listed(facts: Mapping[str, Any]) -> list[str]:

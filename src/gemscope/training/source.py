@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from operator import or_
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -15,7 +18,7 @@ from gemscope.activations.writer import values_of
 from gemscope.errors import InputError, NotFinite
 from gemscope.progress import Progress, silent
 from gemscope.shapes import Float
-from gemscope.text.corpus import Corpus
+from gemscope.text.corpus import Corpus, Passed
 from gemscope.training.mixing import Mixed
 from gemscope.training.shuffle import Shuffle
 
@@ -46,7 +49,9 @@ class Source(Protocol):
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """Model, corpus and how it was read: for the SAE's own description."""
+        """Model, corpus and how it was read: for the SAE's own description. `passed` among them says, by reason, how
+        many rows of the corpus had no text.
+        """
         ...
 
     def batches(self, batch: int, seed: int) -> Batches: ...
@@ -110,6 +115,7 @@ class StoreSource:
             "corpus_digest": manifest.corpus_digest,
             "context_size": manifest.length,
             "rows_harvested": len(self),
+            **_without_text(manifest.passed),
         }
 
     def batches(self, batch: int, seed: int) -> _StoreBatches:
@@ -169,6 +175,7 @@ class StreamSource:
         if dtype not in DTYPES:
             raise InputError(f"activations cannot be held as {dtype!r}: choose from {', '.join(DTYPES)}")
         self.model, self.corpus, self.buffer, self.progress = model, corpus, buffer, progress
+        self._readings: list[Passed] = []
         self.length, self.dtype, self._pass = length, dtype, rows
         self.reads, self.writes = _sites(reads, writes)
         self._all = tuple(dict.fromkeys((*self.reads, *self.writes)))
@@ -203,7 +210,13 @@ class StreamSource:
             "corpus_digest": self.corpus.digest,
             "context_size": self.length,
             "mixing_buffer": self.buffer,
+            **_without_text(self.passed),
         }
+
+    @property
+    def passed(self) -> Passed:
+        """Rows of the corpus without a text, by reason: of what was read of it so far, each counted once."""
+        return reduce(or_, self._readings, Counter())  # each reading is the beginning of the longest
 
     def batches(self, batch: int, seed: int) -> _StreamBatches:
         """Random rows of the buffer, as many new ones in their place. Raises InputError for a batch above `buffer`."""
@@ -213,7 +226,9 @@ class StreamSource:
         """The corpus once: counted rows [n, all sites side by side] of one pass of the model after another. Raises
         NotFinite.
         """
-        for tokens in self.model.rows(self.corpus, length=self.length, batch=self._pass):
+        self._readings.append(Counter())
+        documents = self.corpus.documents(self._readings[-1])
+        for tokens in self.model.rows(documents, length=self.length, batch=self._pass):
             found = self.model.capture(tokens, self._all)
             kept = found[self._all[0]].counted.cpu()
             yield _beside([values_of(found[site], kept, self.dtype) for site in self._all])
@@ -239,6 +254,11 @@ class _StreamBatches:
         with self._source.progress(f"fill the buffer with {sites}", self._source.buffer, "rows") as advance:
             rows = self._mixed.sample(count, advance)
         return self._source.pairs(rows)
+
+
+def _without_text(passed: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """What there is to say of rows that were passed over: nothing where none was."""
+    return {"passed": dict(sorted(passed.items()))} if passed else {}
 
 
 def _sites(

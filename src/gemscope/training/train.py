@@ -354,11 +354,14 @@ class Lesson:
 
     def _write_figures(self, name: str, run: Run, figures: Mapping[str, Any]) -> None:
         """What the run ended with: for the report, which reads nothing else but the log."""
+        data, held_out = dict(self.source.facts), dict(self.held_out_facts)
+        held_out.pop("passed", None)  # its harvest says it
         facts = {
             "site": list(map(str, self.source.reads)),
             "site_out": list(map(str, self.source.writes)),
-            "data": dict(self.source.facts),
-            "held_out_data": dict(self.held_out_facts),
+            "passed": data.pop("passed", {}),
+            "data": data,
+            "held_out_data": held_out,
             "config": run.config.to_dict(),
             "steps": run.done,
             "meets_target": run.config.meets_target,
