@@ -7,6 +7,8 @@ PEER := .venv-peer
 BENCH := .venv-bench
 PEER_DASHBOARD := .venv-peer-dashboard
 CORES := --numprocesses auto --maxprocesses 4 --dist worksteal
+# What is compiled is kept beside its source, whatever the surroundings say: the tests start many processes.
+export PYTHONDONTWRITEBYTECODE :=
 PROMPT := Would you be able to travel through time using a wormhole?
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 BENCH_PIP := $(BENCH)/bin/pip install --quiet --disable-pip-version-check

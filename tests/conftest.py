@@ -4,9 +4,12 @@ bundled model, loaded once for each process of tests in the number format that i
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import jaxtyping
 import pytest
 
 import typecheck
@@ -27,6 +30,14 @@ def pytest_configure(config: pytest.Config) -> None:
         # Read when Triton is imported, which other libraries do as well: where nobody asks for the GPU, its programs are
         # interpreted.
         os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Types as users meet them: in the tests alone beartype stands before our own checks."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +68,8 @@ def median_norms() -> dict[tuple[str, str], Any]:
 def at_hand(
     bundled_model: LanguageModel, median_norms: dict[tuple[str, str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The shell, asked for the bundled model without any option, takes `bundled_model`."""
+    """Whoever asks for the bundled model without any option, the shell or a page's code, gets `bundled_model`."""
+    import gemscope
     from gemscope.activations import load
     from gemscope.atlas import units
 
@@ -73,8 +85,19 @@ def at_hand(
 
     monkeypatch.setattr(units, "_median_norm", median)
 
+    @functools.wraps(real)
     def loaded(name: str = "smollm2", **options: Any) -> LanguageModel:
         plain = all(value in (None, "auto") for option, value in options.items() if option != "progress")
         return bundled_model if name == "smollm2" and plain else real(name, **options)
 
     monkeypatch.setattr(load, "load_model", loaded)
+    monkeypatch.setattr(gemscope, "load_model", loaded)  # a name that may have been looked up before
+
+
+@pytest.fixture
+def little_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bundled corpus is its first three texts, 400 characters of each."""
+    from gemscope.text.corpus import Corpus
+
+    few = Corpus.of([document.text[:400] for document in Corpus.sample().take(3)])
+    monkeypatch.setattr(Corpus, "sample", lambda: few)

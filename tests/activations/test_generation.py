@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 
-import jaxtyping
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -569,14 +568,6 @@ def test_half_precision_is_continued_too(endless: None) -> None:
 
 
 # --- what cannot be -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def unchecked() -> Iterable[None]:
-    """Types as users meet them: in the tests alone beartype stands before our own checks."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.parametrize(

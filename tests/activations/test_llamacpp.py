@@ -4,10 +4,8 @@ do. The truth is the model whose weights were written into the file with llama.c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import jaxtyping
 import pytest
 import torch
 
@@ -62,14 +60,6 @@ def test_what_cannot_be_read_is_one_clear_line(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("gemscope.activations.llamacpp.find_spec", lambda _: None)
     with pytest.raises(MissingDependency, match="gguf and accelerate"):
         gs.load_model(tmp_path / "broken.gguf")
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Types as users meet them: in the tests alone beartype stands before our own checks."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_what_is_no_name_is_one_clear_line(unchecked: None) -> None:

@@ -2,7 +2,6 @@
 
 from functools import cache
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -22,14 +21,6 @@ TEXT = "The theory and the thing: é, 日本 — x\n"
 @cache
 def model_of(family: str) -> LanguageModel:
     return tiny_model(family)
-
-
-@pytest.fixture
-def unchecked():
-    """Types as users meet them: in the tests alone beartype stands before our own checks."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.parametrize("family", MAIN)

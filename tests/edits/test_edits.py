@@ -5,10 +5,9 @@ changes, where, and that nothing of it stays. Generation is test_generation.py's
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
 
-import jaxtyping
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
@@ -814,14 +813,6 @@ def test_pitfall_10_the_logit_lens_says_what_steering_does_up_to_the_final_norm(
 
 
 # --- what cannot be -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def unchecked() -> Iterable[None]:
-    """Types as users meet them: in the tests alone beartype stands before our own checks."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def _narrow() -> SAE:

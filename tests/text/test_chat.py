@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 
-import jaxtyping
 import pytest
 import torch
 from tokenizers import processors
@@ -74,14 +72,6 @@ def truth(model: LanguageModel, chat: list[dict[str, str]], **options: object) -
 
 def rendered(model: LanguageModel, chat: list[dict[str, str]], **options: object) -> str:
     return str(model.tokenizer.apply_chat_template(chat, tokenize=False, **options))
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Types as users meet them: in the tests alone beartype stands before our own checks."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 # --- never two BOS --------------------------------------------------------------------------------------------------

@@ -1,13 +1,14 @@
 """What docs/atlas.md says can be done is done as it says; its pictures are there."""
 
 import dataclasses
+import functools
 import importlib
 import json
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -37,34 +38,36 @@ def test_the_shell_takes_every_command_as_it_is_written(command: str) -> None:
     assert parser().parse_args(words).run
 
 
-_FAST = """
-import functools
-import gemscope as gs
+@pytest.fixture
+def as_read(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    at_hand: None,
+    little_text: None,
+    unchecked: None,
+) -> Callable[[str], str]:
+    """Runs a page's code as its readers do, in a folder of its own and without the checks of shapes, and gives what it
+    prints. Of less text: the tests show that the code runs, not how long it takes.
+    """
 
-gs.load_model = functools.partial(gs.load_model, dtype={dtype!r})
-"""
-_LESS = """
-few = gs.Corpus.of([document.text[:500] for document in gs.Corpus.sample().take(3)])
-gs.Corpus.sample = lambda: few
-gs.DescribeConfig = functools.partial(gs.DescribeConfig, logits=0, neighbours=0, partners=0)
-"""
-"""Less text, and nothing of what weights alone say: the test shows that the code runs, not how long it takes."""
+    def run(code: str) -> str:
+        monkeypatch.chdir(tmp_path)
+        exec(compile(code, "page", "exec"), {})
+        return capsys.readouterr().out
+
+    return run
 
 
-def test_the_python_of_the_atlas_s_page_runs(tmp_path: Path, fast_dtype: str) -> None:
-    code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
-    # In a process of its own: without the checks of shapes, which see each of 8,192 features many times.
-    ran = subprocess.run(
-        [sys.executable, "-c", _FAST.format(dtype=fast_dtype) + _LESS + code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert "8,192 features" in ran.stdout
-    assert "label='good wishes'" in ran.stdout
-    assert "http://127.0.0.1:" in ran.stdout
+def test_the_python_of_the_atlas_s_page_runs(
+    tmp_path: Path, as_read: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = functools.partial(gs.DescribeConfig, logits=0, neighbours=0, partners=0)  # of what weights alone say
+    monkeypatch.setattr(gs, "DescribeConfig", nothing)
+    out = as_read("\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)))
+    assert "8,192 features" in out
+    assert "label='good wishes'" in out
+    assert "http://127.0.0.1:" in out
     assert (tmp_path / "my.csv").read_text(encoding="utf-8").count("\n") >= 8192
     assert "5078" in (tmp_path / "some.html").read_text(encoding="utf-8")
 
@@ -88,13 +91,10 @@ def test_the_python_of_the_measures_page_finds_what_the_page_says(tmp_path: Path
         assert float(share) == pytest.approx(float(part), abs=3)
 
 
-def test_the_python_of_the_edits_page_runs(tmp_path: Path, fast_dtype: str) -> None:
+def test_the_python_of_the_edits_page_runs(as_read: Callable[[str], str]) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", EDITS, re.DOTALL)
-    code = _FAST.format(dtype=fast_dtype) + code
-    # In a process of its own, without the checks of shapes: as its readers run it.
-    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    assert re.match(r"add feature 8029 \([\d.]+ raw = [\d.]+ × max = 0.5 × median norm\) at 15.res", ran.stdout)
+    line = as_read(code)
+    assert re.match(r"add feature 8029 \([\d.]+ raw = [\d.]+ × max = 0.5 × median norm\) at 15.res", line)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ GEMMA = ("google/gemma-2-2b", "google/gemma-scope-2b-pt-res/layer_20/width_16k/a
 PROMPT = "Would you be able to travel through time using a wormhole?"
 
 
+@pytest.mark.usefixtures("at_hand", "little_text", "unchecked")
 def test_the_tutorial_runs_on_the_bundled_model_and_sae(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -39,14 +40,13 @@ def test_the_page_holds_the_example_s_text_and_code(monkeypatch: pytest.MonkeyPa
         place = found + len(shown)
 
 
+@pytest.mark.usefixtures("at_hand", "little_text", "unchecked")
 def test_the_readme_s_code_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
     # As written, but for the amount of text and of training: the test shows that it runs, not how long it takes.
-    few = gs.Corpus.of([document.text[:400] for document in gs.Corpus.sample().take(3)])
-    monkeypatch.setattr(gs.Corpus, "sample", lambda: few)
     assert "rows=100_000" in code
     code = code.replace("rows=100_000", "rows=4_096")
     exec(compile(code, "README.md", "exec"), {})
