@@ -60,7 +60,7 @@ def bundled_model(fast_dtype: str) -> LanguageModel:
 
 @pytest.fixture(scope="session")
 def median_norms() -> dict[tuple[str, str], Any]:
-    """Of sites of the bundled model, by atlas: each command would read 2,048 tokens for one."""
+    """Of sites of the bundled model, by atlas: each command would read text for one."""
     return {}
 
 
@@ -83,6 +83,7 @@ def at_hand(
             median_norms[key] = measured(atlas, model, sae)
         return median_norms[key]
 
+    monkeypatch.setattr(units, "_TOKENS", 1)  # one row of the atlas's text is enough for a norm
     monkeypatch.setattr(units, "_median_norm", median)
 
     @functools.wraps(real)

@@ -1,12 +1,10 @@
 """How the tests check types: beartype, with an int allowed where a float is asked for (PEP 484's numeric tower), on every
-function of the package; each is prepared when it is first called. Of functions within functions, which are made anew in
-each pass through a model, those that speak of shapes: to prepare the others took longer than all that they do.
+function of the package. Of functions within functions, which are made anew in each pass through a model, those that
+speak of shapes: to prepare the others took longer than all that they do.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -28,20 +26,8 @@ def _lean(*, typechecker: Callable[..., Any]) -> Callable[..., Any]:
     """The decorator that the import hook writes above every function and class."""
 
     def decorated(given: Any) -> Any:
-        if not inspect.isfunction(given):
-            return _jaxtyped(given, typechecker=typechecker)
-        if "<locals>" in given.__qualname__ and not any('"' in str(hint) for hint in given.__annotations__.values()):
-            return given
-        prepared: Callable[..., Any] | None = None
-
-        @functools.wraps(given)
-        def when_called(*args: Any, **options: Any) -> Any:
-            __tracebackhide__ = True
-            nonlocal prepared
-            if prepared is None:
-                prepared = _jaxtyped(given, typechecker=typechecker)
-            return prepared(*args, **options)
-
-        return when_called
+        within = "<locals>" in getattr(given, "__qualname__", "")
+        speaks = any('"' in str(hint) for hint in getattr(given, "__annotations__", {}).values())
+        return given if within and not speaks else _jaxtyped(given, typechecker=typechecker)
 
     return decorated

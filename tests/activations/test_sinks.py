@@ -140,8 +140,8 @@ HELD = [
 
 
 @pytest.fixture(scope="module")
-def bundled() -> LanguageModel:
-    return load_model("smollm2", dtype="float32")
+def bundled(bundled_model: LanguageModel) -> LanguageModel:
+    return bundled_model if bundled_model.dtype == torch.float32 else load_model("smollm2", dtype="float32")
 
 
 def hidden(model: LanguageModel, ids: Tensor, *, attention: bool = False) -> tuple[list[Tensor], list[Tensor]]:

@@ -156,6 +156,7 @@ def test_too_many_words_or_none_is_wrong_usage(words: list[str]) -> None:
     assert raised.value.code == 2
 
 
+@pytest.mark.usefixtures("at_hand")
 def test_a_stream_needs_no_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = tmp_path / "text.txt"
     text.write_text("The quick brown fox jumps over the lazy dog, and the dog sleeps on. " * 60)

@@ -1,14 +1,22 @@
 """`check` tells the right site from wrong ones, and a wrong scale, on a few hundred tokens."""
 
+import importlib
 import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
 import torch
 
 import gemscope as gs
+from gemscope.activations.capture import Activations
+from gemscope.activations.site import Site
 from gemscope.errors import Mismatch
+from gemscope.features.activations import FeatureActivations
 from gemscope.features.sae import SAE, SAEInfo
 from gemscope.testing import identity_sae, tiny_model
+from gemscope.text.tokens import Tokens
 
 TEXT = "The cat sat on the mat, and the dog ran after 3 birds that had come from the sea. " * 3
 
@@ -151,8 +159,32 @@ def test_another_width_is_refused_before_any_reading(gemma: gs.LanguageModel) ->
 
 
 @pytest.fixture(scope="module")
-def bundled(bundled_model: gs.LanguageModel) -> tuple[gs.LanguageModel, SAE]:
-    return bundled_model, gs.load_sae("smollm2")
+def bundled(bundled_model: gs.LanguageModel) -> Iterator[tuple[gs.LanguageModel, SAE]]:
+    """What flows through a site on one text, and what the SAE makes of it, is computed once: checks of one SAE at many
+    sites look at the same ones again and again.
+    """
+    sae = gs.load_sae("smollm2")
+    capture, known = bundled_model.capture, defaultdict[Any, dict[Site, Activations]](dict)
+    read, made = SAE.read, {}
+
+    def captured(tokens: Tokens, sites: Iterable[Site], *, every_token: bool = False) -> dict[Site, Activations]:
+        held, wanted = known[tokens.ids.numpy().tobytes(), every_token], set(sites)
+        if fresh := wanted - held.keys():
+            held.update(capture(tokens, fresh, every_token=every_token))
+        return {site: held[site] for site in wanted}
+
+    def reading(self: SAE, x: torch.Tensor) -> tuple[FeatureActivations, torch.Tensor]:
+        if self.b_enc.data_ptr() != sae.b_enc.data_ptr():
+            return read(self, x)
+        key = x.numpy().tobytes()
+        if key not in made:
+            made[key] = read(self, x)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundled_model, "capture", captured)
+        patch.setattr(SAE, "read", reading)
+        yield bundled_model, sae
 
 
 def test_the_bundled_sae_passes_on_the_bundled_text(bundled: tuple[gs.LanguageModel, SAE]) -> None:
@@ -184,19 +216,19 @@ def test_a_row_of_256_tokens_tells_a_wrong_site_from_the_right_one(
     assert f"it fits 15.res, not {wrong}" in (found.suggestion or "")
 
 
-def test_a_missing_input_scale_is_found(bundled: tuple[gs.LanguageModel, SAE]) -> None:
-    model, sae = bundled
-    rows = model.capture(
-        "It is a truth universally acknowledged, that a single man must be in want of a wife.", ["15.res"]
-    )
-    scale = 1 / rows["15.res"].rows.float().norm(dim=-1).pow(2).mean().sqrt().item()
+def test_a_missing_input_scale_is_found(bundled: tuple[gs.LanguageModel, SAE], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = bundled
+    site = Site(15, "res")
+    tokens = model.tokens("It is a truth universally acknowledged, that a single man must be in want of a wife.")
+    scale = 1 / model.capture(tokens, [site])[site].rows.float().norm(dim=-1).pow(2).mean().sqrt().item()
     # The same SAE, had it been trained on activations of mean squared norm 1.
-    for weight in (sae.b_enc, sae.threshold, sae.b_dec):
+    small = gs.load_sae("smollm2")
+    for weight in (small.b_enc, small.threshold, small.b_dec):
         weight.mul_(scale)
-    try:
-        found = gs.check(model, sae, tokens=256)
-    finally:
-        for weight in (sae.b_enc, sae.threshold, sae.b_dec):
-            weight.div_(scale)
+    # On whatever it reads nearly all of its features are on, which takes long: on few tokens, then.
+    monkeypatch.setattr(importlib.import_module("gemscope.reports.check"), "_FEW", 12)
+    (text,) = (document.text[:700] for document in gs.Corpus.sample().take(1))
+    found = gs.check(model, small, gs.Corpus.of([text]))
+    assert found.tokens > 100
     assert not found.ok
     assert "it fits 15.res scaled by" in (found.suggestion or "")

@@ -491,7 +491,7 @@ def test_a_wrong_site_or_a_flipped_sign_is_plain_to_see_on_the_bundled_model(bun
     flipped.W_dec.neg_()
     wrong = [load_sae("smollm2", site=site) for site in ("15.res", "14.res", "16.res", "15.mid")]
     right, *others = compare(
-        model, [*wrong, flipped], Corpus.sample(), tokens=256, loss_tokens=256, length=128, batch=2
+        model, [*wrong, flipped], Corpus.sample(), tokens=128, loss_tokens=128, length=128, batch=1
     ).scores
     assert right.fvu < 0.25
     assert right.delta_loss < 0.2

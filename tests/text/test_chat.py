@@ -220,6 +220,7 @@ def test_a_template_that_fails_is_one_clear_line() -> None:
 # --- in the shell, with the bundled model ---------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("at_hand")
 def test_the_shell_reads_a_users_turn_and_a_whole_chat(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
