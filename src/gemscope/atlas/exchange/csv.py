@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterable, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,10 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _COLUMNS: Mapping[str, Callable[[Dashboard], Any]] = {
     "index": lambda page: page.index,
     "label": lambda page: guarded(page.label or ""),
-    "density": lambda page: page.density,
-    "count": lambda page: page.count,
-    "tokens": lambda page: page.tokens,
-    "max": lambda page: page.max,
-    "mean": lambda page: page.mean,
-    "encoder_cosine": lambda page: page.encoder_cosine,
-    "decoder_norm": lambda page: page.decoder_norm,
+    **{
+        name: attrgetter(name)
+        for name in ("density", "count", "tokens", "max", "mean", "encoder_cosine", "decoder_norm")
+    },
     "token": lambda page: guarded(_own(page.strongest[0])) if page.strongest else "",
     "example": lambda page: guarded("".join(page.strongest[0].tokens)) if page.strongest else "",
     "promoted_tokens": lambda page: _json([one.token for one in page.promoted]),

@@ -10,8 +10,6 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -249,23 +247,17 @@ class Intake:
 
     def features(self) -> Iterator[tuple[int, dict[str, Any] | None, list[Shown]]]:
         """Index, figures (None where only examples came) and examples, ascending."""
-        # The order of arrival is kept among the examples of a feature: it decides which of two alike stays.
         self._database.execute("CREATE INDEX IF NOT EXISTS by_feature ON example(feature)")
-        examples = groupby(self._database.execute("SELECT * FROM example ORDER BY feature, rowid"), key=itemgetter(0))
-        figures = iter(self._database.execute("SELECT id, record FROM feature ORDER BY id"))
-        waiting, known = next(examples, None), next(figures, None)
-        while waiting is not None or known is not None:
-            index = min(one[0] for one in (waiting, known) if one is not None)
-            shown: list[Shown] = []
-            record = None
-            if waiting is not None and waiting[0] == index:
-                shown = [_shown(row) for row in waiting[1]]
-                waiting = next(examples, None)
-            if known is not None and known[0] == index:
-                record = json.loads(known[1])
-                known = next(figures, None)
+        told = "SELECT id, record FROM feature UNION ALL SELECT DISTINCT feature, NULL FROM example"
+        known = self._database.execute(f"SELECT id, max(record) FROM ({told}) GROUP BY id ORDER BY id")
+        for index, record in known:
+            # The order of arrival is kept among the examples of a feature: it decides which of two alike stays.
+            shown = self._database.execute(
+                "SELECT window, own, columns, cells, low, high, share FROM example WHERE feature = ? ORDER BY rowid",
+                (index,),
+            )
             self.taken.orphans += record is None
-            yield index, record, shown
+            yield index, None if record is None else json.loads(record), [_shown(*row) for row in shown]
 
     def explanations(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Feature and explanation, by feature, in the order of arrival."""
@@ -273,14 +265,7 @@ class Intake:
             yield feature, json.loads(record)
 
 
-def _shown(row: tuple[Any, ...]) -> Shown:
-    _, window, own, columns, cells, low, high, share = row
-    return Shown(
-        window=window,
-        own=own,
-        columns=np.frombuffer(columns, np.int32),
-        values=np.frombuffer(cells, np.float32),
-        low=low,
-        high=high,
-        share=share,
-    )
+def _shown(window: int, own: int, columns: bytes, cells: bytes, *filed: float | None) -> Shown:
+    places, values = np.frombuffer(columns, np.int32), np.frombuffer(cells, np.float32)
+    low, high, share = filed
+    return Shown(window=window, own=own, columns=places, values=values, low=low, high=high, share=share)

@@ -7,12 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gemscope.atlas.dashboard import Dashboard, Logit
+from gemscope.atlas.dashboard import Dashboard
 from gemscope.atlas.exchange.folder import chosen
 from gemscope.atlas.reader import Atlas
 from gemscope.disk import written_aside
 from gemscope.errors import MissingDependency
-from gemscope.features.histogram import Histogram
 
 _ROWS = 128
 """Features in a group of rows of a Parquet file."""
@@ -82,48 +81,10 @@ def _schema(pa: Any) -> Any:
 
 
 def _row(page: Dashboard) -> dict[str, Any]:
-    return {
-        "index": page.index,
-        "model": page.model,
-        "source": page.source,
-        "label": page.label,
-        "density": page.density,
-        "count": page.count,
-        "tokens": page.tokens,
-        "max": page.max,
-        "mean": page.mean,
-        "encoder_cosine": page.encoder_cosine,
-        "decoder_norm": page.decoder_norm,
-        "histogram": _histogram(page.histogram),
-        "intervals": [vars(one) for one in page.intervals],
-        "promoted": _logits(page.promoted),
-        "suppressed": _logits(page.suppressed),
-        "logit_histogram": _histogram(page.logit_histogram),
-        "neighbours": [{"feature": one.feature, "cosine": one.cosine} for one in page.neighbours],
-        "coactive": [{"feature": one.feature, "jaccard": one.jaccard, "share": one.share} for one in page.coactive],
-        "explanations": [
-            {"text": one.text, "method": one.method, "author": one.author, "score": one.score}
-            for one in page.explanations
-        ],
-        "examples": [
-            {
-                "interval": one.interval,
-                "document": one.document,
-                "position": one.position,
-                "peak": one.peak,
-                "value": one.value,
-                "ids": one.ids,
-                "tokens": one.tokens,
-                "values": one.values,
-            }
-            for one in page.examples
-        ],
-    }
-
-
-def _histogram(histogram: Histogram | None) -> dict[str, Any] | None:
-    return None if histogram is None else vars(histogram)
-
-
-def _logits(logits: list[Logit]) -> list[dict[str, Any]]:
-    return [vars(one) for one in logits]
+    """By the schema's names, which are the page's own; it passes over what lists say beyond it."""
+    row: dict[str, Any] = vars(page) | {"label": page.label, "density": page.density}
+    for name in ("histogram", "logit_histogram"):
+        row[name] = row[name] and vars(row[name])
+    for name in ("intervals", "promoted", "suppressed", "neighbours", "coactive", "explanations"):
+        row[name] = list(map(vars, row[name]))
+    return row | {"examples": [vars(one) | {"value": one.value} for one in page.examples]}

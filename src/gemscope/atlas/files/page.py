@@ -89,6 +89,13 @@ class Page:
     shares: Floats
 
 
+_AS_THEY_ARE = (
+    *("histogram", "edges", "interval_counts", "intervals", "logit_histogram", "neighbours", "cosines"),
+    *("promoted", "promoted_values", "suppressed", "suppressed_values", "partners", "jaccards", "shares"),
+)
+"""What pages keep as entries have it."""
+
+
 def entry_of(page: Page, length: int, **figures: Any) -> Entry:
     """The entry that a page was packed from, given its figures: `index`, `count`, `max` and so on.
 
@@ -104,27 +111,14 @@ def entry_of(page: Page, length: int, **figures: Any) -> Entry:
     step, logit_low, logit_step = page.scales
     entry = Entry(
         **figures,
+        **{name: getattr(page, name) for name in _AS_THEY_ARE},
         step=step,
-        histogram=page.histogram,
-        edges=page.edges,
-        interval_counts=page.interval_counts,
         positions=positions,
-        intervals=page.intervals,
         owners=owners[order],
         columns=columns[order],
         values=np.concatenate((page.values, page.peaks))[order],
-        promoted=page.promoted,
-        promoted_values=page.promoted_values,
-        suppressed=page.suppressed,
-        suppressed_values=page.suppressed_values,
         logit_low=logit_low,
         logit_step=logit_step,
-        logit_histogram=page.logit_histogram,
-        neighbours=page.neighbours,
-        cosines=page.cosines,
-        partners=page.partners,
-        jaccards=page.jaccards,
-        shares=page.shares,
     )
     try:
         require_sound(entry, length)

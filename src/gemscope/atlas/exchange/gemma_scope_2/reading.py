@@ -15,7 +15,7 @@ import numpy as np
 from gemscope.atlas.entry import Entry
 from gemscope.atlas.exchange.folder import slugged
 from gemscope.atlas.exchange.gemma_scope_2.picked import AFTER, BEFORE, Picked, pick
-from gemscope.atlas.exchange.gemma_scope_2.tensors import KEYS, File, Sizes, opened, sizes_of
+from gemscope.atlas.exchange.gemma_scope_2.tensors import KEYS, File, Sizes, sizes_of
 from gemscope.atlas.exchange.pieces import bytes_in, number_of
 from gemscope.atlas.exchange.provenance import imported, in_catalog
 from gemscope.atlas.files.manifest import Manifest
@@ -51,7 +51,8 @@ def import_atlas(
     path, to = Path(path), Path(to)
     if not path.is_file():
         raise NotFound(f"no file {path}: it lies beside the SAE's params.safetensors")
-    with Writer(to) as writer, opened(path) as file:
+    with Writer(to) as writer:
+        file = File(path)
         sizes = sizes_of(file, path)
         picked, frequencies = _pick_all(file, sizes, path, progress)
         rows = np.arange(sizes.rows) if whole_corpus else np.unique(np.concatenate([one.rows for one in picked]))
@@ -61,10 +62,10 @@ def import_atlas(
         has_logits = False
         with progress("write", sizes.features, "features") as advance:
             for block, one in zip(_blocks(sizes.features), picked, strict=True):
-                logits = [file[name][block.start : block.stop] for name in KEYS[:4]]
+                logits = [file(name, block) for name in KEYS[:4]]
                 used |= set(np.unique(np.concatenate([logits[0].ravel(), logits[2].ravel()])).tolist())
                 has_logits |= bool(logits[0].size)
-                for number in range(len(block)):
+                for number in range(block.stop - block.start):
                     count = round(float(frequencies[block.start + number]) * scale)
                     writer.add(_entry(block.start + number, count, one, [some[number] for some in logits]))
                     advance(1)
@@ -76,18 +77,16 @@ def import_atlas(
         return writer.finish(manifest)
 
 
-def _blocks(features: int) -> Iterator[range]:
+def _blocks(features: int) -> Iterator[slice]:
     for start in range(0, features, _BLOCK):
-        yield range(start, min(start + _BLOCK, features))
+        yield slice(start, min(start + _BLOCK, features))
 
 
 def _pick_all(file: File, sizes: Sizes, path: Path, progress: Progress) -> tuple[list[Picked], Array]:
     picked = []
     with progress("read", sizes.features, "features") as advance:
         for block in _blocks(sizes.features):
-            values, rows, columns = (
-                file[name][block.start : block.stop] for name in ("activations", "seq_ids", "positions")
-            )
+            values, rows, columns = (file(name, block) for name in ("activations", "seq_ids", "positions"))
             # Places that are not filled: features that fire more rarely than there is room for.
             there = (values > 0) & np.isfinite(values) & (rows >= 0) & (columns >= 0)
             beyond = there & ((rows >= sizes.rows) | (columns >= sizes.length))
@@ -95,8 +94,8 @@ def _pick_all(file: File, sizes: Sizes, path: Path, progress: Progress) -> tuple
                 feature = block.start + int(np.flatnonzero(beyond.any(axis=1))[0])
                 raise CorruptFile(f"{path}: feature {feature} has an example outside the file's own corpus")
             picked.append(pick(values, rows, columns, there))
-            advance(len(block))
-    frequencies = file["feature_frequencies"][:].astype(np.float64)
+            advance(block.stop - block.start)
+    frequencies = file("feature_frequencies").astype(np.float64)
     if not np.isfinite(frequencies).all() or (frequencies < 0).any():
         raise CorruptFile(f"{path}: feature_frequencies holds numbers that are no frequencies")
     return picked, frequencies
@@ -110,7 +109,7 @@ def _add_rows(writer: Writer, file: File, rows: Array, sizes: Sizes, progress: P
             low, high = np.searchsorted(rows, (start, start + _ROWS))
             if low == high:
                 continue
-            ids = file["tokens"][start : start + _ROWS][rows[low:high] - start]
+            ids = file("tokens", slice(start, start + _ROWS))[rows[low:high] - start]
             if (ids >= 1 << 31).any():
                 raise CorruptFile("examples.safetensors: tokens holds numbers that are no ids of tokens")
             ids = np.maximum(ids, -1)

@@ -18,72 +18,64 @@ def write_about(config: Path, place: Path, manifest: Manifest, methods: list[str
     config.mkdir()
     _write(
         config / "explanation_type.jsonl",
-        [{"name": name, "displayName": name, "description": name} for name in methods],
+        *({"name": name, "displayName": name, "description": name} for name in methods),
     )
-    _write(config / "explanation_model_type.jsonl", [])
+    _write(config / "explanation_model_type.jsonl")
     model, source = manifest.model_id, manifest.source_id
     who = {"creatorId": creator, "createdAt": EPOCH}
     _write(
         place / "model.jsonl",
-        [
-            {
-                "id": model,
-                "instruct": model.endswith(("-it", "-instruct")),
-                "displayNameShort": model,
-                "displayName": manifest.model,
-                **who,
-                "updatedAt": EPOCH,
-            }
-        ],
+        {
+            "id": model,
+            "instruct": model.endswith(("-it", "-instruct")),
+            "displayNameShort": model,
+            "displayName": manifest.model,
+            **who,
+            "updatedAt": EPOCH,
+        },
     )
     _write(
         place / "release.jsonl",
-        [
-            {
-                "name": set_name(source),
-                "description": manifest.sae,
-                "descriptionShort": manifest.sae,
-                "urls": [],
-                "creatorNameShort": creator,
-                "creatorName": creator,
-                **who,
-            }
-        ],
+        {
+            "name": set_name(source),
+            "description": manifest.sae,
+            "descriptionShort": manifest.sae,
+            "urls": [],
+            "creatorNameShort": creator,
+            "creatorName": creator,
+            **who,
+        },
     )
     _write(
         place / "sourceset.jsonl",
-        [
-            {
-                "modelId": model,
-                "name": set_name(source),
-                **who,
-                "creatorName": creator,
-                "releaseName": set_name(source),
-                "description": manifest.sae,
-                "visibility": "PUBLIC",
-            }
-        ],
+        {
+            "modelId": model,
+            "name": set_name(source),
+            **who,
+            "creatorName": creator,
+            "releaseName": set_name(source),
+            "description": manifest.sae,
+            "visibility": "PUBLIC",
+        },
     )
     _write(
         place / "source.jsonl",
-        [
-            {
-                "id": source,
-                "modelId": model,
-                "setName": set_name(source),
-                "visibility": "PUBLIC",
-                "dataset": ", ".join(part.name for part in manifest.parts),
-                "num_prompts": manifest.rows,
-                "num_tokens_in_prompt": manifest.length,
-                "saelensConfig": {OURS: told(manifest)},
-                "saelensRelease": None,
-                "saelensSaeId": None,
-                "hfRepoId": None,
-                "hfFolderId": None,
-                "creatorId": creator,
-                "createdAt": EPOCH,
-            }
-        ],
+        {
+            "id": source,
+            "modelId": model,
+            "setName": set_name(source),
+            "visibility": "PUBLIC",
+            "dataset": ", ".join(part.name for part in manifest.parts),
+            "num_prompts": manifest.rows,
+            "num_tokens_in_prompt": manifest.length,
+            "saelensConfig": {OURS: told(manifest)},
+            "saelensRelease": None,
+            "saelensSaeId": None,
+            "hfRepoId": None,
+            "hfFolderId": None,
+            "creatorId": creator,
+            "createdAt": EPOCH,
+        },
     )
 
 
@@ -93,5 +85,5 @@ def set_name(source: str) -> str:
     return (rest if dash and layer.isdecimal() else source).partition("__")[0]
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+def _write(path: Path, *rows: dict[str, Any]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
