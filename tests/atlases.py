@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
+import os
+import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -271,3 +275,52 @@ def planted_atlas(folder: str | Path, **plan: object) -> Atlas:
             if text := made.label(feature):
                 writer.add_explanation(feature, text, "planted")
         return writer.finish(made.manifest())
+
+
+PLAN = Plan()
+
+
+def manifest_of(d_sae: int, rows: int, length: int, **changes: object) -> Manifest:
+    part = Part(name="p", digest="0", rows=rows, documents=0, counted=rows * length, masked={})
+    return replace(PLAN.manifest(), d_sae=d_sae, length=length, bos=False, parts=(part,), **changes)
+
+
+def written(folder: Path, ids: np.ndarray, entries: list[Entry], texts: dict[int, bytes], **changes: object) -> Atlas:
+    with Writer(folder) as writer:
+        writer.add_rows(ids)
+        writer.add_tokens(texts)
+        for entry in entries:
+            writer.add(entry)
+        d_sae = 1 + max((entry.index for entry in entries), default=0)
+        return writer.finish(manifest_of(d_sae, len(ids), ids.shape[1], **changes))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@contextlib.contextmanager
+def powerless(folder: Path) -> Iterator[None]:
+    """As somebody who may read the folder and nothing more, root or not."""
+    for path in (folder, *folder.iterdir()):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+
+
+def change_json(folder: Path, **changes: object) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def change_sql(folder: Path, *statements: str) -> None:
+    with contextlib.closing(sqlite3.connect(folder / "atlas.sqlite")) as db, db:
+        for statement in statements:
+            db.execute(statement)
