@@ -324,3 +324,12 @@ def change_sql(folder: Path, *statements: str) -> None:
     with contextlib.closing(sqlite3.connect(folder / "atlas.sqlite")) as db, db:
         for statement in statements:
             db.execute(statement)
+
+
+SOURCE = "tiny-model/1-res-tiny"
+
+
+def content_within(path: Path) -> dict[str, bytes]:
+    if path.is_file():
+        return {"": path.read_bytes()}
+    return {str(one.relative_to(path)): one.read_bytes() for one in path.rglob("*") if one.is_file()}
