@@ -154,7 +154,8 @@ def test_streaming_weights_in_tiles_changes_no_bit(stored: Path, x: Tensor, monk
     monkeypatch.setattr(prepared, "_TILE", 128 * D)
     sae = gs.load_sae(str(stored), site="3.res")
     one, other = sae.encode(x), whole.encode(x)
-    assert sae.prepared is None
+    assert sae.prepared is not None
+    assert (sae.prepared.encoder, sae.prepared.decoder) == (None, None)
     assert torch.equal(one.offsets, other.offsets)
     assert torch.equal(one.features, other.features)
     assert torch.equal(one.values, other.values)
@@ -172,7 +173,8 @@ def test_the_k_largest_are_found_in_a_streamed_file_too(
     monkeypatch.setattr(prepared, "_TILE", 128 * D)
     sae = gs.load_sae(str(folder))
     one, other = sae.encode(x), whole.encode(x)
-    assert sae.prepared is None
+    assert sae.prepared is not None
+    assert (sae.prepared.encoder, sae.prepared.decoder) == (None, None)
     assert torch.equal(one.features, other.features)
     assert torch.equal(one.values, other.values)
 

@@ -320,5 +320,12 @@ def test_the_digest_follows_the_weights(sae: SAE, reference: Reference) -> None:
     assert empty.digest == sae.digest != before
 
 
+def test_the_digest_follows_the_gate() -> None:
+    sae = SAE(4, 8, gate="topk", k=2)
+    before = sae.digest
+    sae.k = 3
+    assert sae.digest == SAE(4, 8, gate="topk", k=3).digest != before
+
+
 def test_gradients_are_off_until_asked_for(sae: SAE) -> None:
     assert not any(weight.requires_grad for weight in sae.parameters())

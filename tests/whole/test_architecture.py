@@ -44,36 +44,29 @@ def test_the_ground_floor_imports_nothing_of_ours_but_errors() -> None:
         assert all(one.startswith("gemscope.errors.") for one in ours)
 
 
-def test_modules_do_not_import_each_other_in_a_circle() -> None:
-    graph: dict[str, set[str]] = {}
-    for path in _modules():
-        module = ".".join(("gemscope", *path.relative_to(ROOT).with_suffix("").parts))
-        graph[module] = {name.rsplit(".", 1)[0] for name in _runtime_imports(path) if name.startswith("gemscope.")}
-    seen: set[str] = set()
-
-    def visit(module: str, trail: tuple[str, ...]) -> None:
-        assert module not in trail, " → ".join((*trail, module))
-        if module in seen:
-            return
-        for target in graph.get(module, ()):
-            visit(target, (*trail, module))
-        seen.add(module)
-
-    for module in graph:
-        visit(module, ())
+def test_modules_do_not_name_each_other_in_a_circle() -> None:
+    """Imports within functions count, and those for types alone."""
+    paths = {_module(path): path for path in ROOT.rglob("*.py")}
+    named = {module: _named(module, path, set(paths)) for module, path in paths.items()}
+    left = set(paths)
+    while first := {module for module in left if not named[module] & left}:
+        left -= first
+    assert not left, f"a circle among these, or what stands on one: {', '.join(sorted(left))}"
 
 
-def _runtime_imports(path: Path) -> set[str]:
-    """Those that run, lazy ones too; a block under TYPE_CHECKING does not."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            node.body = []
+def _module(path: Path) -> str:
+    return ".".join(("gemscope", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+
+
+def _named(module: str, path: Path, modules: set[str]) -> set[str]:
+    """Our modules that a file names, and what folders that it does not lie in run before them (`__init__`)."""
     found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{name.name}" for name in node.names}
-    return found
+    for name in _imports(path):
+        target = name if name in modules else name.rpartition(".")[0]
+        parts = target.split(".")
+        folders = {".".join(parts[:length]) for length in range(1, len(parts))}
+        found |= {target} | {folder for folder in folders if not f"{module}.".startswith(f"{folder}.")}
+    return found & modules
 
 
 def test_only_one_file_knows_transformers_and_only_the_shell_parses_arguments() -> None:

@@ -54,7 +54,7 @@ def edits_of(asked: Steering, sae: SAE, units: Units) -> list[Edit]:
 
 def _edit(asked: Steering, sae: SAE, units: Units, row: Row) -> Edit:
     feature, strength, factor = row
-    by = strength.of(units, feature) if WAYS[asked.how].takes == "a strength" else factor
+    by = units.of(strength, feature) if WAYS[asked.how].takes == "a strength" else factor
     at: Any = asked.at
     return edit(asked.how, sae, feature, by, at=at)
 
@@ -92,7 +92,7 @@ def _noise(asked: Steering, sae: SAE, units: Units) -> list[Edit]:
         Steer.along(
             site,
             controls.noise(sae, feature, asked.seed + place),
-            strength.of(units, feature),
+            units.of(strength, feature),
             name=f"noise as long as feature {feature}'s direction",
             at=at,
         )

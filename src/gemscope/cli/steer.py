@@ -333,7 +333,7 @@ class _Work:
     def _strength(self, one: _Wanted) -> Strength:
         if one.amount is None:
             raise InputError(f"feature {one.feature} has no strength: write {one.feature}=2max, =0.5norm or =30 (raw)")
-        return one.amount.of(self.units, one.feature)
+        return self.units.of(one.amount, one.feature)
 
     def _control(self) -> _Control | None:
         from gemscope.edits import controls

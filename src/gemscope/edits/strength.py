@@ -6,14 +6,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 from gemscope.errors import InputError
-
-if TYPE_CHECKING:
-    from gemscope.edits.units import Units
 
 Unit = Literal["raw", "max", "norm"]
 """Activations, multiples of the feature's largest activation, shares of the site's median norm."""
@@ -77,8 +73,3 @@ class Amount:
 
     def __mul__(self, times: float) -> Amount:
         return replace(self, value=self.value * times)
-
-    def of(self, units: Units, feature: int) -> Strength:
-        """The strength that it is for a feature. Raises InputError where its unit has no measure."""
-        made: dict[Unit, Callable[[int, float], Strength]] = {"raw": units.raw, "max": units.max, "norm": units.norm}
-        return made[self.unit](feature, self.value)

@@ -4,13 +4,13 @@ norm that activations have where it writes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from gemscope.activations.model import LanguageModel
-from gemscope.edits.strength import Strength
+from gemscope.edits.strength import Amount, Strength, Unit
 from gemscope.errors import InputError
 from gemscope.features.sae import SAE
 from gemscope.progress import Progress, silent
@@ -79,6 +79,11 @@ class Units:
                 "give its strength in raw units"
             )
         return float(found)
+
+    def of(self, amount: Amount, feature: int) -> Strength:
+        """The strength that an amount is for a feature. Raises InputError where its unit has no measure."""
+        made: dict[Unit, Callable[[int, float], Strength]] = {"raw": self.raw, "max": self.max, "norm": self.norm}
+        return made[amount.unit](feature, amount.value)
 
     def max(self, feature: int, times: float = 1.0) -> Strength:
         """So many times the feature's largest activation. Raises InputError for one that never fired."""

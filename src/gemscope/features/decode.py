@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from gemscope.errors import Mismatch
 from gemscope.features.activations import FeatureActivations
-from gemscope.features.kernels import Kernels, Rows
-from gemscope.features.kernels.choice import choose
-from gemscope.features.prepared import decoder_tiles
+from gemscope.features.kernels import Rows
+from gemscope.features.prepared import Prepared
 from gemscope.shapes import Float
-
-if TYPE_CHECKING:
-    from gemscope.features.sae import SAE
 
 _HEAVY = 1 / 20
 """Share of active features from which on a token is cheaper in a dense product."""
@@ -24,27 +18,29 @@ _ENTRIES = 1 << 23
 
 
 @torch.no_grad()
-def decode_sparse(sae: SAE, features: FeatureActivations) -> Float[Tensor, "... O"]:
+def decode_sparse(ready: Prepared, features: FeatureActivations) -> Float[Tensor, "... O"]:
     """f @ W_dec + b_dec, reading only the decoder rows of active features."""
-    if features.d_sae != sae.d_sae:
-        raise Mismatch(f"activations of {features.d_sae} features given to an SAE of {sae.d_sae}")
-    features = features.to(sae.W_dec.device)
+    d_sae, d_out = ready.weights.W_dec.shape
+    if features.d_sae != d_sae:
+        raise Mismatch(f"activations of {features.d_sae} features given to an SAE of {d_sae}")
+    features = features.to(ready.weights.W_dec.device)
     rows = Rows(features.offsets.long(), features.features.to(torch.int32), features.values.float())
-    out = _decoded(sae, choose(rows.values.device), rows)
-    return out.add_(sae.b_dec.float()).reshape(*features.lead, sae.d_out)
+    out = _decoded(ready, rows)
+    return out.add_(ready.weights.b_dec.float()).reshape(*features.lead, d_out)
 
 
-def _decoded(sae: SAE, kernels: Kernels, rows: Rows) -> Tensor:
-    heavy = rows.offsets.diff() > _HEAVY * sae.d_sae
+def _decoded(ready: Prepared, rows: Rows) -> Tensor:
+    d_sae = len(ready.weights.W_dec)
+    heavy = rows.offsets.diff() > _HEAVY * d_sae
     # A dense product of few tokens reads all weights for little.
     few = int(heavy.sum()) < 8
     light = rows if few else rows.where(~heavy[rows.rows])
     out = None
-    for features, W_dec in decoder_tiles(sae, kernels):
-        part = kernels.sums(_columns(light, features, sae.d_sae), W_dec)
+    for features, W_dec in ready.decoder_tiles():
+        part = ready.kernels.sums(_columns(light, features, d_sae), W_dec)
         out = part if out is None else out.add_(part)
         if not few:
-            _add_dense(out, _columns(rows, features, sae.d_sae), W_dec, heavy)
+            _add_dense(out, _columns(rows, features, d_sae), W_dec, heavy)
     assert out is not None
     return out
 

@@ -4,19 +4,13 @@ entries above a floor are found, `kernels` knows.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from gemscope.features.kernels import Kernels, Rows
-from gemscope.features.kernels.choice import choose
+from gemscope.features.kernels import Rows
 from gemscope.features.kernels.rows import below, beside, by_strength, empty, offsets_of
-from gemscope.features.prepared import encoder_of, encoder_tiles
+from gemscope.features.prepared import Prepared
 from gemscope.shapes import Float
-
-if TYPE_CHECKING:
-    from gemscope.features.sae import SAE
 
 _TOKENS = 1 << 14
 """Tokens encoded at a time: what is found of them in several tiles is put together once."""
@@ -25,45 +19,44 @@ _SAMPLE = 1024
 
 
 @torch.no_grad()
-def encode_rows(sae: SAE, x: Float[Tensor, "N D"]) -> Rows:
-    """The active entries of every token; `x` is float32 and finite, on the SAE's device."""
+def encode_rows(ready: Prepared, x: Float[Tensor, "N D"]) -> Rows:
+    """The active entries of every token; `x` is float32 and finite, on the weights' device."""
     if not len(x):
         return empty(0, x.device)
-    kernels = choose(x.device)
-    find = _above if sae.k is None else _largest
-    return below([find(sae, kernels, block) for block in torch.split(x.contiguous(), _TOKENS)])
+    find = _above if ready.weights.k is None else _largest
+    return below([find(ready, block) for block in torch.split(x.contiguous(), _TOKENS)])
 
 
 @torch.no_grad()
-def encode_subset(sae: SAE, x: Float[Tensor, "N D"], features: Tensor) -> Rows:
+def encode_subset(ready: Prepared, x: Float[Tensor, "N D"], features: Tensor) -> Rows:
     """The active entries among chosen features (ascending ids), at the cost of those alone."""
-    if sae.k is not None:  # whether one is among the k largest depends on all
-        rows = encode_rows(sae, x)
+    if ready.weights.k is not None:  # whether one is among the k largest depends on all
+        rows = encode_rows(ready, x)
         return rows.where(torch.isin(rows.ids, features))
-    kernels = choose(x.device)
-    rows = kernels.above(encoder_of(sae, kernels, features), x.contiguous())
+    rows = ready.kernels.above(ready.encoder_of(features), x.contiguous())
     return Rows(rows.offsets, features.to(torch.int32)[rows.ids.long()], rows.values)
 
 
-def _above(sae: SAE, kernels: Kernels, x: Tensor, token_floor: Tensor | None = None) -> Rows:
+def _above(ready: Prepared, x: Tensor, token_floor: Tensor | None = None) -> Rows:
     parts, widths = [], []
-    for packed in encoder_tiles(sae, kernels):
-        parts.append(kernels.above(packed, x, token_floor))
+    for packed in ready.encoder_tiles():
+        parts.append(ready.kernels.above(packed, x, token_floor))
         widths.append(len(packed.b))
     return beside(parts, widths)
 
 
-def _largest(sae: SAE, kernels: Kernels, x: Tensor) -> Rows:
+def _largest(ready: Prepared, x: Tensor) -> Rows:
     """The k largest entries of each token, of those above zero.
 
     A floor that lets through about twice as many is guessed from some of the features; where it let through too few
     it is lowered, in the end to zero. What it lets through holds the k largest: the guess costs time, never truth.
     """
-    assert sae.k is not None
-    step = max(1, sae.d_sae // max(_SAMPLE, sae.d_sae // 16))
-    some = encoder_of(sae, kernels, torch.arange(0, sae.d_sae, step, device=x.device))
+    k, d_sae = ready.weights.k, len(ready.weights.b_enc)
+    assert k is not None
+    step = max(1, d_sae // max(_SAMPLE, d_sae // 16))
+    some = ready.encoder_of(torch.arange(0, d_sae, step, device=x.device))
     sample = torch.addmm(some.b, x, some.W.T)
-    wanted = 2 * -(-sae.k // step) + 4
+    wanted = 2 * -(-k // step) + 4
     parts: list[Rows] = []
     whose: list[Tensor] = []
     missing = torch.arange(len(x), device=x.device)
@@ -72,10 +65,10 @@ def _largest(sae: SAE, kernels: Kernels, x: Tensor) -> Rows:
             floor = sample[missing].topk(wanted, dim=-1).values[:, -1].clamp(min=0)
         else:
             floor = torch.zeros(len(missing), device=x.device)
-        rows = _above(sae, kernels, x[missing], floor)
-        enough = (rows.offsets.diff() >= sae.k) | (floor == 0)
+        rows = _above(ready, x[missing], floor)
+        enough = (rows.offsets.diff() >= k) | (floor == 0)
         whose.append(missing[enough])
-        parts.append(_strongest(_rows_at(rows, enough.nonzero().flatten()), sae.k))
+        parts.append(_strongest(_rows_at(rows, enough.nonzero().flatten()), k))
         missing, wanted = missing[~enough], 2 * wanted
     return _rows_at(below(parts), torch.cat(whose).argsort())
 

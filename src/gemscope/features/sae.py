@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +15,10 @@ from gemscope.features.activations import FeatureActivations
 from gemscope.features.decode import decode_sparse
 from gemscope.features.encode import encode_rows, encode_subset
 from gemscope.features.kernels import Rows
-from gemscope.features.mapped import release
+from gemscope.features.kernels.choice import choose
 from gemscope.features.prepared import Prepared
+from gemscope.features.weights import Gate, Weights
 from gemscope.shapes import Float
-
-Gate = Literal["jumprelu", "relu", "topk"]
-
-_PIECE = 1 << 22
-"""Numbers hashed at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +92,7 @@ class SAE(nn.Module):
         self.site = None if site is None else Site.parse(site)
         self.site_out = self.site if site_out is None else Site.parse(site_out)
         self.info = info or SAEInfo()
-        self._digested: tuple[tuple[tuple[int, int], ...], str] = ((), "")
+        self._digested: tuple[Hashable, str] = (None, "")
         self.prepared: Prepared | None = None
 
         def zeros(*shape: int) -> nn.Parameter:
@@ -129,7 +123,8 @@ class SAE(nn.Module):
         """
         values = self._input(x)
         flat = values.reshape(-1, self.d_in)
-        rows = encode_rows(self, flat) if features is None else encode_subset(self, flat, self._ids(features))
+        ready = self._ready()
+        rows = encode_rows(ready, flat) if features is None else encode_subset(ready, flat, self._ids(features))
         return self._found(rows, x)
 
     def encode_dense(self, x: Activations | Float[Tensor, "... D"]) -> Float[Tensor, "... F"]:
@@ -153,7 +148,7 @@ class SAE(nn.Module):
     def decode(self, features: FeatureActivations | Float[Tensor, "... F"]) -> Float[Tensor, "... O"]:
         """The activations that the features stand for, without what goes past them (`forward` adds it)."""
         if isinstance(features, FeatureActivations):
-            return decode_sparse(self, features)
+            return decode_sparse(self._ready(), features)
         if features.shape[-1] != self.d_sae:
             raise Mismatch(f"{features.shape[-1]} features given to an SAE of {self.d_sae}")
         return features @ self.W_dec.float() + self.b_dec.float()
@@ -172,7 +167,7 @@ class SAE(nn.Module):
     def read(self, x: Activations | Float[Tensor, "... D"]) -> tuple[FeatureActivations, Float[Tensor, "... O"]]:
         """Both at once: the active features, and what `forward` makes of them."""
         values = self._input(x)
-        features = self._found(encode_rows(self, values.reshape(-1, self.d_in)), x)
+        features = self._found(encode_rows(self._ready(), values.reshape(-1, self.d_in)), x)
         return features, self._whole(self.decode(features), values)
 
     def skipped(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... O"] | None:
@@ -191,6 +186,13 @@ class SAE(nn.Module):
         """What one unit of a feature writes: its decoder row, in the units of the site."""
         self._ids([feature])
         return self.W_dec[feature].float()
+
+    def _ready(self) -> Prepared:
+        weights, kernels = self.weights, choose(self.W_enc.device)
+        content = (kernels, weights.content)
+        if self.prepared is None or self.prepared.content != content:
+            self.prepared = Prepared(weights, kernels, content)
+        return self.prepared
 
     def _ids(self, features: Sequence[int]) -> Tensor:
         for feature in features:
@@ -224,6 +226,21 @@ class SAE(nn.Module):
     # --- what it is -------------------------------------------------------------------------------------------
 
     @property
+    def weights(self) -> Weights:
+        """Those that it has now, as a value."""
+        return Weights(
+            W_enc=self.W_enc,
+            b_enc=self.b_enc,
+            W_dec=self.W_dec,
+            b_dec=self.b_dec,
+            threshold=self.threshold,
+            W_skip=self.W_skip,
+            gate=self.gate,
+            k=self.k,
+            centred=self.centred,
+        )
+
+    @property
     def is_transcoder(self) -> bool:
         """Whether it writes somewhere else than it reads."""
         return self.site_out is not None and self.site != self.site_out
@@ -233,20 +250,10 @@ class SAE(nn.Module):
         """SHA-256 over the weights in float32, the gate and whether it is centred: the SAE's identity, whatever file it
         came from.
         """
-        # Hashing a large SAE takes seconds: once per content. Writing into a weight raises its version.
-        content = tuple((weight.data_ptr(), weight._version) for weight in self.parameters())
+        content = self.weights.content
         if content != self._digested[0]:
-            self._digested = content, self._digest()
+            self._digested = content, self.weights.digest
         return self._digested[1]
-
-    def _digest(self) -> str:
-        hashed = hashlib.sha256(f"{self.gate}:{self.k}{':centred' if self.centred else ''}".encode())
-        for name, weight in sorted(self.state_dict().items()):
-            hashed.update(f"{name}{tuple(weight.shape)}".encode())
-            for piece in _pieces(weight):
-                hashed.update(piece.float().cpu().contiguous().numpy().data)
-            release(weight)
-        return hashed.hexdigest()
 
     def extra_repr(self) -> str:
         sites = str(self.site) if not self.is_transcoder else f"{self.site} → {self.site_out}"
@@ -255,9 +262,3 @@ class SAE(nn.Module):
 
     def __repr__(self) -> str:
         return f"SAE({self.extra_repr()})"
-
-
-def _pieces(weight: Tensor) -> Iterator[Tensor]:
-    """Rows of a matrix, as many at a time as make a moderate copy."""
-    each = max(1, _PIECE // max(1, weight[0].numel())) if weight.ndim > 1 else _PIECE
-    yield from torch.split(weight.detach(), each)

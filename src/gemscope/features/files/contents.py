@@ -17,7 +17,8 @@ from gemscope.errors import CorruptFile, NotFinite
 from gemscope.features.catalog import Entry
 from gemscope.features.files.tensors import dtype_for
 from gemscope.features.mapped import Mapped
-from gemscope.features.sae import SAE, Gate, SAEInfo
+from gemscope.features.sae import SAE, SAEInfo
+from gemscope.features.weights import Gate
 
 _PIECE = 1 << 22
 """Numbers looked at at a time."""

@@ -25,7 +25,8 @@ from gemscope.features.files.contents import Contents, build
 from gemscope.features.files.json_file import read_json
 from gemscope.features.files.saelens import CONFIG, CROSSCODER, WEIGHTS, write_pair
 from gemscope.features.files.tensors import read_safetensors, stream_of
-from gemscope.features.sae import Gate, SAEInfo
+from gemscope.features.sae import SAEInfo
+from gemscope.features.weights import Gate
 
 _FORMAT = 1
 

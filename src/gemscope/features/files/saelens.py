@@ -36,7 +36,8 @@ from gemscope.features.files.tensors import (
     write_safetensors,
 )
 from gemscope.features.files.transformer_lens import Processing, Said
-from gemscope.features.sae import SAE, Gate, SAEInfo
+from gemscope.features.sae import SAE, SAEInfo
+from gemscope.features.weights import Gate
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
