@@ -343,7 +343,7 @@ def _fresh(args: argparse.Namespace, peer: Setting, d: int) -> Any:
 def _in_units_of_the_site(sae: gs.SAE, scale: Any) -> gs.SAE:
     """With the scale of the rows that it was trained on folded in."""
     from gemscope.training.fold import folded
-    from gemscope.training.objective import Weights
+    from gemscope.training.weights import Weights
 
     found = {name: tensor.detach() for name, tensor in sae.state_dict().items()}
     weights = Weights(**{**found, "W_enc": found["W_enc"].T.contiguous()})

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gemscope.training.objective import Terms, Weights, step
+from gemscope.training.objective import Terms, step
+from gemscope.training.weights import Weights
 
 
 class Jump(torch.autograd.Function):

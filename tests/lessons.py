@@ -17,8 +17,8 @@ from gemscope.activations.writer import Writer
 from gemscope.text.tokens import Tokens
 from gemscope.training import run as running
 from gemscope.training.config import TrainConfig
+from gemscope.training.lesson import Lesson
 from gemscope.training.source import StoreSource
-from gemscope.training.train import Lesson
 
 SITE = Site(3, "res")
 

@@ -18,8 +18,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from gemscope.features import catalog as published
-from gemscope.features.catalog import Entry
+from gemscope.features.catalog import catalog, order
+from gemscope.features.published import Entry, mark_canonical, read_names
 
 TARGET = Path(__file__).parent.parent / "src/gemscope/data/catalog/gemma_scope.csv.gz"
 
@@ -41,21 +41,21 @@ def from_table(table: Path) -> list[Entry]:
     for (repo, path), row in rows.items():
         # Transcoders have no canonical names, yet one a layer is listed, and its page bears an id without an L0.
         canonical = (repo, path) in marked or repo.endswith("-transcoders")
-        entry = published._read_names(repo, path, int(row["average_l0"]), canonical, (repo, path) in ids)
+        entry = read_names(repo, path, int(row["average_l0"]), canonical, (repo, path) in ids)
         if entry is None:
             sys.exit(f"not a name of Gemma Scope's: {repo}/{path}")
         if entry.neuronpedia_id != ids.get((repo, path)):
             # Better no link than one to another SAE's page.
             print(f"left out: {entry.address} is given as {ids[repo, path]}, should be {entry.neuronpedia_id}")
-            entry = published._read_names(repo, path, int(row["average_l0"]), canonical, False)
+            entry = read_names(repo, path, int(row["average_l0"]), canonical, False)
             assert entry is not None
         entries.append(entry)
-    return published.mark_canonical(entries)
+    return mark_canonical(entries)
 
 
 def from_hub() -> list[Entry]:
     """What the Hub lists today, in the repositories that the snapshot knows; raises where it cannot be reached."""
-    return list(published.catalog(online=True))
+    return list(catalog(online=True))
 
 
 def write(entries: Iterable[Entry], target: Path) -> None:
@@ -63,7 +63,7 @@ def write(entries: Iterable[Entry], target: Path) -> None:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["repo", "path", "l0", "canonical", "neuronpedia"])
-    for entry in sorted(entries, key=published._order):
+    for entry in sorted(entries, key=order):
         rows.writerow([entry.repo, entry.path, entry.l0, int(entry.canonical), int(entry.neuronpedia_id is not None)])
     aside = target.with_suffix(".new")
     aside.write_bytes(gzip.compress(text.getvalue().encode(), 9, mtime=0))

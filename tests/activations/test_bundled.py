@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from gemscope.activations import bundled
+from gemscope.activations import bundled, conversion
 from gemscope.activations.bundled import cache_dir, smollm2_folder
 from gemscope.disk import claimed
 from gemscope.errors import CorruptFile, FileError, GemscopeError, MissingDependency, StorageFull
@@ -88,7 +88,7 @@ def test_quantised_tensors_are_read_within_half_a_step(kind):
     class Reader:
         tensors = (Tensor,)
 
-    [(name, found)] = bundled._exact_weights(Reader, {"num_attention_heads": 4, "num_key_value_heads": 2})
+    [(name, found)] = conversion._exact_weights(Reader, {"num_attention_heads": 4, "num_key_value_heads": 2})
     steps = {"Q8_0": 254, "Q4_1": 15, "F16": 2**10, "F32": 2**30}[kind]
     blocks = values.reshape(8, 2, 32)
     span = 2 * np.abs(blocks).max(-1) if kind != "Q4_1" else blocks.max(-1) - blocks.min(-1)
@@ -104,7 +104,7 @@ def test_the_rope_base_stands_where_both_generations_of_transformers_look(packag
 
 def test_a_tensor_nobody_expects_is_refused():
     with pytest.raises(CorruptFile, match=r"'blk\.0\.attn_q\.bias'"):
-        bundled._transformers_name("blk.0.attn_q.bias")
+        conversion._transformers_name("blk.0.attn_q.bias")
 
 
 def test_a_missing_fact_is_named(package, cache, monkeypatch):
@@ -188,13 +188,13 @@ def test_a_damaged_folder_is_made_again(package, cache, damage):
 
 
 def test_of_several_at_once_one_converts_and_the_others_wait_for_it(package, cache, monkeypatch):
-    convert, converted = bundled._convert, []
+    convert, converted = bundled.convert, []
 
     def counted(*args):
         converted.append(args)
         convert(*args)
 
-    monkeypatch.setattr(bundled, "_convert", counted)
+    monkeypatch.setattr(bundled, "convert", counted)
     with ThreadPoolExecutor(3) as several:
         folders = set(several.map(smollm2_folder, [cache] * 3))
     assert len(converted) == 1
@@ -203,14 +203,14 @@ def test_of_several_at_once_one_converts_and_the_others_wait_for_it(package, cac
 
 
 def test_a_half_written_folder_is_never_seen(package, cache, monkeypatch):
-    convert = bundled._convert
+    convert = bundled.convert
 
     def watched(gguf_path, aside, progress):
         convert(gguf_path, aside, progress)
         assert not list((cache / "models").glob("smollm2*"))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bundled, "_convert", watched)
+    monkeypatch.setattr(bundled, "convert", watched)
     with pytest.raises(KeyboardInterrupt):
         smollm2_folder(cache)
     assert everything_in(cache) == []

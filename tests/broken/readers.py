@@ -23,7 +23,7 @@ from gemscope.features.sae import SAE
 from gemscope.progress import silent
 from gemscope.text.labelled import labelled as texts_with_labels
 from gemscope.training.config import TrainConfig
-from gemscope.training.train import Lesson
+from gemscope.training.lesson import Lesson
 
 from . import samples
 

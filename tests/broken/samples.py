@@ -30,7 +30,8 @@ from gemscope.progress import silent
 from gemscope.testing import planted_sae, tiny_model
 from gemscope.text.tokens import Tokens
 from gemscope.training.config import TrainConfig
-from gemscope.training.train import Lesson, train
+from gemscope.training.lesson import Lesson
+from gemscope.training.train import train
 from ggufs import written
 from planted import Given, directions, strengths
 

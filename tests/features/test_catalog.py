@@ -8,8 +8,8 @@ import pytest
 
 from gemscope.activations.site import Site
 from gemscope.errors import HubUnreachable, InputError, ModelNotFound, SiteNotFound
-from gemscope.features import catalog as published
-from gemscope.features.catalog import catalog, entry_of, find, nearest, parse_files, snapshot
+from gemscope.features.catalog import catalog
+from gemscope.features.published import entry_of, find, nearest, parse_files, snapshot
 
 TUTORIAL = "google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71"
 
@@ -212,5 +212,5 @@ def test_the_snapshot_can_be_made_again_from_its_own_entries(tmp_path):
     spec = spec_from_file_location("catalog_snapshot", Path(__file__).parents[2] / "tools/catalog_snapshot.py")
     tool = module_from_spec(spec)
     spec.loader.exec_module(tool)
-    tool.write(published.snapshot(), tmp_path / "again.csv.gz")
+    tool.write(snapshot(), tmp_path / "again.csv.gz")
     assert (tmp_path / "again.csv.gz").read_bytes() == tool.TARGET.read_bytes()

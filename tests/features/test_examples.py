@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemscope.features.examples import INTERVALS, REACH, Examples, Firings, Places, _mixed, _scrambled, text_keys
+from gemscope.features.best import Places
+from gemscope.features.examples import INTERVALS, REACH, Examples, Firings, _mixed, _scrambled, text_keys
 
 Array = np.ndarray[Any, np.dtype[Any]]
 ANY = st.integers(0, 2**32 - 1)

@@ -15,7 +15,7 @@ from gemscope.activations.families import FAMILIES
 from gemscope.activations.site import KINDS, Site
 from gemscope.errors import CorruptFile, FileError, InputError, StorageFull
 from gemscope.features.files.hook_names import hook_of, module_of, site_of_hook, site_of_module
-from gemscope.features.files.saelens import save_sae
+from gemscope.features.files.saelens_write import save_sae
 from gemscope.features.sae import SAE, SAEInfo
 
 D, F = 6, 16

@@ -16,10 +16,10 @@ from gemscope.activations.site import Site
 from gemscope.activations.store import Store
 from gemscope.edits.splice import Replace
 from gemscope.errors import InputError
-from gemscope.features.files.saelens import save_sae
+from gemscope.features.files.saelens_write import save_sae
 from gemscope.features.load import load_sae
 from gemscope.features.sae import SAE
-from gemscope.reports.score import score
+from gemscope.reports.scoring import score
 from gemscope.testing import tiny_model
 from gemscope.text.corpus import Corpus
 from gemscope.training.config import TrainConfig

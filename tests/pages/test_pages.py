@@ -46,7 +46,7 @@ from gemscope.pages.embed import Embed
 from gemscope.pages.links import NoLinks, ServerLinks, SiteLinks, static_digest
 from gemscope.pages.render import render, typed
 from gemscope.pages.standalone import article, document, feature_document, feature_frame, frame
-from gemscope.reports.attribute import Attribution, Cause, Target
+from gemscope.reports.attribution import Attribution, Cause, Target
 from gemscope.reports.look import Fired, Look, Token
 from gemscope.reports.output_score import Effect, OutputScore
 from gemscope.reports.steer import Pair, Steered

@@ -17,7 +17,9 @@ from gemscope.edits.clamp import Ablate, Scale
 from gemscope.errors import EmptyText, InputError, Mismatch, TokenOutOfRange
 from gemscope.features.sae import SAE, SAEInfo
 from gemscope.reports import attribute as module
-from gemscope.reports.attribute import Attribution, Total, attribute, token_of
+from gemscope.reports.attribute import attribute
+from gemscope.reports.attribution import Attribution, Total
+from gemscope.reports.targets import token_of
 from gemscope.testing import D_MODEL, identity_sae, tiny_model
 
 TEXT = "the sun and the moon in the air"

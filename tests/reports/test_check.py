@@ -226,7 +226,7 @@ def test_a_missing_input_scale_is_found(bundled: tuple[gs.LanguageModel, SAE], m
     for weight in (small.b_enc, small.threshold, small.b_dec):
         weight.mul_(scale)
     # On whatever it reads nearly all of its features are on, which takes long: on few tokens, then.
-    monkeypatch.setattr(importlib.import_module("gemscope.reports.check"), "_FEW", 12)
+    monkeypatch.setattr(importlib.import_module("gemscope.reports.trials"), "_FEW", 12)
     (text,) = (document.text[:700] for document in gs.Corpus.sample().take(1))
     found = gs.check(model, small, gs.Corpus.of([text]))
     assert found.tokens > 100

@@ -15,9 +15,12 @@ import torch
 from gemscope.activations.model import LanguageModel
 from gemscope.cli.main import main
 from gemscope.errors import CorruptFile, EmptyText, InputError, Mismatch, MissingDependency, NotFound
+from gemscope.features.metrics import wilson
 from gemscope.features.sae import SAE, SAEInfo
-from gemscope.reports import probe as module
-from gemscope.reports.probe import Probe, sparse_probe, wilson
+from gemscope.reports import probing as module
+from gemscope.reports import separating
+from gemscope.reports.probe import Probe
+from gemscope.reports.probing import sparse_probe
 from gemscope.testing import D_MODEL, tiny_model
 from gemscope.text.corpus import Corpus
 from gemscope.text.labelled import labelled
@@ -167,9 +170,9 @@ def test_nothing_held_out_is_seen_when_features_are_chosen_and_weighed() -> None
     poisoned[tested] = 1e3 * draw.normal(size=(tested.sum(), 30))
     poisoned[tested, 17] = 1e6 * y[tested]  # would be chosen at once by whoever looked
     for k in (1, 4, None):
-        clean, other = (module._fit("raw", one, y, tested, classes=["a", "b"], k=k) for one in (x, poisoned))
+        clean, other = (separating.fit("raw", one, y, tested, classes=["a", "b"], k=k) for one in (x, poisoned))
         assert clean.probes[0].chosen == other.probes[0].chosen
-    scores = [module._probe(one, y == 1, tested, k=None, label="b")[1] for one in (x, poisoned)]
+    scores = [separating._probe(one, y == 1, tested, k=None, label="b")[1] for one in (x, poisoned)]
     assert not np.allclose(*scores)  # the poison is there
 
 
@@ -343,7 +346,7 @@ def test_without_scikit_learn_the_command_that_installs_it_is_named(
 def test_a_fit_that_does_not_come_to_an_end_is_reported_not_warned_of(
     model: LanguageModel, sae: SAE, pairs: list[tuple[str, object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_ROUNDS", 1)
+    monkeypatch.setattr(separating, "ROUNDS", 1)
     found = sparse_probe(model, sae, pairs, k=(5,))
     assert not found.rows[-1].converged
     assert found.to_dict()["converged"] is False

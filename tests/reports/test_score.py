@@ -19,12 +19,12 @@ from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
 from gemscope.cli.main import main
 from gemscope.errors import EmptyText, InputError, Mismatch, SAENotFound
-from gemscope.features.files.saelens import save_sae
+from gemscope.features.files.saelens_write import save_sae
 from gemscope.features.load import load_sae
 from gemscope.features.sae import SAE, SAEInfo
 from gemscope.features.several import is_pattern, matching
 from gemscope.reports import losses as losses_module
-from gemscope.reports.score import score
+from gemscope.reports.scoring import score
 from gemscope.reports.sweep import compare
 from gemscope.testing import D_MODEL, identity_sae, tiny_model
 from gemscope.text.corpus import Corpus

@@ -23,7 +23,7 @@ from gemscope.edits.units import Units
 from gemscope.edits.ways import WAYS
 from gemscope.features.logit_lens import logit_effects, promoted
 from gemscope.features.sae import SAE
-from gemscope.reports import dose as dose_module
+from gemscope.reports import dosing as dose_module
 from gemscope.reports.steer import Continuation, Dose, Frame, Pair, Steered, dose, steer, stream
 from gemscope.reports.writing import perplexity, repetition
 from gemscope.testing import D_MODEL, planted_sae, tiny_model

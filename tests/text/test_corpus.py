@@ -20,7 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemscope.errors import CorruptFile, EmptyText, FileError, HubUnreachable, InputError, MissingDependency, NotFound
-from gemscope.text.corpus import Corpus, Document, passed_over
+from gemscope.text.corpus import Corpus
+from gemscope.text.rows import passed_over
+from gemscope.text.sources import Document
 
 SAMPLE = Path(__file__).parents[2] / "src" / "gemscope" / "data" / "sample"
 

@@ -24,9 +24,9 @@ from gemscope.errors import EmptyText
 from gemscope.features.load import load_sae
 from gemscope.features.sae import SAE
 from gemscope.pages.render import provenance
-from gemscope.reports.check import check
-from gemscope.reports.probe import sparse_probe
-from gemscope.reports.score import score
+from gemscope.reports.checking import check
+from gemscope.reports.probing import sparse_probe
+from gemscope.reports.scoring import score
 from gemscope.reports.training import TrainingReport, training_report
 from gemscope.testing import planted_sae, tiny_model
 from gemscope.text.corpus import Corpus

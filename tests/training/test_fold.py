@@ -14,8 +14,9 @@ from gemscope.features.sae import SAE
 from gemscope.training.config import TrainConfig
 from gemscope.training.fold import Scale, folded
 from gemscope.training.gated import GatedWeights
-from gemscope.training.objective import Terms, Weights, step
+from gemscope.training.objective import Terms, step
 from gemscope.training.run import Run
+from gemscope.training.weights import Weights
 
 F, D, OUT = 40, 12, 9
 

@@ -13,7 +13,8 @@ from dense import assert_equals_dense, random_weights
 from gemscope.features.kernels.plain import Plain
 from gemscope.training import objective
 from gemscope.training.gated import GatedWeights, gated_step
-from gemscope.training.objective import Gate, Penalty, Terms, Weights, reconstruct, step
+from gemscope.training.objective import Gate, Penalty, Terms, step
+from gemscope.training.weights import Weights, reconstruct
 
 SPARSE: dict[str, Any] = {"kernels": Plain(torch.bfloat16), "dense": False}
 WAYS = pytest.mark.parametrize(

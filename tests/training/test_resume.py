@@ -120,8 +120,8 @@ def resampled(store: Store, config: TrainConfig, folder: Path, monkeypatch: pyte
 
 
 def test_what_was_begun_anew_has_no_memory(store: Store, tmp_path: Path) -> None:
+    from gemscope.training.lesson import Lesson
     from gemscope.training.source import StoreSource
-    from gemscope.training.train import Lesson
 
     config = replace(BASE, architecture="standard", sparsity=0.3, resample=64 * 10_000, patience=64)
     lesson = Lesson(StoreSource(store, SITE), {"": config}, tmp_path)

@@ -26,8 +26,9 @@ from gemscope.features.sae import SAE
 from gemscope.progress import silent
 from gemscope.training import checkpoint
 from gemscope.training.config import TrainConfig
+from gemscope.training.lesson import Lesson
 from gemscope.training.shuffle import Shuffle
-from gemscope.training.train import Lesson, train
+from gemscope.training.train import train
 from lessons import SITE, PowerCut, assert_same, cut_off_at, lesson_of, planted, store_of
 
 
@@ -140,7 +141,8 @@ def test_the_searchs_number_format_changes_no_bit(
     small: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        monkeypatch.setattr("gemscope.training.objective.choose", lambda _, dtype=dtype: Plain(dtype))
+        for place in ("objective", "weights"):
+            monkeypatch.setattr(f"gemscope.training.{place}.choose", lambda _, dtype=dtype: Plain(dtype))
         train(small, SMALL, to=tmp_path / str(dtype))
     assert_same(weights_in(tmp_path / "torch.float32"), weights_in(tmp_path / "torch.bfloat16"))
 

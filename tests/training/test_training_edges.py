@@ -17,9 +17,10 @@ from gemscope.features.sae import SAE
 from gemscope.progress import silent
 from gemscope.training.config import TrainConfig
 from gemscope.training.fold import Scale
+from gemscope.training.lesson import Lesson
 from gemscope.training.objective import Terms, step
 from gemscope.training.run import Run
-from gemscope.training.train import Lesson, train
+from gemscope.training.train import train
 from planted import Given, directions, strengths
 
 SITE = (Site(3, "res"),)

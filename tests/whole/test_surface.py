@@ -31,8 +31,8 @@ def test_importing_and_asking_for_help_load_neither_torch_nor_transformers() -> 
         "assert 'look' in text\n"
         "heavy = [name for name in ('torch', 'transformers', 'numpy', 'rich', 'huggingface_hub') if name in sys.modules]\n"
         "assert not heavy, heavy\n"
-        "import gemscope.features.catalog\n"
-        "gemscope.features.catalog.snapshot()\n"
+        "import gemscope.features.published\n"
+        "gemscope.features.published.snapshot()\n"
         "assert 'torch' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -16,7 +16,8 @@ from gemscope.activations.store import FORMAT, Manifest, Store
 from gemscope.activations.writer import Writer, bytes_per_row
 from gemscope.errors import InputError, StorageFull
 from gemscope.progress import Progress, silent
-from gemscope.text.corpus import Corpus, Passed
+from gemscope.text.corpus import Corpus
+from gemscope.text.rows import Passed
 
 
 def harvest(

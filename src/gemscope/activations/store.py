@@ -73,7 +73,7 @@ class Manifest:
     stored: str = "float16"
     """Number format of the values."""
     passed: Counts = field(default_factory=dict)
-    """Rows of the corpus that had no text, by reason (`text.corpus.PASSED`)."""
+    """Rows of the corpus that had no text, by reason (`text.rows.PASSED`)."""
     dropped: Mapping[str, Counts] = field(default_factory=dict)
     """By site, how many places of the text are not among the rows, by reason: padding, first (of a row of text),
     special, sink."""

@@ -29,7 +29,7 @@ from gemscope.atlas.lists import Filter, Lists
 from gemscope.atlas.text import Text
 from gemscope.atlas.tokens import ByToken, TokenHit
 from gemscope.errors import InputError, NotFound
-from gemscope.text.corpus import passed_over
+from gemscope.text.rows import passed_over
 
 
 class Atlas:

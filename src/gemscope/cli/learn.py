@@ -15,9 +15,8 @@ from gemscope.cli.bars import Bars, bars
 if TYPE_CHECKING:
     from gemscope.activations.store import Store
     from gemscope.training.config import TrainConfig
-    from gemscope.training.log import Line
+    from gemscope.training.log import Line, Watch
     from gemscope.training.source import Source
-    from gemscope.training.train import Watch
 
 
 def add_to(commands: Any) -> None:
@@ -102,7 +101,8 @@ def add_to(commands: Any) -> None:
 
 def _harvest(args: argparse.Namespace) -> int:
     from gemscope.activations.harvest import harvest
-    from gemscope.text.corpus import Corpus, passed_over
+    from gemscope.text.corpus import Corpus
+    from gemscope.text.rows import passed_over
 
     corpus = Corpus.sample() if args.corpus == ["sample"] else Corpus.read(args.corpus)
     with bars() as progress:

@@ -105,9 +105,9 @@ def _attribute(args: argparse.Namespace) -> int:
 
 
 def _probe(args: argparse.Namespace) -> int:
-    from gemscope.disk import written_aside
     from gemscope.errors import InputError
-    from gemscope.reports.probe import require_sklearn, sparse_probe
+    from gemscope.reports.probing import sparse_probe
+    from gemscope.reports.separating import require_sklearn
 
     name, address, dataset = _named(args, "DATASET")
     require_sklearn()  # before anything large is loaded
@@ -132,10 +132,7 @@ def _probe(args: argparse.Namespace) -> int:
             seed=args.seed,
             progress=progress,
         )
-    if args.html:
-        with written_aside(Path(args.html)) as file:
-            file.write_text(found.to_html(), encoding="utf-8")
-    options.show(found, args.json)
+    options.show(found, args.json, args.html)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemscope.progress import Progress
@@ -119,8 +120,13 @@ def sae_of(args: argparse.Namespace, name: str, progress: Progress, model: Langu
         )
 
 
-def show(value: Any, as_json: bool) -> None:
-    """A report on stdout: its table, or its JSON."""
+def show(value: Any, as_json: bool, page: str | None = None) -> None:
+    """A report on stdout: its table, or its JSON; and as a page in a file, where one is named."""
+    if page:
+        from gemscope.disk import written_aside
+
+        with written_aside(Path(page)) as file:
+            file.write_text(value.to_html(), encoding="utf-8")
     if as_json:
         print(json.dumps(value.to_dict() if hasattr(value, "to_dict") else value, ensure_ascii=False, allow_nan=False))
         return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemscope.cli import options
@@ -105,7 +104,7 @@ def _look(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from gemscope.reports.check import check
+    from gemscope.reports.checking import check
 
     name, address, corpus = _named(args, 3)
     with bars() as progress:
@@ -117,9 +116,8 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _score(args: argparse.Namespace) -> int:
-    from gemscope.disk import written_aside
     from gemscope.features.several import is_pattern, matching
-    from gemscope.reports.score import score
+    from gemscope.reports.scoring import score
     from gemscope.reports.sweep import compare
 
     name, address, corpus = _named(args, 3)
@@ -136,10 +134,7 @@ def _score(args: argparse.Namespace) -> int:
             found = score(model, saes[0], text, progress=progress, **how)
         else:
             found = compare(model, saes, text, progress=progress, **how)
-    if args.html:
-        with written_aside(Path(args.html)) as file:
-            file.write_text(found.to_html(), encoding="utf-8")
-    options.show(found, args.json)
+    options.show(found, args.json, args.html)
     return 0
 
 

@@ -9,19 +9,9 @@ from gemscope.activations.editing import Edit, Positions, positions
 from gemscope.activations.site import Site
 from gemscope.edits.strength import Strength
 from gemscope.errors import InputError
+from gemscope.features.fit import sites_of
 from gemscope.features.sae import SAE
 from gemscope.shapes import Float
-
-
-def sites_of(sae: SAE) -> tuple[Site, Site]:
-    """Where an SAE reads, and where it writes: the same place but for transcoders. Raises InputError for one that does
-    not say.
-    """
-    if sae.site is None:
-        raise InputError(
-            f"{sae.info.name} does not say where it reads: set sae.site, as in sae.site = gs.Site.parse('20.res')"
-        )
-    return sae.site, sae.site_out or sae.site
 
 
 def written(sae: SAE, feature: int) -> tuple[Tensor, Site, str]:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from gemscope.activations.editing import Edit, Positions, positions
 from gemscope.activations.site import Site
-from gemscope.edits.feature import sites_of
 from gemscope.errors import InputError
+from gemscope.features.fit import sites_of
 from gemscope.features.sae import SAE
 from gemscope.shapes import Float
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from gemscope.activations.model import LanguageModel
 from gemscope.edits.strength import Amount, Strength, Unit
 from gemscope.errors import InputError
+from gemscope.features.fit import sites_of
 from gemscope.features.sae import SAE
 from gemscope.progress import Progress, silent
 from gemscope.shapes import Float
@@ -47,14 +48,12 @@ class Units:
         cls, model: LanguageModel, sae: SAE, corpus: Corpus, *, tokens: int = 20_000, progress: Progress = silent
     ) -> Units:
         """From one pass over about `tokens` tokens of a corpus. Raises InputError where none of them counts."""
-        if sae.site is None:
-            raise InputError(f"{sae.info.name} does not say where it reads: set sae.site")
-        written = sae.site_out or sae.site
+        reads, written = sites_of(sae)
         maxima, norms, read = torch.zeros(sae.d_sae), [], 0
         with progress("measure", tokens, "tokens") as advance:
             for rows in model.rows(corpus, length=min(256, model.context), batch=8):
-                captured = model.capture(rows, {sae.site, written})
-                acts = captured[sae.site]
+                captured = model.capture(rows, {reads, written})
+                acts = captured[reads]
                 found = sae.encode(acts.rows).to("cpu")
                 maxima.scatter_reduce_(0, found.features.long(), found.values, "amax")
                 written_rows = captured[written].values[acts.counted.to(captured[written].values.device)]

@@ -9,18 +9,26 @@ from gemscope.features.sae import SAE
 from gemscope.shapes import Float
 
 
-def require_fit(model: LanguageModel, sae: SAE) -> Site:
-    """The site that the SAE reads. Raises InputError where it names none, Mismatch where the widths differ."""
+def sites_of(sae: SAE) -> tuple[Site, Site]:
+    """Where an SAE reads, and where it writes: the same place but for transcoders. Raises InputError for one that does
+    not say.
+    """
     if sae.site is None:
         raise InputError(
             f"{sae.info.name} does not say where it reads: set sae.site, as in sae.site = gs.Site.parse('20.res')"
         )
-    for site, d, does in ((sae.site, sae.d_in, "reads"), (sae.site_out or sae.site, sae.d_out, "writes")):
+    return sae.site, sae.site_out or sae.site
+
+
+def require_fit(model: LanguageModel, sae: SAE) -> Site:
+    """The site that the SAE reads. Raises InputError where it names none, Mismatch where the widths differ."""
+    reads, writes = sites_of(sae)
+    for site, d, does in ((reads, sae.d_in, "reads"), (writes, sae.d_out, "writes")):
         width = model.width(site)
         if width != d:
             made = f" (it was made for {sae.info.model})" if sae.info.model else ""
             raise Mismatch(f"{sae.info.name} {does} {d} numbers per token, {model.name} has {width} at {site}{made}")
-    return sae.site
+    return reads
 
 
 def answered_for(

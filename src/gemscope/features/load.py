@@ -1,5 +1,5 @@
 """From an address to an SAE: what the address means, where its files lie, which format they are. The formats themselves
-are in `files/`, the names of what is published in `catalog`.
+are in `files/`, the names of what is published in `published`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
 from gemscope.checked import existing
 from gemscope.errors import HubUnreachable, SAENotFound, UnsafeFile
-from gemscope.features import catalog
-from gemscope.features.catalog import Entry
-from gemscope.features.files import gemma_scope_1, gemma_scope_2, saelens
+from gemscope.features.files import gemma_scope_1, gemma_scope_2, saelens, saelens_config
 from gemscope.features.files.contents import Contents, Folder, build
+from gemscope.features.published import Entry, entry_of, find, nearest
 from gemscope.features.sae import SAE
 from gemscope.features.several import below
 from gemscope.progress import Progress, silent
@@ -32,7 +31,11 @@ BUNDLED = "smollm2"
 """The address of the SAE that ships with this package."""
 _BUNDLED_FOLDER = Path(__file__).parent.parent / "data" / "smollm2-15-res"
 
-_CONFIGS = {saelens.WEIGHTS: saelens.CONFIG, gemma_scope_1.WEIGHTS: None, gemma_scope_2.WEIGHTS: gemma_scope_2.CONFIG}
+_CONFIGS = {
+    saelens_config.WEIGHTS: saelens_config.CONFIG,
+    gemma_scope_1.WEIGHTS: None,
+    gemma_scope_2.WEIGHTS: gemma_scope_2.CONFIG,
+}
 """The weights of each format, and the configuration beside them."""
 _FILES = frozenset(filter(None, (*_CONFIGS, *_CONFIGS.values())))
 _PICKLES = frozenset({".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt"})
@@ -110,8 +113,8 @@ def _read(
     # What the names promise comes first; a repository that they say nothing of may be laid out in any of the ways.
     for weights in (entry.file,) if entry else _CONFIGS:
         config = _CONFIGS[weights]
-        if weights == saelens.WEIGHTS:
-            if folder(saelens.CONFIG) is not None or folder(saelens.WEIGHTS) is not None:
+        if weights == saelens_config.WEIGHTS:
+            if folder(saelens_config.CONFIG) is not None or folder(saelens_config.WEIGHTS) is not None:
                 return saelens.read(folder, source=source, place=place, site=site, model=model)
         elif (path := folder(weights)) is not None:
             if config is None:
@@ -126,7 +129,7 @@ def _read(
 
 
 def _bundled() -> Folder:
-    if not (_BUNDLED_FOLDER / saelens.CONFIG).exists():
+    if not (_BUNDLED_FOLDER / saelens_config.CONFIG).exists():
         raise SAENotFound(
             f"the bundled SAE {BUNDLED!r} is not part of this installation: reinstall gemscope, or give an address"
         )
@@ -134,7 +137,7 @@ def _bundled() -> Folder:
 
 
 def _here(folder: Path) -> Folder:
-    return _only({name: folder / name for name in (*_FILES, saelens.SCALER, saelens.WHITENING)})
+    return _only({name: folder / name for name in (*_FILES, saelens_config.SCALER, saelens_config.WHITENING)})
 
 
 def _only(files: Mapping[str, Path]) -> Folder:
@@ -152,7 +155,7 @@ def _local(path: Path) -> tuple[Folder, Entry | None]:
     if path.is_dir():
         return _here(path), _entry_of_path(path)
     folder = path.parent
-    if path.name in (saelens.CONFIG, saelens.WEIGHTS):
+    if path.name in (saelens_config.CONFIG, saelens_config.WEIGHTS):
         return _here(folder), None
     if path.suffix in _PICKLES:
         raise UnsafeFile(f"{path} may hold a pickle, which can run anything: expected .safetensors or .npz")
@@ -171,8 +174,8 @@ def _entry_of_path(path: Path) -> Entry | None:
     parts = path.resolve().parts
     for start, part in enumerate(parts):
         if part.startswith("models--"):  # models--google--gemma-scope-2b-pt-res/snapshots/COMMIT/path
-            return catalog.entry_of(part.removeprefix("models--").replace("--", "/", 1), "/".join(parts[start + 3 :]))
-        if entry := catalog.entry_of(f"google/{part}", "/".join(parts[start + 1 :])):
+            return entry_of(part.removeprefix("models--").replace("--", "/", 1), "/".join(parts[start + 3 :]))
+        if entry := entry_of(f"google/{part}", "/".join(parts[start + 1 :])):
             return entry
     return None
 
@@ -192,7 +195,7 @@ class _Published:
     @property
     def is_known(self) -> bool:
         """Whether the catalogue has it."""
-        return catalog.find(f"{self.repo}/{self.path}") is not None
+        return find(f"{self.repo}/{self.path}") is not None
 
 
 class _Remote:
@@ -241,7 +244,7 @@ def _published(name: str) -> _Published:
     if name.startswith(("/", "./", "../", "~")):
         raise SAENotFound(f"no file or folder {name}")
     address, revision, from_neuronpedia = _without_url(name)
-    if entry := catalog.find(address):
+    if entry := find(address):
         return _Published(entry.repo, entry.path, entry, revision)
     if len(words := address.split()) == 2 and "/" in words[0]:  # SAELens's way to name a repository it does not list
         return _named(words[0], words[1], revision)
@@ -262,7 +265,7 @@ def _published(name: str) -> _Published:
 
 
 def _named(repo: str, path: str, revision: str | None) -> _Published:
-    return _Published(repo, path, catalog.entry_of(repo, path), revision)
+    return _Published(repo, path, entry_of(repo, path), revision)
 
 
 def _without_url(name: str) -> tuple[str, str | None, bool]:
@@ -284,5 +287,5 @@ def _without_url(name: str) -> tuple[str, str | None, bool]:
 
 
 def _near(name: str) -> str:
-    near = catalog.nearest(_without_url(name)[0])
+    near = nearest(_without_url(name)[0])
     return f"; nearest: {', '.join(near)}" if near else ""

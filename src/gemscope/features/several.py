@@ -12,12 +12,12 @@ from pathlib import Path
 
 from gemscope.checked import existing
 from gemscope.errors import SAENotFound
-from gemscope.features.catalog import Entry, nearest, snapshot
-from gemscope.features.files import gemma_scope_1, gemma_scope_2, saelens
+from gemscope.features.files import gemma_scope_1, gemma_scope_2, saelens_config
+from gemscope.features.published import Entry, nearest, snapshot
 
 _DEEP = 6
 _MANY = 1000
-_WEIGHTS = (saelens.WEIGHTS, gemma_scope_1.WEIGHTS, gemma_scope_2.WEIGHTS)
+_WEIGHTS = (saelens_config.WEIGHTS, gemma_scope_1.WEIGHTS, gemma_scope_2.WEIGHTS)
 
 
 def is_pattern(address: str) -> bool:

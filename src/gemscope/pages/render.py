@@ -17,8 +17,8 @@ from gemscope.pages.charts.bar import bar
 from gemscope.pages.charts.histogram import histogram
 from gemscope.pages.charts.scatter import scatter
 from gemscope.pages.links import Links, NoLinks, ServerLinks, SiteLinks
-from gemscope.text.corpus import passed_over
 from gemscope.text.printable import clipped, readable
+from gemscope.text.rows import passed_over
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
+from collections.abc import Sequence
 from functools import cache
 from hashlib import sha256
 from html import escape
@@ -29,6 +30,21 @@ def document(body_html: str, *, title: str) -> str:
         '<link rel="icon" href="data:,">\n'
         f"<title>{escape(line(title))}</title>\n<style>{styles}</style>\n<script>{script}</script>\n</head>\n"
         f'<body class="alone">\n<main>\n{body_html}\n</main>\n</body>\n</html>\n'
+    )
+
+
+def sheet(parts: Sequence[str], notes: Sequence[str], *, title: str) -> str:
+    """A whole HTML file of what notebooks show, one under another, and notes in words. It runs no scripts: what stands
+    here came out of a model.
+    """
+    said = "".join(f"<p><small>{escape(line(note))}</small></p>" for note in notes)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(line(title))}</title>'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        "<style>:root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:75em;margin:2em auto;"
+        "padding:0 1em}td,th{padding:2px 12px 2px 0}svg{max-width:100%}</style></head>"
+        f"<body>{'<hr>'.join(parts)}{said}</body></html>\n"
     )
 
 

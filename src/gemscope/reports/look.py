@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from gemscope.activations.model import LanguageModel
@@ -12,7 +11,10 @@ from gemscope.errors import EmptyText, InputError
 from gemscope.features.fit import answered_for, require_fit
 from gemscope.features.metrics import explained_variance
 from gemscope.features.sae import SAE
-from gemscope.pages.plain import plain
+from gemscope.pages.chips import Chip, chips_of
+from gemscope.pages.plain import Shown, harmless, known
+from gemscope.pages.signs import code
+from gemscope.pages.tables import Cell, Row, Table
 from gemscope.text.chat import OneText
 from gemscope.text.printable import visible
 
@@ -43,7 +45,7 @@ class Token:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class Look(Shown):
     """What `look` saw. `str` gives a table, a notebook shows colours, `to_dict` gives what `--json` prints."""
 
     model: str
@@ -76,90 +78,46 @@ class Look:
 
     def to_dict(self) -> dict[str, object]:
         """For JSON; a figure that does not exist is None."""
-        return {
-            "model": self.model,
-            "sae": self.sae,
-            "site": self.site,
-            "l0": _known(self.l0),
-            "explained_variance": _known(self.explained_variance),
-            "tokens_counted": self.counted,
-            "neuronpedia_id": self.neuronpedia_id,
-            "tokens": [
-                {
-                    "token": token.token,
-                    "position": token.position,
-                    "counted": token.counted,
-                    "l0": token.l0,
-                    "features": [{"feature": one.feature, "activation": one.activation} for one in token.features],
-                }
-                for token in self.tokens
-            ],
-        }
+        facts = {key: known(value) for key, value in asdict(self).items() if key != "sinks"}
+        return facts | {"tokens_counted": self.counted}
 
     # --- how it shows itself ----------------------------------------------------------------------------------
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group
-        from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        table.add_column("token", no_wrap=True)
-        table.add_column("L0", justify="right")
-        table.add_column("strongest features (feature:activation)")
-        strongest = self._strongest()
+        return Group(Text(self._title(), style="bold"), Text(), self._table(), Text(), Text(self._summary()))
+
+    def _repr_html_(self) -> str:
+        return (
+            f"<div><p><b>{harmless(self._title())}</b></p>{self._table().html()}"
+            f"<p>{harmless(self._summary())}</p></div>"
+        )
+
+    def _table(self) -> Table:
+        heads = ("token", "L0", "strongest features (feature:activation)")
         # Ids end and numbers start below one another on counted tokens; others are far larger and may stick out.
         shown = [one for token in self.tokens if token.counted for one in token.features]
         wide = max((len(str(one.feature)) for one in shown), default=1)
         long = max((len(f"{one.activation:.1f}") for one in shown), default=1)
-        for token in self.tokens:
-            quiet = "" if token.counted else "dim"
-            row = Text(style=quiet)
-            for one in token.features:
-                style = "" if quiet else _shade(one.activation / strongest)
-                link = "" if self.neuronpedia_id is None else f" link {self.url(one.feature)}"
-                row.append(" " * (wide - len(str(one.feature))))
-                row.append(f"{one.feature}", style=f"{style}{link}".strip())
-                row.append(f":{one.activation:<{long}.1f}  ", style="dim")
-            if not token.counted:
-                row.append("(not counted)")
-            table.add_row(Text(visible(token.token), style=quiet or "bold"), Text(str(token.l0), style=quiet), row)
-        return Group(Text(self._title(), style="bold"), Text(), table, Text(), Text(self._summary()))
-
-    def __str__(self) -> str:
-        return plain(self)
-
-    def _repr_html_(self) -> str:
-        strongest = self._strongest()
+        strongest = max((one.activation for one in shown), default=1.0)
         rows = []
         for token in self.tokens:
-            cells = "".join(self._html_feature(one, strongest, token.counted) for one in token.features)
-            quiet = (
-                "" if token.counted else ' style="opacity:.5" title="not counted: special, first or an attention sink"'
-            )
-            rows.append(
-                f"<tr{quiet}><td><code style='white-space:pre'>{html.escape(visible(token.token))}</code></td>"
-                f"<td style='text-align:right'>{token.l0}</td><td style='text-align:left'>{cells}</td></tr>"
-            )
-        return (
-            f"<div><p><b>{html.escape(self._title())}</b></p><table><thead><tr><th>token</th><th>L0</th>"
-            f"<th style='text-align:left'>strongest features</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
-            f"<p>{html.escape(self._summary())}</p></div>"
-        )
-
-    def _html_feature(self, one: Fired, strongest: float, counted: bool) -> str:
-        share = one.activation / strongest if counted else 0.0
-        green = f"rgba(16,160,110,{0.1 + 0.6 * min(1.0, share):.2f})"
-        style = f"background:{green};border-radius:3px;padding:0 4px;margin-right:4px"
-        text = f"<span style='{style}'>{one.feature}&thinsp;<small>{one.activation:.1f}</small></span>"
-        if self.neuronpedia_id is None:
-            return text
-        url = html.escape(self.url(one.feature))
-        return f"<a href='{url}' target='_blank' rel='noopener' style='color:inherit'>{text}</a>"
-
-    def _strongest(self) -> float:
-        """The strongest activation on a counted token: what colours are relative to."""
-        return max((one.activation for token in self.tokens if token.counted for one in token.features), default=1.0)
+            chips = [
+                Chip(
+                    str(one.feature),
+                    f"{one.activation:.1f}",
+                    one.activation / strongest if token.counted else 0.0,
+                    None if self.neuronpedia_id is None else self.url(one.feature),
+                )
+                for one in token.features
+            ]
+            name = Cell(visible(token.token), "bold" if token.counted else "", code(token.token))
+            aside = "" if token.counted else "(not counted)"
+            why = "" if token.counted else "not counted: special, first or an attention sink"
+            rows.append(Row((name, str(token.l0), chips_of(chips, wide, long, aside)), not token.counted, why))
+        return Table(heads, rows, left=(heads[0], heads[2]), wraps=heads[2:])
 
     def _title(self) -> str:
         return f"{self.model} at {self.site}, read through {self.sae}"
@@ -184,7 +142,7 @@ class Embed:
     height: int
 
     def __str__(self) -> str:
-        src = html.escape(self.src)
+        src = harmless(self.src)
         return f'<iframe src="{src}" width="{self.width}" height="{self.height}" frameborder="0"></iframe>'
 
     def _repr_html_(self) -> str:
@@ -233,14 +191,3 @@ def look(model: LanguageModel, sae: SAE, text: OneText, *, k: int = 5, every_tok
         explained_variance=explained_variance(*answered_for(sae, target[counted], out[counted])),
         neuronpedia_id=sae.info.neuronpedia_id,
     )
-
-
-def _shade(share: float) -> str:
-    for bound, style in ((0.66, "bold bright_green"), (0.33, "green"), (0.15, "cyan")):
-        if share >= bound:
-            return style
-    return ""
-
-
-def _known(number: float) -> float | None:
-    return None if math.isnan(number) else number

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -14,12 +14,11 @@ from torch import Tensor
 
 from gemscope.activations.editing import Edit
 from gemscope.activations.model import LanguageModel
-from gemscope.edits.feature import sites_of
 from gemscope.edits.steer import Steer
 from gemscope.edits.strength import Strength
 from gemscope.errors import InputError, TokenOutOfRange
+from gemscope.features.fit import sites_of
 from gemscope.features.sae import SAE
-from gemscope.reports.writing import strength_dict
 from gemscope.shapes import Float
 
 PROMPTS = ("From my experience,", "I think that", "This is the", "We found a", "And then it was")
@@ -118,7 +117,7 @@ class OutputScore(Effect):
             "promoted": effect.pop("tokens"),
             **effect,
             "examples": None if self.examples is None else self.examples.to_dict(),
-            "strength": strength_dict(self.strength),
+            "strength": asdict(self.strength),
             "prompts": list(self.prompts),
         }
 

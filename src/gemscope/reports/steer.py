@@ -4,18 +4,18 @@ text, token by token. How edits work is `edits/`'s knowledge; how texts are writ
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from gemscope.activations.editing import Edit
 from gemscope.activations.model import LanguageModel
 from gemscope.edits.strength import Strength
-from gemscope.pages.plain import plain
-from gemscope.reports.coloured import SHOWN, notebook, terminal
-from gemscope.reports.dose import Dose, dose
-from gemscope.reports.writing import Continuation, Writing, positions_of, strength_dict
+from gemscope.pages.marked import SHOWN, notebook, terminal
+from gemscope.pages.plain import Shown, harmless
+from gemscope.reports.dose import Dose
+from gemscope.reports.dosing import dose
+from gemscope.reports.writing import Continuation, Writing, positions_of
 from gemscope.text.chat import OneText
 from gemscope.text.printable import clipped, readable
 
@@ -45,7 +45,7 @@ class Frame:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Steered:
+class Steered(Shown):
     """What `steer` saw. `str` gives two columns, a notebook shows colours, `to_dict` gives what `--json` prints."""
 
     model: str
@@ -66,18 +66,8 @@ class Steered:
 
     def to_dict(self) -> dict[str, object]:
         """For JSON; a figure that does not exist is None."""
-        return {
-            "model": self.model,
-            "prompt": self.prompt,
-            "edits": list(self.edits),
-            "strengths": [strength_dict(one) for one in self.strengths],
-            "at": self.at,
-            "control": self.control,
-            "temperature": self.temperature,
-            "seed": self.seed,
-            "max_new_tokens": self.max_new_tokens,
-            "pairs": [{"default": pair.default.to_dict(), "steered": pair.steered.to_dict()} for pair in self.pairs],
-        }
+        pairs = [{"default": pair.default.to_dict(), "steered": pair.steered.to_dict()} for pair in self.pairs]
+        return asdict(self) | {"pairs": pairs}
 
     # --- how it shows itself ----------------------------------------------------------------------------------
 
@@ -99,7 +89,7 @@ class Steered:
         for number, pair in enumerate(self.pairs, 1):
             both = (pair.default, pair.steered)
             lead = [[str(number)], [""], [""]] if len(self.pairs) > 1 else [[], [], []]
-            table.add_row(*lead[0], *(terminal(one, figures=figures) for one in both))
+            table.add_row(*lead[0], *(terminal(one.tokens, one.change, figures=figures) for one in both))
             table.add_row(*lead[1], *(Text(_figures(one), style="dim") for one in both))
             if number < len(self.pairs):
                 table.add_row(*lead[2], "", "")
@@ -107,23 +97,20 @@ class Steered:
         yield Text()
         yield Text(self._legend(figures), style="dim")
 
-    def __str__(self) -> str:
-        return plain(self)
-
     def _repr_html_(self) -> str:
         other = "control" if self.control else "steered"
-        rows = [[(notebook(one), _figures(one)) for one in (pair.default, pair.steered)] for pair in self.pairs]
         cell = "style='text-align:left;vertical-align:top;width:50%;padding:6px 12px 6px 0'"
-        body = "".join(
-            "<tr>" + "".join(f"<td {cell}>{text}<br><small>{_html(said)}</small></td>" for text, said in row) + "</tr>"
-            for row in rows
-        )
-        lines = "<br>".join(map(_html, self._conditions()))
+
+        def shown(one: Continuation) -> str:
+            return f"<td {cell}>{notebook(one.tokens, one.change)}<br><small>{harmless(_figures(one))}</small></td>"
+
+        body = "".join(f"<tr>{shown(pair.default)}{shown(pair.steered)}</tr>" for pair in self.pairs)
+        lines = "<br>".join(map(harmless, self._conditions()))
         return (
-            f"<div><p><b>{_html(self._title())}</b><br>prompt: {_html(self.prompt)}<br>{lines}</p>"
+            f"<div><p><b>{harmless(self._title())}</b><br>prompt: {harmless(self.prompt)}<br>{lines}</p>"
             f"<table style='width:100%;table-layout:fixed'><thead><tr><th style='text-align:left'>default</th>"
             f"<th style='text-align:left'>{other}</th></tr></thead><tbody>{body}</tbody></table>"
-            f"<p><small>{_html(self._legend(False))}</small></p></div>"
+            f"<p><small>{harmless(self._legend(False))}</small></p></div>"
         )
 
     def _title(self) -> str:
@@ -145,10 +132,6 @@ class Steered:
             f"How the edit changes each token's log-probability after the same text: {how}. Perplexity is the unedited "
             "model's; repetition is the share of 3-grams of tokens that occurred before."
         )
-
-
-def _html(text: str) -> str:
-    return html.escape(readable(text))
 
 
 def _figures(one: Continuation) -> str:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 from gemscope.activations.model import LanguageModel
 from gemscope.errors import InputError
 from gemscope.features.sae import SAE
-from gemscope.pages.plain import plain
+from gemscope.pages.plain import Paged
+from gemscope.pages.tables import Table
 from gemscope.progress import Progress, silent
-from gemscope.reports.score import FORMULAS, MISLEADING, Score, conditions, scores
+from gemscope.reports.score import FORMULAS, MISLEADING, Score, conditions, number
+from gemscope.reports.scoring import scores
 from gemscope.text.corpus import Corpus
 
 if TYPE_CHECKING:
@@ -33,8 +35,10 @@ class Front:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Paged):
     """Scores of several SAEs from one reading of one text, ordered as they were given."""
+
+    width = 160
 
     scores: tuple[Score, ...]
 
@@ -70,46 +74,37 @@ class Comparison:
 
         return comparison_document(self.scores, self.names, self.fronts, self._conditions())
 
-    def _repr_html_(self) -> str:
-        from gemscope.pages.standalone import frame
-
-        return frame(self.to_html())
-
     def __rich__(self) -> RenderableType:
         from rich.console import Group
-        from rich.table import Table
         from rich.text import Text
 
         first, fronts = self.scores[0], self.fronts
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-        table.add_column("SAE", no_wrap=True)
-        for name in ("L0", "FVU", "cosine", "delta loss", "KL", "recovered", "dead", "dense", "features"):
-            table.add_column(name, justify="right", no_wrap=True)
+        heads = ("SAE", "L0", "FVU", "cosine", "delta loss", "KL", "recovered", "dead", "dense", "features")
+        rows = []
         for place, (name, one) in enumerate(zip(self.names, self.scores, strict=True)):
             marks = {front.figure: " ●" if place in front.places else "  " for front in fronts}
-            table.add_row(
-                Text(name),
-                f"{one.l0:.1f}",
-                f"{one.fvu:.4f}{marks.get('fvu', '')}",
-                f"{one.cosine:.4f}",
-                _number(one.delta_loss, "+.4f") + marks.get("delta_loss", ""),
-                _number(one.kl, ".4f"),
-                _number(one.loss_recovered_mean, ".4f"),
-                f"{one.dead:.2%}",
-                f"{one.dense:.2%}",
-                f"{one.features:,}",
+            rows.append(
+                (
+                    name,
+                    f"{one.l0:.1f}",
+                    f"{one.fvu:.4f}{marks.get('fvu', '')}",
+                    f"{one.cosine:.4f}",
+                    number(one.delta_loss, "+.4f") + marks.get("delta_loss", ""),
+                    number(one.kl, ".4f"),
+                    number(one.loss_recovered_mean, ".4f"),
+                    f"{one.dead:.2%}",
+                    f"{one.dense:.2%}",
+                    f"{one.features:,}",
+                )
             )
         return Group(
             Text(f"{len(self.scores)} SAEs in {first.model}, on {first.corpus}", style="bold"),
             Text(f"  {self._conditions()}"),
             *([Text(f"  {MISLEADING}", style="bold yellow")] if first.every_token else []),
             Text(),
-            table,
+            Table(heads, rows, left=heads[:1], bold=False),
             Text("● Pareto front: no other SAE has both this figure and L0 lower; recovered: of mean ablation", "dim"),
         )
-
-    def __str__(self) -> str:
-        return plain(self, 160)
 
     def _conditions(self) -> str:
         sites = sorted({one.site for one in self.scores})
@@ -129,10 +124,6 @@ class Comparison:
             for place, l0, value in points
             if not any(a <= l0 and b <= value and (a, b) != (l0, value) for _, a, b in points)
         )
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
 
 
 def compare(

@@ -15,15 +15,16 @@ from msgspec import UNSET, Meta, UnsetType
 from gemscope.checked import EXACT, Count, read_json
 from gemscope.disk import written_aside
 from gemscope.errors import CorruptFile, InputError, NotFound
+from gemscope.pages.plain import Paged
 from gemscope.pages.training import training_document
-from gemscope.text.corpus import passed_over
 from gemscope.text.printable import clipped, readable
+from gemscope.text.rows import passed_over
 from gemscope.training.config import FAR, TrainConfig
 from gemscope.training.log import read
 
 
 @dataclass(frozen=True)
-class TrainingReport:
+class TrainingReport(Paged):
     """A finished run. `str` is one line, `to_html` the page, `to_card` the card; `write` puts both in its folder."""
 
     folder: Path
@@ -121,11 +122,6 @@ class TrainingReport:
     def to_html(self) -> str:
         """One HTML file with the curves; nothing in it is fetched."""
         return training_document(self)
-
-    def _repr_html_(self) -> str:
-        from gemscope.pages.standalone import frame
-
-        return frame(self.to_html())
 
     def write(self) -> None:
         """The page and the card, in place of those that were there. Raises StorageFull, FileError."""

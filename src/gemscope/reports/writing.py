@@ -16,8 +16,8 @@ from torch import Tensor
 from gemscope.activations.editing import Edit
 from gemscope.activations.generation import Step
 from gemscope.activations.model import LanguageModel
-from gemscope.edits.strength import Strength
 from gemscope.errors import EmptyText, InputError
+from gemscope.pages.plain import known
 from gemscope.shapes import Float, Int
 from gemscope.text.chat import OneText
 
@@ -85,23 +85,7 @@ def repetition(ids: Sequence[int]) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def known(number: float) -> float | None:
-    """A number for JSON: None for one that is not finite."""
-    return number if math.isfinite(number) else None
-
-
-def strength_dict(strength: Strength | None) -> dict[str, float | None] | None:
-    """A strength in all its units, for JSON."""
-    if strength is None:
-        return None
-    return {"raw": strength.raw, "of_max": strength.of_max, "of_norm": strength.of_norm}
-
-
 # --- writing ------------------------------------------------------------------------------------------------------
-
-
-def _decoder() -> codecs.IncrementalDecoder:
-    return codecs.getincrementaldecoder("utf-8")("replace")
 
 
 @dataclass

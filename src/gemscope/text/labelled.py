@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from gemscope.errors import CorruptFile, EmptyText, FileError, InputError
-from gemscope.text.corpus import Corpus, Document, Passed, files_at, rows_of
+from gemscope.text.corpus import Corpus
+from gemscope.text.files import files_at, rows_of
+from gemscope.text.rows import Passed
+from gemscope.text.sources import Document
 
 Dataset = str | os.PathLike[str] | Iterable[Any]
 """What labelled texts come from: (text, label) pairs, a `Corpus` or some of its documents, or the path of a file."""

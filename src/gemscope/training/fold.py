@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gemscope.shapes import Float
-from gemscope.training.objective import Weights
+from gemscope.training.weights import Weights
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from gemscope.shapes import Float
-from gemscope.training.objective import Step, Terms, Weights, norms_by_part
-
-_ROWS = 512
+from gemscope.training.objective import Step, Terms
+from gemscope.training.weights import ROWS, Weights, norms_by_part
 
 
 @dataclass
@@ -57,7 +56,7 @@ def gated_step(
     held = replace(weights, **leaves)
     count, loss, error, penalty = len(x), 0.0, 0.0, 0.0
     firings = torch.zeros(len(weights.b_enc), dtype=torch.int64)
-    for part, wanted in zip(torch.split(x, _ROWS), torch.split(y, _ROWS), strict=True):
+    for part, wanted in zip(torch.split(x, ROWS), torch.split(y, ROWS), strict=True):
         total, explained, rare, fired = _loss(held, part, wanted, terms)
         (total / count).backward()  # type: ignore[no-untyped-call]
         loss += total.item() / count

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Protocol, runtime_checkable
 
@@ -24,11 +24,18 @@ from gemscope.training.checkpoint import KEPT
 Line = Mapping[str, float | int]
 """What there is to say after one step, `step` and `rows` (read so far) among it."""
 
+Watch = Callable[[str, Line], None]
+"""Told the name of an SAE in training and each line of its log, with `rows_per_second`."""
+
 KNOWN = ("tensorboard", "wandb")
 
 _Number = Annotated[int, Meta(ge=0, le=EXACT)] | Annotated[float, Meta(ge=-1e30, le=1e30)]
 _LARGE = 1 << 30
 """Bytes of a log: a line of 500 every fifty steps would take ten million steps and more."""
+
+
+def unwatched(name: str, line: Line) -> None:
+    """Watches nothing."""
 
 
 class Log:

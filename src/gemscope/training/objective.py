@@ -47,33 +47,13 @@ from torch import Tensor
 
 from gemscope.features.kernels import Kernels, Rows
 from gemscope.features.kernels.choice import choose
-from gemscope.features.kernels.rows import below, offsets_of
 from gemscope.shapes import Bool, Float, Int
+from gemscope.training.weights import ROWS, Weights, cut, largest, lengths, norms_by_part
 
 Gate = Literal["jumprelu", "relu", "topk", "batchtopk"]
 Penalty = Literal["target", "l0", "quadratic", "tanh", "l1", "none"]
 
-_ROWS = 512
-"""Rows of a dense step held at a time."""
 _TANH = 4.0
-
-
-@dataclass
-class Weights:
-    """What is trained, one feature a row: `W_enc` [F, D] (the transpose of the SAE's), `b_enc` [F], `W_dec` [F, O],
-    `b_dec` [O], `threshold` [F], and `W_skip` [O, D] where there is one.
-    """
-
-    W_enc: Float[Tensor, "F D"]
-    b_enc: Float[Tensor, "F"]
-    W_dec: Float[Tensor, "F O"]
-    b_dec: Float[Tensor, "O"]
-    threshold: Float[Tensor, "F"]
-    W_skip: Float[Tensor, "O D"] | None = None
-
-    def tensors(self) -> dict[str, Tensor]:
-        """By name, the very tensors."""
-        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,38 +128,6 @@ def step(
     if terms.auxiliary and silent is not None and silent.any():
         auxiliary = pass_.revive(silent)
     return pass_.told(auxiliary), pass_.grads
-
-
-@torch.no_grad()
-def reconstruct(
-    weights: Weights, x: Float[Tensor, "B D"], *, k: int | None = None, kernels: Kernels | None = None
-) -> tuple[Float[Tensor, "B O"], Int[Tensor, "F"]]:
-    """x̂, and how often each feature fired. With `k`, the row's k largest fire; else what exceeds its threshold."""
-    kernels = kernels or choose(x.device)
-    if k is None:
-        on = kernels.above(kernels.pack(weights.W_enc, weights.b_enc, weights.threshold.clamp(min=0)), x)
-    else:
-        on = _largest(weights, x, k)
-    counts = torch.bincount(on.ids, minlength=len(weights.b_enc))
-    out = kernels.sums(on, weights.W_dec).add_(weights.b_dec)
-    return out if weights.W_skip is None else out.addmm_(x, weights.W_skip.T), counts
-
-
-def lengths(weights: Weights) -> Float[Tensor, "F"]:
-    """‖d‖, by which batchtopk ranks; never 0, so that there are ranks where a decoder begins at 0."""
-    norms: Tensor = weights.W_dec.norm(dim=-1)
-    return norms.clamp_(min=1e-12)
-
-
-def cut(weights: Weights, share: float) -> Float[Tensor, "F"]:
-    """What z must exceed for z‖d‖ to exceed this share of batchtopk's one threshold on it."""
-    norms = lengths(weights)
-    return share * (weights.threshold.clamp(min=0) * norms).median() / norms
-
-
-def norms_by_part(W_dec: Float[Tensor, "F O"], parts: tuple[int, ...]) -> list[Float[Tensor, "F"]]:
-    """Of each site's part of the decoder rows. What a penalty weighs a feature by is their sum."""
-    return [part.norm(dim=-1) for part in torch.split(W_dec, list(parts or W_dec.shape[1:]), dim=-1)]
 
 
 class _Pass:
@@ -266,7 +214,7 @@ class _Pass:
         """Entries, which of them are active, and which lie in the window of their threshold."""
         weights, terms, x = self.weights, self.terms, self.x
         if terms.gate == "topk":
-            found = _largest(weights, x, round(terms.target))
+            found = largest(weights, x, round(terms.target))
             everything = torch.ones_like(found.ids, dtype=torch.bool)
             return found, everything, ~everything
         found = kernels.above(kernels.pack(weights.W_enc, weights.b_enc, self.floor), x)
@@ -296,9 +244,9 @@ class _Pass:
         """The same by products over all features, some rows at a time."""
         weights, terms, theta = self.weights, self.terms, self.weights.threshold
         firings, near, pulled, inside = (torch.zeros_like(theta) for _ in range(4))
-        buffers = torch.empty(4, min(self.count, _ROWS), self.width, device=self.x.device)
+        buffers = torch.empty(4, min(self.count, ROWS), self.width, device=self.x.device)
         whole_y, whole_x = self.y, self.x
-        for x, y in zip(torch.split(whole_x, _ROWS), torch.split(whole_y, _ROWS), strict=True):
+        for x, y in zip(torch.split(whole_x, ROWS), torch.split(whole_y, ROWS), strict=True):
             z, active, window, df = buffers[:, : len(x)]
             torch.addmm(weights.b_enc, x, weights.W_enc.T, out=z)
             # Masks as numbers: torch multiplies and sums those many times faster than booleans.
@@ -428,7 +376,7 @@ class _Pass:
             return 0.0
         k = min(len(chosen), max(1, self.x.shape[1] // 2))
         left = 0.0
-        for x, e in zip(torch.split(self.x, _ROWS), torch.split(error, _ROWS), strict=True):
+        for x, e in zip(torch.split(self.x, ROWS), torch.split(error, ROWS), strict=True):
             z = torch.addmm(bias, x, encoder.T)
             kept = z.topk(k, dim=-1)
             f = torch.zeros_like(z).scatter(1, kept.indices, kept.values.clamp(min=0))
@@ -446,18 +394,6 @@ def _share_above(weights: Weights, floor: Tensor, x: Tensor) -> float:
     """Of a few rows spread over the batch: a function of the batch alone, so that a run can be repeated."""
     few = x[:: max(1, len(x) // 16)]
     return (torch.addmm(weights.b_enc, few, weights.W_enc.T) > floor).float().mean().item()
-
-
-def _largest(weights: Weights, x: Tensor, k: int) -> Rows:
-    """Of each row the k largest entries, of those above zero."""
-    parts = []
-    for rows in torch.split(x, _ROWS):
-        kept = torch.addmm(weights.b_enc, rows, weights.W_enc.T).topk(min(k, len(weights.b_enc)), dim=-1)
-        ids, order = kept.indices.sort(dim=-1)
-        values = kept.values.gather(1, order)
-        on = values > 0
-        parts.append(Rows(offsets_of(on.sum(1)), ids[on].to(torch.int32), values[on]))
-    return below(parts)
 
 
 def _columns(by_feature: Rows, low: int, high: int) -> Rows:

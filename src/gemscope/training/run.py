@@ -20,7 +20,8 @@ from gemscope.features.metrics import Firings
 from gemscope.training.config import TrainConfig
 from gemscope.training.fold import Scale
 from gemscope.training.gated import GatedWeights, gated_step
-from gemscope.training.objective import Gate, Step, Terms, Weights, cut, lengths, reconstruct, step
+from gemscope.training.objective import Gate, Step, Terms, step
+from gemscope.training.weights import Weights, cut, lengths, reconstruct
 
 _GATES: Mapping[str, Gate] = {"jumprelu": "jumprelu", "topk": "topk", "batchtopk": "batchtopk", "standard": "relu"}
 _ROWS = 2048

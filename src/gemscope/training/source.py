@@ -18,7 +18,8 @@ from gemscope.activations.writer import values_of
 from gemscope.errors import InputError, NotFinite
 from gemscope.progress import Progress, silent
 from gemscope.shapes import Float
-from gemscope.text.corpus import Corpus, Passed
+from gemscope.text.corpus import Corpus
+from gemscope.text.rows import Passed
 from gemscope.training.mixing import Mixed
 from gemscope.training.shuffle import Shuffle
 

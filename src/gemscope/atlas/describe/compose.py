@@ -22,7 +22,8 @@ from gemscope.atlas.files import corpus
 from gemscope.atlas.files.manifest import CROWDED, FORMAT, Crowded, Manifest
 from gemscope.atlas.reader import Atlas
 from gemscope.atlas.writer import Writer
-from gemscope.features.examples import INTERVALS, Places
+from gemscope.features.best import Places
+from gemscope.features.examples import INTERVALS
 from gemscope.features.logit_lens import convention, logit_effects, no_logits
 from gemscope.features.neighbours import encoder_cosines, nearest
 from gemscope.features.sae import SAE

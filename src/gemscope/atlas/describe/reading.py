@@ -17,7 +17,7 @@ from gemscope.errors import InputError
 from gemscope.features.activations import FeatureActivations
 from gemscope.features.fit import require_fit
 from gemscope.features.sae import SAE
-from gemscope.text.corpus import Document
+from gemscope.text.sources import Document
 from gemscope.text.tokens import Tokens
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -30,7 +30,8 @@ from gemscope.features.examples import text_keys
 from gemscope.features.fit import require_fit
 from gemscope.features.sae import SAE
 from gemscope.progress import Advance, Progress, silent
-from gemscope.text.corpus import Corpus, Passed
+from gemscope.text.corpus import Corpus
+from gemscope.text.rows import Passed
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -71,7 +71,7 @@ def from_windows(
 
 def in_catalog(field: str, value: str) -> Any:
     """The published SAE that says so of itself; None where there is none."""
-    from gemscope.features.catalog import snapshot
+    from gemscope.features.published import snapshot
 
     return next((entry for entry in snapshot() if getattr(entry, field) == value), None)
 

@@ -31,7 +31,7 @@ class Part:
     masked: Mapping[str, Count]
     """Tokens that are in no figure, by reason: `special`, `first`, `sink`, `padding`."""
     passed: Mapping[str, Count] = field(default_factory=dict)
-    """Rows of the text's files that had no text, by reason (`text.corpus.PASSED`)."""
+    """Rows of the text's files that had no text, by reason (`text.rows.PASSED`)."""
 
 
 CROWDED = 6

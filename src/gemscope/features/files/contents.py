@@ -14,9 +14,9 @@ from torch import Tensor
 
 from gemscope.activations.site import Site
 from gemscope.errors import CorruptFile, NotFinite
-from gemscope.features.catalog import Entry
 from gemscope.features.files.tensors import dtype_for
 from gemscope.features.mapped import Mapped
+from gemscope.features.published import Entry
 from gemscope.features.sae import SAE, SAEInfo
 from gemscope.features.weights import Gate
 

@@ -23,7 +23,8 @@ from gemscope.errors import CorruptFile, FileError, InputError, Mismatch, NotFin
 from gemscope.features.crosscoder import Crosscoder
 from gemscope.features.files.contents import Contents, build
 from gemscope.features.files.json_file import read_json
-from gemscope.features.files.saelens import CONFIG, CROSSCODER, WEIGHTS, write_pair
+from gemscope.features.files.saelens_config import CONFIG, CROSSCODER, WEIGHTS
+from gemscope.features.files.saelens_write import write_pair
 from gemscope.features.files.tensors import read_safetensors, stream_of
 from gemscope.features.sae import SAEInfo
 from gemscope.features.weights import Gate

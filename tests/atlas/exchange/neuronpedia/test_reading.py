@@ -12,7 +12,7 @@ from gemscope.atlas.exchange.intake import Taken
 from gemscope.atlas.exchange.pieces import looks_byte_level
 from gemscope.atlas.exchange.verbs import import_atlas
 from gemscope.errors import CorruptFile, InputError, NotFound
-from gemscope.features.catalog import snapshot
+from gemscope.features.published import snapshot
 from neuronpedia_files import activation_line, explanation_line, feature_line, imported, published
 
 WINDOW = ["<bos>", "▁The", " cat", "↵", "sat"]
@@ -207,7 +207,7 @@ def test_trap_9_missing_features_are_named(tmp_path: Path) -> None:
 def test_the_catalogue_knows_how_many_features_there_are(tmp_path: Path, monkeypatch: Any) -> None:
     (known,) = [one for one in snapshot() if one.neuronpedia_id == "gemma-2-2b/20-gemmascope-res-16k"]
     few = replace(known, width=3)
-    monkeypatch.setattr("gemscope.features.catalog.snapshot", lambda: (few,))
+    monkeypatch.setattr("gemscope.features.published.snapshot", lambda: (few,))
     place = published(tmp_path, features_0=[feature_line(0)])
     with import_atlas("neuronpedia", place, tmp_path / "in.atlas") as atlas:
         assert (len(atlas), atlas.manifest.metadata["missing"]) == (3, "1-2")

@@ -5,10 +5,10 @@ there are no colours. Hostile text is made harmless here.
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from gemscope.reports.writing import Continuation
 from gemscope.text.printable import clipped, readable, visible
 
 if TYPE_CHECKING:
@@ -22,12 +22,12 @@ _FULL = 4.0
 """The change that has the strongest shade in HTML."""
 
 
-def terminal(one: Continuation, *, figures: bool) -> Text:
+def terminal(tokens: Sequence[str], changes: Sequence[float], *, figures: bool) -> Text:
     """For a terminal: in colours, or with figures in brackets."""
     from rich.text import Text
 
     out = Text()
-    for token, change in _pieces(one):
+    for token, change in _pieces(tokens, changes):
         shown = readable(clipped(token))
         if shown.isspace():
             shown = visible(shown)
@@ -35,15 +35,15 @@ def terminal(one: Continuation, *, figures: bool) -> Text:
             out.append(shown, style=_style(change))
         else:
             out.append(f"{shown}[{change:+.1f}]" if abs(change) >= SHOWN else shown)
-    if not one.tokens:
+    if not tokens:
         out.append("(nothing)", style="dim")
     return out
 
 
-def notebook(one: Continuation) -> str:
+def notebook(tokens: Sequence[str], changes: Sequence[float]) -> str:
     """As HTML: shades, with the figures in a tooltip."""
     out = []
-    for token, change in _pieces(one):
+    for token, change in _pieces(tokens, changes):
         text = html.escape(readable(clipped(token)))
         alpha = min(0.6, 0.6 * abs(change) / _FULL)
         if alpha < 0.03:
@@ -55,10 +55,10 @@ def notebook(one: Continuation) -> str:
     return f"<span style='white-space:pre-wrap' dir='auto'>{''.join(out) or '(nothing)'}</span>"
 
 
-def _pieces(one: Continuation) -> list[tuple[str, float]]:
+def _pieces(tokens: Sequence[str], changes: Sequence[float]) -> list[tuple[str, float]]:
     """Tokens that complete something, each with the change of all that it completes."""
-    ends = [index + 1 for index, token in enumerate(one.tokens) if token]
-    return [(one.tokens[end - 1], sum(one.change[start:end])) for start, end in pairwise([0, *ends])]
+    ends = [index + 1 for index, token in enumerate(tokens) if token]
+    return [(tokens[end - 1], sum(changes[start:end])) for start, end in pairwise([0, *ends])]
 
 
 def _style(change: float) -> str:

@@ -1,0 +1,226 @@
+"""How good an SAE is on a corpus: sparsity, reconstruction, and what the model loses by reading the reconstruction.
+
+docs/score.md defines every figure; `features/metrics` computes them, `losses` runs the changed models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gemscope.activations.editing import Edit
+from gemscope.activations.model import LanguageModel
+from gemscope.activations.site import Site, locate
+from gemscope.edits.splice import Constant, Replace, Splice
+from gemscope.errors import InputError
+from gemscope.features.fit import answered_for, require_fit
+from gemscope.features.histogram import Histogram
+from gemscope.features.metrics import Firings, Variance, recovered
+from gemscope.features.sae import SAE
+from gemscope.progress import Progress, silent
+from gemscope.reports.losses import Change, Kept, Losses, losses
+from gemscope.reports.score import Score
+from gemscope.text.corpus import Corpus
+from gemscope.text.rows import Passed
+
+
+def score(
+    model: LanguageModel,
+    sae: SAE,
+    corpus: Corpus,
+    *,
+    tokens: int | None = None,
+    loss_tokens: int = 20_000,
+    length: int = 256,
+    batch: int = 8,
+    every_token: bool = False,
+    progress: Progress = silent,
+) -> Score:
+    """Reads up to `tokens` tokens of the corpus (None: all) up to the SAE's site, then the first `loss_tokens` of them
+    again: as they are, with the SAE's output in place, and with zero and with the mean of the first reading in place.
+
+    `loss_tokens=0` leaves the losses out. Memory does not grow with the corpus, but for some thirty bytes per loss
+    token. `every_token` counts special tokens, first positions and attention sinks too, for comparison alone.
+    Raises Mismatch when model and SAE do not fit, InputError for a corpus of which nothing counts.
+    """
+    return scores(
+        model,
+        [sae],
+        corpus,
+        tokens=tokens,
+        loss_tokens=loss_tokens,
+        length=length,
+        batch=batch,
+        every_token=every_token,
+        progress=progress,
+    )[0]
+
+
+def scores(
+    model: LanguageModel,
+    saes: Sequence[SAE],
+    corpus: Corpus,
+    *,
+    tokens: int | None = None,
+    loss_tokens: int = 20_000,
+    length: int = 256,
+    batch: int = 8,
+    every_token: bool = False,
+    progress: Progress = silent,
+) -> tuple[Score, ...]:
+    """`score` of several SAEs in one reading of the text: they share the model's pass up to the deepest site, and the
+    clean loss; those of one site share the losses of its ablations too.
+    """
+    if tokens is not None and tokens < 1:
+        raise InputError(f"tokens={tokens}: at least one must be read (None: all)")
+    if loss_tokens < 0:
+        raise InputError(f"loss_tokens={loss_tokens}: expected how many tokens to read again, 0 for no losses")
+    batch = batch if tokens is None else min(batch, math.ceil(tokens / length))
+    readings = [_Reading(model, sae) for sae in saes]
+    sites = {site for reading in readings for site in (reading.site, reading.site_out)}
+    kept: list[Kept] = []
+    read = kept_tokens = sinks = 0
+    passed: Passed = Counter()
+    with progress("score", tokens, "tokens") as advance:
+        for rows in model.rows(corpus.documents(passed), length=length, batch=batch, every_token=every_token):
+            captured = model.capture(rows, sites, every_token=every_token)
+            for reading in readings:
+                acts = captured[reading.site]
+                reading.add(acts.rows, captured[reading.site_out].values[acts.counted])
+            sinks += captured[readings[0].site].dropped["sink"]  # the same at all sites
+            step = int(rows.real.sum())
+            if kept_tokens < loss_tokens:
+                kept.append(Kept(rows, {site: captured[site].counted.cpu() for site in sites}))
+                kept_tokens += int(rows.counted.sum())
+            read += step
+            advance(step)
+            if tokens is not None and read >= tokens:
+                break
+    if any(reading.variance.n == 0 for reading in readings):
+        raise InputError(f"{corpus.name} gave no token that counts: nothing to score")
+    found = _losses(model, readings, kept, progress)
+    return tuple(
+        Score(
+            model=model.name,
+            revision=model.revision,
+            corpus=corpus.name,
+            every_token=every_token,
+            masked=read - reading.variance.n,
+            passed=dict(passed),
+            sinks=sinks,
+            **reading.figures(),
+            **(losses if loss_tokens else {}),
+        )
+        for reading, losses in zip(readings, found, strict=True)
+    )
+
+
+class _Reading:
+    """One SAE, where it belongs in a model, and its running sums."""
+
+    def __init__(self, model: LanguageModel, sae: SAE) -> None:
+        self.site = require_fit(model, sae)
+        self.site_out = sae.site_out or self.site
+        self.sae = sae
+        self.variance = Variance()
+        self.firings = Firings(sae.d_sae)
+        # Read on the side, not by the model: there is nothing to put in its place.
+        editable = locate(model.hf, self.site_out).transform == "plain"
+        self.no_losses = None if editable else f"the model does not read {self.site_out} itself"
+
+    def add(self, x: Tensor, target: Tensor) -> None:
+        """Counted activations where it reads, and where it writes."""
+        features, out = self.sae.read(x.to(self.sae.W_enc.device, torch.float32))
+        self.variance.add(*answered_for(self.sae, target.to(out.device), out))
+        self.firings.add(features)
+
+    def spliced(self, counted: Tensor) -> Edit:
+        """What puts its output in place."""
+        return Replace(self.sae, at=counted) if self.sae.is_transcoder else Splice(self.sae, error=False, at=counted)
+
+    def figures(self) -> dict[str, Any]:
+        """All that is known without running a changed model."""
+        variance, firings = self.variance, self.firings
+        return {
+            "sae": self.sae.info.name,
+            "digest": self.sae.digest,
+            "site": f"{self.site} → {self.site_out}" if self.sae.is_transcoder else str(self.site),
+            "tokens": variance.n,
+            "features": self.sae.d_sae,
+            "l0": firings.l0,
+            "l0_std": firings.l0_std,
+            "l0_p95": firings.l0_quantile(0.95),
+            "fvu": variance.fvu,
+            "explained_variance": variance.explained_variance,
+            "cosine": variance.cosine,
+            "l2_ratio": variance.l2_ratio,
+            "relative_bias": variance.relative_bias,
+            "dead": firings.dead,
+            "dense": firings.dense,
+            "densities": _histogram(firings.densities()),
+            "l0s": _histogram(firings.l0s()),
+        }
+
+
+def _histogram(parts: tuple[float, float, tuple[int, ...]]) -> Histogram:
+    low, step, counts = parts
+    return Histogram(low, step, list(counts))
+
+
+def _losses(
+    model: LanguageModel, readings: Sequence[_Reading], kept: Sequence[Kept], progress: Progress
+) -> list[dict[str, Any]]:
+    """The fields of each score that come from changed models."""
+    changes: list[Change] = []
+    places: dict[int, dict[str, int]] = defaultdict(dict)
+    ablations: dict[tuple[Site, Site], dict[str, int]] = {}
+    for index, reading in enumerate(readings):
+        if reading.no_losses or not kept:
+            continue
+        pair = (reading.site, reading.site_out)
+        if pair not in ablations:
+            ablations[pair] = {}
+            mean = reading.variance.mean
+            for name, vector in (("zero", torch.zeros_like(mean)), ("mean", mean)):
+                ablations[pair][name] = len(changes)
+                changes.append(Change(reading.site, partial(_ablated, reading.site_out, vector.float(), name)))
+        places[index] = {**ablations[pair], "spliced": len(changes)}
+        changes.append(Change(reading.site, reading.spliced))
+    if not changes:
+        return [{"no_losses": reading.no_losses} for reading in readings]
+    clean, changed = losses(model, kept, changes, progress=progress)
+    return [
+        _figures(clean[reading.site], {name: changed[place] for name, place in places[index].items()})
+        if index in places
+        else {"no_losses": reading.no_losses}
+        for index, reading in enumerate(readings)
+    ]
+
+
+def _ablated(site: Site, vector: Tensor, name: str, counted: Tensor) -> Edit:
+    return Constant(site, vector, name=name, at=counted)
+
+
+def _figures(clean: Losses, changed: dict[str, Losses]) -> dict[str, Any]:
+    if not clean.n:
+        return {"no_losses": "no counted token has a next one"}
+    spliced = changed["spliced"]
+    out: dict[str, Any] = {
+        "loss": clean.loss,
+        "spliced_loss": spliced.loss,
+        "delta_loss": spliced.loss - clean.loss,
+        "kl": spliced.kl,
+        "loss_tokens": clean.n,
+    }
+    for name in ("zero", "mean"):
+        ablated = changed[name]
+        out[f"{name}_loss"], out[f"{name}_kl"] = ablated.loss, ablated.kl
+        out[f"loss_recovered_{name}"] = recovered(clean.loss, spliced.loss, ablated.loss)
+        out[f"kl_score_{name}"] = recovered(0.0, spliced.kl, ablated.kl)
+    return out
