@@ -90,3 +90,26 @@ def test_nothing_is_ever_unpickled() -> None:
         assert "import pickle" not in text
         assert "allow_pickle=True" not in text
         assert "weights_only=False" not in text
+
+
+PARSERS = {"json": {"load", "loads", "JSONDecoder"}, "tomllib": {"load", "loads"}, "ast": {"literal_eval"}}
+PARSERS |= {"msgspec": {"convert"}, "msgspec.json": {"decode", "Decoder"}, "msgspec.toml": {"decode"}, "yaml": {"*"}}
+HEADERS = {"features/files/npz.py", "atlas/files/corpus.py"}
+"""An array's header is a literal of Python's, of bounded length."""
+
+
+def test_only_the_checked_reader_parses_what_comes_from_outside() -> None:
+    """JSON and TOML have one way in, where there are bounds, types and one line for what is not so."""
+    found = set()
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            used = set()
+            if isinstance(node, ast.Attribute):
+                used = {(ast.unparse(node.value), node.attr)}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                used = {(node.module, name.name) for name in node.names}
+            elif isinstance(node, ast.Import):
+                used = {(name.name, "*") for name in node.names}
+            found |= {(path.relative_to(ROOT).as_posix(), name) for home, name in used if name in PARSERS.get(home, ())}
+    assert {place for place, name in found if name == "literal_eval"} == HEADERS
+    assert {place for place, name in found if name != "literal_eval"} == {"checked.py"}

@@ -80,7 +80,7 @@ def test_the_python_of_the_measures_page_finds_what_the_page_says(tmp_path: Path
     ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert re.search(r"1 SAE feature +1\.000 +0\.929 to 1\.000 +1\.000 +3133 \(−\)", ran.stdout)
-    assert re.search(r"measured\n +3133 +·opened \(5\) +1\d\.\d+ +−0\.\d+ +−\d\.\d+\n", ran.stdout)  # the strongest
+    assert re.search(r"measured\n +3133 +·opened \(5\) +1\d\.\d+ +\+0\.\d+ +\+\d\.\d+\n", ran.stdout)  # the strongest
     assert "3133 [' opened', ' then']" in ran.stdout
     told = re.findall(r"\| ·(\w+) \| ([\d.]+) \| [+−][\d.]+ \| [+−][\d.]+ \| (\d+) % \|", MEASURES)
     measured = re.findall(r"' (\w+)': ([\d.]+), all 20: .* error's share (\d+)%", ran.stdout)

@@ -5,7 +5,6 @@ once, into a plain Hugging Face folder in the user's cache. Loading that folder,
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from gemscope.activations.conversion import convert, write_json
+from gemscope.checked import Count, read_json, size_of
 from gemscope.disk import claimed, room
-from gemscope.errors import CorruptFile, FileError, MissingDependency, StorageFull
+from gemscope.errors import AccessError, CorruptFile, FileError, MissingDependency, NotFound, StorageFull
 from gemscope.progress import Progress, silent
 
 
@@ -131,14 +131,23 @@ def _write_provenance(folder: Path, source: _Source) -> None:
     write_json(folder / "provenance.json", facts)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Provenance:
+    """What of it says whether a folder is whole."""
+
+    format: Count
+    sha256: str
+    bytes: dict[str, Count]
+
+
 def _is_complete(folder: Path, source: _Source) -> bool:
     """Cheap: the provenance, written last, names these weights, and every file has the size it had then."""
     try:
-        facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-        sizes = {name: (folder / name).stat().st_size for name in facts["bytes"]}
-        return bool(facts["format"] == _FORMAT and facts["sha256"] == source.sha256 and facts["bytes"] == sizes)
-    except (OSError, ValueError, KeyError, TypeError):
+        facts = read_json(folder / "provenance.json", _Provenance)
+        sizes = {name: size_of(folder / name) for name in facts.bytes}
+    except (NotFound, AccessError, CorruptFile):
         return False
+    return (facts.format, facts.sha256, facts.bytes) == (_FORMAT, source.sha256, sizes)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -185,7 +184,7 @@ class Reader:
     def _byte_level(self) -> bool:
         """Whether its pieces are bytes written as letters, as GPT-2's are."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        return backend is not None and "ByteLevel" in str(json.loads(backend.to_str())["decoder"])
+        return backend is not None and "ByteLevel" in repr(backend.decoder)
 
     def _string(self, id_: int) -> str:
         # Mistral's decoder takes the blank off a text's first token, so the second of two is looked at.

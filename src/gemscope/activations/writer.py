@@ -28,7 +28,7 @@ from gemscope.activations.store import (
     require_names,
     shard_name,
 )
-from gemscope.checked import Count, read_json
+from gemscope.checked import Count, as_read, read_json
 from gemscope.disk import claimed, room, synced
 from gemscope.errors import AccessError, CorruptFile, InputError, Mismatch, NotFinite, NotFound
 from gemscope.shapes import Bool, Float
@@ -78,8 +78,7 @@ class Writer:
         """Batches that were added, in earlier attempts too."""
         self.read = 0
         """Their tokens, counted or not, without padding."""
-        # As JSON gives it back, so that it can be compared.
-        self._identity = None if identity is None else json.loads(json.dumps(identity))
+        self._identity = None if identity is None else as_read(dict(identity))
         self._aside = self._to.with_name(self._to.name + ".partial")
         self._state = self._aside / "unfinished.json"
         self._pending: dict[str, list[dict[str, Tensor]]] = {}

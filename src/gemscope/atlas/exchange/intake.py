@@ -20,6 +20,7 @@ from gemscope.atlas.entry import Entry, Floats, Ints
 from gemscope.atlas.exchange.numbers import as_whole
 from gemscope.atlas.exchange.pieces import bytes_of, is_special, looks_byte_level
 from gemscope.atlas.writer import Writer
+from gemscope.checked import row_of
 from gemscope.disk import room
 from gemscope.errors import CorruptFile, InputError
 from gemscope.progress import Progress
@@ -28,6 +29,7 @@ _ROWS = 4096
 """Windows handed on at a time."""
 _WIDEST = 1 << 24
 """Features of the widest SAE that is believed in."""
+_HELD = "a record that was taken in"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,12 +259,12 @@ class Intake:
                 (index,),
             )
             self.taken.orphans += record is None
-            yield index, None if record is None else json.loads(record), [_shown(*row) for row in shown]
+            yield index, None if record is None else row_of(record, where=_HELD), [_shown(*row) for row in shown]
 
     def explanations(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Feature and explanation, by feature, in the order of arrival."""
         for feature, record in self._database.execute("SELECT * FROM explanation ORDER BY feature, rowid"):
-            yield feature, json.loads(record)
+            yield feature, row_of(record, where=_HELD)
 
 
 def _shown(window: int, own: int, columns: bytes, cells: bytes, *filed: float | None) -> Shown:
