@@ -25,12 +25,12 @@ from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import msgspec
 from msgspec import Meta, inspect
 
-from gemscope.errors import AccessError, CorruptFile, NotFound, one_line
+from gemscope.errors import AccessError, CorruptFile, InputError, NotFound, one_line
 
 T = TypeVar("T")
 
@@ -152,13 +152,25 @@ def declared(value: object, kind: Kind[T], *, where: str, strict: bool = True) -
     """The same for plain values that somebody else parsed; where not `strict`, numbers and words may be written as
     text, as addresses and forms have them. Raises CorruptFile.
     """
-    _require_plain(value, where)
+    _require_shallow(value, where)
     try:
-        return msgspec.convert(value, kind, strict=strict)
+        made: T = msgspec.convert(value, kind, strict=strict)
     except msgspec.ValidationError as error:
         raise CorruptFile(f"{where}: {_worded(error, kind, value)}") from error
     except UnicodeError as error:
         raise CorruptFile(f"{where} holds half a surrogate pair, which is no text") from error
+    _require_finite(value, where)
+    return made
+
+
+def values_of(kind: Any, given: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """What is given for fields of a dataclass, as they are declared: lists become tuples there, whole numbers floats.
+    For settings, which programs make as well as files: their `__post_init__` asks this too. Raises InputError.
+    """
+    try:
+        return msgspec.structs.asdict(declared(given, _fields_of(kind, tuple(given)), where=where))
+    except CorruptFile as error:
+        raise InputError(str(error)) from error
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -446,6 +458,13 @@ def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
 
 
 @cache
+def _fields_of(kind: Any, names: tuple[str, ...]) -> Any:
+    """Some fields of a dataclass as a type that does nothing else when it is made."""
+    hints = get_type_hints(kind, include_extras=True)
+    return msgspec.defstruct(kind.__name__, [(name, hints[name]) for name in names])
+
+
+@cache
 def _node(kind: Any) -> inspect.Type:
     return inspect.type_info(kind)
 
@@ -494,13 +513,12 @@ def _is_deep(data: bytes) -> bool:
     return True
 
 
-def _require_plain(value: object, where: str) -> None:
-    """Of values that another parser let in, and JSON would not."""
-    _require_shallow(value, where)
+def _require_finite(value: object, where: str) -> None:
+    """Of values that another parser let in, and JSON would not, where nothing was declared."""
     if isinstance(value, float) and not (-sys.float_info.max <= value <= sys.float_info.max):
         raise CorruptFile(f"{where} holds {value:g}, expected numbers")
     for one in _parts(value):
-        _require_plain(one, where)
+        _require_finite(one, where)
 
 
 def _require_shallow(value: object, where: str, levels: int = DEEP) -> None:

@@ -671,8 +671,8 @@ def test_what_cannot_be_described_leaves_nothing(
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"top": 0}, "top=0: at least 1"),
-        ({"each": -1}, "each=-1: at least 0"),
+        ({"top": 0}, '"top" is 0, expected a whole number from 1'),
+        ({"each": -1}, '"each" is -1, expected a whole number from 0'),
         ({"before": 200, "after": 60}, "reach beyond a row of length=256"),
     ],
 )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from gemscope.checked import read_toml
+from msgspec import Meta
+
+from gemscope.checked import EXACT, Count, Positive, read_toml, values_of
 from gemscope.errors import InputError, NotFound
 from gemscope.training.objective import Penalty
 
@@ -19,14 +21,11 @@ Rise = Literal["linear", "cosine"]
 FAR = 0.15
 """An L0 at the end that is further than this share from its target is worth a warning."""
 
-_POSITIVE = (
-    "width", "target_l0", "rows", "batch", "lr", "checkpoint_every", "init_norm", "anneal_from", "clip", "keep",
-    "log_every", "held_out_rows",
-)  # fmt: skip
-_NOT_NEGATIVE = (
-    "sparsity", "auxiliary", "threshold_init", "threshold_lr", "bandwidth", "patience", "resample", "frequency",
-)  # fmt: skip
-_SHARES = ("warmup", "decay", "anneal", "sparsity_warmup", "beta1", "beta2", "frequency_limit")
+Share = Annotated[float, Meta(ge=0, le=1)]
+Decay = Annotated[float, Meta(ge=0, lt=1)]
+"""Of a running mean, which learns nothing at 1."""
+NotNegative = Annotated[float, Meta(ge=0, le=sys.float_info.max)]
+Above0 = Annotated[float, Meta(gt=0, le=sys.float_info.max)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,49 +39,49 @@ class TrainConfig:
     penalty: Penalty | None = None
     """What makes features rare; `target` unless said for jumprelu, `l1` for standard and gated. The gates that count
     (topk, batchtopk) need none."""
-    width: int = 6144
+    width: Positive = 6144
     """Features."""
-    target_l0: float = 50.0
+    target_l0: Above0 = 50.0
     """Mean features per token at the end (k of topk and batchtopk); the thresholds are rescaled after the last step to
     meet it. Penalties other than `target` and `quadratic` do not know it: λ alone decides, nothing is rescaled."""
-    rows: int = 12_000_000
+    rows: Positive = 12_000_000
     """Rows read over the whole run, epochs together."""
-    batch: int = 1024
+    batch: Positive = 1024
     """Rows a step. On a CPU fewer rows for more steps take the same time, down to about 1,024."""
-    matryoshka: tuple[float, ...] = ()
+    matryoshka: tuple[Annotated[float, Meta(gt=0, lt=1)], ...] = ()
     """Shares of the features that make up the inner prefixes, such as (0.03125, 0.0625, 0.125, 0.25, 0.5)."""
     skip: bool = False
     """Whether an affine map beside the features carries x straight to y: for transcoders."""
-    lr: float = 1.2e-3
+    lr: Above0 = 1.2e-3
     """Adam's. Higher wins short runs and kills features in long ones."""
-    beta1: float = 0.9
-    beta2: float = 0.999
-    warmup: float = 0.02
+    beta1: Decay = 0.9
+    beta2: Decay = 0.999
+    warmup: Share = 0.02
     """Share of the run over which the learning rate rises to `lr`."""
     warmup_shape: Rise = "linear"
     """`cosine` begins at a tenth of `lr`, as Gemma Scope's does."""
-    decay: float = 0.25
+    decay: Share = 0.25
     """Share of the run, at its end, over which it falls to zero."""
-    anneal: float = 0.1
+    anneal: Share = 0.1
     """Share of the run over which the target falls from `anneal_from` times as much, by the same factor at each step:
     features form densely, then thin out."""
-    anneal_from: float = 10.0
-    sparsity: float = 1.0
+    anneal_from: Above0 = 10.0
+    sparsity: NotNegative = 1.0
     """λ."""
-    sparsity_warmup: float = 0.0
+    sparsity_warmup: Share = 0.0
     """Share of the run over which λ rises from 0."""
-    frequency: float = 0.0
+    frequency: NotNegative = 0.0
     """Weight of a penalty on features that fire on more than `frequency_limit` of the rows, for jumprelu: 0.2 leaves
     next to none of them, for a little FVU. 0: none."""
-    frequency_limit: float = 0.1
+    frequency_limit: Share = 0.1
     """While the target is annealed, as many times more as the target is."""
-    threshold_lr: float = 0.0
+    threshold_lr: NotNegative = 0.0
     """The thresholds' learning rate, in units of `lr`, until a quarter of the run is over; it is 1 from 40 % on. 0: a
     third of √d. Adam moves every weight by about `lr`, so that one step moves a pre-activation on d inputs by up to √d
     of that, and a threshold by `lr` alone: it could not keep up."""
-    threshold_init: float = 0.0
+    threshold_init: NotNegative = 0.0
     """Thresholds at the start; 0: what lets `anneal_from · target_l0` features through."""
-    bandwidth: float = 0.0
+    bandwidth: NotNegative = 0.0
     """ε; 0: half the pre-activations' spread at the start, and steered from there on."""
     to_input: bool = False
     """Whether the thresholds' pseudo-derivatives flow into the encoder too, as Anthropic has it."""
@@ -92,49 +91,34 @@ class TrainConfig:
     """Whether the mean is taken off x and y; Gemma Scope only scales."""
     unit_norm: bool = False
     """Whether decoder rows keep norm 1 through the run, gradients along them taken out. They are free otherwise."""
-    init_norm: float = 0.1
+    init_norm: Above0 = 0.1
     """Norm of the decoder rows at the start."""
-    patience: int = 0
+    patience: Count = 0
     """Rows without firing after which a feature counts as silent; 0: a fiftieth of the run, ten batches at least. Of
     JumpReLU SAEs its threshold then sinks, by 1 % a step, and its bias rises, by `lr` a step, until it fires again: a
     threshold's gradient comes from activations close to it, a silent feature's are far below."""
-    auxiliary: float | None = None
+    auxiliary: NotNegative | None = None
     """Weight of the silent features' own loss (AuxK). 1/32 unless said, and 0 for standard and gated."""
-    resample: int = 0
+    resample: Count = 0
     """Rows after which, again and again in the first half of a run, silent features are begun anew from badly explained
     rows (Bricken et al. 2023); 0: never."""
-    clip: float = 0.01
+    clip: Above0 = 0.01
     """Largest norm of the weights' gradient; the thresholds' is left out of it, being far larger. Nearly every step's
     is longer, so that all weigh the same in Adam's memory: the first ones, several times as long, would hold back the
     next thousand steps."""
-    seed: int = 0
+    seed: Annotated[int, Meta(ge=-EXACT, le=EXACT)] = 0
     """Of the weights and of the order of the rows."""
-    checkpoint_every: int = 500
+    checkpoint_every: Positive = 500
     """Steps."""
-    keep: int = 1
+    keep: Positive = 1
     """Checkpoints that stay on disk."""
-    log_every: int = 50
+    log_every: Positive = 50
     """Steps."""
-    held_out_rows: int = 16_384
+    held_out_rows: Positive = 16_384
     """Held-out rows, at most, that are looked at on the way."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if isinstance(value, int) and not -(2**63) <= value < 2**63:
-                raise InputError(f"{name} has {value.bit_length()} bits: whole numbers of up to 63 are expected")
-        for name in _POSITIVE:
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"{name}={getattr(self, name)}: must be above 0")
-        for name in _NOT_NEGATIVE:
-            if not 0 <= (getattr(self, name) or 0) < math.inf:
-                raise InputError(f"{name}={getattr(self, name)}: must be 0 or more")
-        for name in _SHARES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name}={getattr(self, name)}: must be a share, 0 to 1")
-        for name in ("beta1", "beta2"):
-            if getattr(self, name) >= 1:
-                raise InputError(f"{name}={getattr(self, name)}: must be below 1, or nothing is ever learned")
-        _require_known_words(vars(self))
+        vars(self).update(values_of(type(self), vars(self), where="the settings"))
         self._require_sense()
 
     def _require_sense(self) -> None:
@@ -163,8 +147,7 @@ class TrainConfig:
                 f"resample={self.resample} and architecture={self.architecture!r}: only standard SAEs are; silent "
                 "features of others are brought back by patience and auxiliary"
             )
-        apart = all(0 < share < 1 for share in self.matryoshka)
-        if not apart or list(self.prefixes) != sorted({0, *self.prefixes} - {0}):
+        if list(self.prefixes) != sorted({0, *self.prefixes} - {0}):
             raise InputError(
                 f"matryoshka={list(self.matryoshka)} with width={self.width}: expected ascending shares below 1, "
                 "each of at least one feature more"
@@ -219,16 +202,15 @@ class TrainConfig:
         """From plain values. Raises InputError for an unknown name, with the nearest known one, and for a value of
         another kind.
         """
-        known = {field.name: field for field in fields(cls)}
-        values: dict[str, Any] = {}
-        for name, value in table.items():
+        known = [field.name for field in fields(cls)]
+        for name in table:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
                 raise InputError(f"{where} has no meaning for {name!r}: {hint}")
-            values[name] = _as_kind(name, value, str(known[name].type), where)
-        _require_known_words(values)
-        return cls(**values)
+        if isinstance(share := table.get("matryoshka"), float):  # one of a sweep's
+            table = {**table, "matryoshka": [share]}
+        return cls(**values_of(cls, table, where=where))
 
     def changed(self, table: dict[str, object], *, where: str = "the settings") -> TrainConfig:
         """With some values in the place of its own. Raises what `of` raises."""
@@ -288,36 +270,3 @@ _PENALTIES: dict[str, tuple[Penalty, ...]] = {
 def _plain(value: object) -> str:
     """As a recipe has it."""
     return str(list(value) if isinstance(value, tuple) else value).lower()
-
-
-def _require_known_words(values: Mapping[str, object]) -> None:
-    for name, options in (("architecture", Architecture), ("penalty", Penalty), ("warmup_shape", Rise)):
-        if values.get(name) is not None:
-            _require_one_of(name, values[name], get_args(options))
-
-
-def _require_one_of(name: str, value: object, options: tuple[str, ...]) -> None:
-    if value not in options:
-        near = difflib.get_close_matches(str(value), options, n=1)
-        raise InputError(f"{name}={value!r}: expected {near[0] + ', or ' if near else ''}one of {', '.join(options)}")
-
-
-def _as_kind(name: str, value: object, kind: str, where: str) -> object:
-    kind = kind.removesuffix(" | None")
-    if kind == "bool":
-        if not isinstance(value, bool):
-            raise InputError(f"{name}={value!r} in {where}: expected true or false")
-        return value
-    if kind.startswith("tuple"):
-        many = value if isinstance(value, list | tuple) else [value]
-        if any(isinstance(one, bool) or not isinstance(one, int | float) for one in many):
-            raise InputError(f"{name}={value!r} in {where}: expected a list of numbers")
-        return tuple(map(float, many))
-    if kind not in ("int", "float"):
-        if not isinstance(value, str):
-            raise InputError(f"{name}={value!r} in {where}: expected a word")
-        return value
-    whole = kind == "int"
-    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-        raise InputError(f"{name}={value!r} in {where}: expected a {'whole ' if whole else ''}number")
-    return value if whole else float(value)

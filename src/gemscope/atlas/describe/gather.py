@@ -5,7 +5,7 @@ of what was gathered is that of `compose.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 
 from gemscope.atlas.describe.reading import Batch, Found
 from gemscope.atlas.files.manifest import Part
-from gemscope.checked import Form, require_forms
+from gemscope.checked import Count, Form, Positive, require_forms, values_of
 from gemscope.errors import CorruptFile, InputError
 from gemscope.features.cofiring import Sample
 from gemscope.features.examples import Examples, Firings
@@ -29,30 +29,27 @@ _ROOM = 1 << 24
 class DescribeConfig:
     """What an atlas holds of each feature."""
 
-    top: int = 20
+    top: Positive = 20
     """Strongest examples."""
-    each: int = 5
+    each: Count = 5
     """Examples from each range of activations (eighths of the power of two above the maximum; half or more in use)."""
-    before: int = 40
+    before: Count = 40
     """Tokens shown in front of an example's own."""
-    after: int = 23
+    after: Count = 23
     """Tokens shown behind it."""
-    logits: int = 10
+    logits: Count = 10
     """Promoted tokens, and as many suppressed ones."""
-    neighbours: int = 20
+    neighbours: Count = 20
     """Features closest by decoder cosine."""
-    partners: int = 20
+    partners: Count = 20
     """Features that fire on the same tokens."""
-    length: int = 256
+    length: Positive = 256
     """Tokens per row of text."""
-    batch: int = 16
+    batch: Positive = 16
     """Rows per pass of the model."""
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            least = 1 if name in ("top", "length", "batch") else 0
-            if value < least:
-                raise InputError(f"{name}={value}: at least {least} is needed")
+        vars(self).update(values_of(type(self), vars(self), where="the settings"))
         if self.before + self.after >= self.length:
             raise InputError(
                 f"before={self.before} and after={self.after} reach beyond a row of length={self.length} tokens"
