@@ -501,7 +501,7 @@ def test_what_will_not_fit_is_refused_before_the_model_runs(
     with monkeypatch.context() as patch:
         patch.setattr(model, "capture", runs)
         patch.setattr(shutil, "disk_usage", lambda path: disk._replace(free=5_000))
-        with pytest.raises(StorageFull, match=r"takes .* kB, .* has 5 kB left: make room") as raised:
+        with pytest.raises(StorageFull, match=r"takes .* kB, .* has 5.0 kB left: make room") as raised:
             harvest(model, corpus, SITES, **options)
     assert "\n" not in str(raised.value)
     assert tree(tmp_path) == set()

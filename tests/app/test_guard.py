@@ -231,6 +231,17 @@ def test_with_a_token_every_request_needs_it(locked: TestClient) -> None:
         assert locked.get(f"{AT}/3", headers=headers).status_code == 401  # type: ignore[arg-type]
 
 
+def test_odd_cookies_of_other_servers_on_this_machine_lock_nobody_out(locked: TestClient) -> None:
+    """A browser sends them along: cookies do not know ports."""
+    locked.cookies.clear()
+    found = locked.get(f"{AT}/3", params={"token": TOKEN}, follow_redirects=False)
+    ours = found.headers["set-cookie"].partition(";")[0]
+    for odd in ('settings={"theme": "dark"}', "a[b]=c", "a b=1", "caf\xe9=1", "=", "x"):
+        locked.cookies.clear()
+        answer = locked.get(f"{AT}/3", headers={"cookie": f"{odd}; {ours}".encode("latin-1")})  # type: ignore[dict-item]
+        assert answer.status_code == 200, odd
+
+
 def test_a_link_with_the_token_lets_a_browser_in_and_does_not_stay_in_the_address(locked: TestClient) -> None:
     locked.cookies.clear()
     answer = locked.get(f"{AT}/3", params={"token": TOKEN, "embed": "true", "x": "é&"}, follow_redirects=False)

@@ -13,7 +13,7 @@ from gemscope.features.histogram import Histogram
 from gemscope.pages.charts.axes import WIDE
 from gemscope.pages.charts.histogram import histogram
 from gemscope.pages.charts.scatter import gathered, scatter
-from gemscope.pages.numbers import figure
+from gemscope.pages.numbers import figure, short
 from html_tree import Element, parse
 
 
@@ -32,6 +32,17 @@ from html_tree import Element, parse
 )
 def test_numbers_are_short(value: float, shown: str) -> None:
     assert figure(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (0, "0"), (0.53, "0.53"), (950, "950"), (999.4, "999"), (999.6, "1k"), (12_345, "12.3k"), (999_499, "999k"),
+        (999_600, "1M"), (3_400_000, "3.4M"), (999_999_999, "1G"), (5e11, "500G"),
+    ],
+)  # fmt: skip
+def test_counts_are_short_also_where_they_round_to_the_next_letter(count: float, shown: str) -> None:
+    assert short(count) == shown
 
 
 def test_a_histogram_says_in_words_what_it_shows() -> None:

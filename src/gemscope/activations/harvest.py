@@ -10,6 +10,8 @@ from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
+from rich.filesize import decimal
+
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
 from gemscope.activations.store import FORMAT, Manifest, Store
@@ -68,7 +70,7 @@ def harvest(
         expected = expected_tokens(model, corpus) if tokens is None else tokens
         if expected is not None:
             _require_room(Path(to), expected, row, done=writer.read)
-        size = "" if expected is None else f", about {_size(expected * row)}"
+        size = "" if expected is None else f", about {decimal(expected * row)}"
         begun = writer.batches
         with progress(f"harvest {', '.join(map(str, sites))}{size}", expected, "tokens") as advance:
             for number, rows in enumerate(model.rows(corpus.documents(passed), length=length, batch=batch)):
@@ -103,16 +105,9 @@ def _require_room(to: Path, tokens: int, row: int, *, done: int) -> None:
     free, needed = shutil.disk_usage(there).free, (tokens - done) * row
     if needed > free:
         raise StorageFull(
-            f"a harvest of about {tokens:,} tokens takes {_size(tokens * row)}, {_size(needed)} of it still to be "
-            f"written; {there} has {_size(free)} left: make room, or ask for fewer tokens, sites or bytes per number"
+            f"a harvest of about {tokens:,} tokens takes {decimal(tokens * row)}, {decimal(needed)} of it still to be "
+            f"written; {there} has {decimal(free)} left: make room, or ask for fewer tokens, sites or bytes per number"
         )
-
-
-def _size(count: int) -> str:
-    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count / 1e3:.3g} kB"
 
 
 def versions() -> dict[str, str]:

@@ -14,10 +14,10 @@ import hmac
 import html
 import re
 from collections.abc import Collection, Mapping
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl, urlencode
 
 from starlette.exceptions import HTTPException
+from starlette.requests import cookie_parser
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -119,7 +119,7 @@ class Guard:
             return _admitted(scope, query, cookie, self.token, first)
         scheme, _, bearer = first.get("authorization", "").partition(" ")
         given = bearer.strip() if scheme.lower() == "bearer" else first.get("x-api-key", "")
-        if _same(given, self.token) or _same(_cookie(first.get("cookie", ""), cookie), _pass(self.token)):
+        if _same(given, self.token) or _same(cookie_parser(first.get("cookie", "")).get(cookie, ""), _pass(self.token)):
             return None
         refused = _refuse(
             first, 401, "this server asks for its token: add ?token=... to the address, or send Authorization: Bearer"
@@ -196,14 +196,6 @@ def _same(given: str, expected: str) -> bool:
 def _pass(token: str) -> str:
     """What the cookie holds: other servers on this machine are sent it too, and shall not learn the token."""
     return hmac.new(token.encode(), b"gemscope cookie", hashlib.sha256).hexdigest()
-
-
-def _cookie(header: str, name: str) -> str:
-    try:
-        found = SimpleCookie(header).get(name)
-    except CookieError:
-        return ""
-    return found.value if found else ""
 
 
 def _admitted(

@@ -26,6 +26,8 @@ def bars() -> Iterator[Bars]:
     from rich.progress import Progress as Drawing
     from rich.text import Text
 
+    from gemscope.pages.numbers import short
+
     console = Console(stderr=True)
     if not console.is_terminal:
         yield Bars(silent, lambda text: None)
@@ -35,14 +37,14 @@ def bars() -> Iterator[Bars]:
         def render(self, task: Task) -> Text:
             speed = task.finished_speed or task.speed
             unit = task.fields["unit"]
-            return Text("" if speed is None or not unit else f"{_short(speed)} {unit}/s", style="cyan")
+            return Text("" if speed is None or not unit else f"{short(speed)} {unit}/s", style="cyan")
 
     class Done(ProgressColumn):
         def render(self, task: Task) -> Text:
             if not task.fields["unit"]:  # something that cannot say how far it is
                 return Text()
-            total = "" if task.total is None else f"/{_short(task.total)}"
-            return Text(f"{_short(task.completed)}{total} {task.fields['unit']}", style="green")
+            total = "" if task.total is None else f"/{short(task.total)}"
+            return Text(f"{short(task.completed)}{total} {task.fields['unit']}", style="green")
 
     drawing = Drawing(
         TextColumn("{task.description}"),
@@ -70,10 +72,3 @@ def bars() -> Iterator[Bars]:
 
     with drawing:
         yield Bars(progress, say)
-
-
-def _short(number: float) -> str:
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{letter}"
-    return f"{number:.3g}"

@@ -39,7 +39,7 @@ def add_to(commands: Any) -> None:
         description="Makes an atlas of what others have computed, and says what they left out.",
         epilog="Formats: " + "; ".join(f"{name}: {what}" for name, (_, _, what) in IMPORTS.items()) + ".",
     )
-    taken.add_argument("format", choices=IMPORTS, metavar="FORMAT", help=", ".join(IMPORTS))
+    taken.add_argument("format", choices=list(IMPORTS), metavar="FORMAT", help=", ".join(IMPORTS))
     taken.add_argument("path", metavar="PATH", help="the folder or file to read")
     taken.add_argument(
         "-o", "--output", required=True, metavar="ATLAS", help="the atlas's folder, which must not exist"

@@ -6,9 +6,9 @@ import math
 def short(count: float) -> str:
     """A count in few characters: 950, 12k, 3.4M."""
     for bound, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= bound:
+        if count >= 0.9995 * bound:  # what rounds to a thousand of one is one of the next
             return f"{count / bound:.3g}{letter}"
-    return f"{count:.0f}"
+    return f"{count:.3g}"
 
 
 def percent(share: float) -> str:
