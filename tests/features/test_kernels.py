@@ -71,6 +71,18 @@ def near_the_floor() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return W, b, floor, x
 
 
+def errors_all_one_way() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What bfloat16 loses of each number adds up, in the features or in the tokens: the bound on it is just reached."""
+    signs = torch.sign(normal(64, seed=12))
+    lossy = 1 + 0.9 * 2.0**-8  # rounds to 1
+    x = signs * torch.tensor([[1.0], [lossy]])
+    sizes = torch.tensor([[1.0], [lossy]]).repeat(9, 1)
+    W = signs * sizes * 2.0 ** (torch.arange(18)[:, None] // 2 - 2)
+    z = W.double() @ x.double().T
+    floor = torch.where(sizes[:, 0] == 1, z[:, 1], z[:, 0]) * (1 - 1e-4)
+    return W, torch.zeros(18), floor.float(), x
+
+
 def huge_and_tiny() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     W, b, floor, x = ordinary(tokens=48, seed=4)
     sizes = torch.tensor([1.0, 1e5, 1e13, 1e30, 1e-5, 1e-13, 1e-30, 1e-38])
@@ -137,7 +149,17 @@ CASES: dict[str, Callable[[], tuple[Tensor, Tensor, Tensor, Tensor]]] = {
     "one of each": partial(ordinary, tokens=1, d=1, features=1),
     "several blocks": partial(ordinary, tokens=2100, d=9, features=33),
     "many features": partial(ordinary, tokens=3, d=17, features=5000),
-    **{made.__name__: made for made in (near_the_floor, huge_and_tiny, overflowing, denormal, firing_everywhere)},
+    **{
+        made.__name__: made
+        for made in (
+            near_the_floor,
+            errors_all_one_way,
+            huge_and_tiny,
+            overflowing,
+            denormal,
+            firing_everywhere,
+        )
+    },
     **{made.__name__: made for made in (like_bos, zeros, never_to_fire, cancelling)},
 }
 
@@ -357,3 +379,23 @@ def test_an_environment_variable_asks_for_one_too(monkeypatch: pytest.MonkeyPatc
 
 def test_the_search_is_in_one_of_two_precisions() -> None:
     assert plain.load().search in (torch.bfloat16, torch.float32)
+
+
+@pytest.mark.parametrize("case", ["huge_and_tiny", "overflowing", "zeros", "never_to_fire"])
+def test_rows_that_low_precision_is_not_trusted_with_are_found_in_any_tile(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plain, "_TILE", 400)  # a few features at a time
+    W, b, floor, x = CASES[case]()
+    for search in (torch.bfloat16, torch.float32):
+        kernels = Plain(search)
+        check(kernels.above(kernels.pack(W, b, floor), x), W, b, floor, x)
+
+
+@pytest.mark.parametrize("d", [1, 7, 64, 576, 2304, 131_072])
+def test_the_bound_on_rounding_is_no_less_than_the_theorems(d: int) -> None:
+    """Higham 2002, lemma 3.1: n roundings in a row lose at most n u / (1 − n u), of which there are d and the extra
+    columns in the search, and an eighth of d in the exact product."""
+    unit = 2.0**-24
+    deep = d + plain._EXTRA, d / 8 + 8
+    assert plain._rounding(d) >= sum(n * unit / (1 - n * unit) for n in deep)

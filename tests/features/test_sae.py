@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from gemscope.activations.capture import Activations
 from gemscope.activations.site import Site
 from gemscope.errors import InputError, Mismatch, NotFinite
+from gemscope.features import weights
 from gemscope.features.activations import FeatureActivations
 from gemscope.features.sae import SAE, SAEInfo
 from gemscope.testing import planted_sae
@@ -201,6 +204,17 @@ def test_reading_gives_the_features_and_the_output_at_once(sae: SAE, x: Tensor) 
         assert torch.equal(out, one(x))
 
 
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_centred_sae_lets_the_mean_of_each_token_past(sae: SAE, x: Tensor, *, skip: bool) -> None:
+    centred = like(sae, centred=True, skip=skip)
+    expected = sae(x).double() + x.double().mean(-1, keepdim=True)
+    if centred.W_skip is not None:
+        centred.W_skip.copy_(torch.randn(D, D, generator=torch.Generator().manual_seed(2)))
+        expected += x.double() @ centred.W_skip.double().T
+    torch.testing.assert_close(centred(x).double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(centred.read(x)[1].double(), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_an_sae_writes_where_it_reads() -> None:
     assert not SAE(D, F, site="3.res").is_transcoder
     assert SAE(D, F, site="3.res").site_out == Site(3, "res")
@@ -325,6 +339,18 @@ def test_the_digest_follows_the_gate() -> None:
     before = sae.digest
     sae.k = 3
     assert sae.digest == SAE(4, 8, gate="topk", k=3).digest != before
+
+
+def test_the_digest_is_sha256_of_the_gate_and_the_weights(sae: SAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labels and atlases on disk are kept by it: it may not change."""
+    for piece in (1 << 22, 7):  # how much is copied at a time is no part of it
+        monkeypatch.setattr(weights, "_PIECE", piece)
+        for one in (like(sae), like(sae, centred=True)):
+            said = f"jumprelu:None{':centred' if one.centred else ''}".encode()
+            for name in ("W_dec", "W_enc", "b_dec", "b_enc", "threshold"):
+                array = getattr(one, name).numpy()
+                said += f"{name}{array.shape}".encode() + array.astype("<f4").tobytes(order="C")
+            assert one.digest == hashlib.sha256(said).hexdigest()
 
 
 def test_gradients_are_off_until_asked_for(sae: SAE) -> None:
