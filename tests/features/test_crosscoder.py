@@ -4,6 +4,7 @@ back, from tensors and from a model alike."""
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -167,6 +168,12 @@ def test_what_does_not_fit_is_refused_in_one_line(trained: Trained) -> None:
         Crosscoder(made.sae, (SITES[0], SITES[0]), made.widths, made.lengths)
     with pytest.raises(Mismatch, match=r"24 \+ 31"):
         Crosscoder(made.sae, SITES, (24, 31), made.lengths)
+    for sites, widths, lengths in (
+        *(((), (), ()), (SITES, (0, 56), made.lengths)),
+        *((SITES, made.widths, (1.0, wrong)) for wrong in (0.0, -1.0, math.inf, math.nan)),
+    ):
+        with pytest.raises(InputError, match="all must be above 0"):
+            Crosscoder(made.sae, sites, widths, lengths)
 
 
 def test_a_feature_that_writes_nothing_belongs_nowhere() -> None:
@@ -258,3 +265,19 @@ def test_counted_is_left_out_where_no_mask_is_given(trained: Trained) -> None:
     found = trained.crosscoder.encode({str(site): x for site, x in captured(trained.x[:4]).items()})
     assert found.counted is None
     assert replace(found, counted=torch.ones(4, dtype=torch.bool)).mean_l0 == found.mean_l0
+
+
+def test_a_token_counts_where_it_does_at_all_sites() -> None:
+    """As where the sites were captured one by one, and other tokens left out at each."""
+    model = tiny_model("llama")
+    sites = (Site(0, "res"), Site(2, "mlp"))
+    made = Crosscoder(SAE(64, 5), sites, (32, 32), (1.0, 1.0))
+    found = model.capture(["the cat sat on the mat and"], sites)
+    given, masks = {}, []
+    for nth, site in enumerate(sites):
+        masks.append((torch.arange(found[site].counted.numel()) % (nth + 2) == 0).view_as(found[site].counted))
+        given[site] = replace(found[site], counted=masks[nth])
+    counted = made.encode(given).counted
+    assert counted is not None
+    assert torch.equal(counted, masks[0] & masks[1])
+    assert 0 < counted.sum() < masks[1].sum() < masks[0].sum()

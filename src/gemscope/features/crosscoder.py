@@ -130,7 +130,7 @@ class Crosscoder:
         """The sites' activations as the SAE reads them, and which tokens count."""
         given = {Site.parse(site): acts for site, acts in captured.items()}
         values: list[Tensor] = []
-        masked: list[Activations] = []
+        counted: list[Tensor] = []
         for site, width in zip(self.sites, self.widths, strict=True):
             if site not in given:
                 raise Mismatch(
@@ -146,8 +146,8 @@ class Crosscoder:
                 )
             values.append(x.to(self.sae.W_enc.device, torch.float32))
             if isinstance(acts, Activations):
-                masked.append(acts)
-        return torch.cat(values, dim=-1), masked[0].counted.cpu() if masked else None
+                counted.append(acts.counted.cpu())
+        return torch.cat(values, dim=-1), torch.stack(counted).all(0) if counted else None
 
     def _apart(self, rows: Tensor) -> dict[Site, Tensor]:
         return dict(zip(self.sites, torch.split(rows, list(self.widths), dim=-1), strict=True))
