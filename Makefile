@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLD := $(VENV)/transformers-4
 PEER := .venv-peer
+MUTANTS := .venv-mutants
 BENCH := .venv-bench
 PEER_DASHBOARD := .venv-peer-dashboard
 CORES := --numprocesses auto --maxprocesses 4 --dist worksteal
@@ -13,7 +14,7 @@ PROMPT := Would you be able to travel through time using a wormhole?
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 BENCH_PIP := $(BENCH)/bin/pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test test-browser test-hub test-old check format docs peer corpus own-words default-sae clean \
+.PHONY: help setup demo test test-browser test-hub test-old check format docs peer corpus own-words default-sae mutants clean \
 	bench-startup bench-encode bench-train bench-scaling bench-describe bench-pages bench-edits bench-train-real bench-toy bench-smoke
 
 help:  ## this list
@@ -154,5 +155,14 @@ own-words: corpora/own-words.jsonl.gz  ## prose and conversation that the bundle
 default-sae: corpus own-words  ## the bundled SAE anew: harvest, training, card (an hour and 10 GB)
 	$(BIN)/python tools/default_sae.py
 
+$(MUTANTS)/ready: | setup
+	$(BIN)/pip install --quiet --disable-pip-version-check --target $(MUTANTS) cosmic-ray==8.7.0 coverage==7.17.5
+	touch $@
+
+MODULES := features/tally.py
+TESTS := tests/features/test_tally.py
+mutants: $(MUTANTS)/ready  ## would the tests notice? by hand, with MODULES="features/tally.py" TESTS="tests/features/test_tally.py"
+	nice $(BIN)/python tools/mutants.py $(MODULES) --tests $(TESTS) --tools $(MUTANTS) -o $(MUTANTS)/results.jsonl $(OPTIONS)
+
 clean:  ## removes the environments (corpora and runs stay)
-	rm -rf $(VENV) $(PEER) $(PEER_DASHBOARD) $(BENCH) benchmarks/.cache
+	rm -rf $(VENV) $(PEER) $(PEER_DASHBOARD) $(BENCH) $(MUTANTS) benchmarks/.cache
