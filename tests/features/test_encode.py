@@ -18,8 +18,12 @@ import gemscope as gs
 from gemscope.errors import InputError
 from gemscope.features import prepared
 from gemscope.features.activations import FeatureActivations
+from gemscope.features.decode import decode_sparse
+from gemscope.features.encode import encode_rows
+from gemscope.features.kernels.choice import choose
 from gemscope.features.mapped import Mapped
 from gemscope.features.sae import SAE
+from gemscope.features.weights import Weights
 
 D, F = 48, 700
 
@@ -99,6 +103,36 @@ def test_what_is_kept_beside_the_weights_follows_them(x: Tensor) -> None:
     sae.W_dec.zero_()
     assert not torch.equal(sae(x), out)
     assert torch.equal(sae(x), sae.b_dec.float().expand_as(x))
+
+
+def test_weights_are_what_they_are_when_they_are_asked_for(x: Tensor) -> None:
+    sae = random_sae()
+    contents = [sae.weights.content]
+    assert sae.weights.content == contents[0]
+    sae.b_dec += 1
+    contents.append(sae.weights.content)
+    sae.W_enc = torch.nn.Parameter(sae.W_enc.detach().clone())
+    contents.append(sae.weights.content)
+    sae.to(torch.bfloat16)
+    contents.append(sae.weights.content)
+    sae.centred = True
+    contents.append(sae.weights.content)
+    assert len(set(contents)) == 5
+    assert sae.weights.W_enc is sae.W_enc
+
+
+def test_weights_that_are_no_saes_are_encoded_and_decoded(x: Tensor) -> None:
+    generator = torch.Generator().manual_seed(3)
+    sizes = ((D, F), (F,), (F, 8), (8,))
+    W_enc, b_enc, W_dec, b_dec = (torch.randn(*size, generator=generator) for size in sizes)
+    weights = Weights(W_enc, b_enc, W_dec, b_dec, threshold=None, W_skip=None, gate="relu", k=None, centred=False)
+    ready, rows = prepared.Prepared(weights, choose(x.device), weights.content), x.reshape(-1, D)
+    found = encode_rows(ready, rows)
+    z = rows.double() @ W_enc.double() + b_enc.double()
+    features = FeatureActivations(found.offsets, found.ids, found.values, F, (len(rows),), None)
+    torch.testing.assert_close(features.to_dense().double(), z.clamp(min=0), rtol=1e-4, atol=1e-4)
+    out = z.clamp(min=0) @ W_dec.double() + b_dec.double()
+    torch.testing.assert_close(decode_sparse(ready, features).double(), out, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
