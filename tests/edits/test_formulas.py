@@ -119,6 +119,21 @@ def test_every_way_by_its_word_is_the_edit_that_it_stands_for() -> None:
         assert str(ways.edit(how, sae, 5, 0.7)) == str(edit)
 
 
+def test_an_edit_says_what_it_does_where_and_on_which_tokens() -> None:
+    sae = random_sae()
+    assert str(Clamp(sae, 5, 2.0)) == "clamp feature 5 to 2 raw at 1.res"
+    assert str(Ablate(sae, 5, at="prompt")) == "ablate feature 5 at 1.res, prompt"
+    assert str(Scale(sae, 5, 0.5, every_token=True)) == "scale feature 5 by 0.5 at 1.res, every token"
+    assert "its error term kept" in str(Splice(sae, error=True))
+    assert "without its error term" in str(Splice(sae, error=False))
+    for how, way in ways.WAYS.items():
+        if way.takes == "a strength":
+            ways.require_added(how)
+        else:
+            with pytest.raises(InputError, match=f"noise as a control for {how}"):
+                ways.require_added(how)
+
+
 def test_a_strength_is_told_in_all_units_that_are_known() -> None:
     sae = random_sae()
     maxima = torch.arange(F).float()
