@@ -24,8 +24,10 @@ from gemscope.edits.ways import WAYS
 from gemscope.features.logit_lens import logit_effects, promoted
 from gemscope.features.sae import SAE
 from gemscope.reports import dosing as dose_module
-from gemscope.reports.steer import Continuation, Dose, Frame, Pair, Steered, dose, steer, stream
-from gemscope.reports.writing import perplexity, repetition
+from gemscope.reports.dose import Dose
+from gemscope.reports.dosing import dose
+from gemscope.reports.steer import Frame, Pair, Steered, steer, stream
+from gemscope.reports.writing import Continuation, perplexity, repetition
 from gemscope.testing import D_MODEL, planted_sae, tiny_model
 
 PROMPT = "the king and the queen in thunder"

@@ -13,16 +13,12 @@ from gemscope.activations.model import LanguageModel
 from gemscope.edits.strength import Strength
 from gemscope.pages.marked import SHOWN, notebook, terminal
 from gemscope.pages.plain import Shown, harmless
-from gemscope.reports.dose import Dose
-from gemscope.reports.dosing import dose
 from gemscope.reports.writing import Continuation, Writing, positions_of
 from gemscope.text.chat import OneText
 from gemscope.text.printable import clipped, readable
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
-
-__all__ = ["Continuation", "Dose", "Frame", "Pair", "Steered", "dose", "steer", "stream"]
 
 
 @dataclass(frozen=True, kw_only=True)
