@@ -11,7 +11,7 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from atlases import planted_atlas
-from gemscope.app.server import app
+from gemscope.app.application import app
 from gemscope.app.worker import Worker
 from gemscope.testing import planted_sae, tiny_model
 

@@ -418,7 +418,7 @@ def test_two_processes_converting_at_once_both_get_a_whole_model(real_folder, tm
 
 @pytest.mark.usefixtures("unchecked")  # the checks of shapes would look at each of 8,192 pages
 def test_the_bundled_atlas_is_sound_small_and_as_readable_where_nothing_can_be_written() -> None:
-    from gemscope.app.server import BUNDLED
+    from gemscope.app.bundled import BUNDLED
     from gemscope.atlas.files.manifest import CROWDED
     from gemscope.atlas.reader import Atlas
     from gemscope.atlas.verify import verify

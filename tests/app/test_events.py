@@ -15,8 +15,8 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from gemscope.app import acting, events, steering
-from gemscope.app.server import app
+from gemscope.app import events, steer_view, steering
+from gemscope.app.application import app
 from gemscope.app.worker import Worker
 from served import ASKED, MODEL, SAE, STEER, TEXT, here, parsed, reader, told, until
 
@@ -166,7 +166,7 @@ def test_who_leaves_the_line_is_never_written_for(folder: Path, monkeypatch: pyt
 
 
 def test_a_text_that_takes_too_long_is_given_up(live: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acting, "WRITING", 0.0)
+    monkeypatch.setattr(steer_view, "WRITING", 0.0)
     for path in (f"{STEER}.json?run=true&", f"{STEER}/stream?"):
         answer = live.get(f"{path}{urlencode(ASKED, doseq=True)}", headers={"accept": "application/json"})
         assert answer.status_code == 503

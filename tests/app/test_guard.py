@@ -12,8 +12,8 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
 from atlases import planted_atlas
+from gemscope.app.application import app
 from gemscope.app.guard import Guard
-from gemscope.app.server import app
 from gemscope.errors import InputError
 from served import AT, BASE, planted, reader
 

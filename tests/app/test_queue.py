@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 
-from gemscope.app.server import app
+from gemscope.app.application import app
 from gemscope.app.worker import Worker
 from served import AT, MODEL, TEXT, here, reader, until
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from gemscope.app.server import app
+from gemscope.app.application import app
 from gemscope.app.shelf import shelf
 from gemscope.atlas.reader import Atlas
 from gemscope.errors import InputError, NotFound

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from atlases import planted_atlas
-from gemscope.app import server as server_module
+from gemscope.app import bundled as ours
 from gemscope.app.server import serve
 from gemscope.atlas.reader import Atlas
 from gemscope.cli.main import main
@@ -55,10 +55,10 @@ def test_the_atlas_that_ships_with_the_package_is_served_when_none_is_named(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("GEMSCOPE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(server_module, "BUNDLED", folder)
+    monkeypatch.setattr(ours, "BUNDLED", folder)
     with serve(live=False, port=0, block=False) as server:
         assert b" 200 " in fetched(f"{server.url}{AT}/3")
-    monkeypatch.setattr(server_module, "BUNDLED", tmp_path / "none")
+    monkeypatch.setattr(ours, "BUNDLED", tmp_path / "none")
     with pytest.raises(NotFound, match="no atlas ships"):
         serve(live=False, port=0, block=False)
 
@@ -118,10 +118,10 @@ def test_the_bundled_atlas_is_labelled_in_a_copy_of_the_reader_s(
 ) -> None:
     planted_atlas(tmp_path / "package").close()
     before = {path.name: path.read_bytes() for path in (tmp_path / "package").iterdir()}
-    monkeypatch.setattr(server_module, "BUNDLED", tmp_path / "package")
+    monkeypatch.setattr(ours, "BUNDLED", tmp_path / "package")
     monkeypatch.setenv("GEMSCOPE_CACHE", str(tmp_path / "cache"))
     for _ in range(2):
-        (folder,) = server_module._or_bundled(())
+        folder = ours.bundled()
         assert Path(folder).is_relative_to(tmp_path / "cache")
         with Atlas(folder) as atlas:
             atlas.explain(1, "mine")
@@ -129,7 +129,7 @@ def test_the_bundled_atlas_is_labelled_in_a_copy_of_the_reader_s(
         assert [one.text for one in atlas[1].explanations][:2] == ["mine", "mine"]
     assert {path.name: path.read_bytes() for path in (tmp_path / "package").iterdir()} == before
     monkeypatch.setenv("GEMSCOPE_CACHE", "/proc/nowhere")
-    assert server_module._or_bundled(()) == [tmp_path / "package"]
+    assert ours.bundled() == tmp_path / "package"
 
 
 def test_a_package_that_nobody_may_write_and_a_home_that_nobody_may_enter_are_no_obstacle(
@@ -138,9 +138,9 @@ def test_a_package_that_nobody_may_write_and_a_home_that_nobody_may_enter_are_no
     planted_atlas(tmp_path / "package").close()
     for path in (*(tmp_path / "package").iterdir(), tmp_path / "package"):
         path.chmod(0o555 if path.is_dir() else 0o444)
-    monkeypatch.setattr(server_module, "BUNDLED", tmp_path / "package")
+    monkeypatch.setattr(ours, "BUNDLED", tmp_path / "package")
     monkeypatch.setenv("GEMSCOPE_CACHE", str(tmp_path / "cache"))
-    (folder,) = server_module._or_bundled(())
+    folder = ours.bundled()
     assert all(path.stat().st_mode & 0o200 for path in (Path(folder), *Path(folder).iterdir()))
 
     def refuse(path: Path) -> bool:
@@ -148,10 +148,10 @@ def test_a_package_that_nobody_may_write_and_a_home_that_nobody_may_enter_are_no
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "is_file", refuse)
-        assert server_module._own_copy(tmp_path / "package") == tmp_path / "package"
+        assert ours.bundled() == tmp_path / "package"
 
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(server_module, "cache_dir", homeless)
-    assert server_module._own_copy(tmp_path / "package") == tmp_path / "package"
+    monkeypatch.setattr(ours, "cache_dir", homeless)
+    assert ours.bundled() == tmp_path / "package"

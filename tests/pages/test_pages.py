@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 from markupsafe import Markup
 from msgspec import structs
 
-from gemscope.app.acting import Dial
 from gemscope.app.requests import Cause as Asking
 from gemscope.app.requests import Steering
+from gemscope.app.steer_view import Dial
 from gemscope.app.steering import Run
 from gemscope.atlas.dashboard import (
     Dashboard,

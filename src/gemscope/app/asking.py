@@ -29,6 +29,9 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 _INDEX = re.compile(r"[0-9]{1,12}")  # not \d: that is any script's digits
 _FIELDS = 100
+
+MEASURING = 120.0
+"""Seconds that causes and effects may take to be measured: more than a text may take to be read."""
 _WHERE = "the request"
 
 

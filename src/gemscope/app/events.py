@@ -6,7 +6,6 @@ The reader who leaves ends the job; while nothing is to be said, a sign of life 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -19,6 +18,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gemscope.app.asking import leaving, refused, submitted, worker_of
+from gemscope.app.responses import as_json
 from gemscope.app.worker import Cancelled, Job
 from gemscope.errors import GemscopeError
 
@@ -135,9 +135,8 @@ class Events(Response, Generic[T]):
 
     def _written(self, said: Said) -> bytes:
         name, value = said
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         head = f"event: {name}\n" if self._named else ""
-        return f"{head}data: {text}\n\n".encode("utf-8", "replace")
+        return b"%bdata: %b\n\n" % (head.encode(), as_json(value))
 
 
 def _line(error: Exception) -> str:

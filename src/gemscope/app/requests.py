@@ -203,7 +203,7 @@ Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Names = Annotated[tuple[Name, ...], Meta(max_length=200)]
 _THEIRS = {
     "model": "modelId",
-    "text": "customText",
+    "given": "customText",
     "ignore_bos": "ignoreBos",
     "source_set": "sourceSet",
     "positions": "sortIndexes",
@@ -225,13 +225,13 @@ class Feature(Struct, frozen=True, kw_only=True, rename=_THEIRS):
 
 
 class _OnTexts(Struct, frozen=True, kw_only=True, rename=_THEIRS):
-    text: Text | Annotated[tuple[Text, ...], Meta(min_length=1, max_length=4)]
+    given: Text | Annotated[tuple[Text, ...], Meta(min_length=1, max_length=4)]
     ignore_bos: bool = True
 
     @property
     def texts(self) -> tuple[str, ...]:
         """One or more."""
-        return (self.text,) if isinstance(self.text, str) else self.text
+        return (self.given,) if isinstance(self.given, str) else self.given
 
 
 class ActivationNew(_OnTexts, frozen=True, kw_only=True):
@@ -247,7 +247,7 @@ class ActivationSource(_OnTexts, frozen=True, kw_only=True):
     source: Name
 
 
-class SearchAll(Struct, frozen=True, kw_only=True, rename=_THEIRS | {"text": "text", "sources": "selectedLayers"}):
+class SearchAll(Struct, frozen=True, kw_only=True, rename=_THEIRS | {"sources": "selectedLayers"}):
     """The strongest features of several sources over a whole text."""
 
     model: Name
@@ -260,7 +260,7 @@ class SearchAll(Struct, frozen=True, kw_only=True, rename=_THEIRS | {"text": "te
     limit: Annotated[int, Meta(ge=1, le=100)] = 50
 
 
-class TopByToken(Struct, frozen=True, kw_only=True, rename=_THEIRS | {"text": "text"}):
+class TopByToken(Struct, frozen=True, kw_only=True, rename=_THEIRS):
     """The strongest features of each token of a text."""
 
     model: Name

@@ -2,123 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import html
 import ipaddress
 import os
-import shutil
 import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
+from collections.abc import Collection
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlencode
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.types import ASGIApp
 
-from gemscope.activations.bundled import cache_dir
+from gemscope.app.application import app
+from gemscope.app.bundled import bundled
 from gemscope.app.connection import Connection
-from gemscope.app.guard import LOOPBACK, Guard
+from gemscope.app.guard import LOOPBACK
 from gemscope.app.live import Finder
-from gemscope.app.responses import HANDLERS
-from gemscope.app.routes import ROUTES
-from gemscope.app.shelf import Shelf, folders, shelf
-from gemscope.app.worker import Worker
 from gemscope.atlas.reader import Atlas
-from gemscope.disk import claimed
-from gemscope.errors import GemscopeError, InputError, NotFound
-from gemscope.pages.render import warm
+from gemscope.errors import GemscopeError, InputError
 
-BUNDLED = Path(__file__).parent.parent / "data" / "atlas"
-"""The atlas of the default model and SAE."""
-
-_NO_MODEL = "this server was started without a model"
 _HEAD = 128_000
 """Bytes of a request's address and headers: a text of 10,000 characters may stand in an address."""
 _CONNECTIONS = 512
+
 _EVERYWHERE = ("0.0.0.0", "::", "")
-
-
-class _App(Starlette):
-    """The guard stands before everything, so that what Starlette itself says when all else fails is signed too."""
-
-    guard: dict[str, Any]
-
-    def build_middleware_stack(self) -> ASGIApp:
-        return Guard(super().build_middleware_stack(), **self.guard)
-
-
-def app(
-    atlases: Iterable[Atlas | str | os.PathLike[str]],
-    *,
-    models: Finder | None = None,
-    token: str | None = None,
-    hosts: Collection[str] | None = LOOPBACK,
-    worker: Worker | None = None,
-) -> Starlette:
-    """The pages of these atlases as an ASGI application.
-
-    `models` finds the model and the SAE of a manifest, in the worker's thread, once the application runs; None: no
-    live reading. `hosts` are the names that the server may be called by; None: any, which asks for a `token`.
-
-    Raises InputError, NotFound, and what `Atlas` raises.
-    """
-    if hosts is None and not token:
-        raise InputError("hosts=None lets any name in: give a token=... with it")
-    opened: list[Atlas] = []
-    served = shelf(_opened(atlases, opened), off=None if models else _NO_MODEL)
-    made = _App(routes=ROUTES, exception_handlers=dict(HANDLERS), lifespan=_lifespan)
-    made.guard = {"hosts": hosts, "token": token}
-    made.state.shelf, made.state.worker, made.state.models = served, worker or Worker(), models
-    made.state.opened = opened
-    return made
-
-
-def _opened(given: Iterable[Atlas | str | os.PathLike[str]], opened: list[Atlas]) -> Iterator[Atlas]:
-    """All of them; those that are opened here are noted, for whoever closes them."""
-    try:
-        for one in given:
-            if isinstance(one, Atlas):
-                yield one
-                continue
-            for folder in folders(one):
-                opened.append(Atlas(folder))
-                yield opened[-1]
-    except BaseException:
-        for atlas in opened:
-            atlas.close()
-        raise
-
-
-@asynccontextmanager
-async def _lifespan(made: Starlette) -> AsyncIterator[None]:
-    """Models are loaded while the first pages are read; texts that come meanwhile wait in the same line."""
-    worker: Worker = made.state.worker
-    if made.state.models is not None:
-        for source in made.state.shelf:
-            load = _loading(source.live, made.state.models, source.manifest)
-            worker.submit(load, seconds=float("inf"), always=True)
-    warming = threading.Thread(target=_warm, args=(made.state.shelf,), name="gemscope-warming", daemon=True)
-    warming.start()
-    yield
-    worker.close()
-    warming.join()
-
-
-def _warm(served: Shelf) -> None:
-    warm()
-    for source in served:
-        with suppress(GemscopeError):  # whoever asks for what cannot be read is told
-            source.warm()
-
-
-def _loading(live: Any, models: Finder, manifest: Any) -> Any:
-    return lambda job: live.load(models, manifest)
 
 
 class Server:
@@ -220,50 +131,12 @@ def serve(
     Raises InputError for what cannot be served, NotFound, CorruptFile.
     """
     hosts = _names(host, token)
-    made = app(_or_bundled(atlases), models=_finder(model, sae) if live else None, token=token, hosts=hosts)
+    made = app(atlases or [bundled()], models=_finder(model, sae) if live else None, token=token, hosts=hosts)
     server = Server(made, _listening(host, port), "127.0.0.1" if host in _EVERYWHERE else host, token)
     if block:
         sys.stderr.write(f"gemscope at {server.address} (ctrl-c ends it)\n")
         server.wait()
     return server
-
-
-def _or_bundled(
-    atlases: Sequence[Atlas | str | os.PathLike[str]],
-) -> Sequence[Atlas | str | os.PathLike[str]]:
-    if atlases:
-        return atlases
-    if not BUNDLED.is_dir():
-        raise NotFound("no atlas ships with this installation: name the folder that `gemscope describe` made")
-    return [_own_copy(BUNDLED)]
-
-
-def _own_copy(bundled: Path) -> Path:
-    """A copy for the reader to label: what belongs to the package stays as it came. The package's own where none can
-    be made.
-    """
-    digest = hashlib.sha256((bundled / "atlas.sqlite").read_bytes()).hexdigest()
-    try:
-        copy = cache_dir() / "atlases" / f"bundled-{digest[:12]}"
-        if not (copy / "manifest.json").is_file():
-            _copied(bundled, copy)
-    except (OSError, RuntimeError):  # no place that can be written, or no home at all
-        return bundled
-    return copy
-
-
-def _copied(folder: Path, to: Path) -> None:
-    """The files of a folder, without what it says of who may write them, under a new name. Raises OSError."""
-    with claimed(to, wait=True) as place:
-        if (to / "manifest.json").is_file():  # another process was at it
-            return
-        aside = place / to.name
-        aside.mkdir()
-        for path in folder.iterdir():
-            shutil.copyfile(path, aside / path.name)
-        if to.exists():  # not whole
-            os.replace(to, place / "damaged")
-        os.replace(aside, to)
 
 
 def _finder(model: Any, sae: Any) -> Finder:

@@ -1,7 +1,5 @@
-"""Pages on which a model acts: the steer view and its stream of texts, what causes a prediction, what a feature does to
-the output. Each handler: arguments, a call of the library in the worker's thread, a page or JSON.
-
-All of it costs work, so none of it is done but for who presses a button here, or for a program (`asking.pressed`).
+"""The steer view: what to steer with, the texts that come of it, and their stream. Texts are written for who presses a
+button here, or for a program (`asking.pressed`).
 """
 
 from __future__ import annotations
@@ -14,11 +12,10 @@ from msgspec.structs import replace
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
-from gemscope.app.asking import ask, body_of, index_of, pressed, query_of, source_of
+from gemscope.app.asking import MEASURING, ask, body_of, pressed, query_of, source_of
 from gemscope.app.events import Events
-from gemscope.app.requests import EDITED, FULL, Cause, Steering
+from gemscope.app.requests import EDITED, FULL, Steering
 from gemscope.app.responses import data, page, wants_data, wants_part
 from gemscope.app.shelf import Source
 from gemscope.app.worker import Job
@@ -30,9 +27,6 @@ from gemscope.pages.render import render
 
 WRITING = 300.0
 """Seconds that texts may take to be written: more than a text may take to be read."""
-MEASURING = 120.0
-"""Seconds that causes and effects may take to be measured."""
-
 _FOUND = 8
 """Features that are shown to choose from."""
 
@@ -83,9 +77,6 @@ def first(index: int) -> Steering:
 
 
 _BEGUN = "I think that"
-
-
-# --- the steer view ---------------------------------------------------------------------------------------------------
 
 
 async def steer(request: Request) -> Response:
@@ -235,94 +226,3 @@ async def units(request: Request) -> Response:
         }
 
     return data(request, await ask(request, work, seconds=MEASURING, patient=True))
-
-
-# --- causes and effects -----------------------------------------------------------------------------------------------
-
-
-async def attribute(request: Request) -> Response:
-    """Which features, at which tokens of a text, cause the logit of what comes next."""
-    source, asked = source_of(request), query_of(request, Cause)
-    found, error = None, None if source.live.on else source.live.why
-    labels: dict[int, str] = {}
-    hints: dict[int, str] = {}
-    here = not asked.text or error is not None or pressed(request)
-    if asked.text and error is None and here:
-        try:
-            found, labels, hints = await ask(request, lambda job: _causes(source, asked, job), seconds=MEASURING)
-        except GemscopeError as raised:
-            error = " ".join(str(raised).split())
-    status = 400 if error and source.live.on else 200
-    if wants_data(request):
-        beside = {"labels": {str(index): label for index, label in labels.items()}}
-        return data(
-            request,
-            {**(found.to_dict() if found else {}), **beside, **({"error": error} if error else {})},
-            status=status,
-        )
-    return await run_in_threadpool(
-        page,
-        request,
-        "attribution.html" if wants_part(request) else "attribute.html",
-        links=source.links,
-        status=status,
-        manifest=source.manifest,
-        live=source.live.on,
-        asked=asked,
-        found=found,
-        labels=labels,
-        hints=hints,
-        error=error,
-        note="" if here else "Press Explain what comes next: a link shows what to explain.",
-    )
-
-
-def _causes(source: Source, asked: Cause, job: Job[Any]) -> tuple[Any, dict[int, str], dict[int, str]]:
-    found = source.live.attribute(job, asked)
-    shown = {row.feature for row in found.rows}
-    labels = source.atlas.labels(shown)
-    return found, labels, source.atlas.strongest_on(shown - labels.keys())
-
-
-async def output_score(request: Request) -> Response:
-    """Whether steering with a feature does to the output what the tokens that it promotes suggest."""
-    source, index = source_of(request), index_of(request)
-    dashboard = source[index]
-    score, why = source.scores.get(index), ""
-    if dashboard.dead:
-        why = "it fired nowhere, so its strength has no measure"
-    elif not dashboard.promoted:
-        why = "no logits are known for it"
-    elif score is None and pressed(request):
-        score = await ask(
-            request,
-            lambda job: source.live.output_score(job, source.atlas, dashboard),
-            seconds=MEASURING,
-            patient=True,
-        )
-        source.scores[index] = score
-    if wants_data(request):
-        return data(request, {"feature": index, "why": why, **({} if score is None else score.to_dict())})
-    return page(
-        request,
-        "output_score.html" if wants_part(request) else "effect.html",
-        links=source.links,
-        manifest=source.manifest,
-        feature=dashboard,
-        score=score,
-        why=why,
-    )
-
-
-_AT = "/{model}/{source}"
-
-ROUTES: list[Route] = [
-    Route(f"{_AT}/steer.json", steer, methods=["GET", "POST"]),
-    Route(f"{_AT}/steer", steer, methods=["GET", "POST"]),
-    Route(f"{_AT}/steer/stream", stream),
-    Route(f"{_AT}/steer/units.json", units),
-    Route(f"{_AT}/attribute.json", attribute),
-    Route(f"{_AT}/attribute", attribute),
-    Route(f"{_AT}/{{index}}/output-score.json", output_score),
-    Route(f"{_AT}/{{index}}/output-score", output_score),
-]

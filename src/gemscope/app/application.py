@@ -1,0 +1,101 @@
+"""The pages of some atlases as an ASGI application."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.types import ASGIApp
+
+from gemscope.app.guard import LOOPBACK, Guard
+from gemscope.app.live import Finder
+from gemscope.app.responses import HANDLERS
+from gemscope.app.routes import ROUTES
+from gemscope.app.shelf import Shelf, folders, shelf
+from gemscope.app.worker import Worker
+from gemscope.atlas.reader import Atlas
+from gemscope.errors import GemscopeError, InputError
+from gemscope.pages.render import warm
+
+_NO_MODEL = "this server was started without a model"
+
+
+class _App(Starlette):
+    """The guard stands before everything, so that what Starlette itself says when all else fails is signed too."""
+
+    guard: dict[str, Any]
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return Guard(super().build_middleware_stack(), **self.guard)
+
+
+def app(
+    atlases: Iterable[Atlas | str | os.PathLike[str]],
+    *,
+    models: Finder | None = None,
+    token: str | None = None,
+    hosts: Collection[str] | None = LOOPBACK,
+    worker: Worker | None = None,
+) -> Starlette:
+    """The pages of these atlases as an ASGI application.
+
+    `models` finds the model and the SAE of a manifest, in the worker's thread, once the application runs; None: no
+    live reading. `hosts` are the names that the server may be called by; None: any, which asks for a `token`.
+
+    Raises InputError, NotFound, and what `Atlas` raises.
+    """
+    if hosts is None and not token:
+        raise InputError("hosts=None lets any name in: give a token=... with it")
+    opened: list[Atlas] = []
+    served = shelf(_opened(atlases, opened), off=None if models else _NO_MODEL)
+    made = _App(routes=ROUTES, exception_handlers=dict(HANDLERS), lifespan=_lifespan)
+    made.guard = {"hosts": hosts, "token": token}
+    made.state.shelf, made.state.worker, made.state.models = served, worker or Worker(), models
+    made.state.opened = opened
+    return made
+
+
+def _opened(given: Iterable[Atlas | str | os.PathLike[str]], opened: list[Atlas]) -> Iterator[Atlas]:
+    """All of them; those that are opened here are noted, for whoever closes them."""
+    try:
+        for one in given:
+            if isinstance(one, Atlas):
+                yield one
+                continue
+            for folder in folders(one):
+                opened.append(Atlas(folder))
+                yield opened[-1]
+    except BaseException:
+        for atlas in opened:
+            atlas.close()
+        raise
+
+
+@asynccontextmanager
+async def _lifespan(made: Starlette) -> AsyncIterator[None]:
+    """Models are loaded while the first pages are read; texts that come meanwhile wait in the same line."""
+    worker: Worker = made.state.worker
+    if made.state.models is not None:
+        for source in made.state.shelf:
+            load = _loading(source.live, made.state.models, source.manifest)
+            worker.submit(load, seconds=float("inf"), always=True)
+    warming = threading.Thread(target=_warm, args=(made.state.shelf,), name="gemscope-warming", daemon=True)
+    warming.start()
+    yield
+    worker.close()
+    warming.join()
+
+
+def _warm(served: Shelf) -> None:
+    warm()
+    for source in served:
+        with suppress(GemscopeError):  # whoever asks for what cannot be read is told
+            source.warm()
+
+
+def _loading(live: Any, models: Finder, manifest: Any) -> Any:
+    return lambda job: live.load(models, manifest)

@@ -1,0 +1,120 @@
+"""One feature: its page, its labels, a text to try it on, and what it does to the output."""
+
+from __future__ import annotations
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from gemscope.app import api
+from gemscope.app.asking import MEASURING, ask, body_of, index_of, pressed, source_of
+from gemscope.app.guard import FRAMED
+from gemscope.app.requests import Forget, Label, Trial
+from gemscope.app.responses import data, page, wants_data, wants_part
+from gemscope.app.shelf import Source, summarised
+from gemscope.app.steer_view import dial, first
+from gemscope.pages.embed import Embed
+
+
+async def feature(request: Request) -> Response:
+    """One feature, as a page or for a frame."""
+    source, index = source_of(request), index_of(request)
+    dashboard = source[index]
+    if wants_data(request):
+        return data(request, dashboard.to_dict())
+    embed = Embed.of(request.query_params)
+    # A strength has no measure where nothing ever fired.
+    steers = source.live.on and not dashboard.dead and (embed is None or embed.steer)
+    asked = first(index)
+    return page(
+        request,
+        "feature.html",
+        links=source.links,
+        headers=FRAMED if embed else None,
+        feature=dashboard,
+        manifest=source.manifest,
+        live=source.live.on,
+        why=source.live.why,
+        asked=asked,
+        rows=[dial(source, asked, summarised(dashboard))] if steers else [],
+        writable=embed is None,
+        previous=index - 1 if index else None,
+        following=index + 1 if index + 1 < len(source.atlas) else None,
+        embed=embed,
+        test_text=request.query_params.get("text") or request.query_params.get("defaulttesttext", ""),
+        score=source.scores.get(index),
+    )
+
+
+async def trial(request: Request) -> Response:
+    """One feature on a text of the reader's."""
+    source, index, asked = source_of(request), index_of(request), await body_of(request, Trial)
+    dashboard = source[index]
+    reading = await ask(request, lambda job: source.live.read(job, asked.text, features=[index]))
+    if wants_data(request):
+        return data(request, {**api.activation(reading, index, every_token=True), "counted": reading.counted})
+    return page(
+        request,
+        "test_result.html",
+        links=source.links,
+        tokens=reading.tokens,
+        values=reading.of(index, every_token=False),
+        counted=reading.counted,
+        max=dashboard.max,
+        feature=dashboard,
+    )
+
+
+async def explain(request: Request) -> Response:
+    """Adds a label."""
+    source, index, asked = source_of(request), index_of(request), await body_of(request, Label)
+    added = await run_in_threadpool(source.atlas.explain, index, asked.text, author=asked.author)
+    if wants_data(request):
+        return data(request, api.explanation(added), status=201)
+    return _explained(request, source, index)
+
+
+async def forget(request: Request) -> Response:
+    """Takes a label away."""
+    source, index = source_of(request), index_of(request)
+    label = index_of(request, "label") if "label" in request.path_params else (await body_of(request, Forget)).id
+    await run_in_threadpool(source.atlas.forget, index, label)
+    if wants_data(request):
+        return Response(status_code=204)
+    return _explained(request, source, index)
+
+
+def _explained(request: Request, source: Source, index: int) -> Response:
+    if wants_part(request):
+        return page(request, "explanations.html", links=source.links, feature=source[index], writable=True)
+    return RedirectResponse(source.links.feature(index), 303)
+
+
+async def output_score(request: Request) -> Response:
+    """Whether steering with a feature does to the output what the tokens that it promotes suggest."""
+    source, index = source_of(request), index_of(request)
+    dashboard = source[index]
+    score, why = source.scores.get(index), ""
+    if dashboard.dead:
+        why = "it fired nowhere, so its strength has no measure"
+    elif not dashboard.promoted:
+        why = "no logits are known for it"
+    elif score is None and pressed(request):
+        score = await ask(
+            request,
+            lambda job: source.live.output_score(job, source.atlas, dashboard),
+            seconds=MEASURING,
+            patient=True,
+        )
+        source.scores[index] = score
+    if wants_data(request):
+        return data(request, {"feature": index, "why": why, **({} if score is None else score.to_dict())})
+    return page(
+        request,
+        "output_score.html" if wants_part(request) else "effect.html",
+        links=source.links,
+        manifest=source.manifest,
+        feature=dashboard,
+        score=score,
+        why=why,
+    )

@@ -1,0 +1,110 @@
+"""What is there: atlases, the features of one, labels of all, and how the server is."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from msgspec.structs import asdict
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gemscope.app.asking import query_of, shelf_of, source_of, worker_of
+from gemscope.app.requests import Browse, Search
+from gemscope.app.responses import data, page, wants_data, wants_part
+from gemscope.app.shelf import Source
+from gemscope.pages.links import ServerLinks
+
+
+async def home(request: Request) -> Response:
+    """All atlases."""
+    return await run_in_threadpool(_home, request, list(shelf_of(request)))
+
+
+async def model(request: Request) -> Response:
+    """The atlases of one model."""
+    return await run_in_threadpool(_home, request, shelf_of(request).of(request.path_params["model"]))
+
+
+def _home(request: Request, sources: list[Source]) -> Response:
+    if wants_data(request):
+        return data(request, {"sources": [_facts(source) for source in sources]})
+    return page(request, "home.html", links=ServerLinks(), atlases=sources)
+
+
+def _facts(source: Source) -> dict[str, Any]:
+    return {
+        "modelId": source.manifest.model_id,
+        "id": source.manifest.source_id,
+        "url": source.links.source(),
+        "features": len(source.atlas),
+        "living": source.living,
+        "dead": source.dead,
+        "live": source.live.state,
+        "why": source.live.why,
+        "manifest": dataclasses.asdict(source.manifest),
+    }
+
+
+async def health(request: Request) -> Response:
+    """How the server is: who waits for the model, and which models there are."""
+    worker = worker_of(request)
+    live = [
+        {
+            "modelId": source.manifest.model_id,
+            "source": source.manifest.source_id,
+            "live": source.live.state,
+            "why": source.live.why,
+        }
+        for source in shelf_of(request)
+    ]
+    return data(
+        request,
+        {
+            "ok": True,
+            "queue": {"running": worker.busy, "waiting": worker.waiting, "room": worker.room},
+            "sources": live,
+        },
+    )
+
+
+async def browse(request: Request) -> Response:
+    """A table of features."""
+    source, asked = source_of(request), query_of(request, Browse)
+    # A choice among 131k labels takes tens of milliseconds: beside the loop, on which single pages are made.
+    query = asdict(asked)
+    summaries = await run_in_threadpool(source.atlas.summaries, **query)
+    total = await run_in_threadpool(source.atlas.count, **asked.filters)
+    if wants_data(request):
+        return data(request, {"total": total, "features": [line(source, one) for one in summaries]})
+    values: dict[str, Any] = {"manifest": source.manifest, "summaries": summaries, "total": total, "query": query}
+    if wants_part(request):
+        return page(request, "browse_rows.html", links=source.links, **values)
+    cells = await run_in_threadpool(lambda: source.cells)
+    return await run_in_threadpool(page, request, "browse.html", links=source.links, points=cells, **values)
+
+
+def line(source: Source, one: Any) -> dict[str, Any]:
+    """A feature in a list, as data."""
+    return {
+        "modelId": source.manifest.model_id,
+        "layer": source.manifest.source_id,
+        "index": str(one.feature),
+        "maxActApprox": one.max,
+        "frac_nonzero": one.density,
+        "count": one.count,
+        "mean_activation": one.mean,
+        "description": one.label,
+        "token": one.token,
+    }
+
+
+async def everywhere(request: Request) -> Response:
+    """Labels of all atlases."""
+    asked = query_of(request, Search)
+    found = []
+    for source in shelf_of(request):
+        summaries = await run_in_threadpool(source.atlas.search, asked.text, limit=asked.limit) if asked.text else []
+        found += [line(source, one) for one in summaries]
+    return data(request, {"text": asked.text, "features": found})

@@ -1,0 +1,79 @@
+"""A text, and on each of its tokens the strongest features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gemscope.app.asking import ask, body_of, pressed, query_of, source_of
+from gemscope.app.requests import Prompt
+from gemscope.app.responses import data, page, wants_data, wants_part
+from gemscope.app.shelf import Source
+from gemscope.app.worker import Job
+from gemscope.errors import GemscopeError
+
+
+async def prompt(request: Request) -> Response:
+    """A text, and on each of its tokens the strongest features."""
+    source = source_of(request)
+    asked = await body_of(request, Prompt) if request.method == "POST" else query_of(request, Prompt)
+    looked, pinned = None, None
+    labels: dict[int, str] = {}
+    hints: dict[int, str] = {}
+    error = None if source.live.on else source.live.why
+    here = not asked.text or error is not None or pressed(request)
+    if asked.text and error is None and here:
+        try:
+            looked, pinned, labels, hints = await ask(request, lambda job: _look(source, asked, job))
+        except GemscopeError as raised:
+            error = " ".join(str(raised).split())
+    status = 400 if error and source.live.on else 200
+    if wants_data(request):
+        found = {} if looked is None else looked.to_dict()
+        beside = {
+            "labels": {str(index): label for index, label in labels.items()},
+            "pinned": asked.pin,
+            "values": pinned,
+        }
+        return data(request, {**found, **beside, **({"error": error} if error else {})}, status=status)
+    return await run_in_threadpool(  # a long text makes a long page
+        page,
+        request,
+        "prompt_result.html" if wants_part(request) else "prompt.html",
+        links=source.links,
+        status=status,
+        manifest=source.manifest,
+        live=source.live.on,
+        chats=source.live.chats,
+        text=asked.text,
+        chat=asked.chat,
+        look=looked,
+        labels=labels,
+        hints=hints,
+        pinned=asked.pin,
+        pinned_values=pinned and _counted(looked, pinned),
+        error=error,
+        note="" if here else "Press Look: a link shows a text, and does not have it read.",
+    )
+
+
+def _counted(looked: Any, values: list[float]) -> list[float]:
+    """0 where a token does not count: a first position's activation would make all others look faint."""
+    return [value if token.counted else 0.0 for value, token in zip(values, looked.tokens, strict=True)]
+
+
+def _look(
+    source: Source, asked: Prompt, job: Job[Any]
+) -> tuple[Any, list[float] | None, dict[int, str], dict[int, str]]:
+    """What is seen, the pinned feature's activations, and the labels of all that is shown; where one has
+    none, the token that it fires on most."""
+    looked, pinned = source.live.look(job, asked.text, k=asked.k, chat=asked.chat), None
+    shown = {one.feature for token in looked.tokens for one in token.features}
+    if asked.pin is not None:
+        pinned = source.live.read(job, asked.text, features=[asked.pin], chat=asked.chat).of(asked.pin)
+        shown.add(asked.pin)
+    labels = source.atlas.labels(shown)
+    return looked, pinned, labels, source.atlas.strongest_on(shown - labels.keys())
