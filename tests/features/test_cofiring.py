@@ -139,13 +139,17 @@ def test_beside_the_sample_itself_memory_does_not_grow_with_it(monkeypatch: pyte
             key = random.integers(-(2**63), 2**63 - 1, 4096)
             sample.add(key, start + np.arange(4096), fires.sum(1), fires.nonzero()[1])
         sample.partners(5)
-        _, peak = tracemalloc.get_traced_memory()
+        held, peak = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        sample.state()
+        _, again = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert sample.tokens * 33 > 0.9 * room
-    assert (
-        peak < 16 * room
-    )  # 2 for an entry, twice while it settles, a quarter more waiting; 4 for its token by feature
+    # 2 for an entry, twice while it settles, a quarter more waiting; 4 for its token by feature. It was 12 while what was
+    # there before lay beside it.
+    assert peak < 11 * room
+    assert again < 1.1 * held  # what is settled is not settled again
 
 
 def test_counting_block_by_block_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,8 +48,13 @@ class Sample:
 
     def _settle(self) -> None:
         """Sorts by hash and keeps as many tokens as have room."""
+        if not self._pending:
+            return
         parts = [(self._hash, self._position, self._sizes, self._features), *self._pending]
         key, position, sizes, features = (np.concatenate(part) for part in zip(*parts, strict=True))
+        # Or what was there before would lie beside all of it, and then beside what is kept.
+        self._features, self._pending = features[:0], []
+        del parts
         order = np.lexsort((position, key))
         order = order[: np.searchsorted(key[order], self._below, side="right")]
         # A token takes room itself: of those on which nothing fires there is no end.
