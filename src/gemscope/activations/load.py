@@ -29,6 +29,7 @@ from gemscope.errors import (
     UnsafeFile,
 )
 from gemscope.progress import Progress, silent
+from gemscope.text.files import first_line
 
 
 def load_model(
@@ -158,7 +159,7 @@ def _require_name(name: object) -> None:
         pass
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, no such user
         raise ModelNotFound(
-            f"no model {shown(name, 40)}: expected a Hub id, a local folder or 'smollm2' ({_first_line(error)[:60]})"
+            f"no model {shown(name, 40)}: expected a Hub id, a local folder or 'smollm2' ({first_line(error)[:60]})"
         ) from error
 
 
@@ -185,7 +186,7 @@ def _adapted(base: LanguageModel, adapter: Adapter) -> LanguageModel:
             own = {"local_files_only": True}
             tokenizer = _tokenizer(transformers, folder, own) if adapter.has_tokenizer else base.tokenizer
     except Exception as error:
-        raise CorruptFile(f"the adapter in {shown(folder)} does not fit {base.name}: {_first_line(error)}") from error
+        raise CorruptFile(f"the adapter in {shown(folder)} does not fit {base.name}: {first_line(error)}") from error
     hf.requires_grad_(False)
     return LanguageModel(hf, tokenizer, name=folder, origin=f"a folder, on {base.name} from {base.origin}")
 
@@ -204,7 +205,7 @@ def _device(device: str | torch.device | None) -> torch.device | None:
     try:
         return torch.zeros(1, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device {str(device)!r} cannot be used: {_first_line(error)}") from error
+        raise InputError(f"device {str(device)!r} cannot be used: {first_line(error)}") from error
 
 
 def _source(name: str | Path, progress: Progress) -> tuple[str, str, str]:
@@ -272,7 +273,7 @@ def _explained(error: BaseException, name: str, source: str, revision: str | Non
     """The user's mistake behind what transformers and the Hub's client raise, in one line."""
     from huggingface_hub import constants, errors
 
-    first = _first_line(error)
+    first = first_line(error)
     page = f"{constants.ENDPOINT}/{source}"
     caused = list(chain(error))
 
@@ -318,7 +319,3 @@ def _explained_folder(folder: Path, first: str) -> GemscopeError:
     if not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
         return UnsafeFile(f"the weights in {folder} are pickled, which can run anything: save them as safetensors")
     return CorruptFile(f"the model in {folder} cannot be read: {first}")
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

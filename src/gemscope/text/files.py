@@ -22,9 +22,9 @@ SUFFIXES = (".txt", ".jsonl", ".json", ".parquet", ".txt.gz", ".jsonl.gz", ".jso
 """What `Corpus.read` reads. A .txt is one document; .jsonl and .json hold one JSON object a line."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Of what an error says: its name where it says nothing."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 def files_at(path: str | os.PathLike[str]) -> list[Path]:
