@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -123,6 +124,28 @@ def test_a_cosine_warm_up_rises_from_a_tenth() -> None:
     assert rates[49] == pytest.approx(0.55)
     assert rates[99:800] == pytest.approx([1.0] * 701)
     assert rates[900] == pytest.approx(0.5)
+
+
+def test_schedules_are_lines_between_their_corners() -> None:
+    """By interpolation between the points that the docstrings name."""
+    config = TrainConfig(rows=2048 * 1000, batch=2048, lr=2.0, warmup=0.1, decay=0.25, target_l0=20.0, width=4096,
+                         anneal=0.5, anneal_from=8.0)  # fmt: skip
+    assert config.steps == 1000
+    for step in (0, 1, 50, 98, 99, 100, 249, 250, 300, 399, 400, 500, 700, 750, 751, 900, 999):
+        done = step / 1000
+        rate = 2 * min(np.interp((step + 1) / 1000, [0, 0.1], [0, 1]), np.interp(done, [0.75, 1], [1, 0]))
+        assert config.lr_at(step) == pytest.approx(rate)
+        for d in (4, 576):
+            own = np.interp(done, [0.25, 0.4], [max(1, d**0.5 / 3), 1])
+            assert config.threshold_lr_at(step, d) == pytest.approx(rate * own)
+        assert replace(config, threshold_lr=5.0).threshold_lr_at(step, 4) == pytest.approx(
+            rate * np.interp(done, [0.25, 0.4], [5, 1])
+        )
+        target = math.exp(np.interp(done, [0, 0.5], [math.log(160), math.log(20)]))
+        assert config.target_at(step) == pytest.approx(target)
+        assert config.frequency_limit_at(step) == pytest.approx(min(1, config.frequency_limit * target / 20))
+    assert replace(config, width=100).target_at(0) == 50  # half of all features at most
+    assert replace(config, width=30).target_at(0) == 20  # but never below the last one
 
 
 def test_sparsity_rises_from_nothing_over_its_share() -> None:
