@@ -226,6 +226,9 @@ class Forks:
         if report.failed and not self.failed:
             self.failed = report.nodeid
 
+    def pytest_internalerror(self, excrepr: Any) -> None:
+        print(excrepr, file=sys.stderr)
+
     def pytest_runtestloop(self, session: Any) -> bool:
         items = _few_of_each(session.items, self.options.params)
         reached = _child(lambda: self.baseline(items), self.options.baseline * 6)
@@ -257,6 +260,7 @@ class Forks:
 
         paths = {module: str(SOURCES / module) for module in self.modules}
         coverage = Coverage(data_file=None, include=list(paths.values()), config_file=False)
+        coverage.set_option("run:disable_warnings", ["no-data-collected", "module-not-measured"])
         coverage.start()
         seconds: dict[str, float] = {}
         spent = 0.0
