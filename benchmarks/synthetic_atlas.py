@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from realistic import CACHE
 
+from gemscope.atlas.dashboard import Explanation
 from gemscope.atlas.entry import Entry
 from gemscope.atlas.files.manifest import Manifest, Part
 from gemscope.atlas.writer import Writer
@@ -51,7 +52,7 @@ def atlas_folder(features: int, *, cache: Path = CACHE) -> Path:
             writer.add(entry)
         for feature in range(features):
             if feature % 4:
-                writer.add_explanation(feature, label(feature), "synthetic")
+                writer.add_explanation(feature, Explanation(id=0, text=label(feature), method="synthetic"))
         writer.finish(_manifest(features, len(starts))).close()
     return folder
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gemscope.atlas.dashboard import Explanation
 from gemscope.atlas.entry import Entry
 from gemscope.atlas.files.manifest import Manifest, Part
 from gemscope.atlas.reader import Atlas
@@ -273,7 +274,7 @@ def planted_atlas(folder: str | Path, **plan: object) -> Atlas:
             writer.add(entry)
         for feature in range(made.features):
             if text := made.label(feature):
-                writer.add_explanation(feature, text, "planted")
+                writer.add_explanation(feature, Explanation(id=0, text=text, method="planted"))
         return writer.finish(made.manifest())
 
 

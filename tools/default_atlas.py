@@ -24,7 +24,7 @@ which licence. Figures, examples and logits were computed from it, from SmolLM2-
 in `../smollm2-15-res`. Made by tools/default_atlas.py. Labels were written by a language model that read the examples.
 """
 CONFIG = DescribeConfig(top=16, each=4, neighbours=12, partners=12)
-"""Less than the default of everything: it has to stay under 10 MB."""
+"""Less than the default of everything: it has to stay under 16 MB, labels included."""
 
 
 def main() -> None:
@@ -41,17 +41,19 @@ def main() -> None:
         for line in LABELS.read_text().splitlines():
             label = json.loads(line)
             atlas.explain(label["feature"], label["text"], method="read", author="a language model")
+        print(gs.explain(atlas))
         print(atlas)
     # Labels are written through a log beside the file; whoever may only read needs a file that knows of none.
     with closing(sqlite3.connect(fresh / "atlas.sqlite")) as db:
         db.execute("PRAGMA journal_mode = DELETE")
+        db.execute("VACUUM")
     (fresh / SUMS).unlink()
     (fresh / "NOTICE.md").write_text(NOTICE)
     shutil.rmtree(out, ignore_errors=True)
     shutil.move(fresh, out)
     size = sum(path.stat().st_size for path in out.iterdir())
     print(f"{out}: {size / 1e6:.1f} MB")
-    sys.exit(size > 10_000_000)
+    sys.exit(size > 16_000_000)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def test_a_text_of_one_s_own_is_tried_on_a_feature(live: TestClient) -> None:
 
 def test_the_prompt_page_shows_what_look_sees(live: TestClient, folder: Path) -> None:
     found = live.get(f"{AT}/prompt.json", params={"text": TEXT, "k": 4, "pin": 5}).json()
-    expected = json.loads(json.dumps(look(MODEL, SAE, TEXT, k=4).to_dict()))
+    expected = json.loads(json.dumps(look(MODEL, SAE, TEXT, k=4, atlas=folder).to_dict()))
     assert {name: found[name] for name in expected} == expected
     assert found["values"] == live.post(f"{AT}/5/test", json={"text": TEXT}).json()["values"]
     shown = {one["feature"] for token in found["tokens"] for one in token["features"]}

@@ -71,7 +71,7 @@ def test_a_strength_means_the_same_wherever_it_is_written(
     strength = {"raw": units.raw, "max": units.max, "norm": units.norm}[unit](5, float(written.removesuffix(unit)))
     how: dict[str, Any] = {"max_new_tokens": 6, "temperature": 0.5, "seed": 16}
     expected = steer(MODEL, PROMPT, [Steer(SAE, 5, strength)], **how).to_dict()
-    assert expected["strengths"] == [vars(strength)]
+    assert as_json(expected["strengths"]) == [vars(strength)]
     view = live.get(
         f"{STEER}.json", params={"feature": 5, "strength": written, "prompt": PROMPT, "tokens": 6, "run": 1}
     )

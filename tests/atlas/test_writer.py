@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from atlases import PLAN, content, manifest_of, planted_atlas
+from gemscope.atlas.dashboard import Explanation
 from gemscope.atlas.entry import Entry
 from gemscope.atlas.files import corpus
 from gemscope.atlas.reader import Atlas
@@ -28,7 +29,7 @@ def test_the_same_atlas_is_the_same_bytes_however_its_parts_came_in(tmp_path: Pa
         entries = list(PLAN.entries())
         for feature in range(PLAN.features):
             if text := PLAN.label(feature):
-                writer.add_explanation(feature, text, "planted")
+                writer.add_explanation(feature, Explanation(id=0, text=text, method="planted"))
         for entry in entries[:9]:
             writer.add(entry)
         for start in PLAN.starts():
@@ -189,7 +190,7 @@ def test_rows_documents_and_tokens_that_cannot_be_are_refused(tmp_path: Path) ->
             writer.add_document(4, "\ud800", "b")
         with pytest.raises(InputError, match="ids from 0 and bytes"):
             writer.add_tokens({-1: b"text"})
-        writer.add_explanation(1, "x", "y")
+        writer.add_explanation(1, Explanation(id=0, text="x", method="y"))
         for made, message in (
             (manifest_of(2, 3, 4), "2 rows of 4 tokens were added"),
             (manifest_of(2, 2, 5), "2 rows of 4 tokens were added"),

@@ -92,9 +92,9 @@ def test_the_catalogue_is_listed_without_a_network(capsys: pytest.CaptureFixture
     addresses = [entry["address"] for entry in found["saes"]]
     assert "google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71" in addresses
     assert main(words) == 0
-    out = capsys.readouterr().out
+    out, beside = capsys.readouterr()
     assert "gemma-2-2b/20-gemmascope-res-16k" in out
-    assert "look google/gemma-2-2b google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71" in out
+    assert "look google/gemma-2-2b google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71" in beside
 
 
 @pytest.mark.usefixtures("at_hand")
@@ -163,7 +163,7 @@ def test_harvest_and_train_from_the_shell(tmp_path: Path, capsys: pytest.Capture
         (["describe", "--tokens", "0", "-o", "/no/such/atlas"], "tokens=0: at least 1"),
         (["describe", "--tokens", "600", "-o", "/dev/null/atlas"], "cannot write /dev/null/atlas.partial: Not a dir"),
         (["describe", "smollm2", "smollm2", "/no/such.txt", "-o", "/no/such/atlas"], "/no/such.txt"),
-        (["describe", "--top", "0"], "top=0: at least 1"),
+        (["describe", "--top", "0"], 'field "top" is 0, expected a whole number from 1'),
         (["serve", "/no/such/atlas"], "no atlas at /no/such/atlas"),
         (["serve", "--host", "0.0.0.0"], "give a token (--token)"),
         (["atlas", "verify", "/no/such/atlas"], "no atlas in /no/such/atlas"),

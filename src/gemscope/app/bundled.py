@@ -8,11 +8,9 @@ import shutil
 from pathlib import Path
 
 from gemscope.activations.bundled import cache_dir
+from gemscope.atlas.bundled import BUNDLED
 from gemscope.disk import claimed
 from gemscope.errors import NotFound
-
-BUNDLED = Path(__file__).parent.parent / "data" / "atlas"
-"""The atlas of the default model and SAE."""
 
 
 def bundled() -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from gemscope.app.worker import Job
+from gemscope.atlas.reader import Atlas
 from gemscope.errors import GemscopeError, Mismatch
 
 Finder = Callable[[Any], tuple[Any, Any]]
@@ -53,11 +54,13 @@ class Live:
 
         return reading.read(job, *self.pair(), _given(text, chat), features=features)
 
-    def look(self, job: Job[Any], text: str, *, k: int, chat: bool = False) -> Any:
-        """A `Look`; with `chat` the text is a user's turn. Raises Off, and what `gs.look` raises."""
+    def look(self, job: Job[Any], text: str, *, k: int, atlas: Atlas, chat: bool = False) -> Any:
+        """A `Look` with the labels of this SAE's atlas; with `chat` the text is a user's turn. Raises Off, and what
+        `gs.look` raises.
+        """
         from gemscope.app import reading
 
-        return reading.look(job, *self.pair(), _given(text, chat), k=k)
+        return reading.look(job, *self.pair(), _given(text, chat), k=k, atlas=atlas)
 
     @property
     def chats(self) -> bool:

@@ -70,7 +70,7 @@ def _look(
 ) -> tuple[Any, list[float] | None, dict[int, str], dict[int, str]]:
     """What is seen, the pinned feature's activations, and the labels of all that is shown; where one has
     none, the token that it fires on most."""
-    looked, pinned = source.live.look(job, asked.text, k=asked.k, chat=asked.chat), None
+    looked, pinned = source.live.look(job, asked.text, k=asked.k, chat=asked.chat, atlas=source.atlas), None
     shown = {one.feature for token in looked.tokens for one in token.features}
     if asked.pin is not None:
         pinned = source.live.read(job, asked.text, features=[asked.pin], chat=asked.chat).of(asked.pin)

@@ -10,6 +10,7 @@ import numpy as np
 
 from gemscope.activations.model import LanguageModel
 from gemscope.app.worker import Job
+from gemscope.atlas.reader import Atlas
 from gemscope.features.activations import FeatureActivations
 from gemscope.features.fit import require_fit
 from gemscope.features.sae import SAE
@@ -105,8 +106,8 @@ def read(
     return Reading(model.strings(acts.tokens.ids[0].tolist()), acts.counted[0].tolist(), found)
 
 
-def look(job: Job[Any], model: LanguageModel, sae: SAE, text: OneText, *, k: int) -> Look:
+def look(job: Job[Any], model: LanguageModel, sae: SAE, text: OneText, *, k: int, atlas: Atlas) -> Look:
     """`gs.look`, which ends when nobody waits for it any more."""
     job.check()
     with model.watched(job.check):
-        return looking.look(model, sae, text, k=k)
+        return looking.look(model, sae, text, k=k, atlas=atlas)

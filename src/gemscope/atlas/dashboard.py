@@ -83,9 +83,16 @@ class Explanation:
     id: int
     text: str
     method: str = "user"
-    """How it came about: `user`, `import`, or the name of an explainer."""
+    """How it came about: `user`, `import`, `rule`, or the name of an explainer."""
     author: str = ""
     score: float | None = None
+    """How far it is right, from 0 to 1; None where nobody has measured it."""
+    rule: str = ""
+    """The same as a rule that can be run on any text (`features/rules.py`), where there is one."""
+    model: str = ""
+    """The language model that wrote it, if one did."""
+    made: str = ""
+    """The day, as 2026-05-31; "" where it is not known."""
 
 
 @dataclass(frozen=True)

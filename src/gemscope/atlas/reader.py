@@ -8,6 +8,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import date
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -153,15 +154,24 @@ class Atlas:
     # --- labels -----------------------------------------------------------------------------------------------------
 
     def labels(self, features: Iterable[int]) -> dict[int, str]:
-        """The newest explanation of each of these features that has one."""
+        """The best explanation of each of these features that has one."""
         return self._explanations.labels(features)
 
     def explain(self, feature: int, text: str, *, method: str = "user", author: str = "") -> Explanation:
-        """Says what a feature stands for; this is its label from now on.
+        """Says what a feature stands for. A person's word (method `user`) is its label from now on; a method's where
+        nothing is said that has a higher score.
 
         Raises NotFound, InputError for what is not text, AccessError where nothing can be written, StorageFull.
         """
-        return self._explanations.explain(self._index(feature), text, method, author)
+        said = Explanation(id=0, text=text, method=method, author=author, made=date.today().isoformat())
+        return self._explanations.add([(self._index(feature), said)])[0]
+
+    def explain_all(self, said: Mapping[int, Explanation], *, replacing: str = "") -> None:
+        """Says what many features stand for, all or nothing; `replacing` takes away what that method said of them.
+
+        Raises NotFound, InputError for what is not text, AccessError where nothing can be written, StorageFull.
+        """
+        self._explanations.add([(self._index(feature), one) for feature, one in said.items()], replacing=replacing)
 
     def forget(self, feature: int, explanation_id: int) -> None:
         """Takes an explanation away. Raises NotFound, AccessError where nothing can be written."""

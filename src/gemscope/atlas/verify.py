@@ -121,11 +121,11 @@ def _token_features(db: sqlite3.Connection, expected: dict[int, list[tuple[int, 
 def _labels(db: sqlite3.Connection) -> Iterator[str]:
     """That labels follow from explanations, and that the search finds the words that explanations have."""
     for feature, label, said in db.execute(
-        """SELECT feature.id, label, explanation.text FROM feature LEFT JOIN explanation ON explanation.id =
-           (SELECT max(id) FROM explanation WHERE explanation.feature = feature.id)
-           WHERE label IS NOT explanation.text"""
+        f"""SELECT feature.id, label, explanation.text FROM feature LEFT JOIN explanation ON explanation.id =
+            (SELECT id FROM explanation WHERE explanation.feature = feature.id {schema.BEST_FIRST} LIMIT 1)
+            WHERE label IS NOT explanation.text"""
     ):
-        yield f"feature {feature}: its label is {label!r}, its newest explanation {said!r}"
+        yield f"feature {feature}: its label is {label!r}, its best explanation {said!r}"
     with sqlite3.connect(":memory:", isolation_level=None) as fresh:
         sql = db.execute("SELECT sql FROM sqlite_schema WHERE name = 'label_text'").fetchone()[0]
         fresh.execute(sql)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from gemscope.atlas.dashboard import Explanation
 from gemscope.atlas.entry import Entry, Ints
 from gemscope.atlas.files import corpus, hits, schema, vocabulary
 from gemscope.atlas.files.manifest import Manifest, write_manifest
@@ -142,16 +143,16 @@ class Writer:
         )
         self._db.execute("INSERT INTO page VALUES (?, ?)", (int(entry.index), packed))
 
-    def add_explanation(
-        self, feature: int, text: str, method: str, author: str = "", score: float | None = None
-    ) -> None:
-        """What a feature stands for. Of several for one feature, the last is its label. Raises NotFinite."""
-        if score is not None and not abs(score) < schema.MOST:
-            raise NotFinite(f"feature {feature} has an explanation with score={score}: a number is expected")
+    def add_explanation(self, feature: int, said: Explanation) -> None:
+        """What a feature stands for; its `id` is given here. Raises NotFinite."""
+        if said.score is not None and not abs(said.score) < schema.MOST:
+            raise NotFinite(f"feature {feature} has an explanation with score={said.score}: a number is expected")
+        texts = (_text(getattr(said, name)) for name in ("text", "method", "author", "rule", "model", "made"))
         with self._room():
             self._db.execute(
-                "INSERT INTO explanation (feature, text, method, author, score) VALUES (?, ?, ?, ?, ?)",
-                (int(feature), _text(text), _text(method), _text(author), None if score is None else float(score)),
+                "INSERT INTO explanation (feature, text, method, author, rule, model, made, score) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (int(feature), *texts, None if said.score is None else float(said.score)),
             )
 
     def finish(self, manifest: Manifest) -> Atlas:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gemscope.cli import options
 from gemscope.progress import silent
+
+if TYPE_CHECKING:
+    from gemscope.features.published import Entry
 
 
 def add_to(commands: Any) -> None:
@@ -60,35 +66,41 @@ def _catalog(args: argparse.Namespace) -> int:
     if args.json:
         options.show({"source": found.source, "saes": [entry.to_dict() for entry in found]}, True)
         return 0
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("address", no_wrap=True)
-    for name in ("model", "site", "width", "L0", "Neuronpedia"):
-        table.add_column(name, no_wrap=True)
     shown = found[: args.limit] if args.limit else found
-    for entry in shown:
-        l0 = "" if entry.l0 is None else str(entry.l0)
-        site = str(entry.site) if entry.site == entry.site_out else f"{entry.site} → {entry.site_out}"
-        marks = " canonical" if entry.canonical else ""
-        table.add_row(
-            Text(entry.address),
-            entry.model,
-            site,
-            entry.width_label,
-            l0 + marks,
-            entry.neuronpedia_id or "",
-            style="bold" if marks else "",
-        )
-    if found:
-        options.show(table, False)
+    rows = [_row(entry) for entry in shown]
+    if sys.stdout.isatty():
+        for line in _in_columns(rows):
+            print(line)
+    else:  # for cut, sort and awk
+        print("\n".join("\t".join(row) for row in (_COLUMNS, *rows)))
     more = "" if len(shown) == len(found) else f", {len(shown)} shown (--limit 0 shows all)"
-    print(f"\n{len(found):,} SAEs{more}, from {found.source}")
+    beside = None if sys.stdout.isatty() else sys.stderr
+    print(f"\n{len(found):,} SAEs{more}, from {found.source}", file=beside)
     if found:
         one = next((entry for entry in shown if entry.canonical), shown[0])
-        print(f'Next: gemscope look {one.model} {one.address} "Your text"')
+        print(f'Next: gemscope look {one.model} {one.address} "Your text"', file=beside)
     return 0
+
+
+_COLUMNS = ("address", "model", "site", "width", "L0", "Neuronpedia")
+
+
+def _row(entry: Entry) -> tuple[str, ...]:
+    site = str(entry.site) if entry.site == entry.site_out else f"{entry.site} → {entry.site_out}"
+    l0 = ("" if entry.l0 is None else str(entry.l0)) + (" canonical" if entry.canonical else "")
+    return entry.address, entry.model, site, entry.width_label, l0.strip(), entry.neuronpedia_id or ""
+
+
+def _in_columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Lines for a terminal, whole addresses in each: where the columns do not fit, what belongs to one goes below."""
+    wide = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
+    if sum(wide) + 2 * len(wide) <= shutil.get_terminal_size().columns:
+        for row in (_COLUMNS, *rows):
+            yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, wide, strict=True)).rstrip()
+        return
+    for address, *facts in rows:
+        yield address
+        yield "    " + "  ".join(fact for fact in facts if fact)
 
 
 def _l0(text: str | None) -> float | str | tuple[float, float] | None:

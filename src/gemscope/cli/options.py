@@ -12,6 +12,7 @@ from gemscope.progress import Progress
 
 if TYPE_CHECKING:
     from gemscope.activations.model import LanguageModel
+    from gemscope.atlas.reader import Atlas
     from gemscope.features.sae import SAE
     from gemscope.text.chat import OneText
 
@@ -76,6 +77,26 @@ def text_of(args: argparse.Namespace, text: str) -> OneText:
             raise InputError('TEXT with --turns: expected turns, such as [{"role": "user", "content": "Hello"}]')
         return turns
     return turn_of(text) if text else text
+
+
+def add_atlas(command: argparse.ArgumentParser) -> None:
+    """`--atlas`."""
+    command.add_argument(
+        "--atlas", metavar="ATLAS", help="the folder of an atlas of this SAE (default: the bundled one, of its SAE)"
+    )
+
+
+def atlas_of(args: argparse.Namespace) -> Atlas:
+    """The atlas that is named, or the bundled one."""
+    from gemscope.atlas.bundled import BUNDLED
+    from gemscope.atlas.reader import Atlas
+
+    return Atlas(args.atlas or BUNDLED)
+
+
+def atlas_words(args: argparse.Namespace) -> list[str]:
+    """What names it again in a command."""
+    return ["--atlas", args.atlas] if args.atlas else []
 
 
 def add_json(command: argparse.ArgumentParser) -> None:

@@ -25,6 +25,13 @@ def add_to(commands: Any) -> None:
     )
     look.add_argument("words", nargs="+", metavar="[MODEL SAE] TEXT")
     look.add_argument("-k", type=int, default=5, help="features shown per token (default 5)")
+    look.add_argument(
+        "--order", choices=("telling", "activation"), help="features of a token by what they say, or by strength alone"
+    )
+    look.add_argument(
+        "--max-density", type=float, default=1.0, metavar="SHARE", help="leave out what fires on more of the tokens"
+    )
+    options.add_atlas(look)
     options.add_chat(look)
     _common(look)
     look.set_defaults(run=_look, parser=look)
@@ -96,9 +103,13 @@ def _look(args: argparse.Namespace) -> int:
     with bars() as progress:
         model = options.model_of(args, name, progress)
         sae = options.sae_of(args, address, progress, model)
-        seen = look(model, sae, text, k=args.k, every_token=args.every_token)
+        how = {"atlas": args.atlas, "order": args.order, "max_density": args.max_density}
+        seen = look(model, sae, text, k=args.k, every_token=args.every_token, **how)
     options.show(seen, args.json)
     if not args.json:
+        if seen.foremost:
+            words = [str(seen.foremost[0].feature), *options.atlas_words(args)]
+            print("\nNext: what is that feature?                ", shlex.join(["gemscope", "feature", *words]))
         print("\nNext: is this the right place and scale?  ", shlex.join(["gemscope", "check", *named]))
     return 0
 

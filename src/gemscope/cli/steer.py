@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from gemscope.reports.steer import Steered
     from gemscope.text.chat import OneText
 
-_BUNDLED = Path(__file__).parent.parent / "data" / "atlas"
-
 
 def add_to(commands: Any) -> None:
     """steer."""
@@ -185,6 +183,7 @@ def _steer(args: argparse.Namespace) -> int:
 
 def _units(args: argparse.Namespace, model: LanguageModel, sae: SAE, progress: Progress) -> Units:
     """From the atlas that is named, else from the bundled one if it is the SAE's, else measured."""
+    from gemscope.atlas.bundled import BUNDLED
     from gemscope.atlas.reader import Atlas
     from gemscope.atlas.units import units_of
     from gemscope.edits.units import Units
@@ -196,7 +195,7 @@ def _units(args: argparse.Namespace, model: LanguageModel, sae: SAE, progress: P
         with Atlas(args.atlas) as atlas:
             return units_of(atlas, model, sae)
     if not args.corpus:
-        with Atlas(_BUNDLED) as atlas:
+        with Atlas(BUNDLED) as atlas:
             if atlas.manifest.sae_digest == sae.digest:
                 return units_of(atlas, model, sae)
     corpus = Corpus.read(args.corpus) if args.corpus else Corpus.sample()

@@ -17,6 +17,8 @@ class Chip(NamedTuple):
     share: float
     """Of the strongest activation that there is."""
     url: str | None
+    label: str = ""
+    """What it stands for, in few words."""
 
 
 def chips_of(chips: Sequence[Chip], wide: int, long: int, aside: str) -> Cell:
@@ -28,8 +30,14 @@ def chips_of(chips: Sequence[Chip], wide: int, long: int, aside: str) -> Cell:
     text = Text()
     for one in chips:
         link = "" if one.url is None else f" link {one.url}"
+        style = f"{_shade(one.share)}{link}".strip()
+        if one.label:  # lines are broken between features alone
+            text.append(f"{one.feature}\u00a0", style="dim")
+            text.append(one.label.replace(" ", "\u00a0"), style=style)
+            text.append(f"\u00a0{one.activation}  ", style="dim")
+            continue
         text.append(" " * (wide - len(one.feature)))
-        text.append(one.feature, style=f"{_shade(one.share)}{link}".strip())
+        text.append(one.feature, style=style)
         text.append(f":{one.activation:<{long}}  ", style="dim")
     text.append(aside)
     return Cell(text, html="".join(map(_html, chips)))
@@ -38,7 +46,7 @@ def chips_of(chips: Sequence[Chip], wide: int, long: int, aside: str) -> Cell:
 def _html(one: Chip) -> str:
     green = f"rgba(16,160,110,{0.1 + 0.6 * min(1.0, one.share):.2f})"
     style = f"background:{green};border-radius:3px;padding:0 4px;margin-right:4px"
-    text = f"<span style='{style}'>{one.feature}&thinsp;<small>{one.activation}</small></span>"
+    text = f"<span style='{style}'>{one.feature}&thinsp;{escape(one.label)} <small>{one.activation}</small></span>"
     if one.url is None:
         return text
     return f"<a href='{escape(one.url)}' target='_blank' rel='noopener' style='color:inherit'>{text}</a>"

@@ -38,7 +38,8 @@ def plain(report: Any, width: int = 120) -> str:
 
     out = io.StringIO()
     Console(file=out, width=width, color_system=None, legacy_windows=False, highlight=False).print(report)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+    # What keeps words together on a line is a blank to whoever searches them.
+    return "\n".join(line.rstrip() for line in out.getvalue().replace("\u00a0", " ").splitlines())
 
 
 def known(value: Any) -> Any:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from torch import Tensor
 
 from gemscope.activations.model import LanguageModel
+from gemscope.atlas.meaning import Meanings, meanings
+from gemscope.atlas.reader import Atlas
 from gemscope.errors import EmptyText, InputError
 from gemscope.features.fit import answered_for, require_fit
 from gemscope.features.metrics import explained_variance
@@ -16,11 +23,16 @@ from gemscope.pages.plain import Shown, harmless, known
 from gemscope.pages.signs import code
 from gemscope.pages.tables import Cell, Row, Table
 from gemscope.text.chat import OneText
-from gemscope.text.printable import visible
+from gemscope.text.printable import readable, visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+Order = Literal["telling", "activation"]
+FOREMOST = 10
+"""Features said of a whole text."""
+SHORT = 26
+"""Characters of a label beside others."""
 NEURONPEDIA = "https://www.neuronpedia.org"
 
 
@@ -30,11 +42,22 @@ class Fired:
 
     feature: int
     activation: float
+    share: float | None = None
+    """Of the feature's largest activation in the atlas that was at hand."""
+    label: str | None = None
+    """What it stands for, by that atlas."""
+
+
+@dataclass(frozen=True)
+class Foremost(Fired):
+    """One of the features that say most about a text, at the token where it says most."""
+
+    position: int = 0
 
 
 @dataclass(frozen=True)
 class Token:
-    """One token of the text and the features on it, strongest first."""
+    """One token of the text and the features on it, in the order that was asked for."""
 
     token: str
     position: int
@@ -57,6 +80,10 @@ class Look(Shown):
     explained_variance: float
     """1 − Σ‖x − x̂‖² / Σ‖x − μ‖² over counted tokens, μ their mean; NaN for fewer than two."""
     neuronpedia_id: str | None = None
+    order: str = "activation"
+    """What the features of a token are ordered by: `activation`, or `telling` (`atlas/meaning.py`)."""
+    foremost: tuple[Foremost, ...] = ()
+    """The most telling features of the whole text, each once; empty where no atlas was at hand."""
     sinks: int = 0
     """How many tokens are left out as attention sinks."""
 
@@ -87,16 +114,27 @@ class Look(Shown):
         from rich.console import Group
         from rich.text import Text
 
-        return Group(Text(self._title(), style="bold"), Text(), self._table(), Text(), Text(self._summary()))
+        parts: list[RenderableType] = [
+            Text(self._title(), style="bold"),
+            Text(),
+            self._table(),
+            Text(),
+            Text(self._summary()),
+        ]
+        if self.foremost:
+            parts += [Text(), Text("What stands out", style="bold"), self._foremost()]
+        return Group(*parts)
 
     def _repr_html_(self) -> str:
         return (
             f"<div><p><b>{harmless(self._title())}</b></p>{self._table().html()}"
-            f"<p>{harmless(self._summary())}</p></div>"
+            f"<p>{harmless(self._summary())}</p>"
+            + (f"<p><b>What stands out</b></p>{self._foremost().html()}" if self.foremost else "")
+            + "</div>"
         )
 
     def _table(self) -> Table:
-        heads = ("token", "L0", "strongest features (feature:activation)")
+        heads = ("token", "L0", "most telling features" if self.order == "telling" else "strongest features")
         # Ids end and numbers start below one another on counted tokens; others are far larger and may stick out.
         shown = [one for token in self.tokens if token.counted for one in token.features]
         wide = max((len(str(one.feature)) for one in shown), default=1)
@@ -108,8 +146,9 @@ class Look(Shown):
                 Chip(
                     str(one.feature),
                     f"{one.activation:.1f}",
-                    one.activation / strongest if token.counted else 0.0,
+                    (one.activation / strongest if one.share is None else one.share) if token.counted else 0.0,
                     None if self.neuronpedia_id is None else self.url(one.feature),
+                    _short(one.label) if one.label and token.counted else "",
                 )
                 for one in token.features
             ]
@@ -118,6 +157,20 @@ class Look(Shown):
             why = "" if token.counted else "not counted: special, first or an attention sink"
             rows.append(Row((name, str(token.l0), chips_of(chips, wide, long, aside)), not token.counted, why))
         return Table(heads, rows, left=(heads[0], heads[2]), wraps=heads[2:])
+
+    def _foremost(self) -> Table:
+        heads = ("feature", "activation", "× max", "on", "what it stands for")
+        rows = [
+            (
+                str(one.feature),
+                f"{one.activation:.1f}",
+                f"{one.share:.2f}",
+                visible(self.tokens[one.position].token),
+                readable(one.label) if one.label else "no label",
+            )
+            for one in self.foremost
+        ]
+        return Table(heads, rows, left=heads[3:], wraps=heads[4:])
 
     def _title(self) -> str:
         return f"{self.model} at {self.site}, read through {self.sae}"
@@ -149,10 +202,25 @@ class Embed:
         return str(self)
 
 
-def look(model: LanguageModel, sae: SAE, text: OneText, *, k: int = 5, every_token: bool = False) -> Look:
-    """Reads one text, or one chat, and keeps the `k` strongest features of each token.
+def look(
+    model: LanguageModel,
+    sae: SAE,
+    text: OneText,
+    *,
+    k: int = 5,
+    every_token: bool = False,
+    atlas: Atlas | str | Path | None = None,
+    order: Order | None = None,
+    max_density: float = 1.0,
+) -> Look:
+    """Reads one text, or one chat, and keeps `k` features of each token.
 
-    `every_token` counts special tokens, the first position and attention sinks too. Raises what `model.tokens` and
+    Which ones is told by an atlas of the SAE (None: the bundled one, where it is this SAE's), whose labels come along:
+    the most `telling`, by (activation / max) · ln(1 / density). `order="activation"` keeps the strongest, as is done
+    where there is no atlas. Features that fire on a larger share of tokens than `max_density` are left out.
+
+    `every_token` counts special tokens, the first position and attention sinks too. Raises Mismatch for another SAE's
+    atlas, and what `model.tokens` and
     `sae.encode` raise, and Mismatch where model and SAE do not fit.
     """
     if k < 1:
@@ -169,18 +237,25 @@ def look(model: LanguageModel, sae: SAE, text: OneText, *, k: int = 5, every_tok
     features, out = sae.read(acts)
     target = captured[written].values.to(sae.W_dec.device).float()
     counted = acts.counted.to(target.device)
-    shown = []
-    for position, token in enumerate(model.strings(tokens.ids[0].tolist())):
-        active, strengths = features.row(position)
-        shown.append(
-            Token(
-                token=token,
-                position=position,
-                counted=bool(counted[0, position]),
-                l0=len(active),
-                features=tuple(map(Fired, active[:k].tolist(), strengths[:k].tolist())),
-            )
+    known_of = meanings(sae, atlas)
+    order = order or ("activation" if known_of is None else "telling")
+    if known_of is None and (order == "telling" or max_density < 1):
+        raise InputError(f"no atlas of {sae.info.name} is at hand: give one to tell which features are telling")
+    ranked = [
+        _ranked(*features.row(position), known_of, order, max_density) for position in range(acts.tokens.ids.numel())
+    ]
+    labels = {} if known_of is None else known_of.atlas.labels({one.feature for row in ranked for one in row[:k]})
+    counts = counted[0].tolist()
+    shown = [
+        Token(
+            token=token,
+            position=position,
+            counted=counts[position],
+            l0=int(features.offsets[position + 1] - features.offsets[position]),
+            features=tuple(replace(one, label=labels.get(one.feature)) for one in row[:k]),
         )
+        for position, (token, row) in enumerate(zip(model.strings(tokens.ids[0].tolist()), ranked, strict=True))
+    ]
     return Look(
         model=model.name,
         sae=sae.info.name,
@@ -190,4 +265,40 @@ def look(model: LanguageModel, sae: SAE, text: OneText, *, k: int = 5, every_tok
         l0=features.mean_l0,
         explained_variance=explained_variance(*answered_for(sae, target[counted], out[counted])),
         neuronpedia_id=sae.info.neuronpedia_id,
+        order=order,
+        foremost=() if known_of is None else _foremost(shown, known_of),
     )
+
+
+def _short(label: str) -> str:
+    text = readable(label)
+    return text if len(text) <= SHORT else f"{text[: SHORT - 1].rstrip()}…"
+
+
+def _ranked(
+    active: Tensor, strengths: Tensor, known_of: Meanings | None, order: str, max_density: float
+) -> list[Fired]:
+    ids, values = active.cpu().numpy(), strengths.detach().double().cpu().numpy()
+    if known_of is None:
+        return list(map(Fired, ids.tolist(), values.tolist()))
+    seldom = known_of.densities(ids) <= max_density
+    ids, values = ids[seldom], values[seldom]
+    if order == "telling":
+        best = np.argsort(-known_of.telling(ids, values), kind="stable")
+        ids, values = ids[best], values[best]
+    return list(map(Fired, ids.tolist(), values.tolist(), known_of.shares(ids, values).tolist()))
+
+
+def _foremost(tokens: Sequence[Token], known_of: Meanings) -> tuple[Foremost, ...]:
+    """Each feature at the token where it is most telling, those that are most so."""
+    found = [(token.position, one) for token in tokens if token.counted for one in token.features]
+    if not found:
+        return ()
+    telling = known_of.telling(
+        np.array([one.feature for _, one in found]), np.array([one.activation for _, one in found])
+    )
+    best: dict[int, Foremost] = {}
+    for index in np.argsort(-telling, kind="stable").tolist():
+        position, one = found[index]
+        best.setdefault(one.feature, Foremost(**vars(one), position=position))
+    return tuple(best.values())[:FOREMOST]

@@ -47,7 +47,7 @@ DAMAGES = {
     "foreign sqlite": (_foreign, "another program's SQLite file"),
     "not sqlite": (lambda at: (at / "atlas.sqlite").write_bytes(b"PK" * 5000), "not an SQLite file"),
     "no sqlite": (lambda at: (at / "atlas.sqlite").unlink(), "atlas.sqlite is missing"),
-    "newer sqlite": (lambda at: change_sql(at, "PRAGMA user_version = 99"), "format 99, this version reads up to 1"),
+    "newer sqlite": (lambda at: change_sql(at, "PRAGMA user_version = 99"), "format 99, this version reads up to 2"),
     "no table": (lambda at: change_sql(at, "DROP TABLE feature"), "has no table 'feature'"),
     "fewer features": (
         lambda at: change_sql(at, "DELETE FROM feature WHERE id = 4"),
@@ -60,7 +60,7 @@ DAMAGES = {
     "float corpus": (lambda at: np.save(at / "corpus.npy", np.zeros((48, 64))), "its numbers are <f8"),
     "object corpus": (lambda at: np.save(at / "corpus.npy", np.array([[{}]])), "not an atlas's corpus"),
     "no header": (lambda at: (at / "corpus.npy").write_bytes(b"x" * 9000), "its header is missing"),
-    "newer manifest": (lambda at: change_json(at, format=2), "format 2, this version reads up to 1: update"),
+    "newer manifest": (lambda at: change_json(at, format=3), "format 3, this version reads up to 2: update"),
     "unnumbered manifest": (lambda at: change_json(at, format="1"), 'field "format" is "1", expected a whole number'),
     "more in manifest": (lambda at: change_json(at, colour="red"), 'field "colour" is not known'),
     "less in manifest": (lambda at: (at / "manifest.json").write_text('{"format": 1}'), 'field "model" is missing'),
@@ -126,42 +126,42 @@ def test_a_damaged_table_is_found_on_opening(copy: Path) -> None:
 
 @pytest.fixture
 def newer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if this version knew a second format."""
+    """As if this version knew one more format."""
     step = (
         "CREATE TABLE star (feature INTEGER PRIMARY KEY)",
         "INSERT INTO star SELECT id FROM feature WHERE count > 900",
     )
     monkeypatch.setattr(schema, "STEPS", (*schema.STEPS, step))
     for module in (opening, manifests):
-        monkeypatch.setattr(module, "FORMAT", 2)
+        monkeypatch.setattr(module, "FORMAT", len(schema.STEPS))
 
 
 def test_an_older_atlas_is_brought_up_to_date_once(copy: Path, newer: None) -> None:
     with Atlas(copy) as atlas:
-        assert atlas.manifest.format == 2
+        assert atlas.manifest.format == len(schema.STEPS)
         with atlas._database.reading() as db:
             stars = db.execute("SELECT count(*) FROM star").fetchone()[0]
         assert stars == sum(page.count > 900 for page in atlas) > 0
-    assert json.loads((copy / "manifest.json").read_text())["format"] == 2
+    assert json.loads((copy / "manifest.json").read_text())["format"] == len(schema.STEPS)
     before = content(copy)
     Atlas(copy).close()
     assert content(copy) == before
 
 
 def test_an_upgrade_that_fails_changes_nothing(copy: Path, newer: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema, "STEPS", (*schema.STEPS[:1], (*schema.STEPS[1], "INSERT INTO nowhere VALUES (1)")))
+    monkeypatch.setattr(schema, "STEPS", (*schema.STEPS[:-1], (*schema.STEPS[-1], "INSERT INTO nowhere VALUES (1)")))
     before = json.loads((copy / "manifest.json").read_text())
     with pytest.raises(CorruptFile, match="nowhere"):
         Atlas(copy)
     assert json.loads((copy / "manifest.json").read_text()) == before
     with contextlib.closing(sqlite3.connect(copy / "atlas.sqlite")) as db:
-        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+        assert db.execute("PRAGMA user_version").fetchone() == (len(schema.STEPS) - 1,)
         assert db.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'star'").fetchone() == (0,)
 
 
 def test_an_older_atlas_that_cannot_be_written_says_so(reachable: Path, newer: None) -> None:
     with powerless(reachable):
-        with pytest.raises(AccessError, match=r"is of format 1, this version reads 2.*copy the atlas elsewhere"):
+        with pytest.raises(AccessError, match=r"is of format 2, this version reads 3.*copy the atlas elsewhere"):
             Atlas(reachable)
 
 

@@ -81,7 +81,7 @@ def compose(
                 writer.add(entry)
                 advance(1)
         for feature, one in said:
-            writer.add_explanation(feature, one.text, one.method, one.author, one.score)
+            writer.add_explanation(feature, one)
         writer.add_tokens(*weights.texts(sorted(used)))
         with writer.beside(SUMS) as path:
             save_file(statistics.sums(), path)

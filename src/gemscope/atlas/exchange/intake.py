@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from gemscope.atlas.dashboard import Explanation
 from gemscope.atlas.entry import Entry, Floats, Ints
 from gemscope.atlas.exchange.numbers import as_whole
 from gemscope.atlas.exchange.pieces import bytes_of, is_special, looks_byte_level
@@ -169,7 +170,7 @@ class Intake:
         self.length = max(self.length, len(pieces))
 
     def explanation(self, feature: int, record: dict[str, Any]) -> None:
-        """What somebody says that it stands for: `text`, `method`, `author`, `score`."""
+        """What somebody says that it stands for: fields of an `Explanation`."""
         self._database.execute("INSERT INTO explanation VALUES (?, ?)", (feature, json.dumps(record)))
 
     def _window(self, ids: bytes) -> int:
@@ -204,7 +205,7 @@ class Intake:
             writer.add_tokens(*self.texts())
             for index, said in self.explanations():
                 if index < size:
-                    writer.add_explanation(index, **said)
+                    writer.add_explanation(index, Explanation(id=0, **said))
 
     @property
     def rows(self) -> int:

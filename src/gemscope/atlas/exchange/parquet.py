@@ -62,7 +62,10 @@ def _schema(pa: Any) -> Any:
             ("logit_histogram", histogram),
             ("neighbours", listed(feature=pa.int32(), cosine=number)),
             ("coactive", listed(feature=pa.int32(), jaccard=number, share=number)),
-            ("explanations", listed(text=text, method=text, author=text, score=number)),
+            (
+                "explanations",
+                listed(text=text, method=text, author=text, score=number, rule=text, model=text, made=text),
+            ),
             (
                 "examples",
                 listed(

@@ -12,7 +12,7 @@ from gemscope.checked import Count, Numbered, Positive, read_json, shown
 from gemscope.disk import written_aside
 from gemscope.errors import CorruptFile, NotFound
 
-FORMAT = 1
+FORMAT = 2
 """Of the folder as a whole; `schema.py` has a step of migration for each."""
 NAME = "manifest.json"
 _REMEDY = "describe makes an atlas anew"

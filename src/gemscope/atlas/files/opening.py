@@ -26,6 +26,7 @@ _SENSIBLE = {
                   AND typeof(label) IN ('text', 'null')""",
     "explanation": f"""typeof(feature) = 'integer' AND feature BETWEEN 0 AND (SELECT max(id) FROM feature)
                       AND typeof(text) = 'text' AND typeof(method) = 'text' AND typeof(author) = 'text'
+                      AND typeof(rule) = 'text' AND typeof(model) = 'text' AND typeof(made) = 'text'
                       AND (score IS NULL OR {_NUMBER.format("score")})""",
     "token": "typeof(packed) = 'blob'",
     "token_feature": f"""typeof(features) = 'integer' AND typeof(packed) = 'blob'

@@ -46,10 +46,22 @@ _FORMAT_1 = (
     "CREATE TABLE source (id INTEGER PRIMARY KEY, name TEXT NOT NULL, license TEXT NOT NULL)",
 )
 
-STEPS: tuple[tuple[str, ...], ...] = (_FORMAT_1,)
+_FORMAT_2 = (
+    "ALTER TABLE explanation ADD COLUMN rule TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE explanation ADD COLUMN model TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE explanation ADD COLUMN made TEXT NOT NULL DEFAULT ''",
+)
+
+STEPS: tuple[tuple[str, ...], ...] = (_FORMAT_1, _FORMAT_2)
 """Step i leads from format i to i + 1; an empty file is of format 0."""
 MOST = 1e300
 """Numbers are smaller: what is computed of them is finite too."""
+
+
+BEST_FIRST = "ORDER BY method = 'user' DESC, ifnull(score, 0.7) DESC, id DESC"
+"""Which explanation of a feature shows: a person's before a machine's, then by score, then the newest. One that nobody
+has scored counts as a rule does that is right nearly always where the feature fires strongly.
+"""
 
 
 def upgrade(db: sqlite3.Connection) -> None:
@@ -65,8 +77,8 @@ def upgrade(db: sqlite3.Connection) -> None:
 def relabel(db: sqlite3.Connection, features: Iterable[int]) -> None:
     """Gives features the label that follows from their explanations."""
     db.executemany(
-        """UPDATE feature SET label = (SELECT text FROM explanation WHERE feature = feature.id ORDER BY id DESC LIMIT 1)
-           WHERE id = ?""",
+        f"""UPDATE feature SET label = (SELECT text FROM explanation WHERE feature = feature.id {BEST_FIRST} LIMIT 1)
+            WHERE id = ?""",
         ((feature,) for feature in features),
     )
 

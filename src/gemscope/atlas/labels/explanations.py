@@ -1,11 +1,11 @@
-"""What features stand for, as people and methods say it: the newest explanation of each is its label."""
+"""What features stand for, as people and methods say it: the best explanation of each is its label."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,11 @@ from gemscope.atlas.files import schema
 from gemscope.atlas.files.database import Database, writable
 from gemscope.errors import AccessError, InputError, NotFound
 
+_TEXTS = ("text", "method", "author", "rule", "model", "made")
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
-_COLUMNS = "id, text, method, author, score"
+_FIELDS = ("id", "text", "method", "author", "score", "rule", "model", "made")
+_COLUMNS = ", ".join(_FIELDS)
 
 
 @dataclass(frozen=True)
@@ -39,39 +41,48 @@ class Explanations:
         self._known: Labelled | None = None
 
     def labels(self, features: Iterable[int]) -> dict[int, str]:
-        """The newest explanation of each of these features that has one."""
+        """The best explanation of each of these features that has one."""
         wanted = set(map(int, features))
         with self._database.reading() as db:
             found = schema.looked_up(db, "label", wanted)
         return {one: label for one, label in found if label is not None}
 
-    def explain(self, feature: int, text: str, method: str, author: str) -> Explanation:
-        """Says what a feature stands for. Raises InputError, AccessError, StorageFull."""
-        for one in (text, method, author):
-            if any("\ud800" <= letter <= "\udfff" for letter in one):
+    def add(self, said: Sequence[tuple[int, Explanation]], *, replacing: str = "") -> list[Explanation]:
+        """Says what features stand for, all or nothing; their `id` are given here. What a method said before of
+        the same features goes if it is `replacing`. Raises InputError, AccessError, StorageFull.
+        """
+        for feature, one in said:
+            if any("\ud800" <= letter <= "\udfff" for name in _TEXTS for letter in getattr(one, name)):
                 raise InputError("half a surrogate pair is not text: decode it properly first")
-        if not text.strip():
-            raise InputError(f"an empty explanation of feature {feature}: say what it stands for, or forget one")
-        with self._labelling(feature) as db:
-            id_ = db.execute(
-                "INSERT INTO explanation (feature, text, method, author) VALUES (?, ?, ?, ?) RETURNING id",
-                (feature, text, method, author),
-            ).fetchone()[0]
-            db.execute("INSERT INTO label_text (rowid, text) VALUES (?, ?)", (id_, text))
-        return Explanation(id=id_, text=text, method=method, author=author)
+            if not one.text.strip():
+                raise InputError(f"an empty explanation of feature {feature}: say what it stands for, or forget one")
+            if one.score is not None and not abs(one.score) < schema.MOST:
+                raise InputError(f"feature {feature} has an explanation with score={one.score}: a number is expected")
+        added = []
+        columns = ("feature", *_FIELDS[1:])
+        adding = f"INSERT INTO explanation ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))}) RETURNING id"
+        with self._labelling([feature for feature, _ in said]) as db:
+            for feature, one in said:
+                if replacing:
+                    self._take_away(db, "feature = ? AND method = ?", (feature, replacing))
+                id_ = db.execute(adding, (feature, *(getattr(one, name) for name in _FIELDS[1:]))).fetchone()[0]
+                db.execute("INSERT INTO label_text (rowid, text) VALUES (?, ?)", (id_, one.text))
+                added.append(replace(one, id=id_))
+        return added
 
     def forget(self, feature: int, explanation_id: int) -> None:
         """Takes one away. Raises NotFound, AccessError."""
         if not 0 < explanation_id < 1 << 63:
             raise NotFound(f"no explanation {explanation_id} of feature {feature}")
-        with self._labelling(feature) as db:
-            found = db.execute(
-                "DELETE FROM explanation WHERE id = ? AND feature = ? RETURNING id, text", (explanation_id, feature)
-            ).fetchone()
-            if found is None:
+        with self._labelling([feature]) as db:
+            if not self._take_away(db, "id = ? AND feature = ?", (explanation_id, feature)):
                 raise NotFound(f"no explanation {explanation_id} of feature {feature}")
-            # The words are taken from it that it had: the index does not hold the text itself.
-            db.execute("INSERT INTO label_text (label_text, rowid, text) VALUES ('delete', ?, ?)", found)
+
+    def _take_away(self, db: sqlite3.Connection, which: str, values: tuple[int | str, ...]) -> int:
+        found = db.execute(f"DELETE FROM explanation WHERE {which} RETURNING id, text", values).fetchall()
+        # The words are taken from it that it had: the index does not hold the text itself.
+        db.executemany("INSERT INTO label_text (label_text, rowid, text) VALUES ('delete', ?, ?)", found)
+        return len(found)
 
     def all(self) -> list[tuple[int, Explanation]]:
         """And the features that they are of; oldest first."""
@@ -80,7 +91,7 @@ class Explanations:
         return [(feature, _explanation(*row)) for feature, *row in rows]
 
     @contextmanager
-    def _labelling(self, feature: int) -> Iterator[sqlite3.Connection]:
+    def _labelling(self, features: Iterable[int]) -> Iterator[sqlite3.Connection]:
         folder = self._database.path.parent
         if not writable(folder):
             raise AccessError(f"nothing can be written in {folder}: copy the atlas elsewhere to label its features")
@@ -90,7 +101,7 @@ class Explanations:
             db.execute("BEGIN IMMEDIATE")
             schema.require_ours(db, self._database.path)  # it may have become another since it was opened
             yield db
-            schema.relabel(db, [feature])
+            schema.relabel(db, set(features))
             db.execute("UPDATE relabelled SET times = times + 1")
             db.execute("COMMIT")
 
@@ -111,10 +122,10 @@ class Explanations:
 
 
 def explanations_of(db: sqlite3.Connection, feature: int) -> list[Explanation]:
-    """What is said of one feature, newest first."""
-    rows = db.execute(f"SELECT {_COLUMNS} FROM explanation WHERE feature = ? ORDER BY id DESC", (feature,))
+    """What is said of one feature, the best first."""
+    rows = db.execute(f"SELECT {_COLUMNS} FROM explanation WHERE feature = ? {schema.BEST_FIRST}", (feature,))
     return [_explanation(*row) for row in rows.fetchall()]
 
 
-def _explanation(id_: int, text: str, method: str, author: str, score: float | None) -> Explanation:
-    return Explanation(id=id_, text=text, method=method, author=author, score=score)
+def _explanation(*row: Any) -> Explanation:
+    return Explanation(**dict(zip(_FIELDS, row, strict=True)))

@@ -35,7 +35,9 @@ def test_a_source_in_neuronpedia_s_own_shape_becomes_an_atlas(tmp_path: Path) ->
         assert (page.examples[0].document, page.examples[0].position) == (-1, -1)
         assert [one.token for one in page.promoted] == [" yes", "Ā"]
         assert page.neighbours[0].feature == 3  # by cosine, whatever their order
-        assert (page.explanations[0].text, page.explanations[0].method) == ("cats", "np_max-act-logits · gpt-4o-mini")
+        assert (page.explanations[0].text, page.explanations[0].method, page.explanations[0].model) == (
+            "cats", "np_max-act-logits", "gpt-4o-mini",
+        )  # fmt: skip
         assert page.decoder_norm == 1
         assert page.mean == pytest.approx((6 * 1 + 3 * 3 + 7) / 10)
         assert atlas.by_token(page.examples[0].ids[2])[0].summary.feature == 0

@@ -92,9 +92,9 @@ def _take(intake: Intake, index: int, record: dict[str, Any], where: str) -> Non
     for said in ours_of(ours, where).explanations or ():
         text = said.get("text") if isinstance(said, dict) else None
         if isinstance(text, str) and text.strip():
-            method, author = str(said.get("method") or "import"), str(said.get("author") or "")
-            score = as_number(said.get("score"))
-            intake.explanation(index, {"text": text, "method": method, "author": author, "score": score})
+            known = {name: str(said.get(name) or "") for name in ("method", "author", "rule", "model", "made")}
+            known["method"] = known["method"] or "import"
+            intake.explanation(index, {"text": text, **known, "score": as_number(said.get("score"))})
 
 
 def _manifest(about: dict[str, Any], intake: Intake, size: int, figures: Figures) -> Manifest:

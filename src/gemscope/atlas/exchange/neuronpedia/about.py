@@ -13,14 +13,19 @@ EPOCH = "1970-01-01T00:00:00"
 """The same atlas gives the same bytes: there are no clocks in them."""
 
 
-def write_about(config: Path, place: Path, manifest: Manifest, methods: list[str], creator: str) -> None:
+def write_about(
+    config: Path, place: Path, manifest: Manifest, creator: str, *, methods: list[str], models: list[str]
+) -> None:
     """The rows that features belong to."""
     config.mkdir()
     _write(
         config / "explanation_type.jsonl",
         *({"name": name, "displayName": name, "description": name} for name in methods),
     )
-    _write(config / "explanation_model_type.jsonl")
+    _write(
+        config / "explanation_model_type.jsonl",
+        *({"name": name, "displayName": name, "description": name} for name in models),
+    )
     model, source = manifest.model_id, manifest.source_id
     who = {"creatorId": creator, "createdAt": EPOCH}
     _write(

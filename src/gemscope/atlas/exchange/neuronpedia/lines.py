@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from gemscope.atlas.exchange.intake import Intake
+from gemscope.atlas.exchange.neuronpedia.about import EPOCH
 from gemscope.atlas.exchange.numbers import are_numbers, are_texts, as_number, as_whole, object_of
 from gemscope.checked import size_of
-from gemscope.errors import CorruptFile, FileError
+from gemscope.errors import CorruptFile, FileError, InputError
+from gemscope.features.rules import Rule
 
 _LINE = 1 << 26
 """Bytes of the longest line that is read: a feature's line holds its vector, an explanation's its embedding."""
@@ -93,8 +95,25 @@ def take_explanation(intake: Intake, row: dict[str, Any], where: str, owner: obj
     method, explainer, author = row.get("typeName"), row.get("explanationModelName"), row.get("authorId")
     said = {
         "text": text,
-        "method": " · ".join(str(one) for one in (method, explainer) if one) or _METHOD,
+        "method": str(method or _METHOD),
         "author": "" if author in (None, owner) else str(author),
-        "score": as_number(row.get("score")),
+        "model": str(explainer or ""),
+        "score": as_number(row.get("score") if row.get("scoreV1") is None else row.get("scoreV1")),
+        "rule": _rule(row.get("notes")),
+        "made": _day(row.get("createdAt")),
     }
     intake.explanation(index_of(row, "index", where), said)
+
+
+def _rule(notes: object) -> str:
+    """What another atlas wrote there, if it is a rule; people write there what they like."""
+    try:
+        return str(Rule.parse(notes)) if isinstance(notes, str) else ""
+    except InputError:
+        return ""
+
+
+def _day(when: object) -> str:
+    """The date of a time as others write it; nothing for the one that stands for none."""
+    found = re.match(r"\d{4}-\d\d-\d\d", when) if isinstance(when, str) else None
+    return found[0] if found and not EPOCH.startswith(found[0]) else ""

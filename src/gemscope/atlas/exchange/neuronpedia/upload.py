@@ -54,7 +54,8 @@ def _uploaded(page: Dashboard) -> dict[str, Any]:
         "topLogits": [{"token": piece_of(one.token), "value": one.value / unit} for one in page.promoted[:20]],
         "bottomLogits": [{"token": piece_of(one.token), "value": one.value / unit} for one in page.suppressed[:20]],
         "explanations": [
-            {"text": one.text[:512], "methodName": one.method, "modelName": None} for one in page.explanations
+            {"text": one.text[:512], "methodName": one.method, "modelName": one.model or None}
+            for one in page.explanations
         ],
         "activations": activations,
     }

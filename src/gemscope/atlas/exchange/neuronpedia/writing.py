@@ -42,6 +42,7 @@ def export(atlas: Atlas, to: Path, *, features: Iterable[int] | None = None, cre
         for name in ("features", "activations", "explanations"):
             (place / name).mkdir(parents=True)
         methods: set[str] = set()
+        models: set[str] = set()
         for number, start in enumerate(range(0, len(wanted), BATCH)):
             name = f"batch-{number}.jsonl.gz"
             with (
@@ -52,12 +53,13 @@ def export(atlas: Atlas, to: Path, *, features: Iterable[int] | None = None, cre
                 for index in wanted[start : start + BATCH]:
                     page = atlas[index]
                     methods |= {one.method for one in page.explanations}
+                    models |= {one.model for one in page.explanations if one.model}
                     figures(_feature(page, manifest, creator))
                     for line in _activations(page, creator):
                         examples(line)
                     for line in _explanations(page, creator):
                         explanations(line)
-        write_about(aside / "config", place, manifest, sorted(methods), creator)
+        write_about(aside / "config", place, manifest, creator, methods=sorted(methods), models=sorted(models))
     return to
 
 
@@ -132,7 +134,7 @@ def _activations(page: Dashboard, creator: str) -> Iterator[dict[str, Any]]:
 
 
 def _explanations(page: Dashboard, creator: str) -> Iterator[dict[str, Any]]:
-    # Oldest first: an importer that numbers them as they come keeps the newest on top.
+    # The best last: an importer that numbers them as they come keeps it on top.
     for number, one in enumerate(reversed(page.explanations)):
         yield {
             "id": _id(page, "explanation", number),
@@ -143,8 +145,10 @@ def _explanations(page: Dashboard, creator: str) -> Iterator[dict[str, Any]]:
             "description": one.text,
             "embedding": [],
             "typeName": one.method,
-            "explanationModelName": None,
-            "createdAt": EPOCH,
+            "explanationModelName": one.model or None,
+            "notes": one.rule or None,
+            "scoreV1": one.score,
+            "createdAt": f"{one.made}T00:00:00" if one.made else EPOCH,
         }
 
 

@@ -1,0 +1,127 @@
+"""Commands about what features stand for: feature, search, explain."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from gemscope.cli import options
+from gemscope.cli.bars import bars
+
+if TYPE_CHECKING:
+    from gemscope.atlas.dashboard import Summary
+    from gemscope.atlas.reader import Atlas
+    from gemscope.pages.tables import Table
+
+
+def add_to(commands: Any) -> None:
+    """feature, search, explain."""
+    feature = commands.add_parser(
+        "feature",
+        help="a feature's page: what it stands for, where it fires, what it promotes",
+        description="Prints features' pages from an atlas (default: the bundled one).",
+    )
+    feature.add_argument("features", nargs="+", type=int, metavar="FEATURE")
+    options.add_atlas(feature)
+    options.add_json(feature)
+    feature.set_defaults(run=_feature, parser=feature)
+
+    search = commands.add_parser(
+        "search",
+        help="find features by what they stand for, or by a token on which they fire",
+        description="Looks in the labels of an atlas (default: the bundled one), and for tokens that read so.",
+    )
+    search.add_argument("words", nargs="+", metavar="WORD")
+    search.add_argument("--limit", type=int, default=20, help="features shown of each kind (default 20)")
+    options.add_atlas(search)
+    options.add_json(search)
+    search.set_defaults(run=_search, parser=search)
+
+    explain = commands.add_parser(
+        "explain",
+        help="label every feature of an atlas with the rule that its examples teach",
+        description="Learns from each feature's own examples what it fires on, as a rule in words that can be run on "
+        "any text, and writes it into the atlas. No model is asked. What people wrote stays, and stays on top.",
+    )
+    explain.add_argument("folder", metavar="ATLAS")
+    explain.add_argument("features", nargs="*", type=int, metavar="FEATURE", help="these alone (default: all)")
+    options.add_json(explain)
+    explain.set_defaults(run=_explain, parser=explain)
+
+
+def _feature(args: argparse.Namespace) -> int:
+    with closing(options.atlas_of(args)) as atlas:
+        pages = [atlas[index] for index in args.features]
+    if args.json:
+        options.show([page.to_dict() for page in pages] if len(pages) > 1 else pages[0], True)
+        return 0
+    print("\n\n".join(map(str, pages)))
+    near = [str(one.feature) for one in pages[0].neighbours[:3]]
+    if near:
+        print(f"\nNext, its nearest: gemscope feature {shlex.join([*near, *options.atlas_words(args)])}")
+    return 0
+
+
+def _search(args: argparse.Namespace) -> int:
+    text = " ".join(args.words)
+    with closing(options.atlas_of(args)) as atlas:
+        labelled = atlas.search(text, limit=args.limit)
+        on_token = _on_tokens(atlas, text, args.limit)
+    if args.json:
+        options.show({"labels": list(map(asdict, labelled)), "tokens": list(map(asdict, on_token))}, True)
+        return 0
+    for title, found in (("Whose label says so", labelled), ("That fire on such a token", on_token)):
+        if found:
+            print(title)
+            options.show(_table(found), False)
+            print()
+    first = next(iter([*labelled, *on_token]), None)
+    if first is None:
+        print(f"no feature has a label or a token like {text!r}")
+    else:
+        print(f"Next: gemscope feature {shlex.join([str(first.feature), *options.atlas_words(args)])}")
+    return 0
+
+
+def _on_tokens(atlas: Atlas, text: str, limit: int) -> list[Summary]:
+    """Features whose examples peak on tokens that read so, those with most examples first, each once."""
+    hits = [hit for id_, *_ in atlas.tokens_like(text, 4) for hit in atlas.by_token(id_, limit=limit)]
+    best = sorted(hits, key=lambda hit: (-hit.examples, -hit.strength, hit.summary.feature))
+    return list({hit.summary.feature: hit.summary for hit in best}.values())[:limit]
+
+
+def _table(found: Sequence[Summary]) -> Table:
+    from gemscope.pages.numbers import figure, percent
+    from gemscope.pages.tables import Table
+    from gemscope.text.printable import readable, visible
+
+    heads = ("feature", "density", "max", "fires on", "what it stands for")
+    rows = [
+        (
+            str(one.feature),
+            percent(one.density),
+            figure(one.max),
+            visible(one.token or ""),
+            readable(one.label) if one.label else "no label",
+        )
+        for one in found
+    ]
+    return Table(heads, rows, left=heads[3:], wraps=heads[4:])
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from gemscope.atlas.labels.rules import explain
+    from gemscope.atlas.reader import Atlas
+
+    with bars() as progress, Atlas(args.folder) as atlas:
+        told = explain(atlas, args.features or None, progress=progress)
+    if args.json:
+        options.show({"folder": args.folder, **asdict(told)}, True)
+        return 0
+    print(told)
+    print(f"Next: gemscope serve {args.folder}")
+    return 0

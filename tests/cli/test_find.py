@@ -1,0 +1,38 @@
+"""gemscope catalog: addresses come whole, whatever prints them."""
+
+import os
+import sys
+
+import pytest
+
+from gemscope.cli.main import main
+from gemscope.features.catalog import catalog
+
+
+def test_a_pipe_gets_rows_with_tabs_and_what_is_said_beside_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["catalog", "--offline", "--model", "gemma-2-9b", "--limit", "0"]) == 0
+    out, err = capsys.readouterr()
+    rows = [line.split("\t") for line in out.splitlines()]
+    found = catalog("gemma-2-9b", online=False)
+    assert rows[0] == ["address", "model", "site", "width", "L0", "Neuronpedia"]
+    assert [row[0] for row in rows[1:]] == [entry.address for entry in found]
+    assert {len(row) for row in rows} == {6}
+    assert "Next: gemscope look" in err
+
+
+@pytest.mark.parametrize("columns", [20, 80, 120, 200])
+def test_a_terminal_gets_whole_addresses_however_narrow(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((columns, 24)))
+    assert main(["catalog", "--offline", "--canonical", "--limit", "30"]) == 0
+    out = capsys.readouterr().out
+    assert "…" not in out
+    shown = catalog(canonical=True, online=False)[:30]
+    lines = out.splitlines()
+    assert all(any(line.split()[:1] == [entry.address] for line in lines) for entry in shown)
+    if columns == 200:
+        assert lines[0].split() == ["address", "model", "site", "width", "L0", "Neuronpedia"]
+    else:  # below each other: no line is wider than what it has to say
+        assert lines[0] == shown[0].address
