@@ -2,6 +2,7 @@
 transformers itself computes: its hidden states, and its attention.
 """
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -117,6 +118,13 @@ def test_a_token_is_a_sink_from_three_typical_norms_on() -> None:
     norms = torch.tensor([[0.5, 5.9, 6.1, 3e4, float("inf")]])
     assert sinks.told(norms, above).tolist() == [[False, False, True, True, True]]
     assert not sinks.told(norms[:, :-1], sinks.limit(torch.zeros(0))).any()
+
+
+def test_the_typical_norm_is_of_tokens_spread_evenly_over_the_vocabulary() -> None:
+    ids = sinks.vocabulary(10_000, without=frozenset({0, 9_999})).tolist()
+    assert (len(ids), ids[0], ids[-1]) == (64, 1, 9_998)
+    assert set(np.diff(ids).tolist()) <= {158, 159}  # 9,997 ids in 63 steps
+    assert sinks.vocabulary(6, without=frozenset({2, 3})).tolist() == [0, 1, 4, 5]
 
 
 def test_the_typical_norm_is_that_of_the_model_without_the_edits_in_force() -> None:
