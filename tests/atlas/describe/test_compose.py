@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gemscope.atlas.describe.compose import _crowded, _present, address_of
+from gemscope.atlas.describe.compose import _crowded
+from gemscope.atlas.describe.weights import address_of, present
 from gemscope.atlas.files.manifest import CROWDED
 from gemscope.features.sae import SAE, SAEInfo
 
@@ -39,7 +40,7 @@ def test_an_address_is_neuronpedias_or_says_model_place_and_width(
 
 def test_relatives_end_where_there_are_no_more() -> None:
     columns = np.array([[4, 7, -1], [-1, -1, -1]]), np.array([[0.5, 0.25, 0], [0, 0, 0]])
-    found = _present(("ids", "values"), columns, 0)
+    found = present(("ids", "values"), columns, 0)
     assert {name: one.tolist() for name, one in found.items()} == {"ids": [4, 7], "values": [0.5, 0.25]}
-    assert [len(one) for one in _present(("ids", "values"), columns, 1).values()] == [0, 0]
-    assert _present(("ids", "values"), None, 0) == {}
+    assert [len(one) for one in present(("ids", "values"), columns, 1).values()] == [0, 0]
+    assert present(("ids", "values"), None, 0) == {}

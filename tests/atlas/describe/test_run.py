@@ -12,9 +12,9 @@ import torch
 
 from atlases import content
 from gemscope.activations.model import LanguageModel
-from gemscope.atlas.describe.compose import address_of
 from gemscope.atlas.describe.gather import DescribeConfig
 from gemscope.atlas.describe.run import describe
+from gemscope.atlas.describe.weights import address_of
 from gemscope.atlas.reader import Atlas
 from gemscope.atlas.verify import verify
 from gemscope.errors import EmptyText, FileError, InputError, Mismatch
