@@ -65,7 +65,7 @@ def picture() -> str:
     from rich.console import Console
 
     console = Console(record=True, width=108, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-    console.print(gs.look(gs.load_model(), gs.load_sae("smollm2"), PROMPT))
+    console.print(gs.look(gs.load_model(), gs.load_sae("smollm2"), PROMPT, k=3))
     svg = console.export_svg(title=f'gemscope look "{PROMPT}"')
     return re.sub(r"@font-face \{.*?\}\n", "", svg, flags=re.DOTALL).replace(
         "Fira Code, monospace", "ui-monospace, monospace"

@@ -24,7 +24,7 @@ def add_to(commands: Any) -> None:
         description="Reads a text through a model and an SAE (default: the bundled ones). TEXT - reads stdin.",
     )
     look.add_argument("words", nargs="+", metavar="[MODEL SAE] TEXT")
-    look.add_argument("-k", type=int, default=5, help="features shown per token (default 5)")
+    look.add_argument("-k", type=int, default=3, help="features shown per token (default 3)")
     look.add_argument(
         "--order", choices=("telling", "activation"), help="features of a token by what they say, or by strength alone"
     )

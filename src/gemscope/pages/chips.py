@@ -17,8 +17,6 @@ class Chip(NamedTuple):
     share: float
     """Of the strongest activation that there is."""
     url: str | None
-    label: str = ""
-    """What it stands for, in few words."""
 
 
 def chips_of(chips: Sequence[Chip], wide: int, long: int, aside: str) -> Cell:
@@ -30,14 +28,8 @@ def chips_of(chips: Sequence[Chip], wide: int, long: int, aside: str) -> Cell:
     text = Text()
     for one in chips:
         link = "" if one.url is None else f" link {one.url}"
-        style = f"{_shade(one.share)}{link}".strip()
-        if one.label:  # lines are broken between features alone
-            text.append(f"{one.feature}\u00a0", style="dim")
-            text.append(one.label.replace(" ", "\u00a0"), style=style)
-            text.append(f"\u00a0{one.activation}  ", style="dim")
-            continue
         text.append(" " * (wide - len(one.feature)))
-        text.append(one.feature, style=style)
+        text.append(one.feature, style=f"{shade(one.share)}{link}".strip())
         text.append(f":{one.activation:<{long}}  ", style="dim")
     text.append(aside)
     return Cell(text, html="".join(map(_html, chips)))
@@ -46,13 +38,14 @@ def chips_of(chips: Sequence[Chip], wide: int, long: int, aside: str) -> Cell:
 def _html(one: Chip) -> str:
     green = f"rgba(16,160,110,{0.1 + 0.6 * min(1.0, one.share):.2f})"
     style = f"background:{green};border-radius:3px;padding:0 4px;margin-right:4px"
-    text = f"<span style='{style}'>{one.feature}&thinsp;{escape(one.label)} <small>{one.activation}</small></span>"
+    text = f"<span style='{style}'>{one.feature}&thinsp;<small>{one.activation}</small></span>"
     if one.url is None:
         return text
     return f"<a href='{escape(one.url)}' target='_blank' rel='noopener' style='color:inherit'>{text}</a>"
 
 
-def _shade(share: float) -> str:
+def shade(share: float) -> str:
+    """How a terminal shows a share of the strongest."""
     for bound, style in ((0.66, "bold bright_green"), (0.33, "green"), (0.15, "cyan")):
         if share >= bound:
             return style

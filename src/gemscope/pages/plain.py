@@ -38,8 +38,7 @@ def plain(report: Any, width: int = 120) -> str:
 
     out = io.StringIO()
     Console(file=out, width=width, color_system=None, legacy_windows=False, highlight=False).print(report)
-    # What keeps words together on a line is a blank to whoever searches them.
-    return "\n".join(line.rstrip() for line in out.getvalue().replace("\u00a0", " ").splitlines())
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
 def known(value: Any) -> Any:

@@ -18,7 +18,7 @@ from gemscope.errors import EmptyText, InputError
 from gemscope.features.fit import answered_for, require_fit
 from gemscope.features.metrics import explained_variance
 from gemscope.features.sae import SAE
-from gemscope.pages.chips import Chip, chips_of
+from gemscope.pages.chips import Chip, chips_of, shade
 from gemscope.pages.plain import Shown, harmless, known
 from gemscope.pages.signs import code
 from gemscope.pages.tables import Cell, Row, Table
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 Order = Literal["telling", "activation"]
 FOREMOST = 10
 """Features said of a whole text."""
-SHORT = 26
-"""Characters of a label beside others."""
+SHORT = 56
+"""Characters of a label on a token; what stands out is said in full."""
 NEURONPEDIA = "https://www.neuronpedia.org"
 
 
@@ -134,7 +134,33 @@ class Look(Shown):
         )
 
     def _table(self) -> Table:
-        heads = ("token", "L0", "most telling features" if self.order == "telling" else "strongest features")
+        return self._named() if self.foremost else self._numbered()
+
+    def _named(self) -> Table:
+        """A line for each feature, where it is known what they stand for."""
+        heads = ("token", "L0", "feature", "activation", "× max", "what it stands for")
+        rows = []
+        for token in self.tokens:
+            name = Cell(visible(token.token), "bold" if token.counted else "", code(token.token))
+            if not token.counted:
+                why = "not counted: special, first or an attention sink"
+                rows.append(Row((name, str(token.l0), "", "", "", why), quiet=True, why=why))
+                continue
+            for nth, one in enumerate(token.features):
+                stands = _short(one.label) if one.label else Cell("no label", "dim")
+                mine = Cell(str(one.feature), shade(one.share or 0), self._linked(one.feature))
+                first = (name, str(token.l0)) if nth == 0 else ("", "")
+                rows.append(Row((*first, mine, f"{one.activation:.1f}", f"{one.share:.2f}", stands)))
+        return Table(heads, rows, left=(heads[0], heads[5]), wraps=heads[5:])
+
+    def _linked(self, feature: int) -> str | None:
+        if self.neuronpedia_id is None:
+            return None
+        return f"<a href='{harmless(self.url(feature))}' target='_blank' rel='noopener'>{feature}</a>"
+
+    def _numbered(self) -> Table:
+        """A line for each token."""
+        heads = ("token", "L0", "strongest features (feature:activation)")
         # Ids end and numbers start below one another on counted tokens; others are far larger and may stick out.
         shown = [one for token in self.tokens if token.counted for one in token.features]
         wide = max((len(str(one.feature)) for one in shown), default=1)
@@ -146,9 +172,8 @@ class Look(Shown):
                 Chip(
                     str(one.feature),
                     f"{one.activation:.1f}",
-                    (one.activation / strongest if one.share is None else one.share) if token.counted else 0.0,
+                    one.activation / strongest if token.counted else 0.0,
                     None if self.neuronpedia_id is None else self.url(one.feature),
-                    _short(one.label) if one.label and token.counted else "",
                 )
                 for one in token.features
             ]
@@ -294,11 +319,10 @@ def _foremost(tokens: Sequence[Token], known_of: Meanings) -> tuple[Foremost, ..
     found = [(token.position, one) for token in tokens if token.counted for one in token.features]
     if not found:
         return ()
-    telling = known_of.telling(
-        np.array([one.feature for _, one in found]), np.array([one.activation for _, one in found])
-    )
+    strengths = np.array([one.activation for _, one in found])
+    telling = known_of.telling(np.array([one.feature for _, one in found]), strengths)
     best: dict[int, Foremost] = {}
-    for index in np.argsort(-telling, kind="stable").tolist():
+    for index in np.lexsort((-strengths, -telling)).tolist():
         position, one = found[index]
         best.setdefault(one.feature, Foremost(**vars(one), position=position))
     return tuple(best.values())[:FOREMOST]

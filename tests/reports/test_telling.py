@@ -1,0 +1,119 @@
+"""What `look` says where an atlas is at hand: features by what is telling, with their labels."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+import gemscope as gs
+from atlases import planted_atlas
+from gemscope.activations.model import LanguageModel
+from gemscope.atlas.bundled import BUNDLED
+from gemscope.cli.main import main
+from gemscope.errors import InputError, Mismatch
+from served import MODEL, SAE, TEXT, planted
+
+
+@pytest.fixture(scope="module")
+def atlas(tmp_path_factory: pytest.TempPathFactory) -> gs.Atlas:
+    return gs.Atlas(planted(tmp_path_factory.mktemp("atlases") / "atlas"))
+
+
+def test_features_come_by_share_of_their_maximum_times_rarity(atlas: gs.Atlas) -> None:
+    every = gs.look(MODEL, SAE, TEXT, k=SAE.d_sae, atlas=atlas, order="activation")
+    seen = gs.look(MODEL, SAE, TEXT, k=4, atlas=atlas)
+    assert (every.order, seen.order) == ("activation", "telling")
+    pages = {page.index: page for page in atlas}
+
+    def telling(feature: int, activation: float) -> float:
+        page = pages[feature]
+        density = page.density or 0.5 / page.tokens
+        return activation / (page.max or activation) * math.log(1 / density)
+
+    for token, whole in zip(seen.tokens, every.tokens, strict=True):
+        best = sorted((telling(one.feature, one.activation) for one in whole.features), reverse=True)[:4]
+        assert [telling(one.feature, one.activation) for one in token.features] == pytest.approx(best)
+        assert token.l0 == whole.l0 == len(whole.features)
+        for one in token.features:
+            assert one.label == pages[one.feature].label
+            assert one.share == pytest.approx(one.activation / (pages[one.feature].max or one.activation))
+
+
+def test_what_stands_out_is_each_feature_once_where_it_says_most(atlas: gs.Atlas) -> None:
+    seen = gs.look(MODEL, SAE, TEXT, k=4, atlas=atlas)
+    assert len({one.feature for one in seen.foremost}) == len(seen.foremost) > 0
+    for one in seen.foremost:
+        token = seen.tokens[one.position]
+        assert token.counted
+        assert one.activation == max(
+            other.activation
+            for at in seen.tokens
+            if at.counted
+            for other in at.features
+            if other.feature == one.feature
+        )
+    assert json.loads(json.dumps(seen.to_dict()))["foremost"][0]["label"] == seen.foremost[0].label
+
+
+def test_without_an_atlas_the_strongest_come_and_nothing_is_named() -> None:
+    seen = gs.look(MODEL, SAE, TEXT, k=4)
+    assert seen.order == "activation"
+    assert not seen.foremost
+    assert all(one.label is None and one.share is None for token in seen.tokens for one in token.features)
+    with pytest.raises(InputError, match=r"no atlas of .* is at hand"):
+        gs.look(MODEL, SAE, TEXT, order="telling")
+
+
+def test_dense_features_can_be_left_out(atlas: gs.Atlas) -> None:
+    densities = {page.index: page.density for page in atlas}
+    bound = sorted(densities.values())[len(densities) // 2]
+    seen = gs.look(MODEL, SAE, TEXT, k=SAE.d_sae, atlas=atlas, max_density=bound)
+    found = {one.feature for token in seen.tokens for one in token.features}
+    assert found
+    assert all(densities[feature] <= bound for feature in found)
+
+
+def test_another_sae_s_atlas_is_refused(tmp_path: Path) -> None:
+    planted_atlas(tmp_path / "other").close()
+    with pytest.raises(Mismatch, match="its labels are of other features"):
+        gs.look(MODEL, SAE, TEXT, atlas=tmp_path / "other")
+
+
+def test_the_illness_of_a_prompt_is_among_the_first_five(bundled_model: LanguageModel) -> None:
+    seen = gs.look(bundled_model, gs.load_sae("smollm2"), "The patient was given medicine for the fever")
+    about = [
+        one.label
+        for token in seen.tokens
+        for one in token.features
+        if token.token in (" medicine", " fever") and one.label and ("illness" in one.label or "medicine" in one.label)
+    ]
+    assert len(about) >= 2
+    assert any("illness" in (one.label or "") for one in seen.foremost)
+
+
+@pytest.mark.usefixtures("at_hand")
+def test_the_shell_ends_with_meanings_and_leads_to_a_feature(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["look", "Would you be able to travel through time?"]) == 0
+    out = capsys.readouterr().out
+    stands = out.split("What stands out")[1]
+    assert "“through”" in stands
+    words = stands.split("Next: what is that feature?")[1].split()[:3]
+    assert words[:2] == ["gemscope", "feature"]
+    assert main(words[1:]) == 0
+    assert f"feature {words[2]}" in capsys.readouterr().out
+
+
+def test_features_are_found_by_label_and_by_token_from_the_shell(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", "money", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert all("money" in one["label"] for one in found["labels"][:3])
+    with gs.Atlas(BUNDLED) as atlas:
+        on = {hit.summary.feature for id_, *_ in atlas.tokens_like("money", 4) for hit in atlas.by_token(id_)}
+    assert {one["feature"] for one in found["tokens"]} <= on
+    assert main(["search", "xqzzy"]) == 0
+    assert "no feature has a label or a token like 'xqzzy'" in capsys.readouterr().out
+    assert main(["feature", "99999999"]) == 1
+    assert "no feature 99999999" in capsys.readouterr().err
