@@ -85,11 +85,11 @@ class Changes:
         """None where nothing is changed, or into what is no Python."""
         from cosmic_ray.mutating import mutate_code
 
-        source = mutate_code(self.source, self.operators[name], occurrence)
         try:
+            source = mutate_code(self.source, self.operators[name], occurrence)
             if source is None or ast.dump(ast.parse(source)) == ast.dump(ast.parse(self.source)):
                 return None
-        except SyntaxError:
+        except (SyntaxError, AttributeError):  # cosmic-ray looks for the value of some nodes that have none
             return None
         pairs = zip(self.lines, source.splitlines(), strict=True)
         line, before, after = next((n, one, other) for n, (one, other) in enumerate(pairs, 1) if one != other)
