@@ -188,7 +188,8 @@ class SAE(nn.Module):
         return self.W_dec[feature].float()
 
     def _ready(self) -> Prepared:
-        weights, kernels = self.weights, choose(self.W_enc.device)
+        weights = self.weights
+        kernels = choose(weights.W_enc.device)
         content = (kernels, weights.content)
         if self.prepared is None or self.prepared.content != content:
             self.prepared = Prepared(weights, kernels, content)
