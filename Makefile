@@ -61,8 +61,8 @@ OLD_TESTS := $(addprefix tests/,whole/test_hub_end_to_end.py whole/test_hub_serv
 	features/test_load_sae.py reports/test_look.py text/test_chat.py \
 	reports/test_score.py::test_every_figure_equals_that_of_a_model_rebuilt_with_the_sae_inside \
 	reports/test_check.py::test_the_bundled_sae_passes_on_the_bundled_text \
-	activations/test_generation.py::test_hf_generate_writes_what_a_loop_by_hand_writes_whatever_its_cache \
-	activations/test_generation.py::test_a_cache_of_an_earlier_turn_is_no_part_of_what_is_edited_but_of_the_prompt) \
+	activations/test_hf_generate.py::test_hf_generate_writes_what_a_loop_by_hand_writes_whatever_its_cache \
+	activations/test_hf_generate.py::test_a_cache_of_an_earlier_turn_is_no_part_of_what_is_edited_but_of_the_prompt) \
 	$(addprefix --deselect tests/,text/test_chat.py::test_the_shell_reads_a_users_turn_and_a_whole_chat \
 	activations/test_bundled.py::test_the_bundled_atlas_is_sound_small_and_as_readable_where_nothing_can_be_written)
 

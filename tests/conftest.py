@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import jaxtyping
 import pytest
 
 import typecheck
@@ -35,9 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def unchecked() -> Iterator[None]:
     """Types as users meet them: in the tests alone beartype stands before our own checks."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    with typecheck.unchecked():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -97,8 +95,15 @@ def at_hand(
 
 @pytest.fixture
 def little_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bundled corpus is its first three texts, 400 characters of each."""
+    """The bundled corpus is its first three texts, 300 characters of each; and what is written is five tokens long."""
+    from gemscope.activations.model import LanguageModel
     from gemscope.text.corpus import Corpus
 
-    few = Corpus.of([document.text[:400] for document in Corpus.sample().take(3)])
+    few = Corpus.of([document.text[:300] for document in Corpus.sample().take(3)])
     monkeypatch.setattr(Corpus, "sample", lambda: few)
+    generate = LanguageModel.generate
+
+    def shortly(model: LanguageModel, text: Any, **options: Any) -> Any:
+        return generate(model, text, **options | {"max_new_tokens": 5})
+
+    monkeypatch.setattr(LanguageModel, "generate", shortly)

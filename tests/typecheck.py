@@ -1,11 +1,15 @@
 """How the tests check types: beartype, with an int allowed where a float is asked for (PEP 484's numeric tower), on every
-function of the package. Of functions within functions, which are made anew in each pass through a model, those that
-speak of shapes: to prepare the others took longer than all that they do.
+function of the package, and jaxtyping where its signature speaks of shapes. Of functions within functions, which are
+made anew in each pass through a model, those alone: to prepare the others took longer than all that they do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jaxtyping
@@ -22,12 +26,47 @@ def install() -> None:
     jaxtyping.install_import_hook("gemscope", "typecheck.checked")
 
 
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Types as users meet them, and the speed."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
+
+
 def _lean(*, typechecker: Callable[..., Any]) -> Callable[..., Any]:
     """The decorator that the import hook writes above every function and class."""
 
     def decorated(given: Any) -> Any:
-        within = "<locals>" in getattr(given, "__qualname__", "")
-        speaks = any('"' in str(hint) for hint in getattr(given, "__annotations__", {}).values())
-        return given if within and not speaks else _jaxtyped(given, typechecker=typechecker)
+        if not inspect.isfunction(given) or any('"' in str(hint) for hint in given.__annotations__.values()):
+            return _jaxtyped(given, typechecker=typechecker)
+        return given if "<locals>" in given.__qualname__ else _plain(given, typechecker)
 
     return decorated
+
+
+def _plain(given: Callable[..., Any], typechecker: Callable[..., Any]) -> Callable[..., Any]:
+    """Checked without the bookkeeping that shapes need, which takes several times as long."""
+    given.__annotations__ = {name: _hint(hint, given) for name, hint in given.__annotations__.items()}
+    watched = typechecker(given)
+
+    @functools.wraps(given)
+    def wrapper(*args: Any, **options: Any) -> Any:
+        __tracebackhide__ = True
+        return (given if jaxtyping.config.jaxtyping_disable else watched)(*args, **options)
+
+    return wrapper
+
+
+def _hint(hint: Any, given: Callable[..., Any]) -> Any:
+    """What a name in a signature means; anything where that is known to type checkers alone, as jaxtyping has it."""
+
+    def of(value: hint) -> None: ...
+
+    try:
+        return typing.get_type_hints(of, given.__globals__, include_extras=True)["value"]
+    except Exception:
+        return Any

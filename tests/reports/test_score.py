@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
 from gemscope.cli.main import main
-from gemscope.errors import EmptyText, InputError, Mismatch, SAENotFound
+from gemscope.errors import EmptyText, InputError, Mismatch
 from gemscope.features.files.saelens_write import save_sae
 from gemscope.features.load import load_sae
 from gemscope.features.sae import SAE, SAEInfo
-from gemscope.features.several import is_pattern, matching
 from gemscope.reports import losses as losses_module
 from gemscope.reports.scoring import score
 from gemscope.reports.sweep import compare
@@ -33,6 +32,8 @@ from gemscope.text.tokens import Tokens
 TEXTS = [
     f"the {word} and the {word} sang in {word * 3}, thinking of rivers and hours" for word in ("one", "two", "sun")
 ]
+
+
 OPTIONS = {"length": 24, "batch": 2}
 
 
@@ -431,36 +432,6 @@ def test_the_page_is_one_file_that_fetches_nothing_and_escapes_everything(
     assert "default-src 'none'" in page
     assert 'srcdoc="' in found._repr_html_()
     ElementTree.fromstring("<div>" + "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL)) + "</div>")
-
-
-@pytest.mark.parametrize(
-    ("pattern", "count"),
-    [
-        ("google/gemma-scope-2b-pt-res/layer_20/width_16k/*", 5),
-        ("gemma-scope-2b-pt-res-canonical layer_20/*/canonical", 2),
-        ("gemma-2-2b/2[01]-gemmascope-res-16k", 2),
-    ],
-)
-def test_a_pattern_stands_for_the_saes_of_the_catalogue_that_it_matches(pattern: str, count: int) -> None:
-    found = matching(pattern)
-    assert is_pattern(pattern)
-    assert len(found) == len(set(found)) >= count
-    assert all(address.startswith("google/gemma-scope-2b-pt-res/layer_2") for address in found)
-    numbers = [[int(number) for number in re.findall(r"\d+", address)] for address in found]
-    if "width_16k" in pattern:
-        assert numbers == sorted(numbers)  # 38 before 139
-
-
-def test_a_pattern_stands_for_the_folders_here_that_hold_saes(tmp_path: Path) -> None:
-    for name in ("l0_9", "l0_10", "l0_100"):
-        save_sae(random_sae(), tmp_path / name)
-    (tmp_path / "l0_log").mkdir()
-    (tmp_path / "l0_notes.txt").write_text("none")
-    assert [Path(path).name for path in matching(f"{tmp_path}/l0_*")] == ["l0_9", "l0_10", "l0_100"]
-    (tmp_path / "odd[1]").mkdir()
-    assert not is_pattern(str(tmp_path / "odd[1]"))  # it is the name of a folder
-    with pytest.raises(SAENotFound, match=r"no SAE matches .*nearest: google/gemma-scope"):
-        matching("google/gemma-scope-2b-pt-res/layer_20/width_17k/*")
 
 
 @pytest.mark.usefixtures("at_hand")

@@ -233,6 +233,7 @@ def test_a_penalty_that_knows_no_target_is_not_held_to_it(store: Store, tmp_path
     assert sae.info.declared_l0 > 1.15 * 4
 
 
+@pytest.mark.usefixtures("unchecked")  # many steps
 @pytest.mark.parametrize("penalty", ["target", "quadratic"])
 def test_two_hundred_steps_are_enough_for_an_l0_near_the_target(penalty: Any, store: Store, tmp_path: Path) -> None:
     sae = train(store, replace(SMALL, penalty=penalty, rows=200 * 64), to=tmp_path)

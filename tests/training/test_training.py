@@ -27,7 +27,6 @@ from gemscope.progress import silent
 from gemscope.training import checkpoint
 from gemscope.training.config import TrainConfig
 from gemscope.training.lesson import Lesson
-from gemscope.training.shuffle import Shuffle
 from gemscope.training.train import train
 from lessons import SITE, PowerCut, assert_same, cut_off_at, lesson_of, planted, store_of
 
@@ -451,36 +450,10 @@ def test_held_out_rows_of_another_width_are_refused(tmp_path: Path, small: Store
         train(small, SMALL, to=tmp_path / "run", held_out=narrow)
 
 
-# --- the order of the data ------------------------------------------------------------------------------------------
-
-
-def test_every_row_comes_once_an_epoch_and_each_epoch_in_its_own_order() -> None:
-    shuffle = Shuffle(103, 10, seed=3)
-    read = torch.cat([shuffle[step] for step in range(31)])
-    for epoch in range(3):
-        assert read[103 * epoch : 103 * (epoch + 1)].sort().values.tolist() == list(range(103))
-    assert not torch.equal(read[:103], read[103:206])
-
-
-def test_a_batch_is_a_function_of_seed_and_step_alone() -> None:
-    onward, jumping = Shuffle(103, 10, seed=3), Shuffle(103, 10, seed=3)
-    expected = [onward[step] for step in range(25)]
-    for step in (24, 3, 10, 11, 0, 20):
-        assert torch.equal(jumping[step], expected[step])
-    assert not torch.equal(Shuffle(103, 10, seed=4)[0], expected[0])
-
-
-def test_neighbours_in_the_text_are_spread_over_batches() -> None:
-    """A batch holds as many documents as rows drawn at random would."""
-    documents = torch.arange(40_000) // 200
-    batch = documents[Shuffle(40_000, 256, seed=0)[3]]
-    expected = 200 * (1 - (1 - 1 / 200) ** 256)
-    assert len(batch.unique()) >= 0.9 * expected
-
-
 # --- planted features -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("unchecked")  # many steps
 def test_planted_features_are_found(tmp_path: Path) -> None:
     """The bars lie between what is reached (.945, FVU .083, none dead) and what a trainer reaches that lacks one
     gradient: .65 and .53 without W_enc's, .39 and .70 without W_dec's, an L0 of 45 without the thresholds'."""
@@ -501,6 +474,7 @@ def test_planted_features_are_found(tmp_path: Path) -> None:
     assert (torch.bincount(features.features.long(), minlength=48) == 0).sum() <= 4
 
 
+@pytest.mark.usefixtures("unchecked")  # many steps
 @pytest.mark.parametrize("patience", [10 * SMALL.batch, 10**9], ids=["revived", "left alone"])
 def test_a_feature_that_fell_silent_is_brought_back(small: Store, tmp_path: Path, patience: int) -> None:
     lesson = lesson_of(small, replace(SMALL, patience=patience, rows=400 * SMALL.batch), tmp_path)

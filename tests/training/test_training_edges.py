@@ -43,6 +43,7 @@ def trained(config: TrainConfig, x: Tensor, to: Path) -> SAE:
 # --- thresholds -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("unchecked")  # many steps
 def test_a_run_that_begins_with_half_of_its_features_on_still_comes_down_to_its_target(tmp_path: Path) -> None:
     """A warning says where the target is missed, and warnings are errors here."""
     config = TrainConfig(width=64, target_l0=6.4, rows=80_000, batch=128, lr=2e-3, anneal=0.3)

@@ -15,6 +15,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+_LARGE = 1 << 20
+"""Bytes of a tensor that are worth letting go of."""
+
 
 @dataclass(frozen=True)
 class Mapped:
@@ -57,7 +60,7 @@ def _libc() -> ctypes.CDLL:
 
 
 def release(tensor: Tensor) -> None:
-    """Lets go of what has been read of a tensor, if it is mapped."""
-    mapping = Mapped.of(tensor)
+    """Lets go of what has been read of a tensor, if it is mapped and large: to tell takes milliseconds."""
+    mapping = Mapped.of(tensor) if tensor.nbytes > _LARGE else None
     if mapping is not None:
         mapping.release()
