@@ -64,9 +64,10 @@ def _plain(given: Callable[..., Any], typechecker: Callable[..., Any]) -> Callab
 def _hint(hint: Any, given: Callable[..., Any]) -> Any:
     """What a name in a signature means; anything where that is known to type checkers alone, as jaxtyping has it."""
 
-    def of(value: hint) -> None: ...
+    def of() -> None: ...
 
+    of.__annotations__ = {"it": hint}
     try:
-        return typing.get_type_hints(of, given.__globals__, include_extras=True)["value"]
+        return typing.get_type_hints(of, given.__globals__, include_extras=True)["it"]
     except Exception:
         return Any
