@@ -234,13 +234,15 @@ def test_nothing_but_the_answer_goes_to_a_pipe_and_a_closed_pipe_is_no_error() -
     assert "Traceback" not in cut.stderr
 
 
-@pytest.mark.parametrize("words", [["look", "{text}"], ["catalog", "--offline", "{text}"], ["no-such-command"]])
-def test_a_terminal_without_utf_8_is_shown_escapes(words: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "words", [["look", "{text}", "--dtype={dtype}"], ["catalog", "--offline", "{text}"], ["no-such-command"]]
+)
+def test_a_terminal_without_utf_8_is_shown_escapes(words: list[str], tmp_path: Path, fast_dtype: str) -> None:
     plain = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    done = shell(*(word.format(text="Größe 水") for word in words), env=plain, cwd=tmp_path)
+    done = shell(*(word.format(text="Größe 水", dtype=fast_dtype) for word in words), env=plain, cwd=tmp_path)
     assert "Traceback" not in done.stderr
     assert done.stdout.isascii()
-    done = shell(*(word.format(text="the river") for word in words), env=plain, cwd=tmp_path)
+    done = shell(*(word.format(text="the river", dtype=fast_dtype) for word in words), env=plain, cwd=tmp_path)
     assert "Traceback" not in done.stderr
     assert "\\xb7" in done.stdout or words[0] != "look"  # the dot that stands for a blank
 
@@ -283,10 +285,12 @@ def test_in_a_terminal_bars_are_drawn_on_stderr_and_nothing_else_changes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any stream for a terminal
+    text = tmp_path / "text.txt"
+    text.write_text("The river sang of hours, and the end of the day was near. " * 4)
     for words in (
         ["look", "Once upon a time"],
-        ["check", "--tokens", "64"],
-        ["score", "--tokens", "64", "--loss-tokens", "0"],
+        ["check", "smollm2", "smollm2", str(text)],
+        ["score", "smollm2", "smollm2", str(text), "--loss-tokens", "0"],
         ["harvest", "smollm2", "sample", "--sites", "1.res", "--tokens", "600", "-o", str(tmp_path / "store")],
         [
             "train",
