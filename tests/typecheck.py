@@ -38,10 +38,12 @@ def unchecked() -> Iterator[None]:
 
 
 def _lean(*, typechecker: Callable[..., Any]) -> Callable[..., Any]:
-    """The decorator that the import hook writes above every function and class."""
+    """The decorator that the import hook writes above every function and class. Shapes stand in quotes, single ones once
+    the compiler has made strings of annotations.
+    """
 
     def decorated(given: Any) -> Any:
-        if not inspect.isfunction(given) or any('"' in str(hint) for hint in given.__annotations__.values()):
+        if not inspect.isfunction(given) or any("'" in str(hint) for hint in given.__annotations__.values()):
             return _jaxtyped(given, typechecker=typechecker)
         return given if "<locals>" in given.__qualname__ else _plain(given, typechecker)
 
