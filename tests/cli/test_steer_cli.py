@@ -112,9 +112,9 @@ def test_a_feature_that_never_fires_asks_for_raw_units(capsys: pytest.CaptureFix
 
 @pytest.fixture(scope="module")
 def dead() -> Iterator[int]:
-    from gemscope.cli.steer import _BUNDLED
+    from gemscope.atlas.bundled import BUNDLED
 
-    with gs.Atlas(_BUNDLED) as atlas:
+    with gs.Atlas(BUNDLED) as atlas:
         yield next(one.index for one in atlas if one.dead)
 
 
