@@ -78,7 +78,9 @@ class Lists:
         if (labelled := wanted.get("labelled")) is not None:
             parts.append(self._explanations.labelled.mask == labelled)
         if (text := wanted.get("text", "")).strip():
-            parts.append(np.isin(self._orders["index"][0], features_with(text, self._database)))
+            having = np.zeros(len(figures.counts), np.bool_)
+            having[features_with(text, self._database)] = True
+            parts.append(having)
         return np.logical_and.reduce(parts) if parts else None
 
     def ranked(self, order: str, descending: bool) -> Ints:
