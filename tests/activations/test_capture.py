@@ -1,5 +1,6 @@
 """One pass through a model: what is read, which tokens count, when it stops, and that nothing of it stays."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -371,3 +372,26 @@ def test_tokens_made_elsewhere_are_read_as_they_are():
     assert acts.tokens is tokens
     alone = model.capture([57, 58], ["1.res"])["1.res"]  # ids as they are: no BOS is put in front
     torch.testing.assert_close(acts.values[1, 2:], alone.values[0], atol=2e-5, rtol=1e-5)
+
+
+def test_places_that_do_not_count_are_counted_by_their_reason() -> None:
+    """Each place for one reason: gone through one by one."""
+    model = tiny_model("llama")
+    tokens = model.tokens(["the cat sat on the mat and", "another text", "it was"])
+    special = tokens.counted.clone()
+    special[0, 2] = special[1, 1] = False  # as a special token within the text
+    found = model.capture(replace(tokens, counted=special), ["1.res"])["1.res"]
+    sinks = found.counted.clone()
+    sinks[0, [1, 4, 5, 6]] = False
+    acts = replace(found, counted=sinks)
+    reasons = dict.fromkeys(("padding", "first", "special", "sink"), 0)
+    for row, column in torch.ones_like(sinks).nonzero().tolist():
+        if not tokens.real[row, column]:
+            reasons["padding"] += 1
+        elif not special[row, column]:
+            reasons["first" if tokens.positions[row, column] == 0 else "special"] += 1
+        elif not sinks[row, column]:
+            reasons["sink"] += 1
+    assert acts.dropped == reasons
+    assert min(reasons.values()) > 0
+    assert len(set(reasons.values())) == 4  # none can stand for another
