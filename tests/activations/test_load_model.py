@@ -218,14 +218,19 @@ def test_models_come_from_the_hub_and_what_is_refused_there_is_told_in_one_line(
     asks = f"""
 import time
 import gemscope as gs
+waited, pause = [], time.sleep
+def sleep(seconds):
+    waited.append(seconds)
+    pause(seconds)
+time.sleep = sleep
 def load(name={GEMMA!r}, **options):
-    start = time.monotonic()
+    before = sum(waited)
     try:
         model = gs.load_model(name, **options)
         said = ["loaded", model.name, model.revision, model.bos, model.logits("time travel")[0, -1].tolist()]
     except gs.errors.GemscopeError as error:
         said = [type(error).__name__, str(error)]
-    return [*said, time.monotonic() - start]
+    return [*said, sum(waited) - before]
 """
     old = {"old": {"README.md": b"nothing yet"}}
     with hub(
@@ -271,7 +276,7 @@ print(json.dumps({{
     loaded, unreachable = offline
     assert loaded[:-1] == online["granted"][:-1]
     assert unreachable[0] == "HubUnreachable"
-    assert max(loaded[-1], unreachable[-1]) < 20
+    assert max(loaded[-1], unreachable[-1]) < 20  # seconds of waiting, whatever the work took
 
 
 def _bert() -> dict[str, bytes]:
