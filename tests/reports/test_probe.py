@@ -155,6 +155,7 @@ def test_the_figures_are_those_of_a_slow_count_by_hand(
         said = by_hand.fit(x[~tested][:, columns], y[~tested]).predict(x[tested][:, columns])
         assert row.accuracy == pytest.approx((said == y[tested]).mean())
         assert row.balanced == pytest.approx(np.mean([(said[y[tested] == side] == side).mean() for side in (0, 1)]))
+        assert (row.probes[0].accuracy, row.probes[0].balanced) == pytest.approx((row.accuracy, row.balanced))
         assert 0.4 < row.accuracy < 1
 
 
