@@ -141,6 +141,7 @@ def test_the_figures_are_those_of_a_slow_count_by_hand(
     from sklearn.preprocessing import StandardScaler
 
     flipped = [(text, int(bool(label) != (n % 5 == 0))) for n, (text, label) in enumerate(pairs)]  # not too easy
+    flipped += [(f"a{letter}", n % 2) for n, letter in enumerate("abcdefghqxz")]  # one token that counts
     found = sparse_probe(model, sae, flipped, k=(3,), batch=7, seed=8)
     both = [pooled(model, sae, text) for text, _ in flipped]
     y = np.array([label for _, label in flipped])
