@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-SAMPLE = Path(__file__).parents[2] / "src" / "gemscope" / "data" / "sample"
+SAMPLE = Path(__file__).parents[1] / "src" / "gemscope" / "data" / "sample"
 
 
 def texts(corpus):

@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+from tools import house
+
 import gemscope
 
 ROOT = Path(gemscope.__file__).parent
@@ -113,3 +115,10 @@ def test_only_the_checked_reader_parses_what_comes_from_outside() -> None:
             found |= {(path.relative_to(ROOT).as_posix(), name) for home, name in used if name in PARSERS.get(home, ())}
     assert {place for place, name in found if name == "literal_eval"} == HEADERS
     assert {place for place, name in found if name != "literal_eval"} == {"checked.py"}
+
+
+def test_the_picture_of_the_house_is_what_the_code_is() -> None:
+    """`make docs` draws it (`tools/docs.py --figures` this part alone)."""
+    drawn = Path(__file__).parents[2] / "docs" / "house.svg"
+    assert tuple(ORDER[: ORDER.index("testing")]) == house.ORDER
+    assert drawn.read_text(encoding="utf-8") == house.picture()
