@@ -18,7 +18,7 @@ from served import AT, HOSTILE, MODEL, SAE, TEXT, as_json
 
 def test_the_causes_of_a_prediction_are_what_attribute_finds(live: TestClient, folder: Path) -> None:
     found = live.get(f"{AT}/attribute.json", params={"text": TEXT, "k": 5}).json()
-    expected = as_json(attribute(MODEL, SAE, TEXT, k=5).to_dict())
+    expected = as_json(attribute(MODEL, SAE, TEXT, k=5, atlas=folder).to_dict())
     assert {name: found[name] for name in expected} == expected
     assert len(found["rows"]) == 5
     assert all(row["measured"] is not None for row in found["rows"])

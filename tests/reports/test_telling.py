@@ -117,3 +117,16 @@ def test_features_are_found_by_label_and_by_token_from_the_shell(capsys: pytest.
     assert "no feature has a label or a token like 'xqzzy'" in capsys.readouterr().out
     assert main(["feature", "99999999"]) == 1
     assert "no feature 99999999" in capsys.readouterr().err
+
+
+def test_causes_are_named_too(atlas: gs.Atlas) -> None:
+    plain = gs.attribute(MODEL, SAE, TEXT, k=6)
+    named = gs.attribute(MODEL, SAE, TEXT, k=6, atlas=atlas)
+    assert [one.feature for one in named.rows] == [one.feature for one in plain.rows]
+    labels = atlas.labels(one.feature for one in (*named.rows, *named.by_feature))
+    assert labels
+    for one in (*named.rows, *named.by_feature):
+        assert one.label == labels.get(one.feature)
+    assert "what it stands for" in str(named)
+    assert "what it stands for" not in str(plain)
+    assert next(iter(labels.values()))[:20] in str(named)

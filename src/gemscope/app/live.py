@@ -89,7 +89,7 @@ class Live:
         model, sae = self.pair()
         return steering.stream(job, model, sae, self.units(job, atlas), asked)
 
-    def attribute(self, job: Job[Any], asked: Any) -> Any:
+    def attribute(self, job: Job[Any], atlas: Any, asked: Any) -> Any:
         """The `Attribution` of a `requests.Cause`. Raises Off, and what `attribute` raises."""
         from gemscope.reports.attribute import attribute
 
@@ -102,6 +102,7 @@ class Live:
             against=asked.against or None,
             position=asked.position,
             k=asked.k,
+            atlas=atlas,
             check=job.check,
         )
 

@@ -38,6 +38,7 @@ def add_to(commands: Any) -> None:
     attribute.add_argument("--no-verify", action="store_true", help="ablate nothing: predicted effects alone")
     options.add_chat(attribute)
     _common(attribute)
+    options.add_atlas(attribute)
     attribute.set_defaults(run=_attribute, parser=attribute)
 
     probe = commands.add_parser(
@@ -95,6 +96,7 @@ def _attribute(args: argparse.Namespace) -> int:
             position=args.position,
             k=args.k,
             verify=not args.no_verify,
+            atlas=args.atlas,
         )
     options.show(found, args.json)
     if not args.json and found.rows:

@@ -8,11 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from gemscope.activations.model import LanguageModel
+from gemscope.atlas.meaning import meanings
+from gemscope.atlas.reader import Atlas
 from gemscope.edits.clamp import Ablate
 from gemscope.errors import EmptyText, InputError
 from gemscope.features.activations import FeatureActivations
@@ -40,21 +43,23 @@ def attribute(
     position: int = -1,
     k: int = 20,
     verify: bool = True,
+    atlas: Atlas | str | Path | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Attribution:
     """Which features, at which tokens, cause the logit of `target` in the prediction after token `position`.
 
     `target` is the text of one token (a leading blank matters), an id (3 or `id:3`), or None for the likeliest next
     token; `against` makes it the difference of two logits. The `k` strongest are verified: each is ablated on its token
-    alone, and then all at once (`verify=False` leaves that out). `check` is called as each block of the model runs;
-    what it raises ends the work. Raises InputError for a target that is several tokens, a position that the text has
-    not, a k below 1; TokenOutOfRange, Mismatch, and what `model.tokens` raises.
+    alone, and then all at once (`verify=False` leaves that out). Labels are those of an atlas of the SAE (None: the
+    bundled one, where it is this SAE's). `check` is called as each block of the model runs; what it raises ends the
+    work. Raises InputError for a target that is several tokens, a position that the text has not, a k below 1;
+    TokenOutOfRange, Mismatch, and what `model.tokens` raises.
     """
     if k < 1:
         raise InputError(f"k={k}: at least one feature must be asked for")
     if isinstance(text, str) and not text:
         raise EmptyText("the text is empty: there is nothing to attribute")
-    site = require_fit(model, sae)
+    site, known_of = require_fit(model, sae), meanings(sae, atlas)
     written = sae.site_out or site
     tokens = model.tokens(text, reply=True)
     if len(tokens) != 1 or tokens.padded:
@@ -79,6 +84,12 @@ def attribute(
         together = None
         if verify and rows:
             rows, together = _verified(model, sae, tokens, quantity, rows)
+    totals = parts.totals(k)
+    labels = (
+        {}
+        if known_of is None
+        else known_of.atlas.labels({one.feature for one in rows} | {one.feature for one in totals})
+    )
     check()
     return Attribution(
         model=model.name,
@@ -91,8 +102,8 @@ def attribute(
         target=wanted,
         against=other,
         logit=wanted.logit - (0.0 if other is None else other.logit),
-        rows=rows,
-        by_feature=parts.totals(k),
+        rows=tuple(replace(one, label=labels.get(one.feature)) for one in rows),
+        by_feature=tuple(replace(one, label=labels.get(one.feature)) for one in totals),
         together_predicted=sum(row.predicted for row in rows),
         together_measured=together,
         correlation=_correlation(rows),

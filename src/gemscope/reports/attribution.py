@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from gemscope.pages import signs
+from gemscope.pages.labels import STANDS, clipped_label, short_label
 from gemscope.pages.plain import Shown, harmless, known
 from gemscope.pages.signs import signed
 from gemscope.pages.tables import Cell, Table
@@ -52,6 +53,8 @@ class Cause:
     measured: float | None
     """By how much it falls when the feature really is ablated there and nowhere else; None where that was not asked
     for."""
+    label: str | None = None
+    """What the feature stands for, by the atlas that was at hand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,8 @@ class Total:
     """Counted tokens on which it is active and the gradient is not zero."""
     predicted: float
     """Sum of gradient × activation."""
+    label: str | None = None
+    """What it stands for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +155,7 @@ class Attribution(Shown):
         )
 
     def _table(self) -> Table:
+        named = any(row.label for row in self.rows)
         rows = [
             (
                 str(row.feature),
@@ -160,10 +166,12 @@ class Attribution(Shown):
                 f"{row.activation:.2f}",
                 signs.cell(row.predicted),
                 "" if row.measured is None else signs.cell(row.measured),
+                *([short_label(row.label)] if named else []),
             )
             for row in self.rows
         ]
-        return Table(("feature", "on token", "activation", "predicted", "measured"), rows, left=("on token",))
+        heads = ("feature", "on token", "activation", "predicted", "measured", *[STANDS] * named)
+        return Table(heads, rows, left=("on token", STANDS), wraps=(STANDS,))
 
     def _title(self) -> str:
         return f"{self.model} at {self.site}, read through {self.sae}"
@@ -197,7 +205,7 @@ class Attribution(Shown):
                 f"predicted {signed(self.together_predicted)}, measured {signed(self.together_measured)}"
             )
         if self.by_feature:
-            sums = ", ".join(f"{one.feature} {signed(one.predicted)} ({one.tokens})" for one in self.by_feature[:5])
+            sums = ", ".join(map(_summed, self.by_feature[:5]))
             yield f"Predicted, summed over tokens, feature by feature (on how many): {sums}"
         skip = f"W_skip {signed(self.skip)}, " if self.skip else ""
         apart = self.counted.count(False)
@@ -212,3 +220,8 @@ class Attribution(Shown):
                 f"that much of the answer lies outside the SAE"
             )
         yield from self.notes
+
+
+def _summed(one: Total) -> str:
+    named = f" {clipped_label(one.label)}" if one.label else ""
+    return f"{one.feature}{named} {signed(one.predicted)} ({one.tokens})"

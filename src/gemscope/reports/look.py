@@ -19,6 +19,7 @@ from gemscope.features.fit import answered_for, require_fit
 from gemscope.features.metrics import explained_variance
 from gemscope.features.sae import SAE
 from gemscope.pages.chips import Chip, chips_of, shade
+from gemscope.pages.labels import STANDS, short_label
 from gemscope.pages.plain import Shown, harmless, known
 from gemscope.pages.signs import code
 from gemscope.pages.tables import Cell, Row, Table
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 Order = Literal["telling", "activation"]
 FOREMOST = 10
 """Features said of a whole text."""
-SHORT = 56
-"""Characters of a label on a token; what stands out is said in full."""
 NEURONPEDIA = "https://www.neuronpedia.org"
 
 
@@ -138,7 +137,7 @@ class Look(Shown):
 
     def _named(self) -> Table:
         """A line for each feature, where it is known what they stand for."""
-        heads = ("token", "L0", "feature", "activation", "× max", "what it stands for")
+        heads = ("token", "L0", "feature", "activation", "× max", STANDS)
         rows = []
         for token in self.tokens:
             name = Cell(visible(token.token), "bold" if token.counted else "", code(token.token))
@@ -147,7 +146,7 @@ class Look(Shown):
                 rows.append(Row((name, str(token.l0), "", "", "", why), quiet=True, why=why))
                 continue
             for nth, one in enumerate(token.features):
-                stands = _short(one.label) if one.label else Cell("no label", "dim")
+                stands = short_label(one.label)
                 mine = Cell(str(one.feature), shade(one.share or 0), self._linked(one.feature))
                 first = (name, str(token.l0)) if nth == 0 else ("", "")
                 rows.append(Row((*first, mine, f"{one.activation:.1f}", f"{one.share:.2f}", stands)))
@@ -184,7 +183,7 @@ class Look(Shown):
         return Table(heads, rows, left=(heads[0], heads[2]), wraps=heads[2:])
 
     def _foremost(self) -> Table:
-        heads = ("feature", "activation", "× max", "on", "what it stands for")
+        heads = ("feature", "activation", "× max", "on", STANDS)
         rows = [
             (
                 str(one.feature),
@@ -293,11 +292,6 @@ def look(
         order=order,
         foremost=() if known_of is None else _foremost(shown, known_of),
     )
-
-
-def _short(label: str) -> str:
-    text = readable(label)
-    return text if len(text) <= SHORT else f"{text[: SHORT - 1].rstrip()}…"
 
 
 def _ranked(

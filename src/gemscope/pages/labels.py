@@ -1,0 +1,21 @@
+"""What features stand for, beside other things in a table or a sentence."""
+
+from __future__ import annotations
+
+from gemscope.pages.tables import Cell
+from gemscope.text.printable import readable
+
+STANDS = "what it stands for"
+SHORT, SHORTER = 56, 24
+"""Characters of a label in a table that has others, and in a sentence."""
+
+
+def short_label(label: str | None) -> Cell:
+    """A label in a cell, cut where it is long; that there is none is said too."""
+    return Cell(clipped_label(label, SHORT)) if label else Cell("no label", "dim")
+
+
+def clipped_label(label: str, most: int = SHORTER) -> str:
+    """A label as one line of so many characters at most."""
+    text = readable(label)
+    return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
