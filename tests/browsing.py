@@ -27,7 +27,7 @@ AT = "/smollm2-135m-instruct/15-res-8k"
 PLANTED = "/tiny-model/1-res-tiny"
 
 SISTER = 3777
-"""A feature of the bundled SAE that fires on the word, and weakly on brothers. It has no label."""
+"""A feature of the bundled SAE that fires on the word, and weakly on brothers. It is labelled by a rule."""
 
 GREETINGS = 5078
 """One that fires on good wishes, and is labelled."""
