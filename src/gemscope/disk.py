@@ -124,6 +124,13 @@ def claimed(target: Path, *, wait: bool = False) -> Iterator[Path]:
                     folder.rmdir()
 
 
+def tidied(target: Path) -> None:
+    """What is there needs no writing: what a process left beside it that died behind its last word is taken away."""
+    place = target.absolute().with_name(f".{target.name}{_SUFFIX}")
+    if place.exists():
+        _let_go(place, _lock_in(place))
+
+
 def _lock_in(place: Path) -> BaseFileLock:
     from filelock import FileLock
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gemscope.disk import claimed, folder_aside, is_full, room, written_aside
+from gemscope.disk import claimed, folder_aside, is_full, room, tidied, written_aside
 from gemscope.errors import AccessError, FileError, GemscopeError, StorageFull
 
 HOLDER = """
@@ -50,6 +50,18 @@ def everything_in(folder: Path) -> list[str]:
 
 
 # --- one writer at a time -------------------------------------------------------------------------------------------
+
+
+def test_what_one_left_that_died_behind_its_last_word_goes_when_the_thing_is_used(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    with another_process(target):
+        target.mkdir()  # it has its name, and the process is not quite through
+        tidied(target)
+        assert (tmp_path / ".model.gemscope").is_dir()  # a living one's is left alone
+    tidied(target)
+    assert everything_in(tmp_path) == ["model"]
+    tidied(target)
+    assert everything_in(tmp_path) == ["model"]
 
 
 def test_what_another_process_writes_is_refused_until_that_one_is_dead(tmp_path: Path) -> None:

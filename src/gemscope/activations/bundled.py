@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gemscope.activations.conversion import convert, write_json
 from gemscope.checked import Count, read_json, size_of
-from gemscope.disk import claimed, room
+from gemscope.disk import claimed, room, tidied
 from gemscope.errors import AccessError, CorruptFile, FileError, MissingDependency, NotFound, StorageFull
 from gemscope.progress import Progress, silent
 
@@ -44,6 +44,7 @@ def smollm2_folder(cache: Path | None = None, *, progress: Progress = silent) ->
     """
     folder = (cache_dir() if cache is None else Path(cache)) / "models" / f"{SMOLLM2.folder}-v{_FORMAT}"
     if _is_complete(folder, SMOLLM2):
+        tidied(folder)
         return folder
     gguf = _find(SMOLLM2)
     with _storage_errors(folder.parent), claimed(folder, wait=True) as place, room(folder, place):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gemscope.activations.bundled import cache_dir
 from gemscope.atlas.bundled import BUNDLED
-from gemscope.disk import claimed
+from gemscope.disk import claimed, tidied
 from gemscope.errors import NotFound
 
 
@@ -22,7 +22,9 @@ def bundled() -> Path:
     digest = hashlib.sha256((BUNDLED / "atlas.sqlite").read_bytes()).hexdigest()
     try:
         copy = cache_dir() / "atlases" / f"bundled-{digest[:12]}"
-        if not (copy / "manifest.json").is_file():
+        if (copy / "manifest.json").is_file():
+            tidied(copy)
+        else:
             _copied(BUNDLED, copy)
     except (OSError, RuntimeError):  # no place that can be written, or no home at all
         return BUNDLED

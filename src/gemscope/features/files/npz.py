@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gemscope.disk import claimed, room
+from gemscope.disk import claimed, room, tidied
 from gemscope.errors import CorruptFile, GemscopeError, UnsafeFile
 from gemscope.features.files.tensors import Stream, read_safetensors, write_safetensors
 from gemscope.progress import Advance, Progress, silent
@@ -77,7 +77,9 @@ def read_npz(path: Path, cache: Path, *, progress: Progress = silent) -> dict[st
             return {member.name: _mapped(path, member) for member in members}
         unpacked = cache / f"{path.stem}-{_key(path)}.safetensors"
         stored = _stored(unpacked)
-        if stored is None:
+        if stored is not None:
+            tidied(unpacked)
+        else:
             with claimed(unpacked, wait=True) as place, room(unpacked, place):
                 stored = _stored(unpacked)  # another process may have been at it
                 if stored is None:
