@@ -1,8 +1,10 @@
 """The shell: what it prints, where, and with which exit code."""
 
+import contextlib
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 import shtab
 
+from gemscope.cli import main as shell_main
 from gemscope.cli.main import main, parser
 
 PROMPT = "Would you be able to travel through time using a wormhole?"
@@ -320,3 +323,17 @@ def test_help_names_every_command_and_each_has_help_of_its_own() -> None:
     assert done.returncode == 0
     for command in ("look", "check", "score", "catalog", "info", "harvest", "train"):
         assert command in done.stdout
+
+
+def test_a_signal_that_a_library_takes_for_a_fault_of_its_own_ends_it_all_the_same() -> None:
+    def work(told: bool) -> None:
+        with shell_main._signals_end_it():
+            with contextlib.suppress(BaseException):
+                os.kill(os.getpid(), signal.SIGTERM if told else 0)
+            raise TypeError("could not determine the shape")
+
+    with pytest.raises(shell_main._Ended) as ended:
+        work(True)
+    assert ended.value.by is signal.SIGTERM
+    with pytest.raises(TypeError):
+        work(False)

