@@ -166,12 +166,14 @@ class Atlas:
         said = Explanation(id=0, text=text, method=method, author=author, made=date.today().isoformat())
         return self._explanations.add([(self._index(feature), said)])[0]
 
-    def explain_all(self, said: Mapping[int, Explanation], *, replacing: str = "") -> None:
-        """Says what many features stand for, all or nothing; `replacing` takes away what that method said of them.
+    def explain_all(self, said: Mapping[int, Explanation], *, replacing: str = "", among: Iterable[int] = ()) -> None:
+        """Says what many features stand for, all or nothing; `replacing` takes away what that method said of them
+        before, and of those `among`.
 
         Raises NotFound, InputError for what is not text, AccessError where nothing can be written, StorageFull.
         """
-        self._explanations.add([(self._index(feature), one) for feature, one in said.items()], replacing=replacing)
+        named = [(self._index(feature), one) for feature, one in said.items()]
+        self._explanations.add(named, replacing=replacing, among=map(self._index, among))
 
     def forget(self, feature: int, explanation_id: int) -> None:
         """Takes an explanation away. Raises NotFound, AccessError where nothing can be written."""

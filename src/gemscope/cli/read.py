@@ -107,10 +107,11 @@ def _look(args: argparse.Namespace) -> int:
         seen = look(model, sae, text, k=args.k, every_token=args.every_token, **how)
     options.show(seen, args.json)
     if not args.json:
+        print()
         if seen.foremost:
             words = [str(seen.foremost[0].feature), *options.atlas_words(args)]
-            print("\nNext: what is that feature?                ", shlex.join(["gemscope", "feature", *words]))
-        print("\nNext: is this the right place and scale?  ", shlex.join(["gemscope", "check", *named]))
+            print("Next: what is that feature?               ", shlex.join(["gemscope", "feature", *words]))
+        print("Next: is this the right place and scale?  ", shlex.join(["gemscope", "check", *named]))
     return 0
 
 

@@ -176,7 +176,7 @@ class Learner:
         parts: list[tuple[int, ...]] = [(int(code),) for code in singles]
         parts += [(int(one), int(other)) for one, other in zip(singles[a], singles[b], strict=True)]
         holds = np.concatenate((bits, bits[a] & bits[b])) != 0
-        return Candidates(parts, np.concatenate((cover, both)), holds, self)
+        return Candidates(parts, np.concatenate((cover, both)), holds)
 
     def _chosen(self, candidates: Candidates, weights: Floats) -> Learnt | None:
         covered, held = np.zeros(len(weights), np.bool_), np.zeros(self._windows, np.bool_)
@@ -212,7 +212,6 @@ class Candidates:
     """[n, firing tokens]"""
     holds: np.ndarray[Any, np.dtype[np.bool_]]
     """[n, windows]"""
-    learner: Learner
 
     @property
     def kinds(self) -> Ids:

@@ -243,9 +243,8 @@ def look(
     the most `telling`, by (activation / max) · ln(1 / density). `order="activation"` keeps the strongest, as is done
     where there is no atlas. Features that fire on a larger share of tokens than `max_density` are left out.
 
-    `every_token` counts special tokens, the first position and attention sinks too. Raises Mismatch for another SAE's
-    atlas, and what `model.tokens` and
-    `sae.encode` raise, and Mismatch where model and SAE do not fit.
+    `every_token` counts special tokens, the first position and attention sinks too. Raises what `model.tokens` and
+    `sae.encode` raise, Mismatch where model and SAE do not fit or the atlas is another SAE's, InputError.
     """
     if k < 1:
         raise InputError(f"k={k}: at least one feature per token must be asked for")

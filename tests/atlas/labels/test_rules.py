@@ -105,6 +105,18 @@ def test_again_it_says_the_same_and_each_once(atlas: gs.Atlas) -> None:
     assert len(again) == len(first)
 
 
+def test_a_rule_that_no_longer_holds_of_a_feature_goes(atlas: gs.Atlas) -> None:
+    explain(atlas)
+    before = {feature: one.text for feature, one in atlas.explanations()}
+    atlas.explain(len(PLANTED) + 1, "of another day", method=METHOD)
+    atlas.explain(len(PLANTED) + 1, "as somebody says", method="another")
+    explain(atlas)
+    assert {feature: one.text for feature, one in atlas.explanations()} == before | {
+        len(PLANTED) + 1: "as somebody says"
+    }
+    assert verify(atlas.folder) == []
+
+
 def test_a_persons_word_stays_on_top(atlas: gs.Atlas) -> None:
     mine = atlas.explain(0, "rivers, I think")
     explain(atlas, [0])

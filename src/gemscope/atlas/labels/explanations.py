@@ -47,9 +47,12 @@ class Explanations:
             found = schema.looked_up(db, "label", wanted)
         return {one: label for one, label in found if label is not None}
 
-    def add(self, said: Sequence[tuple[int, Explanation]], *, replacing: str = "") -> list[Explanation]:
-        """Says what features stand for, all or nothing; their `id` are given here. What a method said before of
-        the same features goes if it is `replacing`. Raises InputError, AccessError, StorageFull.
+    def add(
+        self, said: Sequence[tuple[int, Explanation]], *, replacing: str = "", among: Iterable[int] = ()
+    ) -> list[Explanation]:
+        """Says what features stand for, all or nothing; their `id` are given here. What the method
+        `replacing` said before of these features, and of those `among`, goes. Raises InputError, AccessError,
+        StorageFull.
         """
         for feature, one in said:
             if any("\ud800" <= letter <= "\udfff" for name in _TEXTS for letter in getattr(one, name)):
@@ -61,10 +64,11 @@ class Explanations:
         added = []
         columns = ("feature", *_FIELDS[1:])
         adding = f"INSERT INTO explanation ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))}) RETURNING id"
-        with self._labelling([feature for feature, _ in said]) as db:
+        touched = {feature for feature, _ in said}.union(among)
+        with self._labelling(touched) as db:
+            for feature in touched if replacing else ():
+                self._take_away(db, "feature = ? AND method = ?", (feature, replacing))
             for feature, one in said:
-                if replacing:
-                    self._take_away(db, "feature = ? AND method = ?", (feature, replacing))
                 id_ = db.execute(adding, (feature, *(getattr(one, name) for name in _FIELDS[1:]))).fetchone()[0]
                 db.execute("INSERT INTO label_text (rowid, text) VALUES (?, ?)", (id_, one.text))
                 added.append(replace(one, id=id_))

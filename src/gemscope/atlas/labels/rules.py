@@ -83,7 +83,7 @@ def explain(atlas: Atlas, features: Iterable[int] | None = None, *, progress: Pr
                         rule=str(learnt.rule),
                         made=today,
                     )
-            atlas.explain_all(said, replacing=METHOD)
+            atlas.explain_all(said, replacing=METHOD, among=chosen[start : start + _AT_ONCE])
     return Explained(sum(told.values()), **told)
 
 
