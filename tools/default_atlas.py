@@ -1,7 +1,8 @@
 """Makes the atlas that ships with the package: the bundled SAE's features, described on the bundled sample of text.
 
-The labels come from default_labels.jsonl beside this file: a language model wrote them, reading each feature's strongest
-examples and some from its lower ranges. "(when strong)" says that the lower ones do not fit.
+The labels come from default_labels.jsonl beside this file: a language model wrote them, with a rule for some, reading each
+feature's strongest examples and some from its lower ranges (`sheets.py` writes them out, and takes the answers). "(when strong)" says that
+the lower ones do not fit.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 import gemscope as gs
+from gemscope.atlas.dashboard import Explanation
 from gemscope.atlas.describe.compose import SUMS
 from gemscope.atlas.describe.gather import DescribeConfig
 from gemscope.cli.bars import bars
@@ -38,9 +40,8 @@ def main() -> None:
         model, sae = gs.load_model("smollm2"), gs.load_sae("smollm2")
         atlas = gs.describe(model, sae, gs.Corpus.sample(), to=fresh, config=CONFIG, progress=progress)
     with atlas:
-        for line in LABELS.read_text().splitlines():
-            label = json.loads(line)
-            atlas.explain(label["feature"], label["text"], method="read", author="a language model")
+        read = [json.loads(line) for line in LABELS.read_text().splitlines()]
+        atlas.explain_all({line["feature"]: _label(line) for line in read})
         print(gs.explain(atlas))
         print(atlas)
     # Labels are written through a log beside the file; whoever may only read needs a file that knows of none.
@@ -54,6 +55,10 @@ def main() -> None:
     size = sum(path.stat().st_size for path in out.iterdir())
     print(f"{out}: {size / 1e6:.1f} MB")
     sys.exit(size > 16_000_000)
+
+
+def _label(line: dict[str, str]) -> Explanation:
+    return Explanation(id=0, text=line["text"], rule=line.get("rule", ""), method="read", author="a language model")
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def explain(atlas: Atlas, features: Iterable[int] | None = None, *, progress: Pr
                 how, learnt = _learnt(learner, rows, entry)
                 told[how] += 1
                 if learnt is not None:
-                    words = learnt.main.words() + _RESERVE[how]
+                    words = learnt.main.words() + RESERVES[how]
                     said[feature] = Explanation(
                         id=0,
                         text=words,
@@ -99,7 +99,7 @@ def _learnt(learner: Learner, rows: _Rows, entry: Entry) -> tuple[str, Learnt | 
     return "silent", None
 
 
-_RESERVE = {"sure": "", "strong": " (when strong)", "partly": " (in part)"}
+RESERVES = {"sure": "", "strong": " (when strong)", "partly": " (in part)"}
 """What a label says of itself."""
 
 
