@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
+from gemscope.activations.editing import Edit
 from gemscope.atlas.bundled import BUNDLED
 from gemscope.atlas.entry import Floats, Ints
+from gemscope.atlas.files.manifest import Manifest
 from gemscope.atlas.reader import Atlas
+from gemscope.edits.feature import Along
 from gemscope.errors import Mismatch
 from gemscope.features.sae import SAE
+
+Given = Atlas | str | Path | None
+"""An atlas, or its folder; None: the one that comes with the package, where it is of the SAE."""
 
 
 class Meanings:
@@ -43,21 +51,50 @@ class Meanings:
         return told
 
 
-def meanings(sae: SAE, atlas: Atlas | str | Path | None = None) -> Meanings | None:
-    """By an atlas; by none given, the one that comes with the package if it is this SAE's, else None.
+@contextmanager
+def meanings(sae: SAE, atlas: Given = None) -> Iterator[Meanings | None]:
+    """By an atlas; None where none is given and the bundled one is not of this SAE.
 
-    Raises Mismatch where a given atlas is another SAE's, and what opening it raises.
+    An atlas that names no weights, as one that was made of somebody else's files, is of the SAE that has the name or
+    the Neuronpedia id which it has. Raises Mismatch where a given atlas is another SAE's, and what opening it raises.
     """
-    if atlas is None:
+    if isinstance(atlas, Atlas):
+        _require_of(atlas, sae)
+        yield Meanings(atlas)
+    elif atlas is not None:
+        with Atlas(atlas) as opened:
+            _require_of(opened, sae)
+            yield Meanings(opened)
+    else:
         bundled = _bundled()
-        return bundled if sae.info.name == bundled.atlas.manifest.sae and _is_of(bundled.atlas, sae) else None
-    opened = atlas if isinstance(atlas, Atlas) else Atlas(atlas)
-    if not _is_of(opened, sae):
-        raise Mismatch(
-            f"the atlas at {opened.folder} was made with {opened.manifest.sae}, not with {sae.info.name}: "
-            "its labels are of other features"
-        )
-    return Meanings(opened)
+        yield bundled if _misfit(bundled.atlas.manifest, sae) is None else None
+
+
+def labels(sae: SAE, features: Iterable[int], atlas: Given = None) -> dict[int, str]:
+    """Of those of these features that have one; of none where no atlas is at hand. Raises what `meanings` raises."""
+    with meanings(sae, atlas) as known_of:
+        return {} if known_of is None else known_of.atlas.labels(features)
+
+
+def labels_of(edits: Sequence[Edit], atlas: Given = None) -> tuple[str | None, ...]:
+    """What the feature stands for that each edit is of; None for one without a label, and for edits of no feature.
+
+    Raises what `meanings` raises; where edits are of several SAEs, a given atlas need be of one of them alone.
+    """
+    whose = [edit.of if isinstance(edit, Along) else None for edit in edits]
+    found: dict[tuple[SAE, int], str] = {}
+    amiss: list[Mismatch] = []
+    saes = list(dict.fromkeys(one[0] for one in whose if one is not None))
+    for sae in saes:
+        try:
+            own = labels(sae, {one[1] for one in whose if one is not None and one[0] is sae}, atlas)
+        except Mismatch as error:
+            amiss.append(error)
+        else:
+            found |= {(sae, feature): label for feature, label in own.items()}
+    if amiss and len(amiss) == len(saes):
+        raise amiss[0]
+    return tuple(None if one is None else found.get(one) for one in whose)
 
 
 @cache
@@ -65,5 +102,33 @@ def _bundled() -> Meanings:
     return Meanings(Atlas(BUNDLED))
 
 
-def _is_of(atlas: Atlas, sae: SAE) -> bool:
-    return atlas.manifest.sae_digest == sae.digest
+def _require_of(atlas: Atlas, sae: SAE) -> None:
+    if amiss := _misfit(atlas.manifest, sae):
+        raise Mismatch(f"the atlas at {atlas.folder} {amiss}: its labels are of other features")
+
+
+def _misfit(manifest: Manifest, sae: SAE) -> str | None:
+    """What tells that an atlas is of other features than the SAE's; what is quick to tell comes first."""
+    if manifest.d_sae != sae.d_sae:
+        return f"is of {manifest.d_sae:,} features of {manifest.sae}, {sae.info.name} has {sae.d_sae:,}"
+    if sae.site is not None and manifest.site not in ("unknown", str(sae.site)):
+        return f"is of features of {manifest.sae} at {manifest.site}, {sae.info.name} reads {sae.site}"
+    if manifest.sae_digest:
+        if manifest.sae_digest == sae.digest:
+            return None
+        return (
+            f"was made with {manifest.sae} ({manifest.sae_digest[:12]}), not with {sae.info.name} ({sae.digest[:12]})"
+        )
+    if _names(manifest.sae, manifest.neuronpedia_id) & _names(sae.info.name, sae.info.neuronpedia_id):
+        return None
+    there = sae.info.neuronpedia_id or "nothing"
+    told = manifest.neuronpedia_id or manifest.sae
+    return f"was made of files about {told}, and {sae.info.name} is {there} on Neuronpedia"
+
+
+def _names(*given: str | None) -> set[str]:
+    """What a published SAE is called, whichever of its names is given."""
+    from gemscope.features.published import find
+
+    known = {name: find(name) for name in given if name}
+    return {name if entry is None else entry.address for name, entry in known.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +37,6 @@ def add_to(commands: Any) -> None:
     attribute.add_argument("--no-verify", action="store_true", help="ablate nothing: predicted effects alone")
     options.add_chat(attribute)
     _common(attribute)
-    options.add_atlas(attribute)
     attribute.set_defaults(run=_attribute, parser=attribute)
 
     probe = commands.add_parser(
@@ -64,6 +62,7 @@ def add_to(commands: Any) -> None:
 
 
 def _common(command: argparse.ArgumentParser) -> None:
+    options.add_atlas(command)
     options.add_json(command)
     options.add_model(command)
     options.add_sae(command)
@@ -99,10 +98,10 @@ def _attribute(args: argparse.Namespace) -> int:
             atlas=args.atlas,
         )
     options.show(found, args.json)
-    if not args.json and found.rows:
+    if found.rows:
         chat = [f"--{name}" for name in ("chat", "turns") if getattr(args, name)]
-        look = shlex.join(["gemscope", "look", *chat, *args.words])
-        print("\nNext: which features fire on each token?  ", look)
+        look = ["look", *chat, *args.words]
+        options.lead(args, found.rows[0].feature if found.named else None, ("which features fire on each token?", look))
     return 0
 
 
@@ -132,9 +131,12 @@ def _probe(args: argparse.Namespace) -> int:
             limit=args.limit or None,
             length=args.length,
             seed=args.seed,
+            atlas=args.atlas,
             progress=progress,
         )
     options.show(found, args.json, args.html)
+    if found.named:
+        options.lead(args, found.features[0])
     return 0
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,10 +81,12 @@ def text_of(args: argparse.Namespace, text: str) -> OneText:
     return turn_of(text) if text else text
 
 
-def add_atlas(command: argparse.ArgumentParser) -> None:
-    """`--atlas`."""
+def add_atlas(command: argparse._ActionsContainer, beside: str = "") -> None:
+    """`--atlas`; `beside` is what else it is good for in this command."""
     command.add_argument(
-        "--atlas", metavar="ATLAS", help="the folder of an atlas of this SAE (default: the bundled one, of its SAE)"
+        "--atlas",
+        metavar="ATLAS",
+        help=f"an atlas of this SAE, whose labels name its features{beside} (default: the bundled one, of its SAE)",
     )
 
 
@@ -97,6 +101,20 @@ def atlas_of(args: argparse.Namespace) -> Atlas:
 def atlas_words(args: argparse.Namespace) -> list[str]:
     """What names it again in a command."""
     return ["--atlas", args.atlas] if args.atlas else []
+
+
+def lead(args: argparse.Namespace, feature: int | None, *others: tuple[str, Sequence[str]]) -> None:
+    """Where to go on from a report: to what a feature is that it names, and to other commands, each with what it tells.
+    A program that asked for JSON is told nothing.
+    """
+    if args.json:
+        return
+    ways = [] if feature is None else [("what is that feature?", ["feature", str(feature), *atlas_words(args)])]
+    ways += [(why, [*words]) for why, words in others]
+    wide = max((len(why) for why, _ in ways), default=0)
+    print()
+    for why, words in ways:
+        print(f"Next: {why:<{wide}}  {shlex.join(['gemscope', *words])}")
 
 
 def add_json(command: argparse.ArgumentParser) -> None:

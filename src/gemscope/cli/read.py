@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from typing import TYPE_CHECKING, Any
 
 from gemscope.cli import options
@@ -106,12 +105,8 @@ def _look(args: argparse.Namespace) -> int:
         how = {"atlas": args.atlas, "order": args.order, "max_density": args.max_density}
         seen = look(model, sae, text, k=args.k, every_token=args.every_token, **how)
     options.show(seen, args.json)
-    if not args.json:
-        print()
-        if seen.foremost:
-            words = [str(seen.foremost[0].feature), *options.atlas_words(args)]
-            print("Next: what is that feature?               ", shlex.join(["gemscope", "feature", *words]))
-        print("Next: is this the right place and scale?  ", shlex.join(["gemscope", "check", *named]))
+    first = seen.foremost[0].feature if seen.foremost else None
+    options.lead(args, first, ("is this the right place and scale?", ["check", *named]))
     return 0
 
 

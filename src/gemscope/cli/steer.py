@@ -83,10 +83,11 @@ def add_to(commands: Any) -> None:
     )
     group = steer.add_argument_group("what strengths are measured against")
     group.add_argument("--tokens", type=int, default=20_000, help="about how many to measure on (default 20000)")
-    units = group.add_mutually_exclusive_group()
-    units.add_argument("--atlas", metavar="FOLDER", help="maxima of this atlas (default: the bundled one, if it fits)")
-    units.add_argument(
-        "--corpus", metavar="FILE", help="maxima measured on this text (default, without an atlas: the bundled sample)"
+    options.add_atlas(group, "; its maxima, too, unless it was imported")
+    group.add_argument(
+        "--corpus",
+        metavar="FILE",
+        help="maxima measured on this text (default, without an atlas's: the bundled sample)",
     )
     steer.add_argument("--html", metavar="FILE", help="write the report as a page, too")
     options.add_json(steer)
@@ -178,26 +179,23 @@ def _steer(args: argparse.Namespace) -> int:
         options.show(report, False)
         print()
     print("\n".join(notes))
+    if reports[0].named:
+        options.lead(args, wanted[0].feature)
     return 0
 
 
 def _units(args: argparse.Namespace, model: LanguageModel, sae: SAE, progress: Progress) -> Units:
-    """From the atlas that is named, else from the bundled one if it is the SAE's, else measured."""
-    from gemscope.atlas.bundled import BUNDLED
-    from gemscope.atlas.reader import Atlas
+    """By an atlas that was made with this SAE, the one named or the bundled one; else measured."""
+    from gemscope.atlas.meaning import meanings
     from gemscope.atlas.units import units_of
     from gemscope.edits.units import Units
     from gemscope.features.fit import require_fit
     from gemscope.text.corpus import Corpus
 
     require_fit(model, sae)
-    if args.atlas:
-        with Atlas(args.atlas) as atlas:
-            return units_of(atlas, model, sae)
-    if not args.corpus:
-        with Atlas(BUNDLED) as atlas:
-            if atlas.manifest.sae_digest == sae.digest:
-                return units_of(atlas, model, sae)
+    with meanings(sae, args.atlas) as known_of:
+        if not args.corpus and known_of is not None and known_of.atlas.manifest.sae_digest:
+            return units_of(known_of.atlas, model, sae)
     corpus = Corpus.read(args.corpus) if args.corpus else Corpus.sample()
     return Units.measured(model, sae, corpus, tokens=args.tokens, progress=progress)
 

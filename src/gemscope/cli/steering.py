@@ -110,6 +110,7 @@ class Work:
             "max_new_tokens": args.max_new_tokens,
             "temperature": args.temperature,
             "seed": args.seed,
+            "atlas": args.atlas,
         }
 
     def _target(self) -> tuple[list[int], list[str]]:

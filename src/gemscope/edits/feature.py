@@ -14,10 +14,10 @@ from gemscope.features.sae import SAE
 from gemscope.shapes import Float
 
 
-def written(sae: SAE, feature: int) -> tuple[Tensor, Site, str]:
-    """A feature's direction, where it is written, and what to call it. Raises InputError."""
+def written(sae: SAE, feature: int) -> tuple[Tensor, Site, str, tuple[SAE, int]]:
+    """A feature's direction, where it is written, what to call it, and which it is. Raises InputError."""
     _, site = sites_of(sae)
-    return sae.direction(feature), site, f"feature {feature}"
+    return sae.direction(feature), site, f"feature {feature}", (sae, feature)
 
 
 class Along(Edit):
@@ -28,6 +28,7 @@ class Along(Edit):
         direction: Float[Tensor, "D"],
         site: Site,
         name: str,
+        of: tuple[SAE, int] | None = None,
         *,
         strength: Strength | float | None = None,
         at: Positions = "all",
@@ -39,6 +40,8 @@ class Along(Edit):
         self.width = len(direction)
         self.name = name
         """What it is along, in words."""
+        self.of = of
+        """The feature that it is along, and its SAE; None for a vector of one's own."""
         self.strength = None if strength is None else Strength.of(strength)
         self.at = positions(at)
         self.every_token = every_token

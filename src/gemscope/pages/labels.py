@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gemscope.pages.tables import Cell
 from gemscope.text.printable import readable
 
@@ -13,6 +15,15 @@ SHORT, SHORTER = 56, 24
 def short_label(label: str | None) -> Cell:
     """A label in a cell, cut where it is long; that there is none is said too."""
     return Cell(clipped_label(label, SHORT)) if label else Cell("no label", "dim")
+
+
+def said_of(things: Sequence[str], labels: Sequence[str | None]) -> list[str]:
+    """Things that features do, each followed by what the feature stands for where that is known."""
+    beside = [*labels, *[None] * (len(things) - len(labels))]
+    return [
+        readable(thing) + (f" · {STANDS}: {readable(label)}" if label else "")
+        for thing, label in zip(things, beside, strict=True)
+    ]
 
 
 def clipped_label(label: str, most: int = SHORTER) -> str:

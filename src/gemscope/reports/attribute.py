@@ -8,14 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from gemscope.activations.model import LanguageModel
-from gemscope.atlas.meaning import meanings
-from gemscope.atlas.reader import Atlas
+from gemscope.atlas.meaning import Given, meanings
 from gemscope.edits.clamp import Ablate
 from gemscope.errors import EmptyText, InputError
 from gemscope.features.activations import FeatureActivations
@@ -43,7 +41,7 @@ def attribute(
     position: int = -1,
     k: int = 20,
     verify: bool = True,
-    atlas: Atlas | str | Path | None = None,
+    atlas: Given = None,
     check: Callable[[], None] = lambda: None,
 ) -> Attribution:
     """Which features, at which tokens, cause the logit of `target` in the prediction after token `position`.
@@ -59,14 +57,14 @@ def attribute(
         raise InputError(f"k={k}: at least one feature must be asked for")
     if isinstance(text, str) and not text:
         raise EmptyText("the text is empty: there is nothing to attribute")
-    site, known_of = require_fit(model, sae), meanings(sae, atlas)
+    site = require_fit(model, sae)
     written = sae.site_out or site
     tokens = model.tokens(text, reply=True)
     if len(tokens) != 1 or tokens.padded:
         raise InputError(f"{len(tokens)} rows of tokens given: attribution is of one text without padding")
     at = position_of(position, tokens.ids.shape[1])
     check()
-    with model.watched(check):
+    with meanings(sae, atlas) as known_of, model.watched(check):
         captured = model.capture(tokens, [site, written], logits=True)
         assert captured.logits is not None
         read, out = captured[site], captured[written].values[0]
@@ -84,12 +82,9 @@ def attribute(
         together = None
         if verify and rows:
             rows, together = _verified(model, sae, tokens, quantity, rows)
-    totals = parts.totals(k)
-    labels = (
-        {}
-        if known_of is None
-        else known_of.atlas.labels({one.feature for one in rows} | {one.feature for one in totals})
-    )
+        totals = parts.totals(k)
+        shown = {row.feature for row in rows} | {one.feature for one in totals}
+        labels = {} if known_of is None else known_of.atlas.labels(shown)
     check()
     return Attribution(
         model=model.name,

@@ -124,6 +124,11 @@ class Attribution(Shown):
     """What a reader should know, one line each."""
 
     @property
+    def named(self) -> bool:
+        """Whether any feature has a label here."""
+        return any(row.label for row in self.rows) or any(one.label for one in self.by_feature)
+
+    @property
     def error_share(self) -> float:
         """Σ|∇·e| / (Σ|∇·e| + Σ|Σ f(∇·d)|), sums over counted tokens: 0 where the features say it all; NaN for none."""
         error, features = (sum(map(abs, part)) for part in (self.error_by_token, self.features_by_token))

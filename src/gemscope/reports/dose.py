@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from gemscope.edits.strength import Strength
 from gemscope.pages.blocks import bars, signed_bars
 from gemscope.pages.charts.lines import Line, lines
+from gemscope.pages.labels import said_of
 from gemscope.pages.plain import Shown, harmless, known
 from gemscope.pages.tables import Cell, Row, Table
 from gemscope.text.printable import clipped, readable, visible
@@ -44,6 +45,8 @@ class Response:
     """Share of target tokens among those written."""
     texts: tuple[str, ...]
     """One of each sample."""
+    labels: tuple[str | None, ...] = ()
+    """What each edit's feature stands for, by the atlas that was at hand."""
 
     def to_dict(self) -> dict[str, object]:
         """For JSON; a figure that does not exist is None."""
@@ -74,6 +77,11 @@ class Dose(Shown):
     max_new_tokens: int
     at: str
     """The tokens on which the edits act."""
+
+    @property
+    def named(self) -> bool:
+        """Whether any feature has a label here."""
+        return any(label for one in self.responses for label in one.labels)
 
     def to_dict(self) -> dict[str, object]:
         """For JSON; a figure that does not exist is None."""
@@ -173,14 +181,17 @@ class Dose(Shown):
         return f"{self.model}: strength against the logit of {self._target()}, perplexity and repetition"
 
     def _conditions(self) -> list[str]:
-        edit = self.responses[-1].edits
+        last = self.responses[-1]
         return [
             f"prompt: {readable(clipped(self.prompt, 400))}",
-            *(f"edit, at its last strength: {readable(line)}" for line in edit),
-            *([] if self.control is None else [f"control: {readable(self.control)}"]),
+            *(f"edit, at its last strength: {line}" for line in said_of(last.edits, last.labels)),
+            *([] if self.control is None else said_of([f"control: {self.control}"], [self._control_label()])),
             f"{self.n} samples of each · temperature {self.temperature:g} · seed {self.seed} · "
             f"up to {self.max_new_tokens} new tokens · the same dice for all",
         ]
+
+    def _control_label(self) -> str | None:
+        return "; ".join(dict.fromkeys(label for one in self.controls[-1:] for label in one.labels if label)) or None
 
     def _legend(self) -> str:
         after = "after the prompt" if self.at != "generated" else "after the prompt, its last token edited too"

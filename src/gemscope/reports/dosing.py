@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from gemscope.activations.editing import Edit
 from gemscope.activations.model import LanguageModel
+from gemscope.atlas.meaning import Given, labels_of
 from gemscope.errors import InputError, TokenOutOfRange
 from gemscope.progress import Progress, silent
 from gemscope.reports.dose import Dose, Response
@@ -35,14 +37,16 @@ def dose(
     seed: int = 16,
     control: Callable[[float], Sequence[Edit]] | None = None,
     control_name: str | None = None,
+    atlas: Given = None,
     progress: Progress = silent,
     check: Callable[[], None] = lambda: None,
 ) -> Dose:
     """What `make(strength)` does for each of some strengths, and what `control(strength)` does beside it.
 
     All write `n` texts with the same dice. The target's logit is taken after the prompt; where edits act on generated
-    tokens alone, the prompt's last token counts as one of these, or nothing would be seen. `check` is called as each
-    block of the model runs; what it raises ends the work.
+    tokens alone, the prompt's last token counts as one of these, or nothing would be seen. Features are named by an
+    atlas of their SAE (None: the bundled one, where it is that SAE's). `check` is called as each block of the model
+    runs; what it raises ends the work.
 
     Raises InputError, EmptyText, TextTooLong, TokenOutOfRange, SiteNotFound, Mismatch, and NotFinite where an edit
     leaves no probabilities.
@@ -58,6 +62,7 @@ def dose(
     if control is not None:
         asked += [(strength, tuple(control(strength))) for strength in strengths]
 
+    labels = iter(labels_of([edit for _, edits in asked for edit in edits], atlas))
     each, found = max(1, _ROWS // max(1, n)), []
     groups = [
         Writing(
@@ -93,6 +98,7 @@ def dose(
             repetition=again,
             written=share,
             texts=texts,
+            labels=tuple(islice(labels, len(edits))),
         )
         for (strength, edits), (logit, logprob), (odd, again, share, texts) in zip(asked, logits, found, strict=True)
     ]

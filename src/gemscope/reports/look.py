@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from torch import Tensor
 
 from gemscope.activations.model import LanguageModel
-from gemscope.atlas.meaning import Meanings, meanings
-from gemscope.atlas.reader import Atlas
+from gemscope.atlas.meaning import Given, Meanings, meanings
 from gemscope.errors import EmptyText, InputError
 from gemscope.features.fit import answered_for, require_fit
 from gemscope.features.metrics import explained_variance
@@ -233,7 +231,7 @@ def look(
     *,
     k: int = 5,
     every_token: bool = False,
-    atlas: Atlas | str | Path | None = None,
+    atlas: Given = None,
     order: Order | None = None,
     max_density: float = 1.0,
 ) -> Look:
@@ -255,42 +253,43 @@ def look(
         raise InputError(f"{len(tokens)} rows of tokens given: a look is at one text without padding")
     site = require_fit(model, sae)
     written = sae.site_out or site
-    captured = model.capture(tokens, [site, written], every_token=every_token)
-    acts = captured[site]
-    features, out = sae.read(acts)
-    target = captured[written].values.to(sae.W_dec.device).float()
-    counted = acts.counted.to(target.device)
-    known_of = meanings(sae, atlas)
-    order = order or ("activation" if known_of is None else "telling")
-    if known_of is None and (order == "telling" or max_density < 1):
-        raise InputError(f"no atlas of {sae.info.name} is at hand: give one to tell which features are telling")
-    ranked = [
-        _ranked(*features.row(position), known_of, order, max_density) for position in range(acts.tokens.ids.numel())
-    ]
-    labels = {} if known_of is None else known_of.atlas.labels({one.feature for row in ranked for one in row[:k]})
-    counts = counted[0].tolist()
-    shown = [
-        Token(
-            token=token,
-            position=position,
-            counted=counts[position],
-            l0=int(features.offsets[position + 1] - features.offsets[position]),
-            features=tuple(replace(one, label=labels.get(one.feature)) for one in row[:k]),
+    with meanings(sae, atlas) as known_of:
+        order = order or ("activation" if known_of is None else "telling")
+        if known_of is None and (order == "telling" or max_density < 1):
+            raise InputError(f"no atlas of {sae.info.name} is at hand: give one to tell which features are telling")
+        captured = model.capture(tokens, [site, written], every_token=every_token)
+        acts = captured[site]
+        features, out = sae.read(acts)
+        target = captured[written].values.to(sae.W_dec.device).float()
+        counted = acts.counted.to(target.device)
+        ranked = [
+            _ranked(*features.row(position), known_of, order, max_density)
+            for position in range(acts.tokens.ids.numel())
+        ]
+        labels = {} if known_of is None else known_of.atlas.labels({one.feature for row in ranked for one in row[:k]})
+        counts = counted[0].tolist()
+        shown = [
+            Token(
+                token=token,
+                position=position,
+                counted=counts[position],
+                l0=int(features.offsets[position + 1] - features.offsets[position]),
+                features=tuple(replace(one, label=labels.get(one.feature)) for one in row[:k]),
+            )
+            for position, (token, row) in enumerate(zip(model.strings(tokens.ids[0].tolist()), ranked, strict=True))
+        ]
+        return Look(
+            model=model.name,
+            sae=sae.info.name,
+            site=str(site) if not sae.is_transcoder else f"{site} → {written}",
+            tokens=tuple(shown),
+            sinks=acts.dropped["sink"],
+            l0=features.mean_l0,
+            explained_variance=explained_variance(*answered_for(sae, target[counted], out[counted])),
+            neuronpedia_id=sae.info.neuronpedia_id,
+            order=order,
+            foremost=() if known_of is None else _foremost(shown, known_of),
         )
-        for position, (token, row) in enumerate(zip(model.strings(tokens.ids[0].tolist()), ranked, strict=True))
-    ]
-    return Look(
-        model=model.name,
-        sae=sae.info.name,
-        site=str(site) if not sae.is_transcoder else f"{site} → {written}",
-        tokens=tuple(shown),
-        sinks=acts.dropped["sink"],
-        l0=features.mean_l0,
-        explained_variance=explained_variance(*answered_for(sae, target[counted], out[counted])),
-        neuronpedia_id=sae.info.neuronpedia_id,
-        order=order,
-        foremost=() if known_of is None else _foremost(shown, known_of),
-    )
 
 
 def _ranked(

@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from gemscope.pages.charts.intervals import Series, intervals
+from gemscope.pages.labels import STANDS, short_label
+from gemscope.pages.numbers import figure
 from gemscope.pages.plain import Shown, harmless
 from gemscope.pages.standalone import document
-from gemscope.pages.tables import Table
+from gemscope.pages.tables import Cell, Table
 from gemscope.text.printable import clipped, readable
 from gemscope.text.rows import passed_over
 
@@ -40,6 +42,8 @@ class Chosen:
     """Mean over the class's training texts, less that over all others'."""
     weight: float
     """The probe's coefficient, for the dimension divided by its standard deviation."""
+    label: str | None = None
+    """What the feature stands for, by the atlas that was at hand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +145,8 @@ class Probe(Shown):
         lines += [self._accuracies()]
         if len(self.classes) > 2:
             lines += [Text(), Text("Each class against the rest, by its one feature:"), self._by_class()]
+        elif self.named:
+            lines += [Text(), Text("The features, and what is more active where:"), self._features()]
         return Group(*lines, Text(), *(Text(line) for line in self._summary()))
 
     def _repr_html_(self) -> str:
@@ -155,6 +161,9 @@ class Probe(Shown):
         if len(self.classes) > 2:
             by_class = self._by_class().html(styled=False)
             parts.append(f"<p>Each class against the rest, by its one feature:</p>{by_class}")
+        elif self.named:
+            named = self._features().html(styled=False)
+            parts.append(f"<p>The features, and what is more active where:</p>{named}")
         lines = "".join(f"<li>{harmless(line)}</li>" for line in self._summary())
         return (
             f"<p><b>{harmless(self._title())}</b><br>{harmless(self._question())}</p>{self.chart()}"
@@ -196,19 +205,50 @@ class Probe(Shown):
 
     def _by_class(self) -> Table:
         first = next(row for row in self.rows if row.basis == "features")
-        body = [
+        body: list[list[Cell | str]] = [
             [
                 _shown(probe.label),
                 f"{one.train} + {one.held_out}",
                 _chosen(probe.chosen[:1]),
                 f"{probe.accuracy:.3f}",
                 f"{probe.balanced:.3f}",
+                *([short_label(probe.chosen[0].label)] if self.named else []),
             ]
             for one, probe in zip(self.classes, first.probes, strict=True)
         ]
         reads = "its feature" if first.k == 1 else f"first of its {first.k}"
-        head = ["class", "train + held out", reads, "accuracy", "balanced"]
+        head = ["class", "train + held out", reads, "accuracy", "balanced", *([STANDS] if self.named else [])]
         return Table(head, body, left=head, wraps=head[-1:])
+
+    def _features(self) -> Table:
+        """Those of the probe that reads most features, of two classes."""
+        head = ["feature", "more active in", "difference of means", STANDS]
+        body: list[list[Cell | str]] = [
+            [
+                str(one.dimension),
+                _shown(self.classes[one.difference >= 0].label),
+                figure(abs(one.difference)),
+                short_label(one.label),
+            ]
+            for one in self._widest.probes[0].chosen
+        ]
+        return Table(head, body, left=(head[1], head[3]), wraps=head[3:])
+
+    @property
+    def _widest(self) -> Fit:
+        return [row for row in self.rows if row.basis == "features"][-1]
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """All that the probes read, the strongest of each class first."""
+        chosen = [probe.chosen for row in self.rows if row.basis == "features" for probe in row.probes]
+        ranked = sorted((place, one.dimension) for each in chosen for place, one in enumerate(each))
+        return tuple(dict.fromkeys(feature for _, feature in ranked))
+
+    @property
+    def named(self) -> bool:
+        """Whether any of them has a label here."""
+        return any(one.label for row in self.rows for probe in row.probes for one in probe.chosen)
 
     def _summary(self) -> Iterator[str]:
         yield (

@@ -6,17 +6,19 @@ Where labelled text comes from, `text/labelled.py` knows; the classifier is scik
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from gemscope.activations.model import LanguageModel
+from gemscope.atlas.meaning import Given, Meanings, meanings
 from gemscope.errors import EmptyText, InputError
 from gemscope.features.fit import require_fit
 from gemscope.features.sae import SAE
 from gemscope.progress import Progress, silent
-from gemscope.reports.probe import Class, Probe
+from gemscope.reports.probe import Class, Fit, Probe
 from gemscope.reports.separating import Array, fit, require_sklearn
 from gemscope.text.labelled import Dataset, Labelled, labelled
 from gemscope.text.tokens import Tokens
@@ -39,6 +41,7 @@ def sparse_probe(
     length: int = 128,
     batch: int = 16,
     seed: int = 0,
+    atlas: Given = None,
     progress: Progress = silent,
     check: Callable[[], None] = lambda: None,
 ) -> Probe:
@@ -47,7 +50,8 @@ def sparse_probe(
     `dataset`, `text`, `label` and `labels` are `labelled`'s: (text, label) pairs, a corpus (by source) or a file with
     two fields named. Two classes make one probe, more make one against the rest each. A share of `held_out` of each
     class is tested on; about `limit` texts are read (drawn by class), the first `length` tokens of each. The same seed
-    gives the same figures. `check` is called as each block of the model runs; what it raises ends the work.
+    gives the same figures. Features are named by an atlas of the SAE (None: the bundled one, where it is this SAE's).
+    `check` is called as each block of the model runs; what it raises ends the work.
     Raises MissingDependency without scikit-learn, InputError for fewer than two classes, a class with too few texts, a
     k, share or length that cannot be; what `labelled` raises, and Mismatch where model and SAE do not fit.
     """
@@ -64,17 +68,20 @@ def sparse_probe(
     random = np.random.default_rng(seed)
     chosen = _drawn(np.array(found.labels), limit, random)
     read = _Reading(model, sae, [found.texts[one] for one in chosen], length)
-    with model.watched(check):
-        read.run(batch, progress)
-    names = np.array([found.labels[one] for one in chosen])[read.kept]
-    classes = _classes(found, names)
-    y = np.searchsorted(classes, names)
-    tested = _split(y, held_out, random)
-    rows = []
-    for basis, x in (("features", read.features), ("raw", read.raw)):
-        for size in (*k, *([None] if basis == "raw" else [])):
-            check()
-            rows.append(fit(basis, x, y, tested, classes=classes, k=size))
+    with meanings(sae, atlas) as known_of:
+        with model.watched(check):
+            read.run(batch, progress)
+        names = np.array([found.labels[one] for one in chosen])[read.kept]
+        classes = _classes(found, names)
+        y = np.searchsorted(classes, names)
+        tested = _split(y, held_out, random)
+        rows = []
+        for basis, x in (("features", read.features), ("raw", read.raw)):
+            for size in (*k, *([None] if basis == "raw" else [])):
+                check()
+                rows.append(fit(basis, x, y, tested, classes=classes, k=size))
+        if known_of is not None:
+            rows = _named(rows, known_of)
     counts = [(int((y[~tested] == one).sum()), int((y[tested] == one).sum())) for one in range(len(classes))]
     commonest = int(np.argmax([train for train, _ in counts]))
     return Probe(
@@ -96,6 +103,22 @@ def sparse_probe(
         left_out=len(found.texts) - len(chosen),
         seed=seed,
     )
+
+
+def _named(rows: Sequence[Fit], known_of: Meanings) -> list[Fit]:
+    """With the labels of the features that are chosen."""
+
+    def named(row: Fit) -> Fit:
+        if row.basis != "features":
+            return row
+        labels = known_of.atlas.labels({one.dimension for probe in row.probes for one in probe.chosen})
+        probes = [
+            replace(probe, chosen=tuple(replace(one, label=labels.get(one.dimension)) for one in probe.chosen))
+            for probe in row.probes
+        ]
+        return replace(row, probes=tuple(probes))
+
+    return list(map(named, rows))
 
 
 # --- which texts, and which part of them is held out --------------------------------------------------------------
@@ -204,9 +227,3 @@ def _start(model: LanguageModel, text: str, length: int) -> tuple[list[int], boo
     """The first `length` ids of a text, and whether there are more."""
     ids = model.ids(text)
     return ids[:length], len(ids) > length
-
-
-# --- the probes ---------------------------------------------------------------------------------------------------
-
-
-# --- as text ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from gemscope.activations.editing import Edit
 from gemscope.activations.model import LanguageModel
+from gemscope.atlas.meaning import Given, labels_of
 from gemscope.edits.strength import Strength
+from gemscope.pages.labels import said_of
 from gemscope.pages.marked import SHOWN, notebook, terminal
 from gemscope.pages.plain import Shown, harmless
 from gemscope.reports.writing import Continuation, Writing, positions_of
@@ -57,8 +59,15 @@ class Steered(Shown):
     max_new_tokens: int
     at: str
     """The tokens on which the edits act: `all`, `prompt`, `generated`, or positions."""
+    labels: tuple[str | None, ...] = ()
+    """What each edit's feature stands for, by the atlas that was at hand."""
     control: str | None = None
     """What stands in a feature's place here, if this run is a control."""
+
+    @property
+    def named(self) -> bool:
+        """Whether any feature has a label here."""
+        return any(self.labels)
 
     def to_dict(self) -> dict[str, object]:
         """For JSON; a figure that does not exist is None."""
@@ -113,7 +122,7 @@ class Steered(Shown):
         return f"{self.model}, as it is and {'with a control' if self.control else 'edited'}"
 
     def _conditions(self) -> list[str]:
-        edits = [f"edit: {readable(line)}" for line in self.edits] or ["edit: none"]
+        edits = [f"edit: {line}" for line in said_of(self.edits, self.labels)] or ["edit: none"]
         control = [] if self.control is None else [f"control: {readable(self.control)}"]
         return [
             *edits,
@@ -147,18 +156,21 @@ def stream(
     temperature: float = 0.5,
     seed: int = 16,
     control: str | None = None,
+    atlas: Given = None,
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[Frame | Steered]:
     """A `Frame` after each token, at last the `Steered`.
 
     `n` samples of both models are written in one batch, pairs of them with the same noise. `check` is called as each
     block of the model runs; what it raises ends the work. `control` names what stands in a feature's place, if
-    something does. Until the iterator has ended or is closed the model is edited: let nothing else use it.
+    something does. Features are named by an atlas of their SAE (None: the bundled one, where it is that SAE's). Until
+    the iterator has ended or is closed the model is edited: let nothing else use it.
 
     Raises, when called: InputError, EmptyText, TextTooLong, TokenOutOfRange, SiteNotFound, Mismatch. While iterated:
     NotFinite where an edit leaves no probabilities.
     """
     edits = tuple(edits)
+    labels = labels_of(edits, atlas)
     writing = Writing(
         model,
         text,
@@ -185,6 +197,7 @@ def stream(
             seed=seed,
             max_new_tokens=max_new_tokens,
             at=positions_of(edits),
+            labels=labels,
             control=control,
         )
 
@@ -201,6 +214,7 @@ def steer(
     temperature: float = 0.5,
     seed: int = 16,
     control: str | None = None,
+    atlas: Given = None,
     check: Callable[[], None] = lambda: None,
 ) -> Steered:
     """One text written on by the model as it is and by the edited model: `stream`, to its end."""
@@ -213,6 +227,7 @@ def steer(
         temperature=temperature,
         seed=seed,
         control=control,
+        atlas=atlas,
         check=check,
     )
     assert isinstance(last, Steered)
