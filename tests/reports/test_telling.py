@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,44 @@ def test_features_are_found_by_label_and_by_token_from_the_shell(capsys: pytest.
     assert "no feature has a label or a token like 'xqzzy'" in capsys.readouterr().out
     assert main(["feature", "99999999"]) == 1
     assert "no feature 99999999" in capsys.readouterr().err
+
+
+def test_a_text_finds_the_features_that_say_most_about_it(
+    atlas: gs.Atlas, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = gs.look(MODEL, SAE, TEXT, k=SAE.d_sae, atlas=atlas, foremost=SAE.d_sae)
+    best: dict[int, float] = {}
+    for token in every.tokens:
+        for one in token.features if token.counted else ():
+            page = atlas[one.feature]
+            tells = one.activation / (page.max or one.activation) * -math.log(page.density or 0.5 / page.tokens)
+            best[one.feature] = max(best.get(one.feature, 0.0), tells)
+    assert [best[one.feature] for one in every.foremost] == pytest.approx(sorted(best.values(), reverse=True))
+    monkeypatch.setattr("gemscope.cli.options.model_of", lambda *_: MODEL)
+    monkeypatch.setattr("gemscope.cli.options.sae_of", lambda *_: SAE)
+    words = ["search", "tiny", "planted", "--text", TEXT, "--limit", "3", "--atlas", str(atlas.folder)]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["features"] == [
+        asdict(one) | {"token": every.tokens[one.position].token} for one in every.foremost[:3]
+    ]
+    first = every.foremost[0].feature
+    assert main(words) == 0
+    assert capsys.readouterr().out.endswith(
+        f"Next: what is that feature?  gemscope feature {first} --atlas {atlas.folder}\n"
+    )
+    assert main([*words[:-2]]) == 1
+    assert "no atlas of planted-32-64 is at hand" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("at_hand")
+def test_a_search_says_what_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["search"], ["search", "one", "--text", "x y"], ["search", "--text", "x y", "--limit", "0"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(words)
+        assert "gemscope search: error: " in capsys.readouterr().err
+    assert main(["search", "--text", "x"]) == 0
+    assert capsys.readouterr().out.startswith("no token of that text counts")
 
 
 def test_causes_are_named_too(atlas: gs.Atlas) -> None:

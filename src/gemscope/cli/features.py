@@ -32,13 +32,21 @@ def add_to(commands: Any) -> None:
 
     search = commands.add_parser(
         "search",
-        help="find features by what they stand for, or by a token on which they fire",
-        description="Looks in the labels of an atlas (default: the bundled one), and for tokens that read so.",
+        help="find features by what they stand for, by a token, or by a text on which they fire",
+        usage="gemscope search WORD ... [options]\n       gemscope search [MODEL SAE] --text TEXT [options]",
+        description="Looks in the labels of an atlas (default: the bundled one), and for tokens that read so. With "
+        "--text it reads a text through a model and an SAE (default: the bundled ones) for the features that say most "
+        "about it.",
     )
-    search.add_argument("words", nargs="+", metavar="WORD")
+    search.add_argument("words", nargs="*", metavar="WORD")
+    search.add_argument("--text", help="a text on which they fire; - reads stdin")
     search.add_argument("--limit", type=int, default=20, help="features shown of each kind (default 20)")
     options.add_atlas(search)
     options.add_json(search)
+    options.add_chat(search)
+    options.add_model(search)
+    options.add_sae(search)
+    options.add_hub(search)
     search.set_defaults(run=_search, parser=search)
 
     explain = commands.add_parser(
@@ -67,7 +75,11 @@ def _feature(args: argparse.Namespace) -> int:
 
 
 def _search(args: argparse.Namespace) -> int:
+    if args.text is not None:
+        return _on_text(args)
     text = " ".join(args.words)
+    if not text:
+        args.parser.error("nothing to search for: give words, or a text with --text")
     with closing(options.atlas_of(args)) as atlas:
         labelled = atlas.search(text, limit=args.limit)
         on_token = _on_tokens(atlas, text, args.limit)
@@ -84,6 +96,33 @@ def _search(args: argparse.Namespace) -> int:
         print(f"no feature has a label or a token like {text!r}")
     else:
         print(f"Next: gemscope feature {shlex.join([str(first.feature), *options.atlas_words(args)])}")
+    return 0
+
+
+def _on_text(args: argparse.Namespace) -> int:
+    from gemscope.reports.look import look
+
+    if len(args.words) not in (0, 2):
+        args.parser.error(f"{len(args.words)} words beside --text: MODEL and SAE go together")
+    if args.limit < 1:
+        args.parser.error(f"--limit {args.limit}: at least one feature must be asked for")
+    name, address = args.words or (options.DEFAULT, options.DEFAULT)
+    text = options.text_of(args, args.text)
+    with bars() as progress:
+        model = options.model_of(args, name, progress)
+        sae = options.sae_of(args, address, progress, model)
+        # One token may have all of them.
+        seen = look(model, sae, text, k=args.limit, foremost=args.limit, order="telling", atlas=args.atlas)
+    found = [{**asdict(one), "token": seen.tokens[one.position].token} for one in seen.foremost]
+    if args.json:
+        options.show({"model": seen.model, "sae": seen.sae, "text": args.text, "features": found}, True)
+        return 0
+    if not found:
+        print("no token of that text counts: only special tokens or the first position were given")
+        return 0
+    print("That say most about this text, each on the token where it says most")
+    options.show(seen.standing_out(), False)
+    options.lead(args, seen.foremost[0].feature)
     return 0
 
 

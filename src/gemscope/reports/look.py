@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 Order = Literal["telling", "activation"]
-FOREMOST = 10
-"""Features said of a whole text."""
 NEURONPEDIA = "https://www.neuronpedia.org"
 
 
@@ -80,7 +78,7 @@ class Look(Shown):
     order: str = "activation"
     """What the features of a token are ordered by: `activation`, or `telling` (`atlas/meaning.py`)."""
     foremost: tuple[Foremost, ...] = ()
-    """The most telling features of the whole text, each once; empty where no atlas was at hand."""
+    """The most telling of them, each once, where it is most so; of counted tokens. Empty where no atlas was at hand."""
     sinks: int = 0
     """How many tokens are left out as attention sinks."""
 
@@ -119,14 +117,14 @@ class Look(Shown):
             Text(self._summary()),
         ]
         if self.foremost:
-            parts += [Text(), Text("What stands out", style="bold"), self._foremost()]
+            parts += [Text(), Text("What stands out", style="bold"), self.standing_out()]
         return Group(*parts)
 
     def _repr_html_(self) -> str:
         return (
             f"<div><p><b>{harmless(self._title())}</b></p>{self._table().html()}"
             f"<p>{harmless(self._summary())}</p>"
-            + (f"<p><b>What stands out</b></p>{self._foremost().html()}" if self.foremost else "")
+            + (f"<p><b>What stands out</b></p>{self.standing_out().html()}" if self.foremost else "")
             + "</div>"
         )
 
@@ -180,7 +178,8 @@ class Look(Shown):
             rows.append(Row((name, str(token.l0), chips_of(chips, wide, long, aside)), not token.counted, why))
         return Table(heads, rows, left=(heads[0], heads[2]), wraps=heads[2:])
 
-    def _foremost(self) -> Table:
+    def standing_out(self) -> Table:
+        """`foremost` as a table."""
         heads = ("feature", "activation", "× max", "on", STANDS)
         rows = [
             (
@@ -234,8 +233,9 @@ def look(
     atlas: Given = None,
     order: Order | None = None,
     max_density: float = 1.0,
+    foremost: int = 10,
 ) -> Look:
-    """Reads one text, or one chat, and keeps `k` features of each token.
+    """Reads one text, or one chat, and keeps `k` features of each token, and the `foremost` of all those.
 
     Which ones is told by an atlas of the SAE (None: the bundled one, where it is this SAE's), whose labels come along:
     the most `telling`, by (activation / max) · ln(1 / density). `order="activation"` keeps the strongest, as is done
@@ -288,7 +288,7 @@ def look(
             explained_variance=explained_variance(*answered_for(sae, target[counted], out[counted])),
             neuronpedia_id=sae.info.neuronpedia_id,
             order=order,
-            foremost=() if known_of is None else _foremost(shown, known_of),
+            foremost=() if known_of is None else _foremost(shown, known_of)[:foremost],
         )
 
 
@@ -307,7 +307,7 @@ def _ranked(
 
 
 def _foremost(tokens: Sequence[Token], known_of: Meanings) -> tuple[Foremost, ...]:
-    """Each feature at the token where it is most telling, those that are most so."""
+    """Each feature at the token where it is most telling, those first that are most so."""
     found = [(token.position, one) for token in tokens if token.counted for one in token.features]
     if not found:
         return ()
@@ -317,4 +317,4 @@ def _foremost(tokens: Sequence[Token], known_of: Meanings) -> tuple[Foremost, ..
     for index in np.lexsort((-strengths, -telling)).tolist():
         position, one = found[index]
         best.setdefault(one.feature, Foremost(**vars(one), position=position))
-    return tuple(best.values())[:FOREMOST]
+    return tuple(best.values())
