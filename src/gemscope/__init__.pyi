@@ -13,6 +13,8 @@ from gemscope.atlas.describe.merge import merge as merge
 from gemscope.atlas.describe.run import describe as describe
 from gemscope.atlas.exchange.verbs import export as export
 from gemscope.atlas.exchange.verbs import import_atlas as import_atlas
+from gemscope.atlas.labels.asking import explain_with as explain_with
+from gemscope.atlas.labels.endpoint import Endpoint as Endpoint
 from gemscope.atlas.labels.rules import explain as explain
 from gemscope.atlas.reader import Atlas as Atlas
 from gemscope.edits.clamp import Ablate as Ablate

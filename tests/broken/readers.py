@@ -16,6 +16,8 @@ from gemscope.activations.store import Store
 from gemscope.activations.writer import Writer
 from gemscope.app import requests
 from gemscope.app.asking import body_of
+from gemscope.atlas.labels.asking import _explanation
+from gemscope.atlas.labels.journal import journal_of, read_journal
 from gemscope.atlas.verify import verify
 from gemscope.cli.learn import _settings as chosen
 from gemscope.errors import GemscopeError, InputError
@@ -187,6 +189,17 @@ def _atlas(folder: Path) -> None:
         raised.append(error)
     if raised:
         raise raised[0]
+
+
+@_reads("asking")
+def _asking(folder: Path) -> None:
+    with journal_of(folder / "a", samples.MANIFEST) as journal:
+        for answers in journal.answers.values():
+            for one in answers.values():
+                assert repr(_explanation(one))
+        assert journal.plan is None or journal.plan.features is not None
+        journal.end()
+    assert read_journal(folder / "a", samples.MANIFEST).plan is None
 
 
 @_reads("describing")

@@ -16,12 +16,14 @@ import numpy as np
 import torch
 
 import gemscope as gs
+from atlases import Plan as Planted
 from atlases import planted_atlas
 from gemscope.activations.capture import Activations
 from gemscope.activations.site import Site
 from gemscope.activations.store import FORMAT, Manifest
 from gemscope.activations.writer import Writer
 from gemscope.atlas.describe import unfinished
+from gemscope.atlas.labels.journal import Asked, Plan, journal_of
 from gemscope.features.crosscoder import Crosscoder
 from gemscope.features.files.crosscoder import save_crosscoder
 from gemscope.features.files.tensors import stream_of, write_safetensors
@@ -271,6 +273,21 @@ PLAN = {
 @_sample
 def atlas(folder: Path) -> None:
     planted_atlas(folder / "a.atlas", **PLAN).close()
+
+
+MANIFEST = Planted(**PLAN).manifest()
+
+
+@_sample
+def asking(folder: Path) -> None:
+    """A journal, stopped on the way."""
+    with journal_of(folder / "a", MANIFEST) as journal:
+        journal.begin(Plan(features=[0, 1, 2], model="m", selection="wanting, all", again=True))
+        journal.add(
+            Asked(feature=0, model="m", made="2026-05-31", text="of", rule='"of"', dropped="odd", tokens=(9, 2))
+        )
+        journal.add(Asked(feature=1, model="m", made="2026-05-31", failed="status 500", said="oops"))
+        journal.wrote(1)
 
 
 @cache

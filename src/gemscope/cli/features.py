@@ -1,4 +1,4 @@
-"""Commands about what features stand for: feature, search, explain."""
+"""Commands that show what features stand for: feature, search."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def add_to(commands: Any) -> None:
-    """feature, search, explain."""
+    """feature, search."""
     feature = commands.add_parser(
         "feature",
         help="a feature's page: what it stands for, where it fires, what it promotes",
@@ -48,17 +48,6 @@ def add_to(commands: Any) -> None:
     options.add_sae(search)
     options.add_hub(search)
     search.set_defaults(run=_search, parser=search)
-
-    explain = commands.add_parser(
-        "explain",
-        help="label every feature of an atlas with the rule that its examples teach",
-        description="Learns from each feature's own examples what it fires on, as a rule in words that can be run on "
-        "any text, and writes it into the atlas. No model is asked. What people wrote stays, and stays on top.",
-    )
-    explain.add_argument("folder", metavar="ATLAS")
-    explain.add_argument("features", nargs="*", type=int, metavar="FEATURE", help="these alone (default: all)")
-    options.add_json(explain)
-    explain.set_defaults(run=_explain, parser=explain)
 
 
 def _feature(args: argparse.Namespace) -> int:
@@ -150,17 +139,3 @@ def _table(found: Sequence[Summary]) -> Table:
         for one in found
     ]
     return Table(heads, rows, left=heads[3:], wraps=heads[4:])
-
-
-def _explain(args: argparse.Namespace) -> int:
-    from gemscope.atlas.labels.rules import explain
-    from gemscope.atlas.reader import Atlas
-
-    with bars() as progress, Atlas(args.folder) as atlas:
-        told = explain(atlas, args.features or None, progress=progress)
-    if args.json:
-        options.show({"folder": args.folder, **asdict(told)}, True)
-        return 0
-    print(told)
-    print(f"Next: gemscope serve {args.folder}")
-    return 0

@@ -27,7 +27,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
-from gemscope.atlas.labels.questions import MOST, Failure, Reply
+from gemscope.atlas.labels.questions import MOST, Answers, Failure, Reply
 from gemscope.checked import row_of
 from gemscope.errors import AccessError, CorruptFile, GemscopeError, InputError, one_line
 
@@ -82,7 +82,7 @@ class Endpoint:
                 "or send none (--key-env ''), or ask for it (--plain-http)"
             )
 
-    def answers(self, questions: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Reply | Failure]]:
+    def answers(self, questions: Iterable[tuple[int, str]]) -> Answers:
         """As `Answerer` has it. Raises AccessError for a server that refuses (400, 401, 403, 404, …)."""
         calls, running = _Calls(self), dict[Future[Reply | Failure], int]()
         pool = ThreadPoolExecutor(self.at_once, thread_name_prefix="ask")
@@ -390,7 +390,10 @@ class _Calls:
             return failed("an answer without content")
         usage = said.get("usage")
         usage = usage if isinstance(usage, dict) else {}
-        return Reply(content, (_number(usage.get("prompt_tokens")), _number(usage.get("completion_tokens"))))
+        return Reply(
+            self._endpoint.hidden(content),
+            (_number(usage.get("prompt_tokens")), _number(usage.get("completion_tokens"))),
+        )
 
 
 def _cut(sock: socket.socket) -> None:

@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from gemscope.atlas.dashboard import Dashboard
 from gemscope.atlas.labels.sheet import instructions, sheet
@@ -35,6 +35,11 @@ class Failure:
     """The beginning of what came instead."""
 
 
+Answers: TypeAlias = Generator[tuple[int, Reply | Failure], None, None]
+"""Each question's number, and what came of it. Closed, it waits for nobody any more."""
+
+
+@runtime_checkable
 class Answerer(Protocol):
     """Somebody who answers questions, in any order."""
 
@@ -43,8 +48,8 @@ class Answerer(Protocol):
         """Its name, which goes beside what it said."""
         ...
 
-    def answers(self, questions: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Reply | Failure]]:
-        """Each question's number, and what came of it. Raises a GemscopeError where asking on makes no sense."""
+    def answers(self, questions: Iterable[tuple[int, str]]) -> Answers:
+        """Raises a GemscopeError where asking on makes no sense."""
         ...
 
 

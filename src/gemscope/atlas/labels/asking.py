@@ -1,0 +1,340 @@
+"""Labels by asking a language model: a sheet of each feature goes out, words and a rule come back.
+
+What was answered is in a journal before anything else happens (`journal.py`). Labels come into the atlas in the order
+of the plan, some at a time, so that a run that was killed and gone on with leaves what an undisturbed one does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+from gemscope.atlas.dashboard import Explanation
+from gemscope.atlas.labels.answers import answer_of, object_in, rule_of, words_of
+from gemscope.atlas.labels.endpoint import Endpoint
+from gemscope.atlas.labels.journal import Asked, Journal, Known, Plan, journal_of, read_journal
+from gemscope.atlas.labels.questions import Answerer, Failure, Reply, question
+from gemscope.atlas.labels.wanting import wanting
+from gemscope.atlas.reader import Atlas
+from gemscope.errors import AccessError, InputError, one_line
+from gemscope.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from gemscope.activations.model import LanguageModel
+
+METHOD = "asked"
+BATCH = 64
+"""Features whose labels are written together."""
+GIVE_UP = 8
+"""Questions in a row that reached nobody, after which no more are asked."""
+ANSWER = 40
+"""Tokens of an answer, about."""
+LETTERS = 4
+"""Characters of a token, about."""
+_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What came of asking."""
+
+    model: str
+    features: int
+    """That were to be asked about."""
+    words: int
+    """That have words now."""
+    rules: int
+    """Of these, with a rule."""
+    dropped: int
+    """Of these, with a rule that could not be read: it was left out."""
+    unclear: int
+    """Of which the model says that nothing can be said."""
+    failed: dict[int, str]
+    """Why there is no answer, by feature."""
+    before: int
+    """Answered in an earlier run: not asked again."""
+    tokens: tuple[int, int]
+    """Of questions and of answers, as far as they were told."""
+    journal: str
+    """The file that has all of it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.features:,} features asked of {self.model}: {self.words:,} have words, {self.rules:,} of these a "
+            f"rule; {self.unclear:,} are unclear, {len(self.failed):,} failed"
+        ]
+        if self.dropped:
+            lines.append(f"{self.dropped:,} rules could not be read and were left out")
+        if self.before:
+            lines.append(f"{self.before:,} were answered before and not asked again")
+        if any(self.tokens):
+            lines.append(f"{self.tokens[0]:,} tokens read, {self.tokens[1]:,} written, as the model counts")
+        shown = list(self.failed.items())[:_SHOWN]
+        lines += [f"  {feature}: {reason}" for feature, reason in shown]
+        if len(self.failed) > len(shown):
+            lines.append(f"  … and {len(self.failed) - len(shown):,} more: {self.journal}")
+        if self.failed:
+            lines.append("--again asks those that failed once more")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What asking would take."""
+
+    model: str
+    features: int
+    """That are to be asked about."""
+    before: int
+    """Answered before, or failed: not asked again."""
+    letters: int
+    """Characters of all questions."""
+    example: str
+    """One question, whole."""
+    price: tuple[float, float] | None = None
+    """Of a million tokens read and written."""
+    rate: float | None = None
+    """Questions a minute."""
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Read and written, about."""
+        return self.letters // LETTERS, self.features * ANSWER
+
+    @property
+    def cost(self) -> float | None:
+        """In the currency of the price."""
+        if self.price is None:
+            return None
+        return sum(tokens * price for tokens, price in zip(self.tokens, self.price, strict=True)) / 1e6
+
+    @property
+    def minutes(self) -> float | None:
+        """At the rate."""
+        return self.features / self.rate if self.rate else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"tokens": self.tokens, "cost": self.cost, "minutes": self.minutes}
+
+    def __str__(self) -> str:
+        read, written = self.tokens
+        lines = [
+            f"{self.features:,} features to be asked of {self.model}"
+            + (f", {self.before:,} were asked before" if self.before else ""),
+            f"about {read:,} tokens to be read (characters / {LETTERS}) and {written:,} written ({ANSWER} an answer, "
+            "more by a model that thinks first)",
+        ]
+        if self.cost is not None:
+            lines.append(f"about {self.cost:,.2f} in the currency of the price")
+        if self.minutes is not None:
+            lines.append(f"{self.minutes:,.1f} minutes at {self.rate:g} questions a minute")
+        return "\n".join([*lines, *(["one of the questions:", "", self.example] if self.example else [])])
+
+
+def explain_with(
+    atlas: Atlas,
+    by: Answerer | LanguageModel,
+    features: Iterable[int] | None = None,
+    *,
+    limit: int | None = None,
+    again: bool = False,
+    progress: Progress = silent,
+) -> Answered:
+    """Asks a language model what features stand for, in words and as a rule: a server, or a model in this process.
+
+    `features` None: those without a sure label, the ones that fire most often first (`wanting`). Of one that was
+    answered nobody is asked twice; `again` asks once more where an answer failed. Words are a label without a score
+    until somebody scores them; a rule that cannot be read is left out. What people say stays, and stays on top.
+
+    Raises AccessError where nothing can be written, while another process asks, and for a server that refuses or that
+    is not reached; InputError for a model without a chat template; NotFound; StorageFull. What was answered until then
+    is kept, and the same call goes on from there.
+    """
+    answerer, chosen = _answerer(by), None if features is None else _living(atlas, features)
+    with journal_of(atlas.folder, atlas.manifest) as journal:
+        plan = _planned(atlas, journal, answerer.model, chosen, limit=limit, again=again)
+        if plan is not journal.plan:
+            if journal.plan is not None:  # given up for this one: what was answered comes in all the same
+                _write(atlas, journal, _there(atlas), whole=False)
+            journal.begin(plan)
+        before = sum(feature in journal.of(plan.model) for feature in plan.features)
+        _ask(atlas, journal, plan, answerer, progress)
+        journal.end()
+        return _told(plan, journal, before)
+
+
+def estimate(
+    atlas: Atlas,
+    by: Answerer | LanguageModel,
+    features: Iterable[int] | None = None,
+    *,
+    limit: int | None = None,
+    again: bool = False,
+    price: tuple[float, float] | None = None,
+) -> Estimate:
+    """What `explain_with` would take; nobody is asked."""
+    answerer, chosen = _answerer(by), None if features is None else _living(atlas, features)
+    known = read_journal(atlas.folder, atlas.manifest)
+    plan = _planned(atlas, known, answerer.model, chosen, limit=limit, again=again)
+    known.follow(plan)
+    asked = [feature for feature in plan.features if feature not in known.of(plan.model)]
+    letters, example = 0, ""
+    for feature in asked:
+        text = question(atlas[feature])
+        letters, example = letters + len(text), example or text
+    rate = getattr(by, "rate", None)
+    return Estimate(plan.model, len(asked), len(plan.features) - len(asked), letters, example, price, rate)
+
+
+def _answerer(by: Answerer | LanguageModel) -> Answerer:
+    if isinstance(by, Endpoint):  # torch is not needed
+        return by
+    from gemscope.activations.model import LanguageModel
+    from gemscope.atlas.labels.here import Here
+
+    return Here(by) if isinstance(by, LanguageModel) else by
+
+
+def _living(atlas: Atlas, features: Iterable[int]) -> list[int]:
+    """Each once; those alone of which there is something to see. Raises NotFound."""
+    chosen = list(dict.fromkeys(map(int, features)))
+    return [feature for feature in chosen if len(atlas.entry(feature).positions)]
+
+
+def _planned(
+    atlas: Atlas, known: Known, model: str, chosen: Sequence[int] | None, *, limit: int | None, again: bool
+) -> Plan:
+    """The plan that is not over, if it was chosen by the same words; else a new one."""
+    if limit is not None and limit < 0:
+        raise InputError(f"limit={limit}: it cannot be below 0")
+    named = "wanting" if chosen is None else " ".join(map(str, chosen))
+    selection = f"{named}, {'all' if limit is None else limit}{', again' if again else ''}"
+    going = known.plan
+    if going is not None and (going.model, going.selection) == (model, selection):
+        return going
+    if chosen is None:
+        asked = known.of(model)
+        chosen = [one for one in wanting(atlas) if one not in asked or (again and asked[one].failed)]
+    return Plan(features=list(chosen[:limit]), model=model, selection=selection, again=again)
+
+
+# --- asked ----------------------------------------------------------------------------------------------------------
+
+
+def _ask(atlas: Atlas, journal: Journal, plan: Plan, answerer: Answerer, progress: Progress) -> None:
+    asked = journal.of(plan.model)
+    waiting = [feature for feature in plan.features if feature not in asked]
+    there = _there(atlas)
+    _write(atlas, journal, there)
+    silence: list[Asked] = []
+    with progress("ask", len(waiting), "features") as advance:
+        questions = ((feature, question(atlas[feature])) for feature in waiting)
+        with closing(answerer.answers(questions)) as answers:
+            for feature, came in answers:
+                found = _read(feature, plan.model, came)
+                if isinstance(came, Failure) and not came.reached:
+                    silence.append(found)
+                    if len(silence) == GIVE_UP:
+                        raise AccessError(
+                            f"{GIVE_UP} questions in a row reached nobody ({came.reason}): what was answered is kept "
+                            f"in {journal.path}, the same command goes on from there"
+                        )
+                    continue
+                for one in (*silence, found):  # somebody is there: it was for those questions that nobody was
+                    journal.add(one)
+                advance(1 + len(silence))
+                silence.clear()
+                _write(atlas, journal, there)
+    for one in silence:
+        journal.add(one)
+    _write(atlas, journal, there)
+
+
+def _read(feature: int, model: str, came: Reply | Failure) -> Asked:
+    """What came, as far as it can be used."""
+    made = date.today().isoformat()
+    if isinstance(came, Failure):
+        return Asked(feature=feature, model=model, made=made, failed=one_line(came.reason, 300), said=came.said)
+    try:
+        said = object_in(came.text)
+        words = words_of(said["text"])
+    except InputError as error:
+        return Asked(
+            feature=feature, model=model, made=made, failed=str(error), said=came.text[:500], tokens=came.tokens
+        )
+    rule = dropped = ""
+    try:
+        rule = rule_of(said.get("rule"))
+    except InputError as error:
+        dropped = str(error)
+    return Asked(feature=feature, model=model, made=made, text=words, rule=rule, dropped=dropped, tokens=came.tokens)
+
+
+# --- written --------------------------------------------------------------------------------------------------------
+
+
+_Labels = set[tuple[int, str, str, str, str]]
+
+
+def _there(atlas: Atlas) -> _Labels:
+    return {_essence(feature, one) for feature, one in atlas.explanations()}
+
+
+def _essence(feature: int, one: Explanation) -> tuple[int, str, str, str, str]:
+    return feature, one.method, one.model, one.text, one.rule
+
+
+def _write(atlas: Atlas, journal: Journal, there: _Labels, *, whole: bool = True) -> None:
+    """Puts labels into the atlas, always the same ones together, as far as all before them have come; where not
+    `whole`, all that have.
+    """
+    plan = journal.plan
+    assert plan is not None
+    asked = journal.of(plan.model)
+    while journal.written < len(plan.features):
+        batch = plan.features[journal.written : journal.written + BATCH]
+        if whole and not all(feature in asked for feature in batch):
+            return
+        said = {feature: _explanation(asked[feature]) for feature in batch if feature in asked}
+        # Whoever was killed between the atlas and the journal has written all of them.
+        new = {key: one for key, one in said.items() if one is not None and _essence(key, one) not in there}
+        if new:
+            atlas.explain_all(new)
+        journal.wrote(journal.written + len(batch))
+
+
+def _explanation(asked: Asked) -> Explanation | None:
+    """Raises InputError for what somebody has written into the journal."""
+    if asked.failed:
+        return None
+    answer = answer_of(asked.text, asked.rule)
+    if answer.unclear:
+        return None
+    return Explanation(id=0, text=answer.text, method=METHOD, rule=answer.rule, model=asked.model, made=asked.made)
+
+
+def _told(plan: Plan, journal: Journal, before: int) -> Answered:
+    asked = [journal.of(plan.model)[feature] for feature in plan.features]
+    words = [one for one in asked if _explanation(one) is not None]
+    failed = {one.feature: one.failed for one in asked if one.failed}
+    read, written = (sum(one.tokens[side] for one in asked) for side in (0, 1))
+    return Answered(
+        model=plan.model,
+        features=len(asked),
+        words=len(words),
+        rules=sum(bool(one.rule) for one in words),
+        dropped=sum(bool(one.dropped) for one in words),
+        unclear=len(asked) - len(words) - len(failed),
+        failed=failed,
+        before=before,
+        tokens=(read, written),
+        journal=str(journal.path),
+    )
