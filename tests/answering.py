@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -74,7 +75,8 @@ class Server:
 
 
 @contextmanager
-def answering(script: Script) -> Iterator[Server]:
+def answering(script: Script, context: ssl.SSLContext | None = None) -> Iterator[Server]:
+    """`context` has it speak TLS, as localhost."""
     over, lock = threading.Event(), threading.Lock()
     times: Counter[str] = Counter()
 
@@ -122,6 +124,9 @@ def answering(script: Script) -> Iterator[Server]:
 
     with Threads(("127.0.0.1", 0), Handler) as listening:
         server = Server(f"http://127.0.0.1:{listening.server_port}/v1")
+        if context is not None:
+            server.url = f"https://localhost:{listening.server_port}/v1"
+            listening.socket = context.wrap_socket(listening.socket, server_side=True)
         thread = threading.Thread(target=lambda: listening.serve_forever(0.01))
         thread.start()
         try:

@@ -22,7 +22,7 @@ import pytest
 
 import gemscope as gs
 from answering import Question, Said, Server, answering, completion, good, nobody, plain
-from atlases import planted_atlas
+from atlases import planted_atlas, powerless
 from gemscope.atlas.files.manifest import read_manifest
 from gemscope.atlas.labels import asking, endpoint
 from gemscope.atlas.labels.answers import object_in
@@ -31,6 +31,7 @@ from gemscope.atlas.labels.here import Here
 from gemscope.atlas.labels.journal import journal_of, path_of, read_journal
 from gemscope.atlas.labels.questions import Failure, Reply, question
 from gemscope.atlas.labels.wanting import wanting
+from gemscope.atlas.verify import verify
 from gemscope.cli.main import main
 from gemscope.errors import AccessError, CorruptFile, InputError, Mismatch, NotFound
 from gemscope.testing import tiny_model
@@ -108,6 +109,14 @@ def test_answers_become_labels_and_nothing_else_does(atlas: gs.Atlas) -> None:
     assert f"  {failed[0]}: no JSON with words in it" in str(told)
     assert Counter(map(feature_of, server.asked)) == Counter(wanted)
     assert [one for one, _ in atlas.explanations()] == [one for one in wanted if one in said(atlas)]
+    assert verify(atlas.folder) == []
+
+
+def test_where_nothing_can_be_written_nobody_is_asked(atlas: gs.Atlas) -> None:
+    with answering(script) as server, powerless(atlas.folder):
+        with pytest.raises(AccessError, match=r"nothing can be written in .*copy the atlas elsewhere"):
+            explained(server, atlas)
+        assert not server.asked
 
 
 def test_each_question_is_the_features_own_sheet(atlas: gs.Atlas) -> None:
@@ -436,6 +445,7 @@ CHILD = """
 import sys
 from gemscope.atlas.files.manifest import read_manifest
 from gemscope.atlas.labels import asking, endpoint
+from gemscope.atlas.verify import verify
 from gemscope.cli.main import main
 asking.BATCH, endpoint._BACKOFF = 8, 0.001
 sys.exit(main(["explain", sys.argv[1], "--endpoint", sys.argv[2], "--model", "m", "--at-once", sys.argv[3]]))

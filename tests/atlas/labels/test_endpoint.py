@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import ssl
+import subprocess
 import threading
 from collections.abc import Callable
 from concurrent import futures
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 
 import pytest
 
@@ -331,3 +335,56 @@ def test_who_stops_listening_waits_for_nobody() -> None:
         with closing(Endpoint(server.url, "m", at_once=3, deadline=1e6).answers(enumerate("abcd"))) as found:
             assert isinstance(next(found)[1], Reply)
     assert not [one for one in threading.enumerate() if one.name.startswith("ask")]
+
+
+# --- the same over TLS ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    openssl, path = shutil.which("openssl"), tmp_path_factory.mktemp("certificate") / "both.pem"
+    if openssl is None:
+        pytest.skip("openssl, which makes a certificate, is not installed")
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    made = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "-", "-out", "-", "-days", "2", *names]
+    path.write_bytes(subprocess.run(made, check=True, capture_output=True).stdout)
+    return path
+
+
+@pytest.fixture
+def tls(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    return context
+
+
+def test_over_tls_it_is_the_same(tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with answering(once(PASSING["cut"]), tls) as server:
+        assert all(isinstance(one, Reply) for one in ask(server.url, "a", "b"))
+        assert {one.headers["Authorization"] for one in server.asked} == {f"Bearer {KEY}"}
+    for bad in (Said(hangs=True), Said(b"late", trickles=True)):
+        with answering(lambda asked, said=bad: said, tls) as server:
+            (found,) = ask(server.url, deadline=0.5)
+            assert isinstance(found, Failure)
+            assert_that(found.reason, r"no answer within")
+    came = threading.Event()
+
+    def script(asked: Question) -> Said:
+        return good("of") if asked.text == "a" else (came.set(), Said(hangs=True))[1]
+
+    with answering(script, tls) as server:
+        with closing(Endpoint(server.url, "m", at_once=2, deadline=1e6).answers(enumerate("ab"))) as answers:
+            assert isinstance(next(answers)[1], Reply)
+            came.wait()
+
+
+def test_a_server_whose_certificate_nobody_vouches_for_is_told_nothing(
+    tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE")
+    with answering(lambda asked: good("of"), tls) as server:
+        with pytest.raises(AccessError, match=r"shows no certificate to be trusted: self.signed"):
+            ask(server.url)
+        assert not server.asked

@@ -13,6 +13,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from gemscope.atlas.dashboard import Explanation
+from gemscope.atlas.files.database import writable
 from gemscope.atlas.labels.answers import answer_of, object_in, rule_of, words_of
 from gemscope.atlas.labels.endpoint import Endpoint
 from gemscope.atlas.labels.journal import Asked, Journal, Known, Plan, journal_of, read_journal
@@ -158,6 +159,8 @@ def explain_with(
     is not reached; InputError for a model without a chat template; NotFound; StorageFull. What was answered until then
     is kept, and the same call goes on from there.
     """
+    if not writable(atlas.folder):  # before anybody is paid
+        raise AccessError(f"nothing can be written in {atlas.folder}: copy the atlas elsewhere to label its features")
     answerer, chosen = _answerer(by), None if features is None else _living(atlas, features)
     with journal_of(atlas.folder, atlas.manifest) as journal:
         plan = _planned(atlas, journal, answerer.model, chosen, limit=limit, again=again)

@@ -141,7 +141,7 @@ class Journal(Known):
 
 def path_of(atlas: Path) -> Path:
     """Where the journal of an atlas lies."""
-    whole = atlas.absolute()
+    whole = Path(os.path.realpath(atlas))
     return whole.with_name(f"{whole.name}.asked.jsonl")
 
 
