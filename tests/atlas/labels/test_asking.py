@@ -26,10 +26,10 @@ from atlases import planted_atlas, powerless
 from gemscope.atlas.files.manifest import read_manifest
 from gemscope.atlas.labels import asking, endpoint
 from gemscope.atlas.labels.answers import object_in
-from gemscope.atlas.labels.asking import Answered, estimate, explain_with
+from gemscope.atlas.labels.asking import Answered, estimate, explain_with, question
 from gemscope.atlas.labels.here import Here
 from gemscope.atlas.labels.journal import journal_of, path_of, read_journal
-from gemscope.atlas.labels.questions import Failure, Reply, question
+from gemscope.atlas.labels.questions import Failure, Reply
 from gemscope.atlas.labels.wanting import wanting
 from gemscope.atlas.verify import verify
 from gemscope.cli.main import main

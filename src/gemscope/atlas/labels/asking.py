@@ -7,17 +7,17 @@ of the plan, some at a time, so that a run that was killed and gone on with leav
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
-from gemscope.atlas.dashboard import Explanation
+from gemscope.atlas.dashboard import Dashboard, Explanation
 from gemscope.atlas.files.database import writable
 from gemscope.atlas.labels.answers import answer_of, object_in, rule_of, words_of
 from gemscope.atlas.labels.endpoint import Endpoint
 from gemscope.atlas.labels.journal import Asked, Journal, Known, Plan, journal_of, read_journal
-from gemscope.atlas.labels.questions import Answerer, Failure, Reply, question
+from gemscope.atlas.labels.questions import Answerer, Failure, Reply, heard
+from gemscope.atlas.labels.sheet import instructions, sheet
 from gemscope.atlas.labels.wanting import wanting
 from gemscope.atlas.reader import Atlas
 from gemscope.errors import AccessError, InputError, one_line
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 METHOD = "asked"
 BATCH = 64
 """Features whose labels are written together."""
-GIVE_UP = 8
-"""Questions in a row that reached nobody, after which no more are asked."""
 ANSWER = 40
 """Tokens of an answer, about."""
 LETTERS = 4
@@ -161,7 +159,7 @@ def explain_with(
     """
     if not writable(atlas.folder):  # before anybody is paid
         raise AccessError(f"nothing can be written in {atlas.folder}: copy the atlas elsewhere to label its features")
-    answerer, chosen = _answerer(by), None if features is None else _living(atlas, features)
+    answerer, chosen = answerer_of(by), None if features is None else _living(atlas, features)
     with journal_of(atlas.folder, atlas.manifest) as journal:
         plan = _planned(atlas, journal, answerer.model, chosen, limit=limit, again=again)
         if plan is not journal.plan:
@@ -184,7 +182,7 @@ def estimate(
     price: tuple[float, float] | None = None,
 ) -> Estimate:
     """What `explain_with` would take; nobody is asked."""
-    answerer, chosen = _answerer(by), None if features is None else _living(atlas, features)
+    answerer, chosen = answerer_of(by), None if features is None else _living(atlas, features)
     known = read_journal(atlas.folder, atlas.manifest)
     plan = _planned(atlas, known, answerer.model, chosen, limit=limit, again=again)
     known.follow(plan)
@@ -197,7 +195,8 @@ def estimate(
     return Estimate(plan.model, len(asked), len(plan.features) - len(asked), letters, example, price, rate)
 
 
-def _answerer(by: Answerer | LanguageModel) -> Answerer:
+def answerer_of(by: Answerer | LanguageModel) -> Answerer:
+    """Whoever answers questions; a model in this process is made one."""
     if isinstance(by, Endpoint):  # torch is not needed
         return by
     from gemscope.activations.model import LanguageModel
@@ -237,28 +236,31 @@ def _ask(atlas: Atlas, journal: Journal, plan: Plan, answerer: Answerer, progres
     waiting = [feature for feature in plan.features if feature not in asked]
     there = _there(atlas)
     _write(atlas, journal, there)
-    silence: list[Asked] = []
     with progress("ask", len(waiting), "features") as advance:
+
+        def keep(feature: int, came: Reply | Failure) -> None:
+            journal.add(_read(feature, plan.model, came))
+            _write(atlas, journal, there)
+            advance(1)
+
         questions = ((feature, question(atlas[feature])) for feature in waiting)
-        with closing(answerer.answers(questions)) as answers:
-            for feature, came in answers:
-                found = _read(feature, plan.model, came)
-                if isinstance(came, Failure) and not came.reached:
-                    silence.append(found)
-                    if len(silence) == GIVE_UP:
-                        raise AccessError(
-                            f"{GIVE_UP} questions in a row reached nobody ({came.reason}): what was answered is kept "
-                            f"in {journal.path}, the same command goes on from there"
-                        )
-                    continue
-                for one in (*silence, found):  # somebody is there: it was for those questions that nobody was
-                    journal.add(one)
-                advance(1 + len(silence))
-                silence.clear()
-                _write(atlas, journal, there)
-    for one in silence:
-        journal.add(one)
-    _write(atlas, journal, there)
+        heard(
+            answerer,
+            questions,
+            keep,
+            kept=f"what was answered is in {journal.path}, the same command goes on from there",
+        )
+
+
+def question(feature: Dashboard) -> str:
+    """One turn of a user's: how to answer comes first, the same for all, so that servers read it once."""
+    return f"""\
+{instructions()}
+
+Answer with one JSON object and nothing else: {{"text": WORDS, "rule": RULE}}. Quotation marks within RULE are written \
+\\", as in {{"text": "…", "rule": "\\"of\\" after <number>"}}.
+
+{sheet(feature)}"""
 
 
 def _read(feature: int, model: str, came: Reply | Failure) -> Asked:

@@ -56,6 +56,19 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What came of asking where some words apply."""
+
+    feature: Count
+    """Whose windows were shown."""
+    words: str
+    model: str
+    said: str
+    """A 1 or a 0 for each window; of another length, where there was no answer."""
+    tokens: tuple[Count, Count] = (0, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Line:
     """One of these."""
 
@@ -63,6 +76,7 @@ class _Line:
     atlas: str | None = None
     plan: Plan | None = None
     asked: Asked | None = None
+    judged: Judged | None = None
     written: Count | None = None
     """So many features of the plan have come into the atlas, as far as they have labels."""
     over: bool = False
@@ -79,6 +93,8 @@ class Known:
     """How much of it is in the atlas."""
     answers: dict[str, dict[int, Asked]] = field(default_factory=dict)
     """By model and feature."""
+    judgements: dict[tuple[str, int, str], Judged] = field(default_factory=dict)
+    """By model, feature and words."""
 
     def of(self, model: str) -> dict[int, Asked]:
         """What came of asking a model, by feature."""
@@ -99,6 +115,8 @@ class Known:
             self.follow(line.plan)
         if line.asked is not None:
             self.of(line.asked.model)[line.asked.feature] = line.asked
+        if line.judged is not None:
+            self.judgements[line.judged.model, line.judged.feature, line.judged.words] = line.judged
         if line.written is not None:
             self.written = line.written
         if line.over:
@@ -109,8 +127,13 @@ class Journal(Known):
     """Open, and this process's alone."""
 
     def __init__(self, path: Path, known: Known, file: int) -> None:
-        super().__init__(known.plan, known.written, known.answers)
+        super().__init__(known.plan, known.written, known.answers, known.judgements)
         self.path, self._file = path, file
+
+    @property
+    def kept(self) -> str:
+        """What is not lost when a run ends early."""
+        return f"what was answered is in {self.path}, the same command goes on from there"
 
     def begin(self, plan: Plan) -> None:
         """Raises StorageFull, as all of these."""
@@ -118,6 +141,9 @@ class Journal(Known):
 
     def add(self, asked: Asked) -> None:
         self._add(_Line(asked=asked))
+
+    def judge(self, judged: Judged) -> None:
+        self._add(_Line(judged=judged))
 
     def wrote(self, features: int) -> None:
         self._add(_Line(written=features))

@@ -1,18 +1,20 @@
-"""What a language model is asked about a feature, and what may come back. Who answers is an `Answerer`: a server
-(`endpoint.py`) or a model in this process (`here.py`).
+"""Questions to a language model, and what may come back. Who answers is an `Answerer`: a server (`endpoint.py`) or a
+model in this process (`here.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, runtime_checkable
 
-from gemscope.atlas.dashboard import Dashboard
-from gemscope.atlas.labels.sheet import instructions, sheet
+from gemscope.errors import AccessError
 
 MOST = 400
 """Tokens of an answer."""
+GIVE_UP = 8
+"""Questions in a row that reached nobody, after which no more are asked."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,28 @@ class Answerer(Protocol):
         ...
 
 
-def question(feature: Dashboard) -> str:
-    """One turn of a user's: how to answer comes first, the same for all, so that servers read it once."""
-    return f"""\
-{instructions()}
+def heard(
+    answerer: Answerer,
+    questions: Iterable[tuple[int, str]],
+    keep: Callable[[int, Reply | Failure], None],
+    *,
+    kept: str,
+) -> None:
+    """Asks, and gives each answer on to be kept. A failure that reached nobody counts once somebody is reached, or in
+    the end: where nobody is there at all, it was not for the question.
 
-Answer with one JSON object and nothing else: {{"text": WORDS, "rule": RULE}}. Quotation marks within RULE are written \
-\\", as in {{"text": "…", "rule": "\\"of\\" after <number>"}}.
-
-{sheet(feature)}"""
+    Raises AccessError where so many in a row reach nobody: `kept` says what is not lost.
+    """
+    silence: list[tuple[int, Failure]] = []
+    with closing(answerer.answers(questions)) as answers:
+        for number, came in answers:
+            if isinstance(came, Failure) and not came.reached:
+                silence.append((number, came))
+                if len(silence) == GIVE_UP:
+                    raise AccessError(f"{GIVE_UP} questions in a row reached nobody ({came.reason}): {kept}")
+                continue
+            for one in (*silence, (number, came)):
+                keep(*one)
+            silence.clear()
+    for one in silence:
+        keep(*one)
