@@ -17,7 +17,7 @@ def test_a_pipe_gets_rows_with_tabs_and_what_is_said_beside_goes_to_stderr(capsy
     assert rows[0] == ["address", "model", "site", "width", "L0", "Neuronpedia"]
     assert [row[0] for row in rows[1:]] == [entry.address for entry in found]
     assert {len(row) for row in rows} == {6}
-    assert "Next: gemscope look" in err
+    assert "Next: what does it see in a text?  gemscope look google/gemma-2-9b" in err
 
 
 @pytest.mark.parametrize("columns", [20, 80, 120, 200])

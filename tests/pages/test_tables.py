@@ -1,8 +1,12 @@
 """Tables of reports: the same cells in a terminal and in HTML, and hostile text harmless in both."""
 
+from collections import Counter
 from html.parser import HTMLParser
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
 
 from gemscope.pages.blocks import bars, signed_bars
 from gemscope.pages.plain import plain
@@ -75,3 +79,40 @@ def test_the_largest_value_has_the_longest_bar(light: bool) -> None:
     assert signed_bars([-2.0, 1.0], [light] * 2) == [f"−{fill * 12}", f" {fill * 6}"]
     assert bars([0.5], [light], most=1.0) == [fill * 6]
     assert bars([0.0], [light]) == ["·"]
+
+
+WORD = st.text(st.sampled_from("abc 1.Ω語é"), max_size=24)
+
+
+@given(st.data(), st.integers(24, 120))
+def test_nothing_is_cut_however_narrow_the_terminal(data: st.DataObject, width: int) -> None:
+    columns = data.draw(st.integers(1, 5))
+    heads = [f"head{n}" for n in range(columns)]
+    rows = data.draw(st.lists(st.lists(WORD, min_size=columns, max_size=columns), min_size=1, max_size=4))
+    table = Table(
+        heads, rows, left=heads, wraps=data.draw(st.sets(st.sampled_from(heads))), gap=data.draw(st.integers(1, 3))
+    )
+    shown = plain(table, width)
+    assert "…" not in shown
+    assert all(cell_len(line) <= width for line in shown.splitlines())
+    # Words are all there, in columns or below one another; one as long as a line may be broken.
+    letters = Counter(shown.replace(" ", "").replace("\n", ""))
+    for row in rows:
+        wanted = Counter("".join("".join(row).split()))
+        assert not wanted - letters
+
+
+def test_what_does_not_fit_side_by_side_stands_below() -> None:
+    table = Table(
+        ("token", "activation", "", "what it stands for"),
+        [("cat", "1.5", "x", "a word"), ("", "2.5", "", "b")],
+        wraps=("what it stands for",),
+    )
+    assert plain(table, 40).split("\n")[1].split() == ["cat", "1.5", "x", "a", "word"]
+    assert plain(table, 30).split("\n") == [
+        "cat",
+        "  activation 1.5 · x · what it",
+        "  stands for: a word",
+        "  activation 2.5 · what it",
+        "  stands for: b",
+    ]

@@ -383,9 +383,14 @@ def test_a_control_stands_beside_its_strength(model: LanguageModel, sae: SAE) ->
     assert [one.strength for one in found.controls] == [0, 2, 8]
     assert found.controls[-1].texts != found.responses[-1].texts
     text = str(found)
-    assert text.count("control") >= 6
-    assert "░" in text
-    assert "█" in text
+    assert text.count("\n control ") == 3
+    assert "█" not in text  # bars are for a terminal
+    terminal = Console(file=io.StringIO(), width=160, force_terminal=True, color_system=None)
+    with terminal.capture() as shown:
+        terminal.print(found)
+    assert shown.get().count("\n control ") == 6
+    assert "░" in shown.get()
+    assert "█" in shown.get()
     assert "control: feature 9" in text
     out = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert len(out["controls"]) == len(out["responses"]) == 3

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gemscope.features.histogram import Histogram
+from gemscope.pages.plain import Shown
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +114,7 @@ class Summary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dashboard:
+class Dashboard(Shown):
     """One feature of one SAE: figures over all `tokens` counted tokens of the corpus, examples, logits, relatives.
 
     Special tokens, first positions, padding and attention sinks are in none of it.
@@ -177,24 +181,10 @@ class Dashboard:
         found = self.intervals[example.interval]
         return found.low, found.high, found.share
 
-    def __str__(self) -> str:
-        from gemscope.text.printable import visible
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from gemscope.pages.feature import lines
 
-        lines = [f"{self.model} · {self.source} · feature {self.index}" + (f": {self.label}" if self.label else "")]
-        if self.dead:
-            return f"{lines[0]}\n  fired on none of {self.tokens:,} tokens"
-        lines.append(
-            f"  fired on {self.count:,} of {self.tokens:,} tokens ({self.density:.3%}), "
-            f"max {self.max:.4g}, mean {self.mean:.4g}"
-        )
-        for name, logits in (("promotes", self.promoted), ("suppresses", self.suppressed)):
-            if logits:
-                lines.append(f"  {name}  " + "  ".join(visible(one.token) for one in logits[:8]))
-        for one in self.strongest[:5]:
-            before, after = one.tokens[max(0, one.peak - 12) : one.peak], one.tokens[one.peak + 1 : one.peak + 6]
-            text = f"{''.join(before)}[[{one.tokens[one.peak]}]]{''.join(after)}"
-            lines.append(f"  {one.value:8.3f}  {visible(text).replace('·', ' ')}")
-        return "\n".join(lines)
+        yield from lines(self, options.max_width)
 
     def _repr_html_(self) -> str:
         from gemscope.pages.standalone import feature_frame

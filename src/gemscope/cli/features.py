@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -56,10 +55,13 @@ def _feature(args: argparse.Namespace) -> int:
     if args.json:
         options.show([page.to_dict() for page in pages] if len(pages) > 1 else pages[0], True)
         return 0
-    print("\n\n".join(map(str, pages)))
-    near = [str(one.feature) for one in pages[0].neighbours[:3]]
-    if near:
-        print(f"\nNext, its nearest: gemscope feature {shlex.join([*near, *options.atlas_words(args)])}")
+    for page in pages:
+        if page is not pages[0]:
+            print()
+        options.show(page, False)
+    if len(pages) == 1 and pages[0].neighbours:
+        near = ["feature", str(pages[0].neighbours[0].feature), *options.atlas_words(args)]
+        options.lead(args, None, ("what is nearest to it?", near))
     return 0
 
 
@@ -77,14 +79,13 @@ def _search(args: argparse.Namespace) -> int:
         return 0
     for title, found in (("Whose label says so", labelled), ("That fire on such a token", on_token)):
         if found:
-            print(title)
+            print(title if found is labelled or not labelled else f"\n{title}")
             options.show(_table(found), False)
-            print()
     first = next(iter([*labelled, *on_token]), None)
     if first is None:
-        print(f"no feature has a label or a token like {text!r}")
+        options.say(f"no feature has a label or a token like {text!r}")
     else:
-        print(f"Next: gemscope feature {shlex.join([str(first.feature), *options.atlas_words(args)])}")
+        options.lead(args, first.feature)
     return 0
 
 
@@ -107,9 +108,9 @@ def _on_text(args: argparse.Namespace) -> int:
         options.show({"model": seen.model, "sae": seen.sae, "text": args.text, "features": found}, True)
         return 0
     if not found:
-        print("no token of that text counts: only special tokens or the first position were given")
+        options.say("no token of that text counts: only special tokens or the first position were given")
         return 0
-    print("That say most about this text, each on the token where it says most")
+    options.say("That say most about this text, each on the token where it says most")
     options.show(seen.standing_out(), False)
     options.lead(args, seen.foremost[0].feature)
     return 0

@@ -78,7 +78,8 @@ def _catalog(args: argparse.Namespace) -> int:
     print(f"\n{len(found):,} SAEs{more}, from {found.source}", file=beside)
     if found:
         one = next((entry for entry in shown if entry.canonical), shown[0])
-        print(f'Next: gemscope look {one.model} {one.address} "Your text"', file=beside)
+        look = ["look", one.model, one.address, "Your text"]
+        options.lead(args, None, ("what does it see in a text?", look), aside=beside is not None)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,18 +104,41 @@ def atlas_words(args: argparse.Namespace) -> list[str]:
     return ["--atlas", args.atlas] if args.atlas else []
 
 
-def lead(args: argparse.Namespace, feature: int | None, *others: tuple[str, Sequence[str]]) -> None:
+def lead(
+    args: argparse.Namespace,
+    feature: int | None,
+    *others: tuple[str, Sequence[str]],
+    aside: bool = False,
+) -> None:
     """Where to go on from a report: to what a feature is that it names, and to other commands, each with what it tells.
-    A program that asked for JSON is told nothing.
+    A program that asked for JSON is told nothing. It goes to stderr where it is to stand `aside`.
     """
     if args.json:
         return
     ways = [] if feature is None else [("what is that feature?", ["feature", str(feature), *atlas_words(args)])]
     ways += [(why, [*words]) for why, words in others]
-    wide = max((len(why) for why, _ in ways), default=0)
-    print()
-    for why, words in ways:
-        print(f"Next: {why:<{wide}}  {shlex.join(['gemscope', *words])}")
+    told = [(f"Next: {why}", shlex.join(["gemscope", *words])) for why, words in ways]
+    wide = max((len(why) for why, _ in told), default=0)
+    # A command is one line, however long, so that it can be copied; where it does not fit it stands by itself.
+    fits = not sys.stdout.isatty() or all(wide + 2 + len(words) <= _columns() for _, words in told)
+    file = sys.stderr if aside else None
+    print(file=file)
+    for why, words in told:
+        print(f"{why:<{wide}}  {words}" if fits else f"{why}\n  {words}", file=file)
+
+
+def say(text: str) -> None:
+    """A sentence on stdout: in a terminal broken between words, else whole."""
+    if sys.stdout.isatty():
+        from rich.text import Text
+
+        show(Text(text), False)
+    else:
+        print(text)
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size().columns
 
 
 def add_json(command: argparse.ArgumentParser) -> None:

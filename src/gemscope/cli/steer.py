@@ -178,7 +178,8 @@ def _steer(args: argparse.Namespace) -> int:
     for report in reports:
         options.show(report, False)
         print()
-    print("\n".join(notes))
+    for note in notes:
+        options.say(note)
     if reports[0].named:
         options.lead(args, wanted[0].feature)
     return 0

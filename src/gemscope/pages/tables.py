@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich import table
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+    from rich.table import Table as Columns
     from rich.text import Text
+
+_BROKEN = 16
+"""Characters of a column whose lines may be broken, at least."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +49,55 @@ class Table:
     indent: int = 0
     gap: int = 2
 
-    def __rich__(self) -> table.Table:
-        from rich.table import Table as RichTable
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """In columns; where these would be cut, what belongs to a row stands below its first cell."""
+        if self.heads and self._least() > options.max_width:
+            yield from self._below()
+        else:
+            yield self._columns()
+
+    def _least(self) -> int:
+        """Characters that the columns take at least."""
+        from rich.cells import cell_len
+
+        rows = [self.heads, *([str(cell.text) for cell in _cells(row)] for row in self._rows())]
+        least = 0
+        for head, column in zip(self.heads, zip(*rows, strict=True), strict=True):
+            wide = max(cell_len(line) for cell in column for line in cell.split("\n"))
+            least += min(wide, _BROKEN) if head in self.wraps else wide
+        return least + (self.gap + self.indent) * (len(self.heads) - 1)
+
+    def _below(self) -> Iterator[RenderableType]:
+        """A line for what the first column says, and one for what the others say of it, each after its head."""
+        from rich.padding import Padding
         from rich.text import Text
 
-        out = RichTable(box=None, pad_edge=False, padding=(0, self.gap, 0, self.indent), show_header=bool(self.heads))
+        for row in self._rows():
+            style = "dim" if row.quiet else ""
+            first, *others = _cells(row)
+            if str(first.text).strip():
+                yield Padding(Text.assemble(_text(first), style=style), (0, 0, 0, self.indent))
+            said = [
+                Text.assemble((self._named(head), "dim"), _text(cell), style=style)
+                for head, cell in zip(self.heads[1:], others, strict=True)
+                if str(cell.text).strip()
+            ]
+            if said:
+                yield Padding(Text(" · ").join(said), (0, 0, 0, self.indent + 2))
+
+    def _named(self, head: str) -> str:
+        """Before what stands below it in columns."""
+        return f"{' '.join(head.split())}{':' * (head in self.wraps)} ".lstrip()
+
+    def _columns(self) -> Columns:
+        from rich.table import Table as Columns
+
+        out = Columns(box=None, pad_edge=False, padding=(0, self.gap, 0, self.indent), show_header=bool(self.heads))
         out.header_style = "bold" if self.bold else "dim"
         for head in self.heads:
             out.add_column(head, justify="left" if head in self.left else "right", no_wrap=head not in self.wraps)
         for row in self._rows():
-            texts = [cell.text if isinstance(cell.text, Text) else Text(cell.text, cell.style) for cell in _cells(row)]
-            out.add_row(*texts, style="dim" if row.quiet else None)
+            out.add_row(*map(_text, _cells(row)), style="dim" if row.quiet else None)
         return out
 
     def html(self, *, styled: bool = True) -> str:
@@ -79,6 +121,12 @@ class Table:
 
     def _rows(self) -> Iterable[Row]:
         return (row if isinstance(row, Row) else Row(row) for row in self.rows)
+
+
+def _text(cell: Cell) -> Text:
+    from rich.text import Text
+
+    return cell.text if isinstance(cell.text, Text) else Text(cell.text, cell.style)
 
 
 def _quiet(row: Row) -> str:

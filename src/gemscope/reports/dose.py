@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 
 _UNITS = ("raw", "× max", "× norm")
+_FIGURES = 91
+"""Characters of a line that figures take, with room for large ones."""
+_WIDE = _FIGURES + 30
+"""From how many on a line has room for a sample, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +60,9 @@ class Response:
 
 @dataclass(frozen=True, kw_only=True)
 class Dose(Shown):
-    """What `dose` saw. `str` gives a table and bars, a notebook shows charts, `to_dict` gives what `--json` prints."""
+    """What `dose` saw. `str` gives a table, a terminal shows bars too, a notebook charts; `to_dict` gives what `--json`
+    prints.
+    """
 
     model: str
     prompt: str
@@ -102,14 +108,21 @@ class Dose(Shown):
         for line in self._conditions():
             yield Text(line)
         yield Text()
-        yield self._table(max(20, options.max_width - 91))
+        narrow = options.max_width < _WIDE
+        yield self._table(None if narrow else options.max_width - _FIGURES, gap=1 + (not narrow))
         yield Text()
-        yield self._bars()
-        yield Text()
+        if narrow:
+            yield self._samples()
+            yield Text()
+        if console.is_terminal:  # bars are for eyes: whoever reads lines has the figures above
+            yield self._bars(gap=1 + 2 * (not narrow))
+            yield Text()
         yield Text(self._legend(), style="dim")
 
-    def _table(self, room: int = 120) -> Table:
-        heads = ("strength", *_UNITS, "logit", "change", "log-prob", "perplexity", "repetition", "a sample")
+    def _table(self, room: int | None = 120, *, gap: int = 2) -> Table:
+        """Figures, and behind them so many characters of a sample, if any."""
+        heads = ["strength", *_UNITS, "logit", "change", "log-prob", "perplexity", "repetition"]
+        heads += [] if room is None else ["a sample"]
         rows = [
             Row(
                 (
@@ -120,15 +133,21 @@ class Dose(Shown):
                     f"{one.logprob:.2f}",
                     f"{one.perplexity:.3g}",
                     f"{one.repetition:.0%}",
-                    Cell(_beginning(one.texts[0], room), html=harmless(clipped(one.texts[0], 300))),
+                    *([] if room is None else [_sample(one, room)]),
                 ),
                 quiet,
             )
             for name, one, quiet in self._ordered()
         ]
-        return Table(heads, rows, left=heads[-1:])
+        return Table(heads, rows, left=heads[9:], gap=gap)
 
-    def _bars(self) -> Table:
+    def _samples(self) -> Table:
+        """What was written, where there is no room behind the figures."""
+        heads = ("strength", "a sample")
+        rows = [Row((name, _sample(one, _FIGURES)), quiet) for name, one, quiet in self._ordered()]
+        return Table(heads, rows, left=heads[1:], wraps=heads[1:])
+
+    def _bars(self, gap: int) -> Table:
         """The plot: a bar for each strength and measure, the control's lighter."""
         heads = ("strength", "logit, change", "log-prob, change", "perplexity (log scale)", "repetition")
         names, every, light = zip(*self._ordered(), strict=True)
@@ -140,7 +159,7 @@ class Dose(Shown):
             bars([one.repetition for one in every], light, most=1.0),
         )
         rows = [Row(cells, quiet) for cells, quiet in zip(zip(*columns, strict=True), light, strict=True)]
-        return Table(heads, rows, left=heads[1:], gap=3)
+        return Table(heads, rows, left=heads[1:], gap=gap)
 
     def _ordered(self) -> list[tuple[str, Response, bool]]:
         """All responses by name, each control below its strength; whether it is one."""
@@ -200,6 +219,10 @@ class Dose(Shown):
             "what was written; repetition the share of 3-grams of tokens that occurred before in the same text. A "
             "strong edit may raise all logits: the log-probability tells whether the target gains on other tokens."
         )
+
+
+def _sample(one: Response, room: int) -> Cell:
+    return Cell(_beginning(one.texts[0], room), html=harmless(clipped(one.texts[0], 300)))
 
 
 def _beginning(text: str, length: int) -> str:

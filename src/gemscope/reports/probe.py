@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
+_NAMED = "What the features stand for, and where each is more active:"
 ROUNDS = 2_000
 """Steps after which a fit is given up as not converged."""
 
@@ -145,8 +146,8 @@ class Probe(Shown):
         lines += [self._accuracies()]
         if len(self.classes) > 2:
             lines += [Text(), Text("Each class against the rest, by its one feature:"), self._by_class()]
-        elif self.named:
-            lines += [Text(), Text("The features, and what is more active where:"), self._features()]
+        if self.named:
+            lines += [Text(), Text(_NAMED), self._features()]
         return Group(*lines, Text(), *(Text(line) for line in self._summary()))
 
     def _repr_html_(self) -> str:
@@ -161,9 +162,8 @@ class Probe(Shown):
         if len(self.classes) > 2:
             by_class = self._by_class().html(styled=False)
             parts.append(f"<p>Each class against the rest, by its one feature:</p>{by_class}")
-        elif self.named:
-            named = self._features().html(styled=False)
-            parts.append(f"<p>The features, and what is more active where:</p>{named}")
+        if self.named:
+            parts.append(f"<p>{_NAMED}</p>{self._features().html(styled=False)}")
         lines = "".join(f"<li>{harmless(line)}</li>" for line in self._summary())
         return (
             f"<p><b>{harmless(self._title())}</b><br>{harmless(self._question())}</p>{self.chart()}"
@@ -191,7 +191,7 @@ class Probe(Shown):
 
     def _accuracies(self) -> Table:
         two = len(self.classes) == 2
-        head = ["probe reads", "held-out accuracy", "95 % interval", "balanced"] + ["chosen"] * two
+        head = ["probe reads", "held-out\naccuracy", "95 % interval", "balanced"] + ["chosen"] * two
         body = []
         for row in self.rows:
             name = "SAE feature" if row.basis == "features" else "raw dimension"
@@ -200,7 +200,7 @@ class Probe(Shown):
             cells = [reads + late, f"{row.accuracy:.3f}", f"{row.low:.3f} to {row.high:.3f}", f"{row.balanced:.3f}"]
             body.append(cells + [_chosen(row.probes[0].chosen)] * two)
         equal = 1 / len(self.classes)
-        body.append(["none: the most frequent class", f"{self.majority:.3f}", "", f"{equal:.3f}"] + [""] * two)
+        body.append(["the most frequent class", f"{self.majority:.3f}", "", f"{equal:.3f}"] + [""] * two)
         return Table(head, body, left=head, wraps=head[-1:])
 
     def _by_class(self) -> Table:
@@ -212,27 +212,32 @@ class Probe(Shown):
                 _chosen(probe.chosen[:1]),
                 f"{probe.accuracy:.3f}",
                 f"{probe.balanced:.3f}",
-                *([short_label(probe.chosen[0].label)] if self.named else []),
             ]
             for one, probe in zip(self.classes, first.probes, strict=True)
         ]
         reads = "its feature" if first.k == 1 else f"first of its {first.k}"
-        head = ["class", "train + held out", reads, "accuracy", "balanced", *([STANDS] if self.named else [])]
-        return Table(head, body, left=head, wraps=head[-1:])
+        head = ["class", "train +\nheld out", reads, "accuracy", "balanced"]
+        return Table(head, body, left=head)
 
     def _features(self) -> Table:
-        """Those of the probe that reads most features, of two classes."""
-        head = ["feature", "more active in", "difference of means", STANDS]
+        """Of two classes those of the probe that reads most, of several the strongest of each."""
+        head = ["feature", "more active in", "by", STANDS]
         body: list[list[Cell | str]] = [
             [
                 str(one.dimension),
-                _shown(self.classes[one.difference >= 0].label),
+                self._where(probe, one),
                 figure(abs(one.difference)),
                 short_label(one.label),
             ]
-            for one in self._widest.probes[0].chosen
+            for probe in self._widest.probes
+            for one in probe.chosen[: 1 if len(self.classes) > 2 else None]
         ]
         return Table(head, body, left=(head[1], head[3]), wraps=head[3:])
+
+    def _where(self, probe: OneVsRest, one: Chosen) -> str:
+        if one.difference >= 0:
+            return _shown(probe.label)
+        return f"others than {_shown(probe.label)}" if len(self.classes) > 2 else _shown(self.classes[0].label)
 
     @property
     def _widest(self) -> Fit:
