@@ -31,8 +31,7 @@ def test_features_come_by_share_of_their_maximum_times_rarity(atlas: gs.Atlas) -
 
     def telling(feature: int, activation: float) -> float:
         page = pages[feature]
-        density = page.density or 0.5 / page.tokens
-        return activation / (page.max or activation) * math.log(1 / density)
+        return 0.0 if page.dead else activation / page.max * math.log(1 / page.density)
 
     for token, whole in zip(seen.tokens, every.tokens, strict=True):
         best = sorted((telling(one.feature, one.activation) for one in whole.features), reverse=True)[:4]
@@ -40,7 +39,8 @@ def test_features_come_by_share_of_their_maximum_times_rarity(atlas: gs.Atlas) -
         assert token.l0 == whole.l0 == len(whole.features)
         for one in token.features:
             assert one.label == pages[one.feature].label
-            assert one.share == pytest.approx(one.activation / (pages[one.feature].max or one.activation))
+            page = pages[one.feature]
+            assert one.share == (None if page.dead else pytest.approx(one.activation / page.max))
 
 
 def test_what_stands_out_is_each_feature_once_where_it_says_most(atlas: gs.Atlas) -> None:
@@ -66,6 +66,16 @@ def test_without_an_atlas_the_strongest_come_and_nothing_is_named() -> None:
     assert all(one.label is None and one.share is None for token in seen.tokens for one in token.features)
     with pytest.raises(InputError, match=r"no atlas of .* is at hand"):
         gs.look(MODEL, SAE, TEXT, order="telling")
+
+
+def test_what_never_fired_in_the_atlas_comes_last_and_has_no_share(atlas: gs.Atlas) -> None:
+    seen = gs.look(MODEL, SAE, TEXT, k=SAE.d_sae, atlas=atlas)
+    dead = [[atlas[one.feature].dead for one in token.features] for token in seen.tokens]
+    assert sum(map(sum, dead)) > 0
+    assert all(row == sorted(row) for row in dead)
+    shown = next(one for token in seen.tokens for one in token.features if one.share is None)
+    assert f"{shown.feature}  " in str(seen)
+    assert json.loads(json.dumps(seen.to_dict(), allow_nan=False))
 
 
 def test_dense_features_can_be_left_out(atlas: gs.Atlas) -> None:
@@ -128,7 +138,7 @@ def test_a_text_finds_the_features_that_say_most_about_it(
     for token in every.tokens:
         for one in token.features if token.counted else ():
             page = atlas[one.feature]
-            tells = one.activation / (page.max or one.activation) * -math.log(page.density or 0.5 / page.tokens)
+            tells = 0.0 if page.dead else one.activation / page.max * -math.log(page.density)
             best[one.feature] = max(best.get(one.feature, 0.0), tells)
     assert [best[one.feature] for one in every.foremost] == pytest.approx(sorted(best.values(), reverse=True))
     monkeypatch.setattr("gemscope.cli.options.model_of", lambda *_: MODEL)

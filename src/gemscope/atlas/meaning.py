@@ -39,16 +39,19 @@ class Meanings:
         return self._density[features]
 
     def shares(self, features: Ints, activations: Floats) -> Floats:
-        """Activations in parts of each feature's largest; 1 for one that never fired in the atlas's text."""
-        return activations / np.where(self._max[features] > 0, self._max[features], activations)
+        """Activations in parts of each feature's largest; NaN for one that never fired in the atlas's text."""
+        largest = self._max[features]
+        shares: Floats = np.where(largest > 0, activations / np.where(largest > 0, largest, 1.0), np.nan)
+        return shares
 
     def telling(self, features: Ints, activations: Floats) -> Floats:
         """How much it says that features fire so: (activation / max) · ln(1 / density), in nats.
 
         What fires everywhere says next to nothing, however strongly; what fires seldom says much, unless hardly at all.
+        Of what never fired in the atlas's text nothing is known, and it says nothing.
         """
         told: Floats = self.shares(features, activations) * -np.log(np.minimum(self._density[features], 1.0))
-        return told
+        return np.where(np.isnan(told), 0.0, told)
 
 
 @contextmanager

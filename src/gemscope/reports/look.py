@@ -38,7 +38,7 @@ class Fired:
     feature: int
     activation: float
     share: float | None = None
-    """Of the feature's largest activation in the atlas that was at hand."""
+    """Of the feature's largest activation in the atlas that was at hand; None for one that never fired there."""
     label: str | None = None
     """What it stands for, by that atlas."""
 
@@ -145,7 +145,7 @@ class Look(Shown):
                 stands = short_label(one.label)
                 mine = Cell(str(one.feature), shade(one.share or 0), self._linked(one.feature))
                 first = (name, str(token.l0)) if nth == 0 else ("", "")
-                rows.append(Row((*first, mine, f"{one.activation:.1f}", f"{one.share:.2f}", stands)))
+                rows.append(Row((*first, mine, f"{one.activation:.1f}", _share(one), stands)))
         return Table(heads, rows, left=(heads[0], heads[5]), wraps=heads[5:])
 
     def _linked(self, feature: int) -> str | None:
@@ -185,7 +185,7 @@ class Look(Shown):
             (
                 str(one.feature),
                 f"{one.activation:.1f}",
-                f"{one.share:.2f}",
+                _share(one),
                 visible(self.tokens[one.position].token),
                 readable(one.label) if one.label else "no label",
             )
@@ -205,6 +205,10 @@ class Look(Shown):
             f"L0 {self.l0:.1f} per token · explained variance {ev} · over {self.counted} of {len(self.tokens)} tokens "
             f"(special, first and attention-sink tokens are not counted{sinks})"
         )
+
+
+def _share(one: Fired) -> str:
+    return "" if one.share is None else f"{one.share:.2f}"
 
 
 @dataclass(frozen=True)
@@ -303,7 +307,8 @@ def _ranked(
     if order == "telling":
         best = np.argsort(-known_of.telling(ids, values), kind="stable")
         ids, values = ids[best], values[best]
-    return list(map(Fired, ids.tolist(), values.tolist(), known_of.shares(ids, values).tolist()))
+    shares = [None if math.isnan(share) else share for share in known_of.shares(ids, values).tolist()]
+    return list(map(Fired, ids.tolist(), values.tolist(), shares))
 
 
 def _foremost(tokens: Sequence[Token], known_of: Meanings) -> tuple[Foremost, ...]:
