@@ -115,9 +115,13 @@ def test_large_numbers_that_are_gone_by_the_middle_make_no_sink() -> None:
 def test_a_token_is_a_sink_from_three_typical_norms_on() -> None:
     above = sinks.limit(torch.tensor([1.0, 2.0, 9.0]))
     assert above == 6.0
-    norms = torch.tensor([[0.5, 5.9, 6.1, 3e4, float("inf")]])
-    assert sinks.told(norms, above).tolist() == [[False, False, True, True, True]]
+    norms = torch.tensor([[0.5, 5.9, 6.0, 6.1, 3e4, float("inf")]])
+    assert sinks.told(norms, above).tolist() == [[False, False, True, True, True, True]]
     assert not sinks.told(norms[:, :-1], sinks.limit(torch.zeros(0))).any()
+
+
+def test_where_typical_tokens_have_no_norm_at_all_none_is_a_sink() -> None:
+    assert not sinks.told(torch.zeros(1, 3), sinks.limit(torch.zeros(5))).any()
 
 
 def test_the_typical_norm_is_of_tokens_spread_evenly_over_the_vocabulary() -> None:

@@ -47,11 +47,13 @@ def vocabulary(size: int, *, without: frozenset[int]) -> Int[Tensor, "N"]:
 
 
 def limit(norms: Float[Tensor, "N"]) -> float:
-    """The norm that no ordinary token reaches, given those of ordinary tokens; infinite where there are none."""
-    return SINK_FACTOR * norms.median().item() if len(norms) else float("inf")
+    """The norm that no ordinary token reaches, given those of ordinary tokens; infinite where there are none, or where
+    they are nothing.
+    """
+    return (SINK_FACTOR * norms.median().item() if len(norms) else 0.0) or float("inf")
 
 
-def told(norms: Float[Tensor, "B T"], above: float) -> Bool[Tensor, "B T"]:
+def told(norms: Float[Tensor, "B T"], limit: float) -> Bool[Tensor, "B T"]:
     """Which tokens are sinks, by their norms in the middle of the model."""
-    found: Tensor = norms > above
+    found: Tensor = norms >= limit
     return found
