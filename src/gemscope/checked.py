@@ -515,21 +515,25 @@ def _is_deep(data: bytes) -> bool:
 
 def _require_finite(value: object, where: str) -> None:
     """Of values that another parser let in, and JSON would not, where nothing was declared."""
-    if isinstance(value, float) and not (-sys.float_info.max <= value <= sys.float_info.max):
-        raise CorruptFile(f"{where} holds {value:g}, expected numbers")
-    for one in _parts(value):
-        _require_finite(one, where)
+    for level in _levels(value):
+        for one in level:
+            if isinstance(one, float) and not (-sys.float_info.max <= one <= sys.float_info.max):
+                raise CorruptFile(f"{where} holds {one:g}, expected numbers")
 
 
-def _require_shallow(value: object, where: str, levels: int = DEEP) -> None:
-    if not levels and isinstance(value, dict | list | tuple):
-        raise CorruptFile(f"{where} is nested deeper than {DEEP} levels")
-    for one in _parts(value):
-        _require_shallow(one, where, levels - 1)
+def _require_shallow(value: object, where: str) -> None:
+    for depth, level in enumerate(_levels(value)):
+        if depth >= DEEP and any(isinstance(one, _HOLDING) for one in level):
+            raise CorruptFile(f"{where} is nested deeper than {DEEP} levels")
 
 
-def _parts(value: object) -> Iterator[object]:
-    if isinstance(value, dict):
-        yield from value.values()
-    elif isinstance(value, list | tuple):
-        yield from value
+_HOLDING = (dict, list, tuple)
+
+
+def _levels(value: object) -> Iterator[list[object]]:
+    """A value, what is in it, what is in that, and so on."""
+    level: list[Any] = [value]
+    while level:
+        yield level
+        holding = [one for one in level if isinstance(one, _HOLDING)]
+        level = [part for one in holding for part in (one.values() if isinstance(one, dict) else one)]

@@ -99,7 +99,7 @@ def slowly(model: LanguageModel, family: str, site: str, sae: SAE) -> list[list[
         if family in LAYER_NORM:
             d = d - d.mean()
         logits = W_U @ (d * gain(parts.final))
-        out.append([float(logits[token] - logits[known].mean()) for token in known])
+        out.append((logits[known] - logits[known].mean()).tolist())
     return out
 
 

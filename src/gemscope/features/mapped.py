@@ -11,6 +11,7 @@ import mmap
 import sys
 from dataclasses import dataclass
 from functools import cache
+from itertools import dropwhile
 from pathlib import Path
 
 from torch import Tensor
@@ -36,22 +37,31 @@ class Mapped:
             return None
         storage = tensor.untyped_storage()
         first, last = storage.data_ptr(), storage.data_ptr() + storage.nbytes()
-        inside = False
-        for line in Path("/proc/self/smaps").read_text().splitlines():
-            head = line.split()
-            if not head[0].endswith(":"):
-                begin, end = (int(address, 16) for address in head[0].split("-"))
-                inside = begin <= first and last <= end and head[4] != "0"
-            elif inside and head[0] == "Anonymous:":
-                if head[1] != "0":
-                    return None
-                aligned = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE
-                return cls(aligned, max(0, last // mmap.PAGESIZE * mmap.PAGESIZE - aligned))
-        return None
+        if (map_ := _map_around(first, last)) is None or _is_written(map_):
+            return None
+        aligned = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE
+        return cls(aligned, max(0, last // mmap.PAGESIZE * mmap.PAGESIZE - aligned))
 
     def release(self) -> None:
         """Lets go of all that has been read."""
         _libc().madvise(ctypes.c_void_p(self.start), ctypes.c_size_t(self.length), mmap.MADV_DONTNEED)
+
+
+def _map_around(first: int, last: int) -> str | None:
+    """The addresses of the file's map that these lie in."""
+    with Path("/proc/self/maps").open() as maps:
+        for addresses, _, _, _, inode, *_ in map(str.split, maps):
+            begin, end = (int(address, 16) for address in addresses.split("-"))
+            if first < end:
+                return addresses if begin <= first and last <= end and inode != "0" else None
+    return None
+
+
+def _is_written(addresses: str) -> bool:
+    """Takes milliseconds: of each map up to this one all pages are looked at."""
+    with Path("/proc/self/smaps").open() as lines:
+        facts = dropwhile(lambda line: not line.startswith(addresses), lines)
+        return next((line.split()[1] != "0" for line in facts if line.startswith("Anonymous:")), True)
 
 
 @cache
