@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 import sys
 import threading
 import traceback
@@ -26,6 +25,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
+
+from processes import Done, python
 
 GRANTED = "hf_granted"
 """The token that may read what is gated or private. Any other belongs to somebody who was granted nothing."""
@@ -289,32 +290,14 @@ def hub(repos: Mapping[str, Repo], *, page_size: int = 1000) -> Iterator[HubServ
     assert not server.faults, "\n".join(server.faults)
 
 
-class Child(NamedTuple):
-    """A finished child process."""
-
-    stdout: str
-    stderr: str
-    code: int
-
-    def json(self) -> Any:
-        """What its last line says. Raises AssertionError with its stderr when the child failed."""
-        assert self.code == 0, f"the child ended with {self.code}:\n{self.stderr}"
-        return json.loads(self.stdout.splitlines()[-1])
-
-
-def child(*arguments: str, env: Mapping[str, str], timeout: float = 240) -> Child:
-    """Runs this Python in a child process: one argument is a snippet (with `json` and `raised` at hand, see below),
+def child(*arguments: str, env: Mapping[str, str]) -> Done:
+    """Runs this Python in a process of its own: one argument is a snippet (with `json` and `raised` at hand, see below),
     several are the interpreter's own (`"-m", "gemscope", "look", ...`).
 
     `raised(function, *arguments, **options)` calls and returns the exception's class names, its own first, up to
     Exception (without it), or [] when nothing was raised: `assert "GatedRepoError" in raised(...)`.
     """
-    if len(arguments) == 1:
-        arguments = ("-c", _PRELUDE + arguments[0])
-    done = subprocess.run(
-        [sys.executable, *arguments], env=dict(env), capture_output=True, text=True, timeout=timeout, check=False
-    )
-    return Child(done.stdout, done.stderr, done.returncode)
+    return python(*(("-c", _PRELUDE + arguments[0]) if len(arguments) == 1 else arguments), env=env)
 
 
 _PRELUDE = """

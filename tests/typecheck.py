@@ -5,6 +5,7 @@ made anew in each pass through a model, those alone: to prepare the others took 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import typing
@@ -17,7 +18,8 @@ from beartype import BeartypeConf, beartype
 
 checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
-_jaxtyped = jaxtyping.jaxtyped
+_ONE_CALL = jaxtyping.jaxtyped("context")
+"""In which a letter stands for one length."""
 
 
 def install() -> None:
@@ -43,24 +45,39 @@ def _lean(*, typechecker: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def decorated(given: Any) -> Any:
-        if not inspect.isfunction(given) or any("'" in str(hint) for hint in given.__annotations__.values()):
-            return _jaxtyped(given, typechecker=typechecker)
-        return given if "<locals>" in given.__qualname__ else _plain(given, typechecker)
+        if inspect.isfunction(given):
+            return _watched(given, typechecker)
+        if dataclasses.is_dataclass(given) and inspect.isfunction(made := vars(given).get("__init__")):
+            given.__init__ = _watched(made, typechecker)
+        return given
 
     return decorated
 
 
-def _plain(given: Callable[..., Any], typechecker: Callable[..., Any]) -> Callable[..., Any]:
-    """Checked without the bookkeeping that shapes need, which takes several times as long."""
+def _watched(given: Any, typechecker: Callable[..., Any]) -> Any:
+    """Arguments and what is returned, in one call of the type checker. jaxtyping makes two of it, for the words of its
+    messages, and binds arguments for lengths that are computed from them, which no signature here has.
+    """
+    has_shapes = any("'" in str(hint) for hint in given.__annotations__.values())
+    if not has_shapes and "<locals>" in given.__qualname__:
+        return given
     given.__annotations__ = {name: _hint(hint, given) for name, hint in given.__annotations__.items()}
     watched = typechecker(given)
 
     @functools.wraps(given)
-    def wrapper(*args: Any, **options: Any) -> Any:
+    def plain(*args: Any, **options: Any) -> Any:
         __tracebackhide__ = True
         return (given if jaxtyping.config.jaxtyping_disable else watched)(*args, **options)
 
-    return wrapper
+    @functools.wraps(given)
+    def shaped(*args: Any, **options: Any) -> Any:
+        __tracebackhide__ = True
+        if jaxtyping.config.jaxtyping_disable:
+            return given(*args, **options)
+        with _ONE_CALL:
+            return watched(*args, **options)
+
+    return shaped if has_shapes else plain
 
 
 def _hint(hint: Any, given: Callable[..., Any]) -> Any:

@@ -6,7 +6,6 @@ import gzip
 import json
 import os
 import sqlite3
-import subprocess
 import sys
 import zlib
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import pytest
 
 from atlases import planted_atlas
 from gemscope.atlas.files import packing
+from processes import python
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits on memory are Linux's")
 ROOM = 400 << 20
@@ -74,14 +74,8 @@ except GemscopeError as error:
 
 def said(what: str, path: Path, room: int = ROOM) -> str:
     """What another process, with little memory, says of a file."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, what, str(path), str(room)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = python("-c", PROGRAM, what, str(path), str(room), env=os.environ)
+    assert done.code == 0, done.stderr[-3000:]
     (line,) = done.stdout.splitlines()
     return line
 
