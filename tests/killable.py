@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import io
 import json
 import os
@@ -107,6 +108,7 @@ def main() -> None:
         time.sleep(0.005)
 
     writers.save_file = slow
+    gc.freeze()  # what is made by now is nobody's garbage, and would be copied for each fork to be looked at
     _tell("ready")
     for line in sys.stdin:
         asked = json.loads(line)
