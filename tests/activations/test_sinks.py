@@ -1,5 +1,5 @@
-"""Attention sinks: planted ones in every family at every site, and real ones of the bundled model, told apart by what
-transformers itself computes: its hidden states, and its attention.
+"""Attention sinks: planted ones in every family at every site, and real ones of the bundled model, told apart by the hidden
+states that transformers itself computes.
 """
 
 import numpy as np
@@ -156,18 +156,17 @@ def bundled(bundled_model: LanguageModel) -> LanguageModel:
     return bundled_model if bundled_model.dtype == torch.float32 else load_model("smollm2", dtype="float32")
 
 
-def hidden(model: LanguageModel, ids: Tensor, *, attention: bool = False) -> tuple[list[Tensor], list[Tensor]]:
-    """Residual streams behind each block but the last, and attention by layer, of transformers itself."""
+def hidden(model: LanguageModel, ids: Tensor) -> list[Tensor]:
+    """Residual streams behind each block but the last, of transformers itself."""
     with torch.no_grad():
-        out = model.hf(input_ids=ids, output_hidden_states=True, output_attentions=attention)
-    return list(out.hidden_states[1:-1]), list(out.attentions or [])
+        return list(model.hf.base_model(input_ids=ids, output_hidden_states=True).hidden_states[1:-1])
 
 
 @pytest.mark.parametrize("text", HELD)
 def test_real_sinks_are_those_whose_massive_activations_last(text: str, bundled: LanguageModel) -> None:
     """By Sun et al.: a coordinate above a hundred that is far above the others, here in each of ten layers."""
     tokens = bundled.tokens(text)
-    streams, _ = hidden(bundled, tokens.ids)
+    streams = hidden(bundled, tokens.ids)
     late = torch.stack([stream[0].abs() for stream in streams[12:22]])
     massive = (late.amax(-1) > 100 * late.median(-1).values).all(0) & (late.amax(-1) > 100).all(0)
     massive[0] = False  # the first position counts at no time
@@ -179,7 +178,7 @@ def test_real_sinks_are_those_whose_massive_activations_last(text: str, bundled:
 
 def test_ordinary_tokens_of_real_text_are_alike_in_the_middle_and_none_is_lost(bundled: LanguageModel) -> None:
     rows = next(bundled.rows(Corpus.sample().take(12), length=128, batch=8))
-    streams, _ = hidden(bundled, rows.ids)
+    streams = hidden(bundled, rows.ids)
     norms = streams[15].norm(dim=-1)
     ordinary = norms < 2 * norms[rows.counted].median()
     counted = bundled.capture(rows, ["0.res"])["0.res"].counted

@@ -227,7 +227,7 @@ def test_a_missing_input_scale_is_found(bundled: tuple[gs.LanguageModel, SAE], m
         weight.mul_(scale)
     # On whatever it reads nearly all of its features are on, which takes long: on few tokens, then.
     monkeypatch.setattr(importlib.import_module("gemscope.reports.trials"), "_FEW", 12)
-    (text,) = (document.text[:700] for document in gs.Corpus.sample().take(1))
+    (text,) = (document.text[:560] for document in gs.Corpus.sample().take(1))
     found = gs.check(model, small, gs.Corpus.of([text]))
     assert found.tokens > 100
     assert not found.ok

@@ -439,8 +439,9 @@ def test_the_shell_compares_what_a_pattern_matches(tmp_path: Path, capsys: pytes
     sae = load_sae("smollm2")
     for name in ("a", "b"):
         save_sae(sae, tmp_path / name)
-    page = tmp_path / "page.html"
-    words = ["score", "smollm2", f"{tmp_path}/*", "--also", "smollm2", "--tokens", "64", "--loss-tokens", "64"]
+    page, text = tmp_path / "page.html", tmp_path / "few.txt"
+    text.write_text(next(iter(Corpus.sample())).text[:250])
+    words = ["score", "smollm2", f"{tmp_path}/*", str(text), "--also", "smollm2", "--tokens", "64"]
     assert main([*words, "--json", "--html", str(page)]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert [Path(one["sae"]).name for one in facts["scores"]] == ["a", "b", "smollm2"]
@@ -448,7 +449,7 @@ def test_the_shell_compares_what_a_pattern_matches(tmp_path: Path, capsys: pytes
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
-@pytest.mark.usefixtures("at_hand")
+@pytest.mark.usefixtures("at_hand", "little_text")
 def test_the_shell_scores_the_default_with_at_least_these_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["score", "--tokens", "64", "--loss-tokens", "64", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)

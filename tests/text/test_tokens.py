@@ -74,6 +74,17 @@ def test_every_packed_token_knows_its_document_and_its_place_there(packing):
 
 @settings(max_examples=150, deadline=None)
 @given(packings())
+def test_what_is_padding_at_the_end_of_every_row_can_be_left_out(packing):
+    for tokens in packed(*packing):
+        kept = tokens.trimmed
+        longest = int(tokens.real.sum(-1).max())
+        assert kept.real[:, -1].any()
+        for name in ("ids", "real", "counted", "document", "offset"):
+            assert torch.equal(getattr(kept, name), getattr(tokens, name)[:, :longest])
+
+
+@settings(max_examples=150, deadline=None)
+@given(packings())
 def test_only_the_last_packed_row_is_padded_and_only_the_last_batch_is_short(packing):
     given, options = packing
     batches = packed(given, options)

@@ -110,7 +110,7 @@ def _read(model: LanguageModel, corpus: Corpus, tokens: int, every_token: bool, 
     first = next(model.rows(corpus.documents(passed), length=length, batch=batch, every_token=every_token), None)
     if first is None or not first.counted.any():
         raise InputError(f"{corpus.name} gave no token that counts: nothing to check with")
-    return first
+    return first.trimmed
 
 
 def _of_same_width(model: LanguageModel, sae: SAE) -> list[Site]:

@@ -89,6 +89,7 @@ def scores(
     passed: Passed = Counter()
     with progress("score", tokens, "tokens") as advance:
         for rows in model.rows(corpus.documents(passed), length=length, batch=batch, every_token=every_token):
+            rows = rows.trimmed
             captured = model.capture(rows, sites, every_token=every_token)
             for reading in readings:
                 acts = captured[reading.site]

@@ -68,6 +68,11 @@ class Tokens:
         """The same ids with everything but padding counted."""
         return replace(self, counted=self.real)
 
+    @property
+    def trimmed(self) -> Tokens:
+        """Without what is padding at the end of every row: a short text costs a model no more than its length."""
+        return self.first(len(self), int(self.real.any(0).nonzero().max()) + 1)
+
     def first(self, rows: int, positions: int) -> Tokens:
         """The beginnings of the first rows."""
 
