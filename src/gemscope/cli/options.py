@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -65,8 +66,10 @@ def add_chat(command: argparse.ArgumentParser) -> None:
 
 
 def text_of(args: argparse.Namespace, text: str) -> OneText:
-    """What TEXT stands for: itself, what stdin says, the user's turn, or the turns of a chat."""
-    text = sys.stdin.read() if text == "-" else text
+    """What TEXT stands for: itself, what stdin says, the user's turn, or the turns of a chat. In UTF-8, whatever the
+    locale makes of its bytes.
+    """
+    text = os.fsencode(sys.stdin.read() if text == "-" else text).decode("utf-8", "surrogateescape")
     if not args.chat and not args.turns:
         return text
     from gemscope.text.chat import is_one_chat, turn_of

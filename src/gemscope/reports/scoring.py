@@ -88,8 +88,8 @@ def scores(
     read = kept_tokens = sinks = 0
     passed: Passed = Counter()
     with progress("score", tokens, "tokens") as advance:
-        for rows in model.rows(corpus.documents(passed), length=length, batch=batch, every_token=every_token):
-            rows = rows.trimmed
+        for packed in model.rows(corpus.documents(passed), length=length, batch=batch, every_token=every_token):
+            rows = packed.trimmed
             captured = model.capture(rows, sites, every_token=every_token)
             for reading in readings:
                 acts = captured[reading.site]
