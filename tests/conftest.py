@@ -35,7 +35,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_finish() -> None:
     """What is imported by now stays: nobody looks for garbage in it any more, which was a fifth of the time."""
-    gc.collect()
     gc.freeze()
     gc.set_threshold(200_000, 20, 100)
     gc.enable()
