@@ -29,7 +29,7 @@ class Said:
     cut: int | None = None
     """Bytes after which the connection ends, though more are promised."""
     hangs: bool = False
-    """Says nothing until the server ends."""
+    """Says nothing until the server ends; where it is `cut`, nothing more."""
     trickles: bool = False
     """A blank every few milliseconds until the server ends."""
 
@@ -95,7 +95,7 @@ def answering(script: Script, context: ssl.SSLContext | None = None) -> Iterator
                 server.asked.append(question)
             said = script(question)
             self.close_connection = True
-            if said.hangs:
+            if said.hangs and said.cut is None:
                 over.wait()
                 return
             try:
@@ -115,6 +115,8 @@ def answering(script: Script, context: ssl.SSLContext | None = None) -> Iterator
             while said.trickles and not over.wait(0.005):
                 self.wfile.write(b" ")
             self.wfile.write(said.body[: said.cut])
+            if said.hangs:
+                over.wait()
 
     class Threads(ThreadingHTTPServer):
         daemon_threads = True

@@ -4,6 +4,7 @@ killed anywhere goes on to the same labels.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -29,11 +30,11 @@ from gemscope.atlas.labels.answers import object_in
 from gemscope.atlas.labels.asking import Answered, estimate, explain_with, question
 from gemscope.atlas.labels.here import Here
 from gemscope.atlas.labels.journal import journal_of, path_of, read_journal
-from gemscope.atlas.labels.questions import Failure, Reply
+from gemscope.atlas.labels.questions import GIVE_UP, Failure, Reply
 from gemscope.atlas.labels.wanting import wanting
 from gemscope.atlas.verify import verify
 from gemscope.cli.main import main
-from gemscope.errors import AccessError, CorruptFile, InputError, Mismatch, NotFound
+from gemscope.errors import AccessError, CorruptFile, InputError, Mismatch, NotFound, StorageFull
 from gemscope.testing import tiny_model
 
 KEY = "sk-nobody-may-see-this"
@@ -192,10 +193,15 @@ def wanting_of_none(atlas: gs.Atlas) -> list[int]:
     return [page.index for page in atlas if not page.dead]
 
 
-def test_one_that_reaches_nobody_among_others_is_a_failure(atlas: gs.Atlas) -> None:
-    with answering(lambda asked: Said(b"", 500) if feature_of(asked) == 2 else good("of")) as server:
-        told = explained(server, atlas)
-    assert told.failed == {2: "status 500, after 8 tries"}
+def test_those_that_reach_nobody_among_others_are_failures(atlas: gs.Atlas) -> None:
+    wanted = wanting(atlas)
+    unheard = wanted[::3]
+    assert len(unheard) > GIVE_UP
+    with answering(lambda asked: Said(b"", 500) if feature_of(asked) in unheard else good("of")) as server:
+        told = explain_with(atlas, gs.Endpoint(server.url, "m", at_once=1))
+    assert told.failed == dict.fromkeys(unheard, "status 500, after 8 tries")
+    lines = path_of(atlas.folder).read_text().splitlines()
+    assert len(lines) == len(set(lines))  # none is written down twice
 
 
 def test_a_server_that_refuses_ends_it_and_nothing_is_lost(atlas: gs.Atlas) -> None:
@@ -376,6 +382,27 @@ def test_a_journal_that_is_damaged_or_of_another_atlas_is_refused(atlas: gs.Atla
         path.write_bytes(sound.replace(b"11111", b"22222"))
         with pytest.raises(Mismatch, match="is of another atlas than lies there now: move it away"):
             explained(server, atlas, features=[0])
+
+
+def test_a_line_that_finds_no_room_leaves_the_journal_whole(atlas: gs.Atlas, monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(script) as server:
+        explained(server, atlas, features=[1])
+        sound, sync = path_of(atlas.folder).read_bytes(), os.fsync
+
+        def full(file: int) -> None:
+            if os.fstat(file).st_size > len(sound):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            sync(file)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", full)
+            with pytest.raises(
+                StorageFull, match=r"no room left .*asked.jsonl, what was answered is kept: free some room"
+            ):
+                explained(server, atlas, features=[2])
+        assert path_of(atlas.folder).read_bytes() == sound
+        explained(server, atlas, features=[1, 2])
+    assert {feature for feature, _ in atlas.explanations()} == {1, 2}
 
 
 def test_two_do_not_ask_at_once(atlas: gs.Atlas) -> None:

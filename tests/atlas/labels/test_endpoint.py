@@ -8,12 +8,13 @@ import shutil
 import ssl
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent import futures
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -48,6 +49,7 @@ def test_a_good_answer_is_the_models_text() -> None:
         "messages": [{"role": "user", "content": server.asked[0].text}],
     }  # fmt: skip
     assert not any("Authorization" in one.headers for one in server.asked)
+    assert {one.headers["Connection"] for one in server.asked} == {"close"}
 
 
 def once(bad: Said) -> Callable[[Question], Said]:
@@ -120,6 +122,16 @@ def test_nobody_there_is_said() -> None:
         ask("http://gemscope.invalid/v1")
 
 
+def test_where_one_is_asked_to_wait_all_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+    monkeypatch.setattr(Pace, "hold", lambda pace, seconds: held.append(seconds))
+    with answering(once(PASSING["429, wait"])) as server:
+        ask(server.url)
+    with answering(once(PASSING["503"])) as server:
+        ask(server.url)
+    assert held == [0.01]
+
+
 def test_a_wait_beyond_the_deadline_is_not_waited_for() -> None:
     with answering(lambda asked: plain({}, 429, Retry_After="3600")) as server:
         (found,) = ask(server.url, deadline=5)
@@ -146,6 +158,7 @@ NONE = {
     "filtered": (completion("", finish_reason="content_filter"), "the model refused to answer"),
     "refused": (completion(None, message={"refusal": "I cannot"}), "the model refused to answer"),
     "a book": (Said(b'{"a": "' + b"x" * (4 << 20) + b'"}'), "an answer of more than 4 MB"),
+    "one without end": (Said(b"x" * (5 << 20), cut=(4 << 20) + 1, hangs=True), "an answer of more than 4 MB"),
 }  # fmt: skip
 
 
@@ -182,7 +195,10 @@ def test_a_server_that_refuses_ends_it_at_once_in_one_line(said: Said, line: str
 
 
 def test_what_came_beside_a_refusal_is_given_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "wait", lambda running, return_when: futures.wait(running))
+    def all_of_them(running: Iterable[futures.Future[object]], return_when: str) -> SimpleNamespace:
+        return SimpleNamespace(done=sorted(futures.wait(running).done, key=lambda one: one.exception() is None))
+
+    monkeypatch.setattr(module, "wait", all_of_them)
     with answering(lambda asked: plain({}, 401) if asked.text == "b" else good("of")) as server:
         found = []
         with pytest.raises(AccessError):
@@ -190,7 +206,7 @@ def test_what_came_beside_a_refusal_is_given_first(monkeypatch: pytest.MonkeyPat
     assert {number for number, _ in found} == {0, 2, 3, 4}
 
 
-def test_a_model_that_knows_the_limit_by_another_name_is_asked_so() -> None:
+def test_a_model_that_knows_the_limit_by_another_name_is_asked_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def script(asked: Question) -> Said:
         if "max_tokens" in asked.body:
             return plain({"error": {"message": "Unsupported parameter: use 'max_completion_tokens' instead."}}, 400)
@@ -198,9 +214,11 @@ def test_a_model_that_knows_the_limit_by_another_name_is_asked_so() -> None:
             return plain({"error": {"message": "Unsupported value: 'temperature' does not support 0."}}, 400)
         return good("of")
 
+    turns = []
+    monkeypatch.setattr(Pace, "turn", lambda pace, wait: turns.append(1))
     with answering(script) as server:
         assert all(isinstance(one, Reply) for one in ask(server.url, "a", "b", "c", at_once=1))
-        assert len(server.asked) == 5
+        assert len(server.asked) == len(turns) == 5
         assert set(server.asked[-1].body) == {"model", "messages", "max_completion_tokens"}
 
 
@@ -244,7 +262,11 @@ def test_a_key_does_not_go_over_the_network_unencrypted_unless_asked(monkeypatch
         Endpoint(fine, "m")
     Endpoint("http://gpu.example/v1", "m", plain_http=True)
     Endpoint("http://gpu.example/v1", "m", key_env="")
-    for foul in ("http://localhost.gpu.example/v1", "http://127.0.0.1.gpu.example/v1"):
+    for foul in (
+        "http://localhost.gpu.example/v1",
+        "http://127.0.0.1.gpu.example/v1",
+        "http://a.localhost.gpu.example",
+    ):
         with pytest.raises(InputError, match="unencrypted"):
             Endpoint(foul, "m")
     with pytest.raises(InputError, match="there is no key in MY_KEY"):

@@ -154,7 +154,7 @@ class Journal(Known):
     def _add(self, line: _Line) -> None:
         data = f"{json.dumps(_told(line), ensure_ascii=False)}\n".encode()
         start = os.lseek(self._file, 0, os.SEEK_END)
-        with room(self.path, kept="what was answered is kept"):
+        with room(self.path, kept="what was answered is kept: free some room"):
             try:
                 while data:
                     data = data[os.write(self._file, data) :]
