@@ -46,15 +46,17 @@ def test_the_prompt_page_shows_what_look_sees(live: TestClient, folder: Path) ->
     assert live.post(f"{AT}/prompt.json", json={"text": TEXT, "k": 4, "pin": 5}).json() == found
 
 
-def test_the_features_that_fire_on_a_text_are_found_strongest_first(live: TestClient) -> None:
+def test_the_features_that_fire_on_a_text_are_found_those_first_that_say_most(live: TestClient, folder: Path) -> None:
     found = live.get(f"{AT}/search.json", params={"text": TEXT, "kind": "text"}).json()
-    acts = MODEL.capture(TEXT, ["1.res"])["1.res"]
-    dense = SAE.encode_dense(acts)[0] * acts.counted[0][:, None]
-    expected = dense.amax(0).sort(descending=True).indices[: len(found["firing"])].tolist()
-    assert [int(one["index"]) for one in found["firing"]] == expected
-    peaks = [max(one["values"]) for one in found["firing"]]
-    assert peaks == sorted(peaks, reverse=True)
-    assert peaks[-1] > 0
+    with Atlas(folder) as atlas:
+        seen = look(MODEL, SAE, TEXT, k=SAE.d_sae, atlas=atlas, foremost=len(found["firing"]))
+    assert [int(one["index"]) for one in found["firing"]] == [one.feature for one in seen.foremost]
+    for one, said in zip(found["firing"], seen.foremost, strict=True):
+        counted = [value for value, counts in zip(one["values"], found["counted"], strict=True) if counts]
+        assert max(counted) == pytest.approx(said.activation)
+    page = live.get(f"{AT}/prompt", params={"text": TEXT})
+    first = page.text.split("What stands out")[2]
+    assert f">{seen.foremost[0].feature}</a>" in first.split("</li>")[0]
 
 
 def test_a_model_s_refusal_is_one_line_and_400(live: TestClient) -> None:

@@ -31,13 +31,16 @@ def test_what_is_written_is_what_the_library_writes(live: TestClient, folder: Pa
     found = live.get(f"{STEER}.json", params={**ASKED, "run": True}).json()
     with Atlas(folder) as atlas:
         units = units_of(atlas, MODEL, SAE)
-    edits = [Steer(SAE, 5, units.max(5, 2)), Steer(SAE, 9, units.max(9, -1.5))]
-    expected = steer(MODEL, PROMPT, edits, max_new_tokens=6, temperature=0.5, seed=3).to_dict()
+        edits = [Steer(SAE, 5, units.max(5, 2)), Steer(SAE, 9, units.max(9, -1.5))]
+        expected = steer(MODEL, PROMPT, edits, max_new_tokens=6, temperature=0.5, seed=3, atlas=atlas).to_dict()
+        label = atlas[9].label
     (run,) = found["runs"]
     assert run == as_json({"name": "steered", **expected})
     assert run["pairs"][0]["default"]["text"] != run["pairs"][0]["steered"]["text"]
     assert [one["raw"] for one in found["features"]] == pytest.approx([units.max(5, 2).raw, units.max(9, -1.5).raw])
     assert [one["index"] for one in found["features"]] == ["5", "9"]
+    assert run["labels"] == [None, label]
+    assert f'at 1.res: <span class="label">{label}</span>' in live.post(STEER, data=ASKED).text
     assert live.post(f"{STEER}.json", json=ASKED).json()["runs"] == found["runs"]
     assert live.post(f"{STEER}.json", data=ASKED).json()["runs"] == found["runs"]
 

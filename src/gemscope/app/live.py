@@ -87,7 +87,7 @@ class Live:
         from gemscope.app import steering
 
         model, sae = self.pair()
-        return steering.stream(job, model, sae, self.units(job, atlas), asked)
+        return steering.stream(job, model, sae, self.units(job, atlas), asked, atlas=atlas)
 
     def attribute(self, job: Job[Any], atlas: Any, asked: Any) -> Any:
         """The `Attribution` of a `requests.Cause`. Raises Off, and what `attribute` raises."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from gemscope.activations.model import LanguageModel
 from gemscope.app.worker import Job
+from gemscope.atlas.meaning import Meanings
 from gemscope.atlas.reader import Atlas
 from gemscope.features.activations import FeatureActivations
 from gemscope.features.fit import require_fit
@@ -67,8 +68,10 @@ class Reading:
         every_token: bool = False,
         among: Sequence[int] = (),
         without: np.ndarray[Any, np.dtype[np.bool_]] | None = None,
+        known_of: Meanings | None = None,
     ) -> list[Strong]:
-        """The `limit` features with the strongest activation on any token (or any `among` these), strongest first.
+        """The `limit` features with the strongest activation on any token (or any `among` these), strongest first; by
+        what is known of an atlas's features those that are most telling.
 
         `without` [d_sae] is True for features that are left out.
         """
@@ -81,7 +84,8 @@ class Reading:
         if without is not None:
             chosen &= ~without[features]
         cells = np.flatnonzero(chosen)
-        cells = cells[np.argsort(-values[cells], kind="stable")]
+        best = values[cells] if known_of is None else known_of.telling(features[cells], values[cells])
+        cells = cells[np.argsort(-best, kind="stable")]
         _, firsts = np.unique(features[cells], return_index=True)
         best = cells[np.sort(firsts)[:limit]]
         return [

@@ -14,10 +14,11 @@ from gemscope.app.requests import Search
 from gemscope.app.responses import data, page, wants_data, wants_part
 from gemscope.app.shelf import Source
 from gemscope.app.worker import Job
+from gemscope.atlas.meaning import Meanings
 from gemscope.errors import GemscopeError
 
 _STRONG = 30
-"""Features shown that fire on a text."""
+"""Features shown that fire on a text: those that say most about it."""
 
 
 async def search(request: Request) -> Response:
@@ -75,7 +76,7 @@ async def _firing(request: Request, source: Source, text: str) -> dict[str, Any]
 
     def work(job: Job[Any]) -> dict[str, Any]:
         reading = source.live.read(job, text)
-        strong = reading.strongest(_STRONG)
+        strong = reading.strongest(_STRONG, known_of=Meanings(source.atlas))
         found = [{"summary": source.summary(one.feature), "values": one.values} for one in strong]
         return {"found": found, "strings": reading.tokens, "counted": reading.counted}
 

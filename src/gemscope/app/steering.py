@@ -11,6 +11,7 @@ from gemscope.activations.model import LanguageModel
 from gemscope.app.requests import Row, SteerFeature, Steering
 from gemscope.app.requests import Steer as Asked
 from gemscope.app.worker import Job
+from gemscope.atlas.reader import Atlas
 from gemscope.edits import controls
 from gemscope.edits.steer import Project, Steer
 from gemscope.edits.units import Units
@@ -100,15 +101,17 @@ def _noise(asked: Steering, sae: SAE, units: Units) -> list[Edit]:
     ]
 
 
-def stream(job: Job[Any], model: LanguageModel, sae: SAE, units: Units, asked: Steering) -> tuple[Run, ...]:
-    """All variants, one after another; the job tells a `Partial` with each token.
+def stream(
+    job: Job[Any], model: LanguageModel, sae: SAE, units: Units, asked: Steering, *, atlas: Atlas
+) -> tuple[Run, ...]:
+    """All variants, one after another, features named by the atlas; the job tells a `Partial` with each token.
 
     Raises what `edits_of` and `gs.steer` raise, and what `job.check` does.
     """
-    return tuple(_run(job, model, asked, one) for one in list(variants(asked, sae, units)))
+    return tuple(_run(job, model, asked, one, atlas) for one in list(variants(asked, sae, units)))
 
 
-def _run(job: Job[Any], model: LanguageModel, asked: Steering, one: Variant) -> Run:
+def _run(job: Job[Any], model: LanguageModel, asked: Steering, one: Variant, atlas: Atlas) -> Run:
     news = writing(
         model,
         turn_of(asked.prompt) if asked.chat else asked.prompt,
@@ -118,6 +121,7 @@ def _run(job: Job[Any], model: LanguageModel, asked: Steering, one: Variant) -> 
         temperature=asked.temperature,
         seed=asked.seed,
         control=one.control,
+        atlas=atlas,
         check=job.check,
     )
     return Run(one.name, _heard(news, lambda frame: job.tell(Partial(one.name, frame))))

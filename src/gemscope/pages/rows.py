@@ -8,10 +8,10 @@ from typing import Protocol, runtime_checkable
 from markupsafe import Markup, escape
 
 from gemscope.pages.charts.bar import bar
+from gemscope.pages.labels import clipped_label
 from gemscope.pages.links import Links
 from gemscope.pages.numbers import figure, percent, signed
 from gemscope.pages.strips import Example, groups, token
-from gemscope.text.printable import clipped, readable
 
 
 @runtime_checkable
@@ -114,10 +114,15 @@ def partners(ones: Iterable[Partner], links: Links) -> Markup:
     return _rows((_named(one, links), percent(one.share), figure(one.jaccard)) for one in ones)
 
 
+_HOVERED = 400
+"""Characters of a label that are one hover away; its page has all."""
+
+
 def hint(label: str | None, strongest_on: str | None, length: int = 100) -> Markup:
     """Of a feature named in passing: what is known of it in a few words."""
     if label:
-        return escape(readable(clipped(label, length)))
+        shown, whole = (escape(clipped_label(label, most)) for most in (length, _HOVERED))
+        return Markup(f'<span title="{whole}">{shown}</span>')
     return Markup("") if strongest_on is None else Markup(f'<span class="muted">on</span> {token(strongest_on)}')
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -95,7 +95,9 @@ class Table:
         out = Columns(box=None, pad_edge=False, padding=(0, self.gap, 0, self.indent), show_header=bool(self.heads))
         out.header_style = "bold" if self.bold else "dim"
         for head in self.heads:
-            out.add_column(head, justify="left" if head in self.left else "right", no_wrap=head not in self.wraps)
+            broken = head in self.wraps
+            side: Any = "left" if head in self.left else "right"
+            out.add_column(head, justify=side, no_wrap=not broken, overflow="fold" if broken else "ellipsis")
         for row in self._rows():
             out.add_row(*map(_text, _cells(row)), style="dim" if row.quiet else None)
         return out
