@@ -55,7 +55,7 @@ def test_a_site_s_folder_a_recipe_and_settings_make_a_run(
         r"32 features at 3\.res: L0 4\.0 \(4 aimed at\), FVU 0\.\d{4}, dead .* on 1,500 held-out rows", told.out
     )
     assert f"report {run}/report.html, card {run}/sae/README.md, log {run}/log.jsonl" in told.out
-    assert f"Next: gemscope score planted {run}/sae" in told.out
+    assert f"Next: how good is it?  gemscope score planted {run}/sae" in told.out
     sae = gs.load_sae(run / "sae")
     settings: Any = sae.info.metadata["training"]
     assert (settings["architecture"], settings["matryoshka"], settings["lr"]) == ("batchtopk", [0.25, 0.5], 3e-3)

@@ -52,6 +52,7 @@ def _merge(args: argparse.Namespace) -> int:
     if args.json:
         options.show({"folder": args.out, "features": len(made), "tokens": made.manifest.tokens}, True)
         return 0
-    print(f"{args.out}\n{made}")
-    print(f"Next: gemscope serve {args.out}")
+    print(args.out)
+    options.say(str(made))
+    options.lead(args, None, ("what are its features?", ["serve", str(args.out)]))
     return 0

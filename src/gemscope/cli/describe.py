@@ -84,8 +84,9 @@ def _describe(args: argparse.Namespace) -> int:
         options.show({"atlases": [_told(atlas) for atlas in atlases]}, True)
         return 0
     for atlas in atlases:
-        print(f"{atlas.folder}\n{atlas}")
-    print(f"Next: gemscope serve {out}")
+        print(atlas.folder)
+        options.say(str(atlas))
+    options.lead(args, None, ("what are its features?", ["serve", str(out)]))
     return 0
 
 

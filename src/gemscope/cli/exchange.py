@@ -106,13 +106,13 @@ def _import(args: argparse.Namespace) -> int:
     if args.json:
         options.show(found, True)
         return 0
-    print(f"wrote {args.output}: {found['features']:,} features of {found['model']}, {found['sae']}")
+    options.say(f"wrote {args.output}: {found['features']:,} features of {found['model']}, {found['sae']}")
     for name in ("counts", "missing"):
         if found[name]:
-            print(f"{name}: {found[name]}")
+            options.say(f"{name}: {found[name]}")
     for name, number in found["put_right"].items():
-        print(f"put right: {number:,} {name}")
-    print(f"Next: gemscope serve {args.output}")
+        options.say(f"put right: {number:,} {name}")
+    options.lead(args, None, ("what are its features?", ["serve", str(args.output)]))
     return 0
 
 

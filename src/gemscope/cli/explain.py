@@ -87,9 +87,9 @@ def _explain(args: argparse.Namespace) -> int:
     if args.json:
         options.show({"folder": args.folder, **(told.to_dict() if hasattr(told, "to_dict") else asdict(told))}, True)
         return 0
-    print(told)
+    options.say(str(told))
     if not args.dry_run:
-        print(f"Next: gemscope serve {args.folder}")
+        options.lead(args, None, ("what are its features?", ["serve", args.folder]))
     return 0
 
 

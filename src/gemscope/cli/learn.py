@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
@@ -126,13 +125,14 @@ def _harvest(args: argparse.Namespace) -> int:
         return 0
     for site, count in manifest.sites.items():
         left_out = ", ".join(f"{number:,} {reason}" for reason, number in manifest.dropped[site].items() if number)
-        print(
+        options.say(
             f"{args.out}: {count:,} rows at {site} of {manifest.model}, from {manifest.read:,} tokens "
             f"(left out: {left_out})"
         )
     if told := passed_over(manifest.passed):
-        print(told)
-    print(f"Next: gemscope train {args.out} -o runs/{args.sites.split(',')[0].replace('.', '-')}")
+        options.say(told)
+    run = f"runs/{args.sites.split(',')[0].replace('.', '-')}"
+    options.lead(args, None, ("which features are in it?", ["train", str(args.out), "-o", run]))
     return 0
 
 
@@ -165,12 +165,12 @@ def _train(args: argparse.Namespace) -> int:
         options.show({"runs": facts} if args.sweep else facts[""], True)
         return 0
     for report in reports.values():
-        print(f"{report.sae}: {report}")
-        print(f"  report {report.page}, card {report.card}, log {report.folder / 'log.jsonl'}")
+        options.say(f"{report.sae}: {report}")
+        options.say(f"  report {report.page}, card {report.card}, log {report.folder / 'log.jsonl'}")
     first = next(iter(reports.values()))
     if first.scored:
         pattern = Path(args.out, "*" if args.sweep else "", "sae")
-        print(f"Next: {shlex.join(['gemscope', 'score', first.model, str(pattern)])}")
+        options.lead(args, None, ("how good is it?", ["score", first.model, str(pattern)]))
     return 0
 
 

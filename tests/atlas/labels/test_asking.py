@@ -454,7 +454,7 @@ def test_the_shell_asks(atlas: gs.Atlas, capsys: pytest.CaptureFixture[str]) -> 
         assert main([*command, "3", *there]) == 0
         out = capsys.readouterr().out
         assert "1 features asked of m: 0 have words" in out
-        assert "Next: gemscope serve" in out
+        assert "  gemscope serve" in out
     for wrong in (
         ["--dry-run"],
         ["--model", "m"],
