@@ -125,7 +125,7 @@ def test_the_controls_are_written_beside_it(live: TestClient) -> None:
     assert [run["name"] for run in runs] == ["steered", "random", "noise"]
     # The same dice: all three are compared with one and the same text.
     assert len({run["pairs"][0]["default"]["text"] for run in runs}) == 1
-    other = re.findall(r"(\d+) for (\d+)", runs[1]["control"])
+    other = re.findall(r"(\d+) in place of (\d+)", runs[1]["control"])
     assert [ours for _, ours in other] == ["5", "9"]
     assert not {theirs for theirs, _ in other} & {"5", "9"}
     assert runs[2]["control"] == "random directions of the same length"

@@ -17,6 +17,7 @@ from gemscope.edits import controls
 from gemscope.edits.clamp import Ablate, Clamp
 from gemscope.edits.splice import Splice
 from gemscope.edits.steer import Steer
+from gemscope.edits.strength import Amount
 from gemscope.edits.units import Units
 from gemscope.features.logit_lens import logit_effects, promoted
 from gemscope.features.sae import SAE
@@ -435,6 +436,21 @@ def test_a_random_feature_is_another_living_one_of_like_maximum(sae: SAE) -> Non
         controls.random_feature(sae, 0, Units(sae, maxima={0: 1.0}, median_norm=1.0, source="s", tokens=1))
     with pytest.raises(errors.InputError, match="fires on none"):
         controls.random_feature(sae, 1, units)
+
+
+def test_several_features_each_have_another_one_in_their_place_and_never_one_of_them(sae: SAE) -> None:
+    maxima = {0: 10.0, 5: 10.0, 7: 10.0, 9: 10.0}
+    units = Units(sae, maxima=maxima, median_norm=1.0, source="s", tokens=1)
+    for seed in range(20):
+        act = controls.Act(how="add", sae=sae, units=units, seed=seed)
+        control = act.random([0, 5])
+        edits = control.edits({0: Amount(3.0), 5: Amount(2.0, "max")})
+        found = [edit.of[1] for edit in edits]
+        assert set(found) == {7, 9}
+        assert [edit.strength.raw for edit in edits] == [3.0, 20.0]
+        assert control.name == f"random feature {found[0]} in place of 0, {found[1]} in place of 5"
+    with pytest.raises(errors.InputError, match="no other feature"):
+        act.random([0, 5, 7])
 
 
 def test_noise_is_as_long_as_the_direction_and_the_same_for_a_seed(sae: SAE) -> None:

@@ -8,14 +8,14 @@ from typing import Any
 
 from gemscope.activations.editing import Edit
 from gemscope.activations.model import LanguageModel
-from gemscope.app.requests import Row, SteerFeature, Steering
 from gemscope.app.requests import Steer as Asked
+from gemscope.app.requests import SteerFeature, Steering
 from gemscope.app.worker import Job
 from gemscope.atlas.reader import Atlas
-from gemscope.edits import controls
+from gemscope.edits.controls import Act
 from gemscope.edits.steer import Project, Steer
 from gemscope.edits.units import Units
-from gemscope.edits.ways import WAYS, edit, require_added
+from gemscope.edits.ways import WAYS
 from gemscope.features.sae import SAE
 from gemscope.reports.steer import Frame, Steered
 from gemscope.reports.steer import stream as writing
@@ -48,57 +48,17 @@ class Variant:
     edits: list[Edit]
 
 
-def edits_of(asked: Steering, sae: SAE, units: Units) -> list[Edit]:
-    """One for each feature. Raises InputError for a feature that is not there, or that never fired and has no unit."""
-    return [_edit(asked, sae, units, row) for row in asked.rows]
-
-
-def _edit(asked: Steering, sae: SAE, units: Units, row: Row) -> Edit:
-    feature, strength, factor = row
-    by = units.of(strength, feature) if WAYS[asked.how].takes == "a strength" else factor
-    at: Any = asked.at
-    return edit(asked.how, sae, feature, by, at=at)
-
-
 def variants(asked: Steering, sae: SAE, units: Units) -> Iterator[Variant]:
-    """The edits asked for, and those of the controls. Raises what `edits_of` raises."""
-    yield Variant("steered", None, edits_of(asked, sae, units))
-    if asked.random:
-        other = _others(asked, sae, units)
-        said = ", ".join(f"{theirs} for {ours}" for ours, theirs in other.items())
-        rows = [(other[feature], strength, factor) for feature, strength, factor in asked.rows]
-        yield Variant("random", f"other features: {said}", [_edit(asked, sae, units, row) for row in rows])
-    if asked.noise:
-        yield Variant("noise", "random directions of the same length", _noise(asked, sae, units))
-
-
-def _others(asked: Steering, sae: SAE, units: Units) -> dict[int, int]:
-    """A feature in the place of each, no two the same where there are enough."""
-    other: dict[int, int] = {}
-    for feature in asked.features:
-        for seed in range(asked.seed, asked.seed + 4 * len(asked.features)):
-            found = controls.random_feature(sae, feature, units, seed)
-            if found not in (*other.values(), *asked.features):
-                break
-        other[feature] = found
-    return other
-
-
-def _noise(asked: Steering, sae: SAE, units: Units) -> list[Edit]:
-    """Added, whatever is done with the feature: a random direction has no activation to set. Raises InputError."""
-    require_added(asked.how)
-    site, at = sae.site_out or sae.site, asked.at
-    assert site is not None
-    return [
-        Steer.along(
-            site,
-            controls.noise(sae, feature, asked.seed + place),
-            units.of(strength, feature),
-            name=f"noise as long as feature {feature}'s direction",
-            at=at,
-        )
-        for place, (feature, strength, _) in enumerate(asked.rows)
-    ]
+    """The edits asked for, and those of the controls. Raises InputError for a feature that is not there, or that never
+    fired and has no unit.
+    """
+    measured, at = WAYS[asked.how].takes == "a strength", asked.at
+    by = {feature: strength if measured else factor for feature, strength, factor in asked.rows}
+    act = Act(how=asked.how, sae=sae, units=units, at=at, seed=asked.seed)
+    yield Variant("steered", None, act.edits(by))
+    for name, control in (("random", asked.random and act.random(list(by))), ("noise", asked.noise and act.noise())):
+        if control:
+            yield Variant(name, control.name, control.edits(by))
 
 
 def stream(
@@ -106,7 +66,7 @@ def stream(
 ) -> tuple[Run, ...]:
     """All variants, one after another, features named by the atlas; the job tells a `Partial` with each token.
 
-    Raises what `edits_of` and `gs.steer` raise, and what `job.check` does.
+    Raises what `variants` and `gs.steer` raise, and what `job.check` does.
     """
     return tuple(_run(job, model, asked, one, atlas) for one in list(variants(asked, sae, units)))
 

@@ -110,7 +110,7 @@ def _numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of strengths: expected such as 0,0.5,1,2,4") from None
 
 
-def _read(args: argparse.Namespace) -> tuple[str, str, list[Wanted], OneText]:
+def _read(args: argparse.Namespace) -> tuple[str, str, Wanted, OneText]:
     """Model, SAE, features and text of the command line."""
     *words, text = args.words
     first = next((place for place, word in enumerate(words) if _is_feature(word)), len(words))
@@ -123,8 +123,8 @@ def _read(args: argparse.Namespace) -> tuple[str, str, list[Wanted], OneText]:
     if len(named) not in (0, 2):
         args.parser.error(f"{named[0]!r} alone: MODEL and SAE go together")
     name, address = named or (options.DEFAULT, options.DEFAULT)
-    wanted = [_wanted(args, word) for word in features]
-    if len({one.feature for one in wanted}) < len(wanted):
+    wanted = dict(_wanted(args, word) for word in features)
+    if len(wanted) < len(features):
         raise InputError("a feature is named twice: give each feature once, with one strength")
     return name, address, wanted, options.text_of(args, text)
 
@@ -133,12 +133,12 @@ def _is_feature(word: str) -> bool:
     return _FEATURE.fullmatch(word) is not None
 
 
-def _wanted(args: argparse.Namespace, word: str) -> Wanted:
+def _wanted(args: argparse.Namespace, word: str) -> tuple[int, Amount | None]:
     found = _FEATURE.fullmatch(word)
     assert found is not None
     feature, given = int(found[1]), found[2]
     if given is None:
-        return Wanted(feature, None)
+        return feature, None
     try:
         amount = Amount.read(given)
     except InputError as error:
@@ -147,7 +147,7 @@ def _wanted(args: argparse.Namespace, word: str) -> Wanted:
         raise InputError(f"{word}: --how {args.how} takes no strength: write {feature}")
     if WAYS[args.how].takes == "a factor" and given[-1].isalpha():
         raise InputError(f"{word}: --how {args.how} takes a factor, which has no unit: {feature}={amount.value:g}")
-    return Wanted(feature, amount)
+    return feature, amount
 
 
 # --- the command --------------------------------------------------------------------------------------------------
@@ -158,8 +158,8 @@ def _steer(args: argparse.Namespace) -> int:
     with bars() as progress:
         model = options.model_of(args, name, progress)
         sae = options.sae_of(args, address, progress, model)
-        for one in wanted:
-            sae.direction(one.feature)  # a feature that there is not is the first thing to say
+        for feature in wanted:
+            sae.direction(feature)  # a feature that there is not is the first thing to say
         units = _units(args, model, sae, progress)
         work = Work(args, model, sae, units, wanted, text, progress)
         reports, notes = work.sweep() if args.sweep else (work.texts(), [])
@@ -181,7 +181,7 @@ def _steer(args: argparse.Namespace) -> int:
     for note in notes:
         options.say(note)
     if reports[0].named:
-        options.lead(args, wanted[0].feature)
+        options.lead(args, next(iter(wanted)))
     return 0
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gemscope.edits.strength import Amount
-from gemscope.edits.ways import WAYS, edit, require_added
+from gemscope.edits.ways import WAYS
 from gemscope.errors import InputError
 
 if TYPE_CHECKING:
     from gemscope.activations.editing import Edit
     from gemscope.activations.model import LanguageModel
-    from gemscope.edits.strength import Strength
+    from gemscope.edits.controls import Act, Control
     from gemscope.edits.units import Units
     from gemscope.features.sae import SAE
     from gemscope.progress import Progress
@@ -26,26 +26,19 @@ if TYPE_CHECKING:
 SAMPLES = 3
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """One feature and what it shall be set to: a factor where the way takes one (its number alone counts)."""
-
-    feature: int
-    amount: Amount | None
-
-
+Wanted = Mapping[int, Amount | None]
+"""Features and what they shall be set to: a factor where the way takes one (its number alone counts)."""
 _UNITS = {"raw": "in raw units", "max": "× max", "norm": "× median norm"}
 
 
-def _swept(wanted: Sequence[Wanted], strength: float) -> list[Wanted]:
+def _swept(wanted: Wanted, strength: float) -> dict[int, Amount | None]:
     """All features with the first one at this strength."""
-    first, *rest = [Amount(1.0) if one.amount is None else one.amount for one in wanted]
-    if not first.value:
-        raise InputError(
-            f"{wanted[0].feature}=0 cannot be swept: write {wanted[0].feature} alone, or a strength that is not 0"
-        )
-    swept = [replace(first, value=strength), *(one * (strength / first.value) for one in rest)]
-    return [replace(one, amount=amount) for one, amount in zip(wanted, swept, strict=True)]
+    amounts = {feature: Amount(1.0) if amount is None else amount for feature, amount in wanted.items()}
+    (first, amount), *_ = amounts.items()
+    if not amount.value:
+        raise InputError(f"{first}=0 cannot be swept: write {first} alone, or a strength that is not 0")
+    swept = {feature: one * (strength / amount.value) for feature, one in amounts.items()}
+    return {**swept, first: replace(amount, value=strength)}
 
 
 @dataclass(frozen=True)
@@ -56,7 +49,7 @@ class Work:
     model: LanguageModel
     sae: SAE
     units: Units
-    wanted: Sequence[Wanted]
+    wanted: Wanted
     text: OneText
     progress: Progress
 
@@ -64,9 +57,10 @@ class Work:
         """Two columns, and two more with the control."""
         from gemscope.reports.steer import Steered, stream
 
-        runs: list[tuple[str | None, list[Edit]]] = [(None, self._edits(self.wanted))]
+        by = self._by(self.wanted)
+        runs: list[tuple[str | None, list[Edit]]] = [(None, self._act.edits(by))]
         if (control := self._control()) is not None:
-            runs.append((control.name, control.edits(self.wanted)))
+            runs.append((control.name, control.edits(by)))
         found = []
         for name, edits in runs:
             writing = stream(self.model, self.text, edits, control=name, **self._options())
@@ -85,18 +79,21 @@ class Work:
         if WAYS[self.args.how].takes == "nothing":
             raise InputError(f"--sweep with --how {self.args.how}: there is no strength to sweep; use --how scale")
         target, notes = self._target()
-        first = self.wanted[0]
+        (first, amount), *_ = self.wanted.items()
         if WAYS[self.args.how].takes == "a strength":
-            unit = _UNITS[first.amount.unit if first.amount else "raw"]
-            notes.insert(0, f"Strength: feature {first.feature}'s, {unit}")
+            notes.insert(0, f"Strength: feature {first}'s, {_UNITS[amount.unit if amount else 'raw']}")
         control = self._control()
+
+        def by(strength: float) -> dict[int, Amount | float]:
+            return self._by(_swept(self.wanted, strength))
+
         found = dose(
             self.model,
             self.text,
-            lambda strength: self._edits(_swept(self.wanted, strength)),
+            lambda strength: self._act.edits(by(strength)),
             self.args.sweep,
             target=target,
-            control=None if control is None else lambda strength: control.edits(_swept(self.wanted, strength)),
+            control=None if control is None else lambda strength: control.edits(by(strength)),
             control_name=None if control is None else control.name,
             progress=self.progress,
             **self._options(),
@@ -123,7 +120,7 @@ class Work:
             return [token_of(self.model, one) for one in self.args.target], []
         if why := no_logits(self.sae):
             raise InputError(f"no token is promoted directly ({why}): name one with --target")
-        feature = self.wanted[0].feature
+        feature = next(iter(self.wanted))
         ids = promoted(self.model, self.sae, feature, k=1).tolist()
         token = visible(self.model.strings(ids)[0])
         return ids, [
@@ -133,66 +130,30 @@ class Work:
 
     # --- edits ------------------------------------------------------------------------------------------------
 
-    def _edits(self, wanted: Sequence[Wanted]) -> list[Edit]:
-        return [self._edit(one) for one in wanted]
-
-    def _edit(self, one: Wanted) -> Edit:
-        by: Strength | float = 0.0
-        if (takes := WAYS[self.args.how].takes) == "a strength":
-            by = self._strength(one)
-        elif takes == "a factor":
-            if one.amount is None:
-                how = self.args.how
-                raise InputError(f"feature {one.feature}: --how {how} needs a factor, as in {one.feature}=0.5")
-            by = one.amount.value
-        return edit(self.args.how, self.sae, one.feature, by, **self._where)
-
     @property
-    def _where(self) -> dict[str, Any]:
-        return {"at": self.args.at, "every_token": self.args.every_token}
+    def _act(self) -> Act:
+        from gemscope.edits.controls import Act
 
-    def _strength(self, one: Wanted) -> Strength:
-        if one.amount is None:
-            raise InputError(f"feature {one.feature} has no strength: write {one.feature}=2max, =0.5norm or =30 (raw)")
-        return self.units.of(one.amount, one.feature)
+        args = self.args
+        where: dict[str, Any] = {"at": args.at, "every_token": args.every_token}
+        return Act(how=args.how, sae=self.sae, units=self.units, seed=args.seed, **where)
 
-    def _control(self) -> _Control | None:
-        from gemscope.edits import controls
+    def _by(self, wanted: Wanted) -> dict[int, Amount | float]:
+        """What the edits take. Raises InputError for a feature without it."""
+        how, found = self.args.how, dict[int, Amount | float]()
+        for feature, amount in wanted.items():
+            match WAYS[how].takes:
+                case "nothing":
+                    found[feature] = 0.0
+                case "a factor" if amount is None:
+                    raise InputError(f"feature {feature}: --how {how} needs a factor, as in {feature}=0.5")
+                case _ if amount is None:
+                    raise InputError(f"feature {feature} has no strength: write {feature}=2max, =0.5norm or =30 (raw)")
+                case takes:
+                    found[feature] = amount if takes == "a strength" else amount.value
+        return found
 
+    def _control(self) -> Control | None:
         if self.args.random_feature:
-            others = {
-                one.feature: controls.random_feature(self.sae, one.feature, self.units, self.args.seed + place)
-                for place, one in enumerate(self.wanted)
-            }
-            said = ", ".join(f"{other} in place of {feature}" for feature, other in others.items())
-            return _Control(
-                f"random feature {said}",
-                lambda wanted: self._edits([replace(one, feature=others[one.feature]) for one in wanted]),
-            )
-        if self.args.noise:
-            require_added(self.args.how)
-            return _Control("random vectors as long as what the features write, added", self._noise)
-        return None
-
-    def _noise(self, wanted: Sequence[Wanted]) -> list[Edit]:
-        from gemscope.edits import controls, steer
-
-        assert self.sae.site_out is not None
-        return [
-            steer.Steer.along(
-                self.sae.site_out,
-                controls.noise(self.sae, one.feature, self.args.seed + place),
-                self._strength(one),
-                name=f"noise as long as feature {one.feature}'s direction",
-                **self._where,
-            )
-            for place, one in enumerate(wanted)
-        ]
-
-
-@dataclass(frozen=True)
-class _Control:
-    """What stands in the features' place: in words, and as edits."""
-
-    name: str
-    edits: Callable[[Sequence[Wanted]], list[Edit]]
+            return self._act.random(list(self.wanted))
+        return self._act.noise() if self.args.noise else None
