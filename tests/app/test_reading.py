@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from atlases import planted_atlas
+from atlases import change_json, planted_atlas
 from gemscope.activations import hub
 from gemscope.app.nearby import Nearby
 from gemscope.atlas.reader import Atlas
@@ -89,8 +89,20 @@ def test_another_sae_than_the_atlas_s_is_refused_with_the_reason(tmp_path: Path)
     with reader(tmp_path / "other", models=here) as client:
         state = client.get("/health").json()["sources"][0]
         assert state["live"] == "off"
-        assert "not the SAE that this atlas was made with" in state["why"]
+        assert "this atlas was made with planted (111111111111), not with planted-32-64" in state["why"]
         assert client.post(f"{AT}/3/test", json={"text": TEXT}).status_code == 503
+
+
+def test_an_imported_atlas_is_read_through_the_sae_of_its_name(tmp_path: Path) -> None:
+    planted_atlas(tmp_path / "in", features=SAE.d_sae).close()
+    change_json(tmp_path / "in", sae_digest="", sae=SAE.info.name)
+    with reader(tmp_path / "in", models=here) as client:
+        assert client.get("/health").json()["sources"][0]["live"] == "ready"
+        assert client.get(f"{AT}/prompt.json", params={"text": TEXT}).json()["foremost"]
+        # Its activations may be in other units: no strength is measured by them.
+        answer = client.get(f"{AT}/steer.json", params={"feature": 5, "prompt": TEXT, "run": True})
+        assert answer.status_code == 400
+        assert "its activations are no measure" in answer.json()["error"]
 
 
 @pytest.mark.parametrize(

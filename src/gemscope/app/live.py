@@ -135,13 +135,11 @@ def _given(text: str, chat: bool) -> Any:
 
 
 def _fitting(find: Finder, manifest: Any) -> tuple[Any, Any]:
+    from gemscope.atlas.meaning import misfit
     from gemscope.features.fit import require_fit
 
     model, sae = find(manifest)
-    if sae.digest != manifest.sae_digest:
-        raise Mismatch(
-            f"{sae.info.name} is not the SAE that this atlas was made with: its digest is {sae.digest[:12]}, "
-            f"the atlas names {manifest.sae_digest[:12] or 'none'}"
-        )
+    if amiss := misfit(manifest, sae):
+        raise Mismatch(f"this atlas {amiss}")
     require_fit(model, sae)
     return model, sae

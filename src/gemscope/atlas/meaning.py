@@ -70,7 +70,7 @@ def meanings(sae: SAE, atlas: Given = None) -> Iterator[Meanings | None]:
             yield Meanings(opened)
     else:
         bundled = _bundled()
-        yield bundled if _misfit(bundled.atlas.manifest, sae) is None else None
+        yield bundled if misfit(bundled.atlas.manifest, sae) is None else None
 
 
 def labels(sae: SAE, features: Iterable[int], atlas: Given = None) -> dict[int, str]:
@@ -106,11 +106,11 @@ def _bundled() -> Meanings:
 
 
 def _require_of(atlas: Atlas, sae: SAE) -> None:
-    if amiss := _misfit(atlas.manifest, sae):
+    if amiss := misfit(atlas.manifest, sae):
         raise Mismatch(f"the atlas at {atlas.folder} {amiss}: its labels are of other features")
 
 
-def _misfit(manifest: Manifest, sae: SAE) -> str | None:
+def misfit(manifest: Manifest, sae: SAE) -> str | None:
     """What tells that an atlas is of other features than the SAE's; what is quick to tell comes first."""
     if manifest.d_sae != sae.d_sae:
         return f"is of {manifest.d_sae:,} features of {manifest.sae}, {sae.info.name} has {sae.d_sae:,}"
