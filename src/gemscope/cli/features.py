@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from gemscope.cli import options
 from gemscope.cli.bars import bars
 
 if TYPE_CHECKING:
-    from gemscope.atlas.dashboard import Summary
+    from gemscope.atlas.dashboard import Dashboard, Summary
     from gemscope.atlas.reader import Atlas
     from gemscope.pages.tables import Table
 
@@ -59,10 +59,17 @@ def _feature(args: argparse.Namespace) -> int:
         if page is not pages[0]:
             print()
         options.show(page, False)
-    if len(pages) == 1 and pages[0].neighbours:
-        near = ["feature", str(pages[0].neighbours[0].feature), *options.atlas_words(args)]
-        options.lead(args, None, ("what is nearest to it?", near))
+    if len(pages) == 1:
+        options.lead(args, None, *_ways(args, pages[0]))
     return 0
+
+
+def _ways(args: argparse.Namespace, page: Dashboard) -> Iterator[tuple[str, list[str]]]:
+    """Where to go on from a feature's page."""
+    if page.neighbours:
+        yield "what is nearest to it?", ["feature", str(page.neighbours[0].feature), *options.atlas_words(args)]
+    if not args.atlas and not page.dead:
+        yield "what does it do to a text?", ["steer", f"{page.index}=2max", "I think that"]
 
 
 def _search(args: argparse.Namespace) -> int:

@@ -116,7 +116,7 @@ def lead(
     """Where to go on from a report: to what a feature is that it names, and to other commands, each with what it tells.
     A program that asked for JSON is told nothing. It goes to stderr where it is to stand `aside`.
     """
-    if args.json:
+    if args.json or (feature is None and not others):
         return
     ways = [] if feature is None else [("what is that feature?", ["feature", str(feature), *atlas_words(args)])]
     ways += [(why, [*words]) for why, words in others]
