@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+import gemscope as gs
 from atlases import change_json, planted_atlas
 from gemscope.activations import hub
 from gemscope.app.nearby import Nearby
@@ -93,16 +94,18 @@ def test_another_sae_than_the_atlas_s_is_refused_with_the_reason(tmp_path: Path)
         assert client.post(f"{AT}/3/test", json={"text": TEXT}).status_code == 503
 
 
-def test_an_imported_atlas_is_read_through_the_sae_of_its_name(tmp_path: Path) -> None:
+def test_an_imported_atlas_is_read_through_the_sae_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planted_atlas(tmp_path / "in", features=SAE.d_sae).close()
     change_json(tmp_path / "in", sae_digest="", sae=SAE.info.name)
     with reader(tmp_path / "in", models=here) as client:
         assert client.get("/health").json()["sources"][0]["live"] == "ready"
         assert client.get(f"{AT}/prompt.json", params={"text": TEXT}).json()["foremost"]
-        # Its activations may be in other units: no strength is measured by them.
-        answer = client.get(f"{AT}/steer.json", params={"feature": 5, "prompt": TEXT, "run": True})
-        assert answer.status_code == 400
-        assert "its activations are no measure" in answer.json()["error"]
+        # Its activations may be in other units: strengths are measured.
+        monkeypatch.setattr("gemscope.app.live._MEASURED", 100)
+        asked = {"feature": 5, "strength": "2raw", "prompt": TEXT, "tokens": 2, "run": True}
+        (run,) = client.get(f"{AT}/steer.json", params=asked).json()["runs"]
+        measured = gs.Units.measured(MODEL, SAE, gs.Corpus.sample(), tokens=100)
+        assert run["strengths"][0]["of_norm"] == pytest.approx(measured.raw(5, 2).of_norm)
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,16 @@ from dataclasses import replace
 from html import escape
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import gemscope as gs
-from atlases import HOSTILE_LABEL, change_json
+from atlases import HOSTILE_LABEL, change_json, change_sql
 from gemscope.atlas.bundled import BUNDLED
-from gemscope.atlas.meaning import labels
+from gemscope.atlas.exchange.verbs import export, import_atlas
+from gemscope.atlas.meaning import Meanings, labels
+from gemscope.atlas.units import units_of
 from gemscope.cli.main import main
 from gemscope.errors import Mismatch
 from gemscope.features.sae import SAEInfo
@@ -78,6 +81,27 @@ def test_an_imported_atlas_of_another_sae_is_refused_with_what_tells_so(
 ) -> None:
     with pytest.raises(Mismatch, match=f"{said}.*: its labels are of other features"):
         labels(sae, [3], neuronpedia)
+
+
+def test_what_was_exported_and_imported_again_has_shares_in_the_sae_s_own_units(tmp_path: Path) -> None:
+    """Neuronpedia's activations are those of a decoder of norm 1, and the ids in such an atlas are its own."""
+    longer = gs.SAE(SAE.d_in, SAE.d_sae, site="1.res", info=SAE.info)
+    longer.load_state_dict(SAE.state_dict())
+    longer.W_dec.mul_(4.0)
+    planted(tmp_path / "a")
+    change_json(tmp_path / "a", sae_digest=longer.digest)
+    change_sql(tmp_path / "a", "UPDATE feature SET decoder_norm = 4")
+    with gs.Atlas(tmp_path / "a") as ours:
+        export(ours, tmp_path / "np", format="neuronpedia")
+        with import_atlas("neuronpedia", tmp_path / "np", tmp_path / "b") as theirs:
+            assert theirs.manifest.sae_digest == longer.digest
+            assert theirs[5].max == pytest.approx(4 * ours[5].max)
+            ids, given = np.array([5, 12]), np.array([1.0, 2.0])
+            want = Meanings(ours, longer).shares(ids, given)
+            assert Meanings(theirs, longer).shares(ids, given) == pytest.approx(want)
+            units_of(ours, MODEL, longer)
+            with pytest.raises(Mismatch, match=r"another tool's files.*no measure"):
+                units_of(theirs, MODEL, longer)
 
 
 def test_weights_decide_where_an_atlas_names_them(atlas: gs.Atlas) -> None:

@@ -14,6 +14,8 @@ Finder = Callable[[Any], tuple[Any, Any]]
 
 State = Literal["off", "loading", "ready"]
 
+_MEASURED = 5_000
+"""Tokens that strengths are measured on where the atlas is no measure."""
 _PROMOTED = 10
 """Tokens that a feature promotes, by which its effect on the output is judged."""
 
@@ -73,13 +75,18 @@ class Live:
         return self._units
 
     def units(self, job: Job[Any], atlas: Any) -> Any:
-        """The `Units` of its SAE, by its atlas: made once. Raises Off, and what `units_of` raises."""
+        """The `Units` of its SAE, by its atlas, or measured where that is no measure: made once. Raises Off."""
         model, sae = self.pair()
         if self._units is None:
-            from gemscope.atlas.units import units_of
+            from gemscope.atlas.units import measures, units_of
+            from gemscope.edits.units import Units
+            from gemscope.text.corpus import Corpus
 
             with model.watched(job.check):
-                self._units = units_of(atlas, model, sae)
+                if measures(atlas.manifest, sae):
+                    self._units = units_of(atlas, model, sae)
+                else:
+                    self._units = Units.measured(model, sae, Corpus.sample(), tokens=_MEASURED)
         return self._units
 
     def steer(self, job: Job[Any], atlas: Any, asked: Any) -> Any:

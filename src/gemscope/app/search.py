@@ -76,7 +76,7 @@ async def _firing(request: Request, source: Source, text: str) -> dict[str, Any]
 
     def work(job: Job[Any]) -> dict[str, Any]:
         reading = source.live.read(job, text)
-        strong = reading.strongest(_STRONG, known_of=Meanings(source.atlas))
+        strong = reading.strongest(_STRONG, known_of=Meanings(source.atlas, source.live.pair()[1]))
         found = [{"summary": source.summary(one.feature), "values": one.values} for one in strong]
         return {"found": found, "strings": reading.tokens, "counted": reading.counted}
 

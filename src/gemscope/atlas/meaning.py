@@ -8,11 +8,12 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from gemscope.activations.editing import Edit
 from gemscope.atlas.bundled import BUNDLED
 from gemscope.atlas.entry import Floats, Ints
-from gemscope.atlas.files.manifest import Manifest
+from gemscope.atlas.files.manifest import IMPORTED, Manifest
 from gemscope.atlas.reader import Atlas
 from gemscope.edits.feature import Along
 from gemscope.errors import Mismatch
@@ -25,11 +26,14 @@ Given = Atlas | str | Path | None
 class Meanings:
     """Of all features of one SAE."""
 
-    def __init__(self, atlas: Atlas) -> None:
+    def __init__(self, atlas: Atlas, sae: SAE) -> None:
         self.atlas = atlas
         ids, densities, maxima = atlas.scatter()
         self._max = np.zeros(len(atlas), np.float64)
         self._max[ids] = maxima
+        if atlas.manifest.options.get(IMPORTED) == "neuronpedia":  # theirs are activations for a decoder of norm 1
+            norms = torch.linalg.vector_norm(sae.W_dec.detach(), dim=-1, dtype=torch.float32)
+            self._max /= norms.clamp(min=1e-12).cpu().numpy()
         # One that never fired is rarer than one that fired once.
         self._density = np.full(len(atlas), 0.5 / max(1, atlas.manifest.tokens))
         self._density[ids] = densities
@@ -63,14 +67,14 @@ def meanings(sae: SAE, atlas: Given = None) -> Iterator[Meanings | None]:
     """
     if isinstance(atlas, Atlas):
         _require_of(atlas, sae)
-        yield Meanings(atlas)
+        yield Meanings(atlas, sae)
     elif atlas is not None:
         with Atlas(atlas) as opened:
             _require_of(opened, sae)
-            yield Meanings(opened)
+            yield Meanings(opened, sae)
     else:
         bundled = _bundled()
-        yield bundled if misfit(bundled.atlas.manifest, sae) is None else None
+        yield Meanings(bundled, sae) if misfit(bundled.manifest, sae) is None else None
 
 
 def labels(sae: SAE, features: Iterable[int], atlas: Given = None) -> dict[int, str]:
@@ -101,8 +105,8 @@ def labels_of(edits: Sequence[Edit], atlas: Given = None) -> tuple[str | None, .
 
 
 @cache
-def _bundled() -> Meanings:
-    return Meanings(Atlas(BUNDLED))
+def _bundled() -> Atlas:
+    return Atlas(BUNDLED)
 
 
 def _require_of(atlas: Atlas, sae: SAE) -> None:

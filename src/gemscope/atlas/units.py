@@ -7,6 +7,7 @@ from __future__ import annotations
 import torch
 
 from gemscope.activations.model import LanguageModel
+from gemscope.atlas.files.manifest import IMPORTED, Manifest
 from gemscope.atlas.reader import Atlas
 from gemscope.edits.units import Units
 from gemscope.errors import Mismatch
@@ -16,16 +17,25 @@ _TOKENS = 2048
 """Tokens over which the median norm is taken: it varies by about a hundredth from text to text."""
 
 
+def measures(manifest: Manifest, sae: SAE) -> bool:
+    """Whether an atlas was made with this SAE, on text in its model's tokens. One that was made of another tool's files
+    has activations in that tool's units, and token ids of its own.
+    """
+    return IMPORTED not in manifest.options and manifest.sae_digest == sae.digest
+
+
 def units_of(atlas: Atlas, model: LanguageModel, sae: SAE) -> Units:
     """Maxima over all of the atlas's tokens, the median norm over its first 2,048. One short pass of the model.
 
-    Raises Mismatch where the atlas is another SAE's.
+    Raises Mismatch where the atlas is no measure for the SAE (`measures`).
     """
     manifest = atlas.manifest
-    if sae.digest != manifest.sae_digest:
+    if not measures(manifest, sae):
+        made = f"was made with {manifest.sae} ({manifest.sae_digest[:12] or 'no digest'})"
+        made = "was made of another tool's files" if IMPORTED in manifest.options else made
         raise Mismatch(
-            f"the atlas at {atlas.folder} was made with {manifest.sae} ({manifest.sae_digest[:12] or 'no digest'}), "
-            f"not with {sae.info.name} ({sae.digest[:12]}): its activations are no measure for it"
+            f"the atlas at {atlas.folder} {made}, not with {sae.info.name} ({sae.digest[:12]}): "
+            "its activations are no measure for it"
         )
     features, _, maxima = atlas.scatter()
     return Units(

@@ -188,14 +188,14 @@ def _steer(args: argparse.Namespace) -> int:
 def _units(args: argparse.Namespace, model: LanguageModel, sae: SAE, progress: Progress) -> Units:
     """By an atlas that was made with this SAE, the one named or the bundled one; else measured."""
     from gemscope.atlas.meaning import meanings
-    from gemscope.atlas.units import units_of
+    from gemscope.atlas.units import measures, units_of
     from gemscope.edits.units import Units
     from gemscope.features.fit import require_fit
     from gemscope.text.corpus import Corpus
 
     require_fit(model, sae)
     with meanings(sae, args.atlas) as known_of:
-        if not args.corpus and known_of is not None and known_of.atlas.manifest.sae_digest:
+        if not args.corpus and known_of is not None and measures(known_of.atlas.manifest, sae):
             return units_of(known_of.atlas, model, sae)
     corpus = Corpus.read(args.corpus) if args.corpus else Corpus.sample()
     return Units.measured(model, sae, corpus, tokens=args.tokens, progress=progress)

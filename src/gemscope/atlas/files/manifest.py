@@ -15,6 +15,8 @@ from gemscope.errors import CorruptFile, NotFound
 FORMAT = 2
 """Of the folder as a whole; `schema.py` has a step of migration for each."""
 NAME = "manifest.json"
+IMPORTED = "import"
+"""The option that names the format of an atlas that was made of another tool's files."""
 _REMEDY = "describe makes an atlas anew"
 
 
