@@ -121,7 +121,7 @@ def test_who_leaves_while_a_text_is_written_ends_it_and_leaves_the_model_as_it_w
             time.sleep(0.02)
 
         job.tell = telling
-        return steering.stream(job, *given)
+        return steering.stream(job, *given, atlas=source.atlas)
 
     worker = Worker()
     with application(folder, worker) as (made, source):

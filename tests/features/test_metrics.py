@@ -19,8 +19,6 @@ from gemscope.features.metrics import (
     Predictions,
     Variance,
     explained_variance,
-    kl_divergence,
-    next_token_loss,
     recovered,
 )
 from gemscope.testing import planted_sae
@@ -117,10 +115,17 @@ def test_equal_tokens_leave_nothing_to_explain_however_their_sums_are_rounded(va
     assert close.fvu == pytest.approx(1, abs=0.05)
 
 
+def kl_divergence(clean: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    every = torch.ones(clean.shape[:2], dtype=torch.bool)
+    return Predictions(clean, every).divergence(Predictions(other, every)).view(clean.shape[:2])
+
+
 def test_next_token_loss_equals_torchs_cross_entropy() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, ids = torch.randn(3, 6, 11, generator=generator), torch.randint(0, 11, (3, 6), generator=generator)
-    losses = next_token_loss(logits, ids)
+    chosen = torch.ones(3, 6, dtype=torch.bool)
+    chosen[:, -1] = False
+    losses = Predictions(logits, chosen).loss(ids[:, 1:].flatten()).view(3, 5)
     assert losses.shape == (3, 5)
     for row in range(3):
         for t in range(5):

@@ -20,30 +20,6 @@ _PROBE_SECONDS = 5.0
 """How long to wait for the Hub's first sign of life. The Hub's own client tries five times, 23 seconds in all."""
 
 
-def fetch(
-    repo: str,
-    path: str,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    offline: bool | None = None,
-) -> tuple[Path, str]:
-    """A file of a repository: where it lies on this disk, and the commit that it is of.
-
-    Looked for in the Hub's cache first, with no word to the network; downloaded when it is not there. `offline=None`
-    follows HF_HUB_OFFLINE.
-
-    Raises SAENotFound for a repository, revision or file that does not exist, GatedRepository, HubUnreachable (no
-    network, offline mode, or the Hub answers with an error of its own), StorageFull.
-    """
-    found = find(repo, path, revision=revision, token=token, cache_dir=cache_dir, offline=offline)
-    if found is None:
-        at = "" if revision is None else f" at revision {revision}"
-        raise SAENotFound(f"no file {path} in {repo}{at} on the Hub: see {_endpoint()}/{repo}/tree/main")
-    return found
-
-
 def find(
     repo: str,
     path: str,
@@ -53,7 +29,15 @@ def find(
     cache_dir: str | os.PathLike[str] | None = None,
     offline: bool | None = None,
 ) -> tuple[Path, str] | None:
-    """`fetch`, but None where the repository is there and the file is not."""
+    """A file of a repository: where it lies on this disk, and the commit that it is of; None where the repository is
+    there and the file is not.
+
+    Looked for in the Hub's cache first, with no word to the network; downloaded when it is not there. `offline=None`
+    follows HF_HUB_OFFLINE.
+
+    Raises SAENotFound for a repository or revision that does not exist, GatedRepository, HubUnreachable (no network,
+    offline mode, or the Hub answers with an error of its own), StorageFull.
+    """
     import huggingface_hub
     from huggingface_hub import errors
 

@@ -204,17 +204,6 @@ def activation(reading: Any, index: int, *, every_token: bool) -> dict[str, Any]
     }
 
 
-def explanation(one: Any) -> dict[str, Any]:
-    """One label."""
-    return {
-        "id": str(one.id),
-        "description": one.text,
-        "typeName": one.method,
-        "authorId": one.author,
-        "score": one.score,
-    }
-
-
 def _neurons(source: Source, features: Collection[int]) -> dict[int, dict[str, Any]]:
     labels = source.atlas.labels(features)
     densities, maxima = source.figures

@@ -70,7 +70,7 @@ async def explain(request: Request) -> Response:
     source, index, asked = source_of(request), index_of(request), await body_of(request, Label)
     added = await run_in_threadpool(source.atlas.explain, index, asked.text, author=asked.author)
     if wants_data(request):
-        return data(request, api.explanation(added), status=201)
+        return data(request, added.to_dict(), status=201)
     return _explained(request, source, index)
 
 

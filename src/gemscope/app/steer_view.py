@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from gemscope.app.asking import MEASURING, ask, body_of, pressed, query_of, source_of
 from gemscope.app.events import Events
+from gemscope.app.lists import line
 from gemscope.app.requests import EDITED, FULL, Steering
 from gemscope.app.responses import data, page, wants_data, wants_part
 from gemscope.app.shelf import Source
@@ -99,7 +100,10 @@ async def steer(request: Request) -> Response:
     status = 400 if error else 200
     if wants_data(request):
         found = _data(source, asked, rows)
-        beside = {"runs": None if runs is None else _runs(runs), "suggestions": _listed(source, suggestions)}
+        beside = {
+            "runs": None if runs is None else _runs(runs),
+            "suggestions": [line(source, one) for one in suggestions],
+        }
         return data(request, found | beside | ({"error": error} if error else {}), status=status)
     return await run_in_threadpool(
         page,
@@ -161,7 +165,7 @@ def _data(source: Source, asked: Steering, rows: Sequence[Dial]) -> dict[str, An
         "url": source.links.steer(**asked.query()),
         "features": [
             {
-                **_line(source, one.summary),
+                **line(source, one.summary),
                 "strength": str(one.amount),
                 "factor": one.factor,
                 **{unit: getattr(one.strength, unit, None) for unit in ("raw", "of_max", "of_norm")},
@@ -169,20 +173,6 @@ def _data(source: Source, asked: Steering, rows: Sequence[Dial]) -> dict[str, An
             for one in rows
         ],
     }
-
-
-def _line(source: Source, one: Summary) -> dict[str, Any]:
-    return {
-        "modelId": source.manifest.model_id,
-        "layer": source.manifest.source_id,
-        "index": str(one.feature),
-        "maxActApprox": one.max,
-        "description": one.label,
-    }
-
-
-def _listed(source: Source, ones: Sequence[Summary]) -> list[dict[str, Any]]:
-    return [_line(source, one) for one in ones]
 
 
 def _runs(runs: Sequence[Any]) -> list[dict[str, Any]]:

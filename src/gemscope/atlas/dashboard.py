@@ -98,6 +98,16 @@ class Explanation:
     made: str = ""
     """The day, as 2026-05-31; "" where it is not known."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, by Neuronpedia's names."""
+        return {
+            "id": str(self.id),
+            "description": self.text,
+            "typeName": self.method,
+            "authorId": self.author,
+            "score": self.score,
+        }
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -218,16 +228,7 @@ class Dashboard(Shown):
             "coactivation": [
                 {"index": one.feature, "jaccard": one.jaccard, "share": one.share} for one in self.coactive
             ],
-            "explanations": [
-                {
-                    "id": str(one.id),
-                    "description": one.text,
-                    "typeName": one.method,
-                    "authorId": one.author,
-                    "score": one.score,
-                }
-                for one in self.explanations
-            ],
+            "explanations": [one.to_dict() for one in self.explanations],
             "activations": [self._activation(one) for one in self.examples],
         }
 

@@ -228,19 +228,6 @@ class Predictions:
             yield self._logits[rows].to(torch.float32, copy=True)
 
 
-def next_token_loss(logits: Float[Tensor, "B T V"], ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T-1"]:
-    """Cross-entropy in nats of each next token; entry t is the loss of predicting token t + 1."""
-    every = torch.ones(ids.shape, dtype=torch.bool)
-    every[:, -1] = False
-    return Predictions(logits, every).loss(ids[:, 1:].flatten()).view(len(ids), -1)
-
-
-def kl_divergence(clean: Float[Tensor, "B T V"], other: Float[Tensor, "B T V"]) -> Float[Tensor, "B T"]:
-    """KL(clean ‖ other) of the next-token distributions, in nats."""
-    every = torch.ones(clean.shape[:2], dtype=torch.bool)
-    return Predictions(clean, every).divergence(Predictions(other, every)).view(clean.shape[:2])
-
-
 def recovered(clean: float, spliced: float, ablated: float) -> float:
     """Loss recovered, (ablated − spliced) / (ablated − clean): 1 when the SAE costs nothing, 0 when it is worth no more
     than the ablation. NaN where the ablation costs nothing.
