@@ -53,6 +53,10 @@ def main() -> None:
         result["bundled"] = measure.rounded(
             _run(sys.executable, "describe_gemscope.py", ["bundled", args.bundled], args)
         )
+    if args.held_out:
+        measure.progress(f"rows held out and not, in turns, {args.held_out} tokens")
+        arguments = ["held_out", args.held_out, max(3, args.rounds)]
+        result["held_out"] = measure.rounded(_run(sys.executable, "describe_gemscope.py", arguments, args))
     if args.save:
         measure.progress(f"wrote {measure.save('describe', result)}")
     print(json.dumps(result, indent=1)) if args.json else _print(result)
@@ -67,6 +71,7 @@ def _arguments() -> argparse.Namespace:
         "--batches", type=int, default=3, help="of 128 features that sae-dashboard does; 0: all (hours)"
     )
     parser.add_argument("--bundled", default="all", help="tokens of the bundled sample, 'all' (default) or 'none'")
+    parser.add_argument("--held-out", type=int, default=65_536, help="tokens for what rows held out cost; 0: not")
     parser.add_argument("--no-peer", action="store_true", help="without sae-dashboard")
     parser.add_argument("--no-growth", action="store_true", help="without memory at two numbers of tokens")
     parser.add_argument("--peer-python", type=Path, default=PEER_PYTHON, help="of sae-dashboard's environment")
@@ -280,6 +285,8 @@ def _print(result: dict[str, Any]) -> None:
             f"that: encoding {one['encode']:.1f} s, composing the pages {one['compose']:.1f} s; "
             f"the model's whole pass would take {one['whole_forward']:.1f} s"
         )
+    if one := result.get("held_out"):
+        console.print(f"with rows held out: {one['ratio']:.3f} times the processor time, {one['tokens']:,} tokens")
     machine = measure.remarks(result, f"medians of {result['rounds']} rounds in turns, each in a process of its own")
     for line in machine:
         console.print(line, style="dim", highlight=False)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import measure
@@ -254,7 +255,24 @@ def _timing(owner: Any, name: str, spent: dict[str, float], key: str) -> Iterato
             delattr(owner, name)
 
 
+def held_out(tokens: str, rounds: str) -> dict[str, Any]:
+    """The bundled default with rows held out and without, in turns: what `describe` pays for them."""
+    model, sae = gs.load_model(), gs.load_sae("smollm2")
+    configs = {"with": DescribeConfig(), "without": DescribeConfig(pool=0)}
+    spent: dict[str, list[float]] = {name: [] for name in configs}
+    for number in range(int(rounds)):
+        for name in sorted(configs, reverse=bool(number % 2)):
+            with tempfile.TemporaryDirectory() as out:
+                watch = _Watch()
+                describe(
+                    model, sae, Corpus.sample(), to=Path(out) / "atlas", tokens=int(tokens), config=configs[name]
+                ).close()
+                spent[name].append(watch.read()["cpu"])
+    ratios = [one / other for one, other in zip(spent["with"], spent["without"], strict=True)]
+    return {"tokens": int(tokens), **spent, "ratio": median(ratios)}
+
+
 if __name__ == "__main__":
     if os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    print(json.dumps({"one_pass": one_pass, "bundled": bundled}[sys.argv[1]](*sys.argv[2:])))
+    print(json.dumps({"one_pass": one_pass, "bundled": bundled, "held_out": held_out}[sys.argv[1]](*sys.argv[2:])))

@@ -16,8 +16,9 @@ from typing import Any
 import gemscope as gs
 from gemscope.atlas.bundled import BUNDLED
 from gemscope.atlas.labels.answers import Answer, answer_of
+from gemscope.atlas.labels.rules import SURE
 from gemscope.atlas.labels.sheet import instructions, sheet
-from gemscope.atlas.labels.wanting import SURE, wanting
+from gemscope.atlas.labels.wanting import wanting
 from gemscope.checked import json_of
 from gemscope.disk import written_aside
 from gemscope.errors import GemscopeError, InputError

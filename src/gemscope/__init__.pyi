@@ -8,6 +8,7 @@ from gemscope.activations.site import Site as Site
 from gemscope.activations.store import Store as Store
 from gemscope.app.server import serve as serve
 from gemscope.atlas.dashboard import Dashboard as Dashboard
+from gemscope.atlas.describe.elsewhere import read_elsewhere as read_elsewhere
 from gemscope.atlas.describe.gather import DescribeConfig as DescribeConfig
 from gemscope.atlas.describe.merge import merge as merge
 from gemscope.atlas.describe.run import describe as describe
@@ -16,6 +17,7 @@ from gemscope.atlas.exchange.verbs import import_atlas as import_atlas
 from gemscope.atlas.labels.asking import explain_with as explain_with
 from gemscope.atlas.labels.endpoint import Endpoint as Endpoint
 from gemscope.atlas.labels.rules import explain as explain
+from gemscope.atlas.labels.scoring import score_labels as score_labels
 from gemscope.atlas.reader import Atlas as Atlas
 from gemscope.edits.clamp import Ablate as Ablate
 from gemscope.edits.clamp import AtLeast as AtLeast

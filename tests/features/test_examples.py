@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemscope.features.best import Places
-from gemscope.features.examples import INTERVALS, REACH, Examples, Firings, _mixed, _scrambled, text_keys
+from gemscope.features.examples import INTERVALS, Examples, Firings, _mixed
+from gemscope.features.keys import REACH, scrambled, text_keys
 
 Array = np.ndarray[Any, np.dtype[Any]]
 ANY = st.integers(0, 2**32 - 1)
@@ -217,7 +218,7 @@ def test_keys_are_equal_for_equal_texts_alone() -> None:
 def test_numbers_are_scrambled_as_splitmix64_does() -> None:
     """Its first five of the seed 1234567, as its authors' program prints them: keys on disk mean the same everywhere."""
     state = np.uint64(1234567) + np.arange(1, 6, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    assert _scrambled(state).tolist() == [
+    assert scrambled(state).tolist() == [
         *(6457827717110365317, 3203168211198807973, 9817491932198370423),
         *(4593380528125082431, 16408922859458223821),
     ]

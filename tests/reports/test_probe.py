@@ -15,7 +15,7 @@ import torch
 from gemscope.activations.model import LanguageModel
 from gemscope.cli.main import main
 from gemscope.errors import CorruptFile, EmptyText, InputError, Mismatch, MissingDependency, NotFound
-from gemscope.features.metrics import wilson
+from gemscope.features.intervals import wilson
 from gemscope.features.sae import SAE, SAEInfo
 from gemscope.reports import probing as module
 from gemscope.reports import separating

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from gemscope.atlas.labels.trial import Trial
 from gemscope.features.histogram import Histogram
 from gemscope.pages.plain import Shown
 
@@ -90,13 +91,42 @@ class Explanation:
     """How it came about: `user`, `import`, `rule`, or the name of an explainer."""
     author: str = ""
     score: float | None = None
-    """How far it is right, from 0 to 1; None where nobody has measured it."""
+    """How far it is right, from 0 to 1, on text that it was not made from; None where nobody has measured it. Of a rule
+    it is the balanced accuracy where the feature fires strongly, on the rows that the atlas holds out.
+    """
+    control: float | None = None
+    """What another feature's label gets in its place."""
+    confidence: float | None = None
+    """Of a rule: recall less match rate, on the very examples that it was learnt from."""
     rule: str = ""
     """The same as a rule that can be run on any text (`features/rules.py`), where there is one."""
     model: str = ""
     """The language model that wrote it, if one did."""
     made: str = ""
     """The day, as 2026-05-31; "" where it is not known."""
+    trials: tuple[Trial, ...] = ()
+    """What running its rule on text came to."""
+
+    @property
+    def figures(self) -> list[tuple[str, float | None]]:
+        """Its numbers, by name."""
+        return [(name, getattr(self, name)) for name in ("score", "control", "confidence")]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, with Neuronpedia's names where it has them."""
+        return {
+            "id": str(self.id),
+            "description": self.text,
+            "typeName": self.method,
+            "authorId": self.author,
+            "explanationModelName": self.model or None,
+            "score": self.score,
+            "control": self.control,
+            "confidence": self.confidence,
+            "rule": self.rule or None,
+            "createdAt": self.made or None,
+            "trials": [one.to_dict() for one in self.trials],
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, by Neuronpedia's names."""
@@ -156,7 +186,7 @@ class Dashboard(Shown):
     neighbours: list[Neighbour] = field(default_factory=list)
     coactive: list[Partner] = field(default_factory=list)
     explanations: list[Explanation] = field(default_factory=list)
-    """Newest first."""
+    """The best first."""
 
     @property
     def density(self) -> float:

@@ -26,10 +26,12 @@ from gemscope.atlas.files.opening import opened
 from gemscope.atlas.files.schema import looked_up
 from gemscope.atlas.labels import search
 from gemscope.atlas.labels.explanations import Explanations
+from gemscope.atlas.labels.trial import Trial
 from gemscope.atlas.lists import Filter, Lists
 from gemscope.atlas.text import Text
 from gemscope.atlas.tokens import ByToken, TokenHit
 from gemscope.errors import InputError, NotFound
+from gemscope.features.pool import Pool
 from gemscope.text.rows import passed_over
 
 
@@ -175,6 +177,13 @@ class Atlas:
         named = [(self._index(feature), one) for feature, one in said.items()]
         self._explanations.add(named, replacing=replacing, among=map(self._index, among))
 
+    def tried(self, trials: Mapping[int, Trial], features: Iterable[int]) -> None:
+        """What came of running explanations on text, by their `id`; on the rows held out it is their score from now on.
+
+        Raises AccessError where nothing can be written, StorageFull.
+        """
+        self._explanations.tried(trials, map(self._index, features))
+
     def forget(self, feature: int, explanation_id: int) -> None:
         """Takes an explanation away. Raises NotFound, AccessError where nothing can be written."""
         self._explanations.forget(self._index(feature), explanation_id)
@@ -197,6 +206,10 @@ class Atlas:
         """Ids at flat positions of the corpus, of any shape; -1 where there is no token. Raises NotFound."""
         return self._text.ids(positions)
 
+    def keys(self, positions: Ints) -> Ints:
+        """[n] What texts that end at flat positions are told apart by (`features/keys.py`). Raises NotFound."""
+        return self._text.keys(positions)
+
     def document(self, index: int) -> tuple[str, str]:
         """Source and licence of a document. Raises NotFound."""
         return self._text.document(index)
@@ -218,6 +231,14 @@ class Atlas:
     def crowding(self) -> str:
         """Which places top more than a handful of features, in words; nothing where none does."""
         return self._text.crowding
+
+    @cached_property
+    def pool(self) -> Pool:
+        """The rows that never give an example, with all that fires on them: what labels are scored on.
+
+        Without rows in an atlas that was imported, or made by a version that held none out. Raises CorruptFile.
+        """
+        return self._text.pool
 
     # --- how it shows itself ----------------------------------------------------------------------------------------
 

@@ -8,11 +8,14 @@ from functools import cached_property
 import numpy as np
 
 from gemscope.atlas.entry import Ints
+from gemscope.atlas.files import held_out
 from gemscope.atlas.files.corpus import Corpus
 from gemscope.atlas.files.database import Database
 from gemscope.atlas.files.manifest import CROWDED, Manifest
 from gemscope.atlas.files.vocabulary import Vocabulary
 from gemscope.errors import CorruptFile, NotFound
+from gemscope.features.keys import REACH, text_keys
+from gemscope.features.pool import Pool
 from gemscope.text.printable import readable
 
 LEAD = 3
@@ -56,6 +59,14 @@ class Text:
             )
         return self.corpus.at(positions)
 
+    def keys(self, positions: Ints) -> Ints:
+        """[n] What texts that end at flat positions are told apart by. Raises NotFound."""
+        back = np.arange(REACH, -1, -1)
+        context = self.ids(np.maximum(0, positions[:, None] - back))
+        context[positions[:, None] % self.manifest.length < back] = -1
+        found: Ints = text_keys(context)[:, -1]
+        return found
+
     def document(self, index: int) -> tuple[str, str]:
         """Source and licence of a document. Raises NotFound."""
         if not 0 <= index < len(self.starts):
@@ -73,6 +84,21 @@ class Text:
             sources = {id_: (name, license_) for id_, name, license_ in db.execute("SELECT * FROM source")}
             rows = db.execute("SELECT start, source FROM document ORDER BY start").fetchall()
         return ((start, *sources[source]) for start, source in rows)
+
+    @cached_property
+    def pool(self) -> Pool:
+        """The rows that are held out. Raises CorruptFile."""
+        length = self.manifest.length
+        with self._database.reading() as db, self._database.undamaged("held_row"):
+            positions, counted = held_out.rows(db, length)
+            if len(positions) and (int(positions.max()) + length > len(self.corpus) or (positions % length).any()):
+                raise CorruptFile("rows are held out that the corpus does not have")
+
+        def firings(feature: int) -> tuple[Ints, Ints]:
+            with self._database.reading() as db, self._database.undamaged(f"held, feature {feature}"):
+                return held_out.firings(db, feature, counted)
+
+        return Pool(self.corpus.at(positions[:, None] + np.arange(length)), counted, positions, firings)
 
     def require(self, position: int) -> None:
         """Raises CorruptFile for a position that tables or manifest name and the corpus does not have."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gemscope.atlas.files import corpus, hits, schema
+from gemscope.atlas.files import corpus, held_out, hits, schema
 from gemscope.atlas.files.database import Database
 from gemscope.atlas.files.manifest import Manifest, read_manifest
 from gemscope.atlas.files.page import Page, contradictions, unpack_page
@@ -47,6 +47,7 @@ def _problems(folder: Path) -> Iterator[str]:
         yield from _tables(db, manifest)
         yield from _pages(db, manifest, rows)
         yield from _labels(db)
+        yield from _held_out(db, manifest, rows)
 
 
 def _tables(db: sqlite3.Connection, manifest: Manifest) -> Iterator[str]:
@@ -75,6 +76,7 @@ def _pages(db: sqlite3.Connection, manifest: Manifest, rows: corpus.Corpus) -> I
         yield f"the vocabulary: {error}"
         return
     by_token: dict[int, list[tuple[int, int]]] = {}
+    apart = {position // manifest.length for (position,) in db.execute("SELECT position FROM held_row")}
     for index, count, top, token, packed in db.execute(
         "SELECT id, count, max, token, packed FROM feature JOIN page USING (id) ORDER BY id"
     ):
@@ -84,6 +86,8 @@ def _pages(db: sqlite3.Connection, manifest: Manifest, rows: corpus.Corpus) -> I
             yield f"feature {index}: {error}"
             continue
         yield from (f"feature {index}: {problem}" for problem in _page(page, count, top, len(rows)))
+        if both := apart.intersection((page.positions // manifest.length).tolist()):
+            yield f"feature {index}: it has an example from row {min(both)}, which is held out to score labels"
         if not len(page.positions) or int(page.positions.max()) >= len(rows):
             continue
         tokens = rows.at(page.positions.astype(np.int64))
@@ -116,6 +120,29 @@ def _token_features(db: sqlite3.Connection, expected: dict[int, list[tuple[int, 
             yield f"token {token}: the features listed for it are not those whose examples peak on it"
     for token in expected:
         yield f"token {token}: it lists no features, though examples peak on it"
+
+
+def _held_out(db: sqlite3.Connection, manifest: Manifest, rows: corpus.Corpus) -> Iterator[str]:
+    """What labels are scored on, and what came of that."""
+    try:
+        positions, counted = held_out.rows(db, manifest.length)
+    except CorruptFile as error:
+        yield f"table held_row: {error}"
+        return
+    if len(positions) and (int(positions.max()) + manifest.length > len(rows) or (positions % manifest.length).any()):
+        yield "table held_row names rows that the corpus does not have"
+        return
+    beyond = db.execute("SELECT id FROM held WHERE id NOT BETWEEN 0 AND ? LIMIT 1", (manifest.d_sae - 1,)).fetchone()
+    if beyond:
+        yield f"table held has a record of feature {beyond[0]}, of {manifest.d_sae} features"
+    for (index,) in db.execute("SELECT id FROM held ORDER BY id").fetchall():
+        try:
+            held_out.firings(db, index, counted)
+        except CorruptFile as error:
+            yield f"feature {index}: {error}"
+    gone = db.execute("SELECT explanation FROM trial WHERE explanation NOT IN (SELECT id FROM explanation)").fetchone()
+    if gone:
+        yield f"table trial is of explanation {gone[0]}, which is not there"
 
 
 def _labels(db: sqlite3.Connection) -> Iterator[str]:

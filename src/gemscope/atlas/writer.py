@@ -16,13 +16,14 @@ import numpy as np
 
 from gemscope.atlas.dashboard import Explanation
 from gemscope.atlas.entry import Entry, Ints
-from gemscope.atlas.files import corpus, hits, schema, vocabulary
+from gemscope.atlas.files import corpus, held_out, hits, schema, vocabulary
 from gemscope.atlas.files.manifest import Manifest, write_manifest
 from gemscope.atlas.files.page import pack_page
 from gemscope.atlas.reader import Atlas
 from gemscope.checked import EXACT
 from gemscope.disk import claimed, room
 from gemscope.errors import InputError, Mismatch, NotFinite
+from gemscope.features.pool import Pool
 
 _SCRATCH = "scratch.sqlite"
 
@@ -143,16 +144,22 @@ class Writer:
         )
         self._db.execute("INSERT INTO page VALUES (?, ?)", (int(entry.index), packed))
 
+    def add_pool(self, pool: Pool) -> None:
+        """The rows that give no examples, and all that fires on them. Raises StorageFull."""
+        with self._room():
+            held_out.write(pool, self._next, self._db)
+
     def add_explanation(self, feature: int, said: Explanation) -> None:
         """What a feature stands for; its `id` is given here. Raises NotFinite."""
-        if said.score is not None and not abs(said.score) < schema.MOST:
-            raise NotFinite(f"feature {feature} has an explanation with score={said.score}: a number is expected")
+        for name, value in said.figures:
+            if value is not None and not abs(value) < schema.MOST:
+                raise NotFinite(f"feature {feature} has an explanation with {name}={value}: a number is expected")
         texts = (_text(getattr(said, name)) for name in ("text", "method", "author", "rule", "model", "made"))
         with self._room():
             self._db.execute(
-                "INSERT INTO explanation (feature, text, method, author, rule, model, made, score) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (int(feature), *texts, None if said.score is None else float(said.score)),
+                "INSERT INTO explanation (feature, text, method, author, rule, model, made, score, control, "
+                "confidence) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (int(feature), *texts, *(None if value is None else float(value) for _, value in said.figures)),
             )
 
     def finish(self, manifest: Manifest) -> Atlas:

@@ -21,6 +21,7 @@ _SETTINGS = {
     "after": "tokens shown behind it",
     "length": "tokens per row of text",
     "batch": "rows per pass of the model",
+    "pool": "tokens of rows held out to score labels on (0: none)",
 }
 
 

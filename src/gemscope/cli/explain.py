@@ -1,4 +1,4 @@
-"""The command that labels features: explain, by rules or by asking a language model."""
+"""The command that labels features and scores labels: explain, by rules or by asking a language model."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from gemscope.progress import Progress
 
 if TYPE_CHECKING:
     from gemscope.atlas.labels.questions import Answerer
+    from gemscope.atlas.labels.scoring import Scored
+    from gemscope.atlas.reader import Atlas
 
 
 def add_to(commands: Any) -> None:
@@ -21,9 +23,10 @@ def add_to(commands: Any) -> None:
         "explain",
         help="label every feature of an atlas with the rule that its examples teach, or by asking a language model",
         description="Learns from each feature's own examples what it fires on, as a rule in words that can be run on "
-        "any text, and writes it into the atlas. No model is asked. With --endpoint or --model-here a chat model is "
-        "shown examples of features without a sure label, and says it in words and as a rule. What people wrote stays, "
-        "and stays on top.",
+        "any text, writes it into the atlas, and scores it on rows that no example came from. No model is asked. With "
+        "--endpoint or --model-here a chat model is shown examples of features without a sure label, and says it in "
+        "words and as a rule. What people wrote stays, and stays on top. With --on nothing is labelled: the labels "
+        "that are there are tried on another text.",
     )
     explain.add_argument("folder", metavar="ATLAS")
     explain.add_argument("features", nargs="*", type=int, metavar="FEATURE", help="these alone (default: all)")
@@ -34,6 +37,8 @@ def add_to(commands: Any) -> None:
         "--endpoint", metavar="URL", help="a server that speaks chat completions, such as http://localhost:8000/v1"
     )
     who.add_argument("--model-here", metavar="NAME", help="a chat model of the Hub, or in a folder, in this process")
+    who.add_argument("--on", metavar="CORPUS", help="no model: try the labels on this text, of which no example is")
+    asked.add_argument("--tokens", type=int, default=1 << 16, help="of that text (default 65,536)")
     asked.add_argument("--model", metavar="NAME", help="the model that the server offers")
     asked.add_argument("--limit", type=int, metavar="N", help="so many features, those that fire most first")
     asked.add_argument("--dry-run", action="store_true", help="ask nobody: what it would take, and one question whole")
@@ -73,7 +78,9 @@ def _explain(args: argparse.Namespace) -> int:
         raise InputError("--endpoint URL takes --model NAME beside it, --model-here NAME takes none")
     told: Any
     with bars() as progress, Atlas(args.folder) as atlas:
-        if args.endpoint is None and args.model_here is None:
+        if args.on is not None:
+            told = _on_another(atlas, args, progress)
+        elif args.endpoint is None and args.model_here is None:
             told = explain(atlas, args.features or None, progress=progress)
         else:
             from gemscope.atlas.labels.asking import estimate, explain_with
@@ -91,6 +98,18 @@ def _explain(args: argparse.Namespace) -> int:
     if not args.dry_run:
         options.lead(args, None, ("what are its features?", ["serve", args.folder]))
     return 0
+
+
+def _on_another(atlas: Atlas, args: argparse.Namespace, progress: Progress) -> Scored:
+    from gemscope.app.nearby import Nearby
+    from gemscope.atlas.describe.elsewhere import read_elsewhere
+    from gemscope.atlas.labels.scoring import score_labels
+    from gemscope.text.corpus import Corpus
+
+    corpus = Corpus.read(args.on)
+    model, sae = Nearby()(atlas.manifest)
+    pool = read_elsewhere(atlas, model, sae, corpus, tokens=args.tokens, progress=progress)
+    return score_labels(atlas, args.features or None, on=pool, text=corpus.name, progress=progress)
 
 
 def _asked(args: argparse.Namespace, progress: Progress) -> Answerer:

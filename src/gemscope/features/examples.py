@@ -8,19 +8,17 @@ would be kept of both.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from gemscope.features.best import FIELDS, Array, Best, Places
+from gemscope.features.keys import ODD, scrambled
 from gemscope.features.tally import NEVER
 
 INTERVALS = 8
 """Ranges of activations that examples are drawn from: equal parts of 0 to the power of two above the maximum."""
-REACH = 16
-"""Two places are one text where a token and this many before it are the same."""
-_ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
@@ -193,6 +191,19 @@ class Firings:
     length: int
     d_sae: int
 
+    def outside(self, rows: Array) -> Firings:
+        """Those that are in none of the rows [R] that are marked."""
+        kept = ~rows[self.tokens // self.length]
+        if kept.all():
+            return self
+        return replace(
+            self,
+            features=self.features[kept],
+            values=self.values[kept],
+            tokens=self.tokens[kept],
+            key=self.key[kept],
+        )
+
     def pair(self, at: Array | slice) -> Array:
         """Which row and feature entries belong to, as one number."""
         pair: Array = self.tokens[at] // self.length * self.d_sae + self.features[at]
@@ -220,30 +231,10 @@ class Firings:
         return out
 
 
-def text_keys(ids: Array) -> Array:
-    """int64 [R, T]: for each token a hash of it and the REACH tokens before it in its row."""
-    ids = ids.astype(np.int64)
-    padded = np.concatenate([np.full((len(ids), REACH), -1), ids], axis=1).astype(np.uint64)
-    key = np.zeros(ids.shape, np.uint64)
-    for back in range(REACH + 1):
-        # Each place has a weight of its own: the order of tokens matters.
-        piece = padded[:, REACH - back : REACH - back + ids.shape[1]]
-        key += _scrambled(piece * _ODD + np.uint64(back + 1))
-    return key.view(np.int64)
-
-
 def _mixed(key: Array, features: Array) -> Array:
     """A draw for every (text, feature): not negative, alike to chance, the same each time."""
-    drawn = _scrambled(key.view(np.uint64) ^ (features.astype(np.uint64) + np.uint64(1)) * _ODD)
+    drawn = scrambled(key.view(np.uint64) ^ (features.astype(np.uint64) + np.uint64(1)) * ODD)
     return (drawn >> np.uint64(11)).view(np.int64)  # 53 bits: a float64 can tell them apart
-
-
-def _scrambled(x: Array) -> Array:
-    """The finisher of splitmix64 (Steele, Lea and Flood 2014): every bit depends on every other."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    done: Array = x ^ (x >> np.uint64(31))
-    return done
 
 
 def _bits(values: Array) -> Array:

@@ -19,8 +19,6 @@ from gemscope.shapes import Bool, Float, Int
 DENSE = 0.1
 """A feature that fires on more than this share of tokens is dense."""
 
-_Z = 1.959964
-"""Standard deviations on either side that hold 95 % of a normal distribution."""
 _PIECE = 1 << 20
 """Numbers of a vocabulary-wide matrix that are held in float32 at a time: a few tens of tokens."""
 
@@ -235,11 +233,3 @@ def recovered(clean: float, spliced: float, ablated: float) -> float:
     With KL in the place of losses (`clean` 0) it is SAELens's KL score.
     """
     return (ablated - spliced) / (ablated - clean) if ablated != clean else math.nan
-
-
-def wilson(hits: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share, `hits` of `n` (Wilson 1927): never empty, and within 0 to 1, at 0 and 1 as well."""
-    share, z2 = hits / n, _Z**2
-    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)

@@ -1,8 +1,9 @@
 """Rules learnt from a feature's own examples: a greedy cover of where it fires, at the price of where else they hold.
 
-A rule's confidence is J = recall − match rate: the weighted share of the examples' firing tokens that it names, less
-the share of random windows of the corpus in which it holds anywhere. Clauses are added while J rises by more than they
-cost. All of it is deterministic.
+A rule is worth J = recall − match rate: the weighted share of the examples' firing tokens that it names, less the share
+of random windows of the corpus in which it holds anywhere. Clauses are added while J rises by more than they cost. A
+rule's confidence is J with each example left out in turn: what names its tokens has to be known from others. All of it
+is deterministic.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ MAIN = 0.1
 """What a clause must add to J, in parts of the first one's, to be said in the label."""
 TERMS = 8
 """Clauses of a rule, at most."""
+LEAST = 2
+"""Examples that have to share what a clause says."""
 SINGLES, PAIRS = 120, 400
 """Candidates that are looked at closely: those with the most weight."""
 AGAIN, ANEW = 0.008, 0.02
@@ -53,13 +56,14 @@ class Learnt:
 
     rule: Rule
     recall: float
+    """Of each example's firing tokens by what other examples alone would have taught."""
     match_rate: float
     main: Rule
     """Its clauses that add most: what a label says."""
 
     @property
     def confidence(self) -> float:
-        """J."""
+        """J, each example left out in turn."""
         return self.recall - self.match_rate
 
 
@@ -146,11 +150,12 @@ class Learner:
         singles, inverse = np.unique(codes, return_inverse=True)
         cover = np.zeros((len(singles), number), np.bool_)
         cover[inverse, at] = True
-        kept = _supported(cover, examples)
-        singles, cover = singles[kept], cover[kept]
+        support = _support(cover, examples)
+        kept = support >= LEAST
+        singles, cover, support = singles[kept], cover[kept], support[kept]
         weight = cover @ weights
         first = np.lexsort((singles, -weight))[:SINGLES]
-        singles, cover, weight = singles[first], cover[first], weight[first]
+        singles, cover, weight, support = singles[first], cover[first], weight[first], support[first]
         back, kind = singles // (3 * _SPAN), singles // _SPAN % 3
         a, b = np.triu_indices(len(singles), 1)
         a, b = np.where(back[a] <= back[b], a, b), np.where(back[a] <= back[b], b, a)
@@ -171,12 +176,13 @@ class Learner:
         best = best[shared[best] > ANEW]
         a, b = a[best], b[best]
         both = cover[a] & cover[b]
-        kept = _supported(both, examples)
+        shared_by = _support(both, examples)
+        kept = shared_by >= LEAST
         a, b, both = a[kept], b[kept], both[kept]
         parts: list[tuple[int, ...]] = [(int(code),) for code in singles]
         parts += [(int(one), int(other)) for one, other in zip(singles[a], singles[b], strict=True)]
         holds = np.concatenate((bits, bits[a] & bits[b])) != 0
-        return Candidates(parts, np.concatenate((cover, both)), holds)
+        return Candidates(parts, np.concatenate((cover, both)), holds, np.concatenate((support, shared_by[kept])))
 
     def _chosen(self, candidates: Candidates, weights: Floats) -> Learnt | None:
         covered, held = np.zeros(len(weights), np.bool_), np.zeros(self._windows, np.bool_)
@@ -200,7 +206,9 @@ class Learner:
             return None
         clauses = tuple(tuple(self._part(code) for code in candidates.parts[one]) for one in chosen)
         main = tuple(clause for clause, gain in zip(clauses, gains, strict=True) if gain >= MAIN * gains[0])
-        return Learnt(Rule(clauses), float(weights[covered].sum()), float(held.mean()), Rule(main))
+        known = [one for one in chosen if candidates.support[one] > LEAST]
+        again = candidates.cover[known].any(0)
+        return Learnt(Rule(clauses), float(weights[again].sum()), float(held.mean()), Rule(main))
 
 
 @dataclass(frozen=True)
@@ -212,6 +220,8 @@ class Candidates:
     """[n, firing tokens]"""
     holds: np.ndarray[Any, np.dtype[np.bool_]]
     """[n, windows]"""
+    support: Ids
+    """[n] Examples with a token that each covers."""
 
     @property
     def kinds(self) -> Ids:
@@ -241,7 +251,8 @@ def _code(back: int, kind: int, numbers: Ids) -> Ids:
     return (back * 3 + kind) * _SPAN + np.asarray(numbers, np.int64)
 
 
-def _supported(cover: Any, examples: Ids) -> Any:
-    """Which rows cover tokens of two examples."""
+def _support(cover: Any, examples: Ids) -> Ids:
+    """[n] How many examples have a token that rows cover; a lone example speaks for as many as have to."""
     starts = np.flatnonzero(np.diff(examples, prepend=-1))
-    return np.add.reduceat(cover, starts, axis=1).astype(bool).sum(1) > 1 if len(starts) > 1 else cover.any(1)
+    found: Ids = np.add.reduceat(cover, starts, axis=1).astype(bool).sum(1)
+    return found if len(starts) > 1 else found * LEAST

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemscope.errors import MissingDependency
-from gemscope.features.metrics import wilson
+from gemscope.features.intervals import wilson
 from gemscope.reports.probe import ROUNDS, Chosen, Fit, OneVsRest
 
 Array = NDArray[Any]

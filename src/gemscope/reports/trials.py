@@ -16,7 +16,8 @@ from gemscope.activations.capture import Captured
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
 from gemscope.features.fit import answered_for
-from gemscope.features.metrics import explained_variance, wilson
+from gemscope.features.intervals import wilson
+from gemscope.features.metrics import explained_variance
 from gemscope.features.sae import SAE
 from gemscope.progress import Advance
 from gemscope.reports.check import Trial

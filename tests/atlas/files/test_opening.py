@@ -47,7 +47,7 @@ DAMAGES = {
     "foreign sqlite": (_foreign, "another program's SQLite file"),
     "not sqlite": (lambda at: (at / "atlas.sqlite").write_bytes(b"PK" * 5000), "not an SQLite file"),
     "no sqlite": (lambda at: (at / "atlas.sqlite").unlink(), "atlas.sqlite is missing"),
-    "newer sqlite": (lambda at: change_sql(at, "PRAGMA user_version = 99"), "format 99, this version reads up to 2"),
+    "newer sqlite": (lambda at: change_sql(at, "PRAGMA user_version = 99"), "format 99, this version reads up to 3"),
     "no table": (lambda at: change_sql(at, "DROP TABLE feature"), "has no table 'feature'"),
     "fewer features": (
         lambda at: change_sql(at, "DELETE FROM feature WHERE id = 4"),
@@ -60,7 +60,7 @@ DAMAGES = {
     "float corpus": (lambda at: np.save(at / "corpus.npy", np.zeros((48, 64))), "its numbers are <f8"),
     "object corpus": (lambda at: np.save(at / "corpus.npy", np.array([[{}]])), "not an atlas's corpus"),
     "no header": (lambda at: (at / "corpus.npy").write_bytes(b"x" * 9000), "its header is missing"),
-    "newer manifest": (lambda at: change_json(at, format=3), "format 3, this version reads up to 2: update"),
+    "newer manifest": (lambda at: change_json(at, format=4), "format 4, this version reads up to 3: update"),
     "unnumbered manifest": (lambda at: change_json(at, format="1"), 'field "format" is "1", expected a whole number'),
     "more in manifest": (lambda at: change_json(at, colour="red"), 'field "colour" is not known'),
     "less in manifest": (lambda at: (at / "manifest.json").write_text('{"format": 1}'), 'field "model" is missing'),
@@ -161,7 +161,7 @@ def test_an_upgrade_that_fails_changes_nothing(copy: Path, newer: None, monkeypa
 
 def test_an_older_atlas_that_cannot_be_written_says_so(reachable: Path, newer: None) -> None:
     with powerless(reachable):
-        with pytest.raises(AccessError, match=r"is of format 2, this version reads 3.*copy the atlas elsewhere"):
+        with pytest.raises(AccessError, match=r"is of format 3, this version reads 4.*copy the atlas elsewhere"):
             Atlas(reachable)
 
 

@@ -10,71 +10,22 @@ import pytest
 
 import gemscope as gs
 from atlases import planted_atlas
-from gemscope.atlas.entry import Entry
-from gemscope.atlas.files.manifest import Manifest, Part
 from gemscope.atlas.labels.rules import METHOD, explain
 from gemscope.atlas.verify import verify
-from gemscope.atlas.writer import Writer
 from gemscope.cli.main import main
 from gemscope.errors import InputError
-from gemscope.features.examples import INTERVALS
 from gemscope.features.rules import Rule, Vocabulary
-
-WORDS = [" the", " of", " 12", " walking", " river", ",", " and", " sea", " cold"] + [f" q{n:o}z" for n in range(600)]
-PLANTED = ('"river"', '"sea" after "the"', "<number>", '"cold" or <ending-ing>')
-LENGTH, ROWS, SPAN = 64, 400, 15
+from planted_rules import PLANTED, WORDS, planted_rules_atlas, planted_text
 
 
 @pytest.fixture(scope="module")
 def text() -> np.ndarray:
-    chance = np.random.default_rng(3)
-    rows = chance.integers(9, len(WORDS), (ROWS, LENGTH))
-    often = np.where(chance.random(rows.shape) < 0.06, chance.integers(0, 9, rows.shape), rows)
-    often[::3, 20], often[::3, 21] = 0, 7  # the sea
-    return often
+    return planted_text()
 
 
 @pytest.fixture
-def atlas(text: np.ndarray, tmp_path: Path) -> gs.Atlas:
-    """Each feature fires at 1 to 8 wherever its rule holds; the last at random, and one never."""
-    chance, vocabulary = np.random.default_rng(4), Vocabulary(WORDS)
-    with Writer(tmp_path / "atlas") as writer:
-        writer.add_rows(text)
-        writer.add_document(0, "planted", "")
-        writer.add_tokens({id_: word.encode() for id_, word in enumerate(WORDS)}, special=[])
-        for feature in range(len(PLANTED) + 2):
-            holds = chance.random(text.shape) < 0.01
-            if feature < len(PLANTED):
-                holds = Rule.parse(PLANTED[feature]).matches(text, vocabulary)
-            if feature == len(PLANTED) + 1:
-                holds[:] = False
-            holds[:, :SPAN] = holds[:, -SPAN:] = False
-            values = np.where(holds, chance.uniform(1, 8, text.shape), 0).astype(np.float32)
-            at = np.flatnonzero(holds.any(1))[:24]
-            peaks = values[at].argmax(1)
-            order = np.argsort(-values[at, peaks])
-            at, peaks = at[order], peaks[order]
-            owners, columns = np.nonzero(values[at])
-            near = abs(columns - peaks[owners]) <= SPAN
-            owners, columns = owners[near], columns[near]
-            drawn = np.where(np.arange(len(at)) < 12, -1, (values[at, peaks] / 8 * INTERVALS).astype(int).clip(0, 7))
-            writer.add(
-                Entry(
-                    index=feature, count=int(holds.sum()), max=float(values.max()), mean=1.0,
-                    edges=np.arange(INTERVALS + 1, dtype=np.float32), interval_counts=np.bincount(values[holds].astype(int), minlength=INTERVALS),
-                    positions=at * LENGTH + peaks, intervals=drawn,
-                    owners=owners, columns=columns, values=values[at][owners, columns],
-                )
-            )  # fmt: skip
-        part = Part(name="planted", digest="0" * 64, rows=ROWS, documents=1, counted=ROWS * LENGTH, masked={})
-        return writer.finish(
-            Manifest(
-                model="planted", model_id="planted", source_id="planted", revision=None, sae="planted",
-                sae_digest="1" * 64, site="1.res", site_out="1.res", gate="relu", d_sae=len(PLANTED) + 2, parts=(part,),
-                length=LENGTH, before=SPAN, after=SPAN, bos=False, logits=None, no_logits=None, coactivation="none",
-                options={}, versions={},
-            )
-        )  # fmt: skip
+def atlas(tmp_path: Path) -> gs.Atlas:
+    return planted_rules_atlas(tmp_path / "atlas")
 
 
 def test_what_was_planted_is_what_labels_say(atlas: gs.Atlas, text: np.ndarray) -> None:
@@ -85,8 +36,8 @@ def test_what_was_planted_is_what_labels_say(atlas: gs.Atlas, text: np.ndarray) 
         said = atlas[feature].explanations[0]
         assert said.method == METHOD
         assert said.made
-        assert said.score is not None
-        assert 0.5 < said.score <= 1
+        assert said.confidence is not None
+        assert 0.5 < said.confidence <= 1
         there, says = (one.matches(text, vocabulary) for one in (Rule.parse(rule), Rule.parse(said.rule)))
         assert (says[there].mean() + (~says)[~there].mean()) / 2 > 0.95
     assert atlas[0].label == "“river”"
@@ -98,10 +49,12 @@ def test_what_was_planted_is_what_labels_say(atlas: gs.Atlas, text: np.ndarray) 
 
 def test_again_it_says_the_same_and_each_once(atlas: gs.Atlas) -> None:
     explain(atlas)
-    first = {feature: (one.text, one.rule, one.score) for feature, one in atlas.explanations()}
+    first = {
+        feature: (one.text, one.rule, one.confidence, one.score, one.trials) for feature, one in atlas.explanations()
+    }
     explain(atlas)
     again = atlas.explanations()
-    assert {feature: (one.text, one.rule, one.score) for feature, one in again} == first
+    assert {feature: (one.text, one.rule, one.confidence, one.score, one.trials) for feature, one in again} == first
     assert len(again) == len(first)
 
 

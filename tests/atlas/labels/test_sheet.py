@@ -44,7 +44,7 @@ def lines(page: Dashboard) -> list[str]:
 
 
 def test_a_sheet_says_what_a_reader_needs() -> None:
-    rule = Explanation(id=1, text="“of” (when strong)", method="rule", rule='"of"', score=0.61)
+    rule = Explanation(id=1, text="“of” (when strong)", method="rule", rule='"of"', confidence=0.61)
     one = example(4.0, [" a", " of", " b"])
     page = feature([one], explanations=[rule], promoted=[Logit(1, " the", 1.0), Logit(2, " ", 0.5)])
     assert sheet(page) == (
@@ -150,10 +150,10 @@ def test_those_that_fire_most_often_and_are_not_named_want_words(tmp_path: Path)
         assert plain == sorted(plain, reverse=True)
         assert [density[one] for one in wanting(atlas)][: len(plain)] == plain  # dense ones come last
         atlas.explain(first, "as a person says")
-        atlas.explain_all({second: Explanation(id=0, text="“of”", method="rule", rule='"of"', score=0.9)})
-        atlas.explain_all({third: Explanation(id=0, text="“in”", method="rule", rule='"in"', score=0.7)})
+        atlas.explain_all({second: Explanation(id=0, text="“of”", method="rule", rule='"of"', confidence=0.6)})
+        atlas.explain_all({third: Explanation(id=0, text="“in”", method="rule", rule='"in"', confidence=0.5)})
         assert wanting(atlas)[:2] == [third, fourth]
-        assert wanting(atlas, sure=0.6)[0] == fourth
+        assert wanting(atlas, sure=0.4)[0] == fourth
 
 
 def run(*words: object) -> int:

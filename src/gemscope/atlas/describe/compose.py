@@ -74,6 +74,7 @@ def compose(
                 tops.update(entry.positions[:1].tolist())  # its strongest example comes first
                 writer.add(entry)
                 advance(1)
+        writer.add_pool(statistics.held_out.pool())
         for feature, one in said:
             writer.add_explanation(feature, one)
         writer.add_tokens(*weights.texts(sorted(used)))

@@ -17,10 +17,12 @@ from gemscope.checked import Count, Form, Positive, require_forms, values_of
 from gemscope.errors import CorruptFile, InputError
 from gemscope.features.cofiring import Sample
 from gemscope.features.examples import Examples, Firings
+from gemscope.features.held_out import HeldOut
 from gemscope.features.tally import Tally
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+_GROWING = ("sample.", "held_out.")
 _ROOM = 1 << 24
 """Tokens and entries, at least, in the sample of tokens that co-activation is counted on."""
 
@@ -47,6 +49,10 @@ class DescribeConfig:
     """Tokens per row of text."""
     batch: Positive = 16
     """Rows per pass of the model."""
+    pool: Count = 1 << 16
+    """Tokens, at most, of the rows that are held out to score labels on: one row in sixteen gives no examples. 0: all
+    rows do, and nothing can be scored.
+    """
 
     def __post_init__(self) -> None:
         vars(self).update(values_of(type(self), vars(self), where="the settings"))
@@ -63,6 +69,7 @@ class Statistics:
         self.tally = Tally(d_sae)
         self.examples = Examples(d_sae, top=config.top, each=config.each, before=config.before, after=config.after)
         self.sample = Sample(d_sae, max(_ROOM, 128 * d_sae) if config.partners else 0)
+        self.held_out = HeldOut(d_sae, config.length, -(-config.pool // config.length))
 
     def add(self, batch: Batch, found: Found, keys: Array, first: int) -> None:
         """One batch, whose rows start at flat position `first` of the corpus."""
@@ -81,6 +88,10 @@ class Statistics:
             length=batch.ids.shape[1],
             d_sae=features.d_sae,
         )
+        if self.held_out.room:
+            counted = np.zeros(batch.ids.size, np.bool_)
+            counted[found.tokens] = True
+            firings = firings.outside(self.held_out.add(batch.ids, counted.reshape(batch.ids.shape), firings))
         self.examples.add(firings, self.tally.exponents.numpy())
         if self.sample.room:
             self.sample.add(flat[found.tokens], found.tokens + first, features.offsets.diff().numpy(), ids)
@@ -90,6 +101,7 @@ class Statistics:
         self.tally.merge(other.tally)
         self.examples.merge(other.examples, self.tally.exponents.numpy(), shift)
         self.sample.merge(other.sample, shift)
+        self.held_out.merge(other.held_out, shift)
 
     def sums(self) -> dict[str, Array]:
         """The tally and the sample: what merging needs beyond an atlas's pages."""
@@ -106,23 +118,25 @@ class Statistics:
             raise CorruptFile(error) from error
 
     def _require(self, known: Mapping[str, Array], state: Mapping[str, Array]) -> None:
-        """The same arrays as those that are known, of which only the sample is as long as it happens to be."""
+        """The same arrays as those that are known, of which only samples are as long as they happen to be."""
         forms = {
-            name: Form((None,) if name.startswith("sample.") else one.shape, str(one.dtype))
+            name: Form((None,) if name.startswith(_GROWING) else one.shape, str(one.dtype))
             for name, one in known.items()
         }
         require_forms(state, forms)
 
     def state(self) -> dict[str, Array]:
         """All of it, to be stored."""
-        return self.sums() | {f"examples.{name}": value for name, value in self.examples.state().items()}
+        parts = {"examples": self.examples.state(), "held_out": self.held_out.state()}
+        return self.sums() | {f"{part}.{name}": value for part, held in parts.items() for name, value in held.items()}
 
     def restore(self, state: Mapping[str, Array], end: int) -> None:
         """What `state` gave of a text that ends at this flat position. Raises CorruptFile."""
         self._require(self.state(), state)
-        self.restore_sums({name: one for name, one in state.items() if not name.startswith("examples.")})
+        self.restore_sums({name: one for name, one in state.items() if name in self.sums()})
         try:
             self.examples.restore(under("examples", state), self.tally.exponents.numpy(), end)
+            self.held_out.restore(under("held_out", state), end)
         except ValueError as error:
             raise CorruptFile(error) from error
 

@@ -12,10 +12,11 @@ import numpy as np
 from gemscope.atlas.dashboard import Explanation
 from gemscope.atlas.describe.compose import SUMS, compose
 from gemscope.atlas.describe.gather import DescribeConfig, Described, Statistics
+from gemscope.atlas.labels.scoring import score_labels
 from gemscope.atlas.reader import Atlas
 from gemscope.checked import read_tensors
 from gemscope.errors import CorruptFile, InputError, Mismatch, NotFound
-from gemscope.features.examples import REACH, Kept, text_keys
+from gemscope.features.examples import Kept
 from gemscope.progress import Progress, silent
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -47,8 +48,10 @@ def merge(atlases: Sequence[Atlas | str | Path], *, to: str | Path, progress: Pr
     """One atlas of all the texts that several atlases of one SAE were made of, in the order given.
 
     Each needs its `sums.safetensors`, which `describe` leaves beside it. Labels come along; where several say
-    something of a feature, the label is the last one's. Raises Mismatch where the
-    atlases are not of one SAE made with the same settings, NotFound for missing sums, InputError for fewer than two.
+    something of a feature, the best one shows, and the last one's of equals; rules are scored anew.
+
+    Raises Mismatch where the atlases are not of one SAE made with the same settings, NotFound for missing sums,
+    InputError for fewer than two.
     """
     opened = [one if isinstance(one, Atlas) else Atlas(one) for one in atlases]
     if len(opened) < 2:
@@ -76,7 +79,10 @@ def merge(atlases: Sequence[Atlas | str | Path], *, to: str | Path, progress: Pr
         first.manifest.bos,
     )
     said = _explanations(opened)
-    return compose(_FromAtlases(opened), described, to=Path(to), config=config, said=said, progress=progress)
+    merged = compose(_FromAtlases(opened), described, to=Path(to), config=config, said=said, progress=progress)
+    if len(merged.pool) and any(one.rule for _, one in said):
+        score_labels(merged, progress=progress)
+    return merged
 
 
 def _require_alike(one: Atlas, other: Atlas) -> None:
@@ -98,6 +104,8 @@ def _statistics(atlas: Atlas, config: DescribeConfig) -> Statistics:
         raise NotFound(f"no {SUMS} in {atlas.folder}: merging needs what describe leaves there") from None
     except CorruptFile as error:
         raise CorruptFile(f"{path} is damaged: {error}") from error
+    if config.pool:
+        statistics.held_out.keep(atlas.pool)
     exponents = statistics.tally.exponents.numpy()
     for start in range(0, len(atlas), _BLOCK):
         kept = _kept(atlas, range(start, min(len(atlas), start + _BLOCK)), config)
@@ -121,13 +129,10 @@ def _kept(atlas: Atlas, some: range, config: DescribeConfig) -> Kept:
         raise CorruptFile(f"{atlas.folder} holds examples wider than its manifest says: copy it again")
     windows = np.zeros((len(positions), config.before + 1 + config.after), np.float16)
     windows[owners, config.before + columns] = cells / values[owners]
-    back = np.arange(REACH, -1, -1)
-    context = atlas.ids(np.maximum(0, positions[:, None] - back))
-    context[positions[:, None] % config.length < back] = -1
     return Kept(
         features=np.repeat(np.arange(some.start, some.stop), counts),
         drawn=np.concatenate([entry.intervals for entry in entries]) >= 0,
-        keys=text_keys(context)[:, -1],
+        keys=atlas.keys(positions),
         positions=positions,
         values=values,
         windows=windows,
@@ -151,8 +156,12 @@ def _documents(atlases: Sequence[Atlas]) -> Iterator[tuple[int, str, str]]:
 
 
 def _explanations(atlases: Sequence[Atlas]) -> list[tuple[int, Explanation]]:
-    """Of all, each once; what the last atlas says is the newest."""
-    every = [one for atlas in atlases for one in atlas.explanations()]
+    """Of all, each once; what the last atlas says is the newest. What was tried on one's rows is to be tried anew."""
+    every = [
+        (feature, replace(one, score=None, control=None, trials=()) if one.trials else one)
+        for atlas in atlases
+        for feature, one in atlas.explanations()
+    ]
     return list({(feature, replace(one, id=0)): (feature, one) for feature, one in every}.values())
 
 

@@ -19,7 +19,7 @@ from gemscope.atlas.describe.unfinished import Unfinished
 from gemscope.atlas.files.manifest import Part
 from gemscope.checked import Count
 from gemscope.errors import CorruptFile, InputError
-from gemscope.features.examples import text_keys
+from gemscope.features.keys import text_keys
 from gemscope.features.sae import SAE
 from gemscope.progress import Advance, Progress, silent
 from gemscope.text.corpus import Corpus

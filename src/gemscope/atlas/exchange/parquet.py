@@ -64,7 +64,17 @@ def _schema(pa: Any) -> Any:
             ("coactive", listed(feature=pa.int32(), jaccard=number, share=number)),
             (
                 "explanations",
-                listed(text=text, method=text, author=text, score=number, rule=text, model=text, made=text),
+                listed(
+                    text=text,
+                    method=text,
+                    author=text,
+                    score=number,
+                    control=number,
+                    confidence=number,
+                    rule=text,
+                    model=text,
+                    made=text,
+                ),
             ),
             (
                 "examples",

@@ -12,7 +12,7 @@ from gemscope.checked import Count, Numbered, Positive, read_json, shown
 from gemscope.disk import written_aside
 from gemscope.errors import CorruptFile, NotFound
 
-FORMAT = 2
+FORMAT = 3
 """Of the folder as a whole; `schema.py` has a step of migration for each."""
 NAME = "manifest.json"
 IMPORTED = "import"

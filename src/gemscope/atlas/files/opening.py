@@ -11,10 +11,14 @@ from pathlib import Path
 from gemscope.atlas.files import hits, schema
 from gemscope.atlas.files.database import Database, writable
 from gemscope.atlas.files.manifest import FORMAT, Manifest, write_manifest
+from gemscope.atlas.labels.trial import COUNTS
 from gemscope.checked import size_of
 from gemscope.errors import AccessError, CorruptFile, NotFound
 
-_CHECKED = ("feature", "explanation", "token", "token_feature", "document", "source", "relabelled")
+_CHECKED = (
+    *("feature", "explanation", "token", "token_feature", "document", "source", "relabelled"),
+    *("held_row", "trial"),
+)
 """Looked through on opening: all but the pages, which make up nearly all of a large file."""
 _NUMBER = f"(typeof({{0}}) = 'real' AND abs({{0}}) < {schema.MOST})"
 _SENSIBLE = {
@@ -27,15 +31,23 @@ _SENSIBLE = {
     "explanation": f"""typeof(feature) = 'integer' AND feature BETWEEN 0 AND (SELECT max(id) FROM feature)
                       AND typeof(text) = 'text' AND typeof(method) = 'text' AND typeof(author) = 'text'
                       AND typeof(rule) = 'text' AND typeof(model) = 'text' AND typeof(made) = 'text'
-                      AND (score IS NULL OR {_NUMBER.format("score")})""",
+                      AND (score IS NULL OR {_NUMBER.format("score")})
+                      AND (control IS NULL OR {_NUMBER.format("control")})
+                      AND (confidence IS NULL OR {_NUMBER.format("confidence")})""",
     "token": "typeof(packed) = 'blob'",
     "token_feature": f"""typeof(features) = 'integer' AND typeof(packed) = 'blob'
                         AND length(packed) IN ({", ".join(f"features * {size}" for size in hits.SIZES)})""",
     "document": "start >= 0 AND source IN (SELECT id FROM source)",
     "source": "typeof(name) = 'text' AND typeof(license) = 'text'",
     "relabelled": "typeof(times) = 'integer'",
+    "held_row": "position >= 0 AND typeof(counted) = 'blob'",
+    "trial": " AND ".join(
+        ("typeof(text) = 'text'", *(f"typeof({name}) = 'integer' AND {name} BETWEEN 0 AND 1 << 53" for name in COUNTS))
+    ),
 }
 """What SQLite does not see to: a column takes values of any kind."""
+_KEYS = {"trial": "explanation"}
+"""What tells a table's rows apart, where SQLite does not number them."""
 _ALONE = ("relabelled",)
 """Tables of one row."""
 
@@ -71,7 +83,9 @@ def _upgraded(folder: Path, manifest: Manifest, database: Database, old: int) ->
     with database.changing() as db:
         schema.upgrade(db)
     database.let_go()
-    manifest = replace(manifest, format=FORMAT)
+    # What says how it was made, but not how much it held out, held out nothing.
+    options = {"pool": 0, **manifest.options} if old < 3 and "top" in manifest.options else manifest.options
+    manifest = replace(manifest, format=FORMAT, options=options)
     write_manifest(manifest, folder)
     return manifest
 
@@ -83,7 +97,9 @@ def _first_problem(db: sqlite3.Connection) -> str | None:
         if found != "ok":
             return found.splitlines()[-1]
     for table, sensible in _SENSIBLE.items():
-        if row := db.execute(f"SELECT rowid FROM {table} WHERE NOT ifnull({sensible}, 0) LIMIT 1").fetchone():
+        if row := db.execute(
+            f"SELECT {_KEYS.get(table, 'rowid')} FROM {table} WHERE NOT ifnull({sensible}, 0) LIMIT 1"
+        ).fetchone():
             return f"row {row[0]} of table {table} holds what cannot stand there"
     for table in _ALONE:
         if (rows := db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]) != 1:

@@ -9,6 +9,9 @@ token          the vocabulary, packed, a thousand ids a row (vocabulary.py)
 token_feature  by token, the features whose examples peak on it, packed (hits.py)
 document       where each begins in the corpus
 source         where documents come from, and under which licence
+held_row       rows of the corpus that never give examples, and which of their tokens count (held_out.py)
+held           by feature, where it fires on those rows, packed
+trial          what running explanations' rules on text came to, in counts (labels/trial.py)
 """
 
 from __future__ import annotations
@@ -52,15 +55,31 @@ _FORMAT_2 = (
     "ALTER TABLE explanation ADD COLUMN made TEXT NOT NULL DEFAULT ''",
 )
 
-STEPS: tuple[tuple[str, ...], ...] = (_FORMAT_1, _FORMAT_2)
+_FORMAT_3 = (
+    "ALTER TABLE explanation ADD COLUMN control REAL",
+    "ALTER TABLE explanation ADD COLUMN confidence REAL",
+    "UPDATE explanation SET confidence = score, score = NULL WHERE method = 'rule'",
+    "CREATE TABLE held_row (position INTEGER PRIMARY KEY, counted BLOB NOT NULL)",
+    "CREATE TABLE held (id INTEGER PRIMARY KEY, packed BLOB NOT NULL)",
+    """CREATE TABLE trial (explanation INTEGER NOT NULL, text TEXT NOT NULL, strong INTEGER NOT NULL,
+       strong_hits INTEGER NOT NULL, strong_control INTEGER NOT NULL, firing INTEGER NOT NULL,
+       firing_hits INTEGER NOT NULL, firing_control INTEGER NOT NULL, silent INTEGER NOT NULL,
+       silent_hits INTEGER NOT NULL, silent_control INTEGER NOT NULL, strong_tokens INTEGER NOT NULL,
+       strong_named INTEGER NOT NULL, strong_borrowed INTEGER NOT NULL, firing_tokens INTEGER NOT NULL,
+       firing_named INTEGER NOT NULL, firing_borrowed INTEGER NOT NULL, named INTEGER NOT NULL,
+       borrowed INTEGER NOT NULL, PRIMARY KEY (explanation, text)) WITHOUT ROWID""",
+)
+
+STEPS: tuple[tuple[str, ...], ...] = (_FORMAT_1, _FORMAT_2, _FORMAT_3)
 """Step i leads from format i to i + 1; an empty file is of format 0."""
 MOST = 1e300
 """Numbers are smaller: what is computed of them is finite too."""
 
 
-BEST_FIRST = "ORDER BY method = 'user' DESC, ifnull(score, 0.7) DESC, id DESC"
-"""Which explanation of a feature shows: a person's before a machine's, then by score, then the newest. One that nobody
-has scored counts as a rule does that is right nearly always where the feature fires strongly.
+BEST_FIRST = "ORDER BY method = 'user' DESC, coalesce(score, confidence, 0.7) DESC, id DESC"
+"""Which explanation of a feature shows: a person's before a machine's, then by score, then the newest. Where there is
+no score, a rule's confidence stands in; what has neither counts as a rule does that is right nearly always where the
+feature fires strongly.
 """
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,13 +14,15 @@ from gemscope.atlas.dashboard import Explanation
 from gemscope.atlas.entry import Ints
 from gemscope.atlas.files import schema
 from gemscope.atlas.files.database import Database, writable
+from gemscope.atlas.labels.trial import COUNTS, Trial
 from gemscope.errors import AccessError, InputError, NotFound
 
 _TEXTS = ("text", "method", "author", "rule", "model", "made")
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
-_FIELDS = ("id", "text", "method", "author", "score", "rule", "model", "made")
+_FIELDS = ("id", "text", "method", "author", "score", "control", "confidence", "rule", "model", "made")
 _COLUMNS = ", ".join(_FIELDS)
+_TRIAL = ", ".join(("text", *COUNTS))
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,9 @@ class Explanations:
                 raise InputError("half a surrogate pair is not text: decode it properly first")
             if not one.text.strip():
                 raise InputError(f"an empty explanation of feature {feature}: say what it stands for, or forget one")
-            if one.score is not None and not abs(one.score) < schema.MOST:
-                raise InputError(f"feature {feature} has an explanation with score={one.score}: a number is expected")
+            for name, value in one.figures:
+                if value is not None and not abs(value) < schema.MOST:
+                    raise InputError(f"feature {feature} has an explanation with {name}={value}: a number is expected")
         added = []
         columns = ("feature", *_FIELDS[1:])
         adding = f"INSERT INTO explanation ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))}) RETURNING id"
@@ -84,6 +87,7 @@ class Explanations:
 
     def _take_away(self, db: sqlite3.Connection, which: str, values: tuple[int | str, ...]) -> int:
         found = db.execute(f"DELETE FROM explanation WHERE {which} RETURNING id, text", values).fetchall()
+        db.executemany("DELETE FROM trial WHERE explanation = ?", [(id_,) for id_, _ in found])
         # The words are taken from it that it had: the index does not hold the text itself.
         db.executemany("INSERT INTO label_text (label_text, rowid, text) VALUES ('delete', ?, ?)", found)
         return len(found)
@@ -92,7 +96,24 @@ class Explanations:
         """And the features that they are of; oldest first."""
         with self._database.reading() as db:
             rows = db.execute(f"SELECT feature, {_COLUMNS} FROM explanation ORDER BY id").fetchall()
-        return [(feature, _explanation(*row)) for feature, *row in rows]
+            trials = _trials(db)
+        return [(feature, _explanation(trials, *row)) for feature, *row in rows]
+
+    def tried(self, trials: Mapping[int, Trial], features: Iterable[int]) -> None:
+        """What came of running explanations, by their `id`, of these features; an earlier trial on the same text goes.
+        On the rows that the atlas holds out, it gives them their score. Raises AccessError, StorageFull.
+        """
+        names = f"explanation, {_TRIAL}"
+        adding = f"INSERT OR REPLACE INTO trial ({names}) VALUES ({', '.join('?' * (2 + len(COUNTS)))})"
+        with self._labelling(features) as db:
+            for id_, trial in trials.items():
+                db.execute(adding, (id_, trial.text, *(getattr(trial, name) for name in COUNTS)))
+                if not trial.text:
+                    found = trial.accuracy()
+                    score = None if found is None else found.value
+                    db.execute(
+                        "UPDATE explanation SET score = ?, control = ? WHERE id = ?", (score, trial.control(), id_)
+                    )
 
     @contextmanager
     def _labelling(self, features: Iterable[int]) -> Iterator[sqlite3.Connection]:
@@ -128,8 +149,21 @@ class Explanations:
 def explanations_of(db: sqlite3.Connection, feature: int) -> list[Explanation]:
     """What is said of one feature, the best first."""
     rows = db.execute(f"SELECT {_COLUMNS} FROM explanation WHERE feature = ? {schema.BEST_FIRST}", (feature,))
-    return [_explanation(*row) for row in rows.fetchall()]
+    found = rows.fetchall()
+    trials = _trials(db, [id_ for id_, *_ in found])
+    return [_explanation(trials, *row) for row in found]
 
 
-def _explanation(*row: Any) -> Explanation:
-    return Explanation(**dict(zip(_FIELDS, row, strict=True)))
+def _trials(db: sqlite3.Connection, explanations: Sequence[int] | None = None) -> dict[int, list[Trial]]:
+    """By explanation; of some, or of all. That on the atlas's own rows first, then by text."""
+    asking = f"SELECT explanation, {_TRIAL} FROM trial"
+    if explanations is not None:
+        asking += f" WHERE explanation IN ({', '.join('?' * len(explanations))})"
+    found: dict[int, list[Trial]] = {}
+    for id_, *row in db.execute(f"{asking} ORDER BY explanation, text", explanations or ()):
+        found.setdefault(id_, []).append(Trial(**dict(zip(("text", *COUNTS), row, strict=True))))
+    return found
+
+
+def _explanation(trials: Mapping[int, Sequence[Trial]], *row: Any) -> Explanation:
+    return Explanation(**dict(zip(_FIELDS, row, strict=True)), trials=tuple(trials.get(row[0], ())))

@@ -1,7 +1,7 @@
 """Labels that an atlas gives itself: for each feature the rule that its own examples teach, with how far it goes.
 
-No model is asked. What a rule is right about is told by its confidence (`features/rule_learning.py`), which comes
-from the same examples: it is no score on text that the rule has not seen.
+No model is asked. A rule's confidence (`features/rule_learning.py`) comes from the examples that it was learnt from;
+how it does on text that it has not seen, the rows held out say (`scoring.py`).
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ import numpy as np
 
 from gemscope.atlas.dashboard import Explanation
 from gemscope.atlas.entry import Entry, Ints
+from gemscope.atlas.labels.scoring import RESERVES, Scored, known, score_labels, vocabulary_of
 from gemscope.atlas.reader import Atlas
 from gemscope.errors import InputError
 from gemscope.features.rule_learning import WINDOW, Evidence, Learner, Learnt
-from gemscope.features.rules import Vocabulary
 from gemscope.progress import Progress, silent
 
 METHOD = "rule"
-SURE = 0.5
-"""Confidence from which a rule is said of all firings, or of the strong ones, without reserve."""
-LEAST = 0.3
+SURE = 0.55
+"""Confidence from which a rule is said without reserve."""
+STRONG = 0.7
+"""Confidence from which a rule that was learnt from strong firings alone is said of those."""
+LEAST = 0.15
 """Confidence below which nothing is said."""
 BACKGROUND = 3000
 """Windows of the corpus that say how often a rule holds where nobody asked."""
@@ -44,19 +46,23 @@ class Explained:
     """With one that names a part of them."""
     silent: int
     """With none that goes far enough."""
+    scored: Scored | None = None
+    """How these features' labels do on the rows that the atlas holds out; None where it holds out none."""
 
     def __str__(self) -> str:
-        return (
+        told = (
             f"{self.features:,} features: {self.sure:,} have a rule, {self.strong:,} one for where they fire strongly, "
             f"{self.partly:,} one for a part of that, {self.silent:,} none"
         )
+        return told if self.scored is None else f"{told}\n{self.scored}"
 
 
 def explain(atlas: Atlas, features: Iterable[int] | None = None, *, progress: Progress = silent) -> Explained:
     """Labels features (None: all) with the rule that each one's examples teach, in words and as a rule that can be run.
 
     An earlier rule of a feature goes; what people and other methods said stays, and a person's word stays its label.
-    The score is the rule's confidence on the examples themselves. About ten milliseconds each, the same on each run.
+    Each carries its confidence on the examples themselves and, where the atlas holds rows out, its score on those,
+    beside a shuffled control. About ten milliseconds each, the same on each run.
 
     Raises AccessError where nothing can be written, InputError for an atlas without text, StorageFull.
     """
@@ -79,12 +85,13 @@ def explain(atlas: Atlas, features: Iterable[int] | None = None, *, progress: Pr
                         id=0,
                         text=words,
                         method=METHOD,
-                        score=round(learnt.confidence, 3),
+                        confidence=round(learnt.confidence, 3),
                         rule=str(learnt.rule),
                         made=today,
                     )
             atlas.explain_all(said, replacing=METHOD, among=chosen[start : start + _AT_ONCE])
-    return Explained(sum(told.values()), **told)
+    scored = score_labels(atlas, chosen, progress=progress) if len(atlas.pool) else None
+    return Explained(sum(told.values()), **told, scored=scored)
 
 
 def _learnt(learner: Learner, rows: _Rows, entry: Entry) -> tuple[str, Learnt | None]:
@@ -92,35 +99,26 @@ def _learnt(learner: Learner, rows: _Rows, entry: Entry) -> tuple[str, Learnt | 
     if whole is not None and whole.confidence >= SURE:
         return "sure", whole
     strong = learner.learn(rows.evidence(entry, strong=True))
-    if strong is not None and strong.confidence >= SURE:
+    if strong is not None and strong.confidence >= STRONG:
         return "strong", strong
     if whole is not None and whole.confidence >= LEAST:
         return "partly", whole
     return "silent", None
 
 
-RESERVES = {"sure": "", "strong": " (when strong)", "partly": " (in part)"}
-"""What a label says of itself."""
-
-
 def _learner(atlas: Atlas) -> Learner:
-    """The vocabulary, and windows of the corpus: as many, at places that lie evenly over it."""
-    tokens, special = atlas.tokens(), atlas.special
-    texts = [""] * (max(tokens, default=-1) + 1)
-    for id_, text in tokens.items():
-        texts[id_] = "" if id_ in special else text.decode(errors="backslashreplace")
-    whole = atlas.manifest.rows * (atlas.manifest.length // WINDOW)
-    if not whole:
-        raise InputError(f"{atlas.folder} has rows of {atlas.manifest.length} tokens: rules are learnt from {WINDOW}")
+    """The vocabulary, and windows of the corpus: as many, at places that lie evenly over the rows that are not held
+    out.
+    """
+    length, vocabulary = atlas.manifest.length, vocabulary_of(atlas)
+    if not atlas.manifest.rows * (length // WINDOW):
+        raise InputError(f"{atlas.folder} has rows of {length} tokens: rules are learnt from {WINDOW}")
+    rows = np.setdiff1d(np.arange(atlas.manifest.rows), atlas.pool.positions // length)
+    whole = len(rows) * (length // WINDOW)
     every = np.unique(np.linspace(0, whole - 1, min(BACKGROUND, whole)).astype(np.int64))
-    row, cell = np.divmod(every, atlas.manifest.length // WINDOW)
-    first = row * atlas.manifest.length + cell * WINDOW
-    return Learner(Vocabulary(texts), _known(atlas.ids(first[:, None] + np.arange(WINDOW)), len(texts)))
-
-
-def _known(ids: Ints, size: int) -> Ints:
-    """Ids that the vocabulary has; -1 for others."""
-    return np.where(ids < size, ids, -1)
+    row, cell = np.divmod(every, length // WINDOW)
+    first = rows[row] * length + cell * WINDOW
+    return Learner(vocabulary, known(atlas.ids(first[:, None] + np.arange(WINDOW)), len(vocabulary)))
 
 
 class _Rows:
@@ -149,7 +147,7 @@ class _Rows:
         for share, members in _shares(entry.intervals):
             mine = members[owners]
             weights[owners[mine], columns[mine]] = share / max(1, int(mine.sum()))
-        return Evidence(_known(ids, self.size), weights)
+        return Evidence(known(ids, self.size), weights)
 
 
 def _shares(intervals: Ints) -> Iterable[tuple[float, Ints]]:

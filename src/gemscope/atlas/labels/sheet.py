@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from functools import cache
 
 from gemscope.atlas.dashboard import Dashboard, Example
-from gemscope.atlas.labels.rules import METHOD, RESERVES
+from gemscope.atlas.labels.rules import METHOD
+from gemscope.atlas.labels.scoring import RESERVES
 from gemscope.features.rules import CLAUSES
 from gemscope.text.lexicon import classes
 from gemscope.text.printable import clipped, readable, sign
@@ -40,7 +41,7 @@ def sheet(feature: Dashboard) -> str:
     for one in feature.explanations:
         if one.method == METHOD and one.rule:
             reserve = [said for said in RESERVES.values() if said and one.text.endswith(said)]
-            confidence = [] if one.score is None else [f"confidence {_share(one.score)}"]
+            confidence = [] if one.confidence is None else [f"confidence {_share(one.confidence)}"]
             lines[1] = (
                 f"rule ({', '.join([*(said.strip(' ()') for said in reserve), *confidence])}): {_shown(one.rule)}"
             )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from gemscope.atlas.labels.rules import METHOD
+from gemscope.atlas.labels.rules import METHOD, SURE
 from gemscope.atlas.reader import Atlas
 
-SURE = 0.8
-"""Confidence from which a rule is right nearly always where its feature fires strongly (docs/labels.md)."""
 DENSE = 0.03
 """Share of all tokens above which a feature says little about any of them."""
 
@@ -18,7 +16,7 @@ def wanting(atlas: Atlas, *, sure: float = SURE) -> list[int]:
     named = {
         feature
         for feature, one in atlas.explanations()
-        if one.method != METHOD or (one.score is not None and one.score >= sure)
+        if one.method != METHOD or (one.confidence is not None and one.confidence >= sure)
     }
     found = atlas.summaries(order="density", descending=True, limit=len(atlas), dead=False)
     return [one.feature for one in sorted(found, key=lambda one: one.density > DENSE) if one.feature not in named]

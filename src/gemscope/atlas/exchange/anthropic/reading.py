@@ -94,7 +94,8 @@ def _take(intake: Intake, index: int, record: dict[str, Any], where: str) -> Non
         if isinstance(text, str) and text.strip():
             known = {name: str(said.get(name) or "") for name in ("method", "author", "rule", "model", "made")}
             known["method"] = known["method"] or "import"
-            intake.explanation(index, {"text": text, **known, "score": as_number(said.get("score"))})
+            figures = {name: as_number(said.get(name)) for name in ("score", "control", "confidence")}
+            intake.explanation(index, {"text": text, **known, **figures})
 
 
 def _manifest(about: dict[str, Any], intake: Intake, size: int, figures: Figures) -> Manifest:

@@ -71,7 +71,7 @@ def feature(page: Dashboard) -> dict[str, Any]:
             "neighbours": [[one.feature, short(one.cosine)] for one in page.neighbours],
             "coactive": [[one.feature, short(one.jaccard), short(one.share)] for one in page.coactive],
             "explanations": [
-                {name: value for name, value in vars(one).items() if name != "id"}
+                {name: value for name, value in vars(one).items() if name not in ("id", "trials")}
                 for one in reversed(page.explanations)
             ],
         },

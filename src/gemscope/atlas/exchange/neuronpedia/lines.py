@@ -99,6 +99,8 @@ def take_explanation(intake: Intake, row: dict[str, Any], where: str, owner: obj
         "author": "" if author in (None, owner) else str(author),
         "model": str(explainer or ""),
         "score": as_number(row.get("score") if row.get("scoreV1") is None else row.get("scoreV1")),
+        "control": as_number(row.get("control")),
+        "confidence": as_number(row.get("confidence")),
         "rule": _rule(row.get("notes")),
         "made": _day(row.get("createdAt")),
     }

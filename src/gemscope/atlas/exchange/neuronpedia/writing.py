@@ -148,6 +148,8 @@ def _explanations(page: Dashboard, creator: str) -> Iterator[dict[str, Any]]:
             "explanationModelName": one.model or None,
             "notes": one.rule or None,
             "scoreV1": one.score,
+            "control": one.control,
+            "confidence": one.confidence,
             "createdAt": f"{one.made}T00:00:00" if one.made else EPOCH,
         }
 
