@@ -25,6 +25,7 @@ from gemscope.atlas.dashboard import (
     Summary,
 )
 from gemscope.atlas.files.manifest import Manifest, Part
+from gemscope.atlas.labels.explanations import Standing
 from gemscope.edits.strength import Amount, Strength
 from gemscope.features.histogram import Histogram
 from gemscope.pages.embed import Embed
@@ -243,7 +244,7 @@ def all_pages(label: str | None = "names of seas", token: str = " Sea") -> dict[
     look = replace(LOOK, tokens=tuple(replace(one, token=token) for one in LOOK.tokens))
     manifest = replace(MANIFEST, sae=label or "", parts=(replace(PART, name=label or ""),))
     points = (np.arange(3), np.array([0.1, 0.01, 0.001]), np.array([1.0, 2.0, 3.0]))
-    home = [{"manifest": manifest, "living": 38, "dead": 2, "links": LINKS}]
+    home = [{"manifest": manifest, "living": 38, "dead": 2, "links": LINKS, "standing": Standing(14, 10, 6)}]
     found = [{"summary": summaries[0], "values": [0.0, 3.0, 1.0]}]
     search = {"manifest": manifest, "text": typed, "note": label, "live": True}
     search |= {"summaries": summaries, "tokens": [(4, token, 7)], "token": 4, "hits": [Hit(summaries[0], 0.5, 3)]}

@@ -41,6 +41,7 @@ def _facts(source: Source) -> dict[str, Any]:
         "features": len(source.atlas),
         "living": source.living,
         "dead": source.dead,
+        **source.standing._asdict(),
         "live": source.live.state,
         "why": source.live.why,
         "manifest": dataclasses.asdict(source.manifest),

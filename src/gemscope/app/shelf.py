@@ -16,6 +16,7 @@ import numpy as np
 from gemscope.app.live import Live
 from gemscope.atlas.dashboard import Dashboard, Summary
 from gemscope.atlas.files.manifest import Manifest
+from gemscope.atlas.labels.explanations import Standing
 from gemscope.atlas.reader import Atlas
 from gemscope.errors import InputError, NotFound
 from gemscope.pages.charts.scatter import Cells, gathered
@@ -56,6 +57,11 @@ class Source:
     def living(self) -> int:
         """How many fired somewhere."""
         return len(self.atlas) - self.dead
+
+    @property
+    def standing(self) -> Standing:
+        """How many features have a label, and how good those are."""
+        return self.atlas.standing
 
     @cached_property
     def points(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

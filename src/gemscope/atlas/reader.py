@@ -25,8 +25,8 @@ from gemscope.atlas.files.manifest import read_manifest
 from gemscope.atlas.files.opening import opened
 from gemscope.atlas.files.schema import looked_up
 from gemscope.atlas.labels import search
-from gemscope.atlas.labels.explanations import Explanations
-from gemscope.atlas.labels.trial import Trial
+from gemscope.atlas.labels.explanations import Explanations, Standing
+from gemscope.atlas.labels.trial import GOOD, Trial
 from gemscope.atlas.lists import Filter, Lists
 from gemscope.atlas.text import Text
 from gemscope.atlas.tokens import ByToken, TokenHit
@@ -159,6 +159,11 @@ class Atlas:
         """The best explanation of each of these features that has one."""
         return self._explanations.labels(features)
 
+    @property
+    def standing(self) -> Standing:
+        """Of how many features there is a label, a label with a score, and one with a score above .8."""
+        return self._explanations.standing
+
     def explain(self, feature: int, text: str, *, method: str = "user", author: str = "") -> Explanation:
         """Says what a feature stands for. A person's word (method `user`) is its label from now on; a method's where
         nothing is said that has a higher score.
@@ -247,11 +252,12 @@ class Atlas:
         living = int((self._lists.figures.counts > 0).sum())
         parts = ", ".join(part.name for part in manifest.parts) or "no text"
         at = manifest.site if manifest.site == manifest.site_out else f"{manifest.site} → {manifest.site_out}"
+        labelled, scored, good = self.standing
+        share = f" ({good / scored:.0%} of the {scored:,} scored ones above {GOOD})" if scored else ""
         passed = passed_over(sum((Counter(part.passed) for part in manifest.parts), Counter()))
         return [
             f"{manifest.model} at {at}, read through {manifest.sae}",
-            f"{len(self):,} features: {living:,} living, {len(self) - living:,} dead; "
-            f"{int(self._explanations.labelled.mask.sum()):,} with a label",
+            f"{len(self):,} features: {living:,} living, {len(self) - living:,} dead; {labelled:,} with a label{share}",
             f"{manifest.tokens:,} counted tokens of {manifest.documents:,} documents ({parts})",
             *([passed] if passed else []),
             *([self.crowding] if self.crowding else []),

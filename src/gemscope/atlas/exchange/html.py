@@ -91,7 +91,8 @@ def export_site(atlas: Atlas, to: Path, *, features: Iterable[int] | None = None
             return _Within(depth, model, source, reached)
 
         living = sum(summary.count > 0 for summary in _summaries(atlas, wanted))
-        mine = {"manifest": manifest, "living": living, "dead": len(wanted) - living, "links": links(0)}
+        figures = {"living": living, "dead": len(wanted) - living, "standing": atlas.standing}
+        mine = {"manifest": manifest, "links": links(0)} | figures
         _write(aside / "index.html", render("home.html", links=SiteLinks(0), atlases=[mine]))
         _write_table(atlas, place, wanted, links(2))
         _write_labels(atlas, place / "labels", wanted)

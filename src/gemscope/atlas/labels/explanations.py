@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from gemscope.atlas.dashboard import Explanation
 from gemscope.atlas.entry import Ints
 from gemscope.atlas.files import schema
 from gemscope.atlas.files.database import Database, writable
-from gemscope.atlas.labels.trial import COUNTS, Trial
+from gemscope.atlas.labels.trial import COUNTS, GOOD, Trial
 from gemscope.errors import AccessError, InputError, NotFound
 
 _TEXTS = ("text", "method", "author", "rule", "model", "made")
@@ -33,6 +33,14 @@ class Labelled:
     mask: Mask
     order: Ints
     """Labelled features, by label."""
+
+
+class Standing(NamedTuple):
+    """Of how many features there is a label, a label with a score, and one with a score above `GOOD`."""
+
+    labelled: int
+    scored: int
+    good: int
 
 
 class Explanations:
@@ -129,6 +137,17 @@ class Explanations:
             schema.relabel(db, set(features))
             db.execute("UPDATE relabelled SET times = times + 1")
             db.execute("COMMIT")
+
+    @property
+    def standing(self) -> Standing:
+        """As of now."""
+        with self._database.reading() as db:
+            found = db.execute(
+                """SELECT count(*), coalesce(sum(score > ?), 0) FROM (SELECT max(score) AS score FROM explanation
+                   JOIN feature ON feature.id = feature AND text = label GROUP BY feature) WHERE score IS NOT NULL""",
+                (GOOD,),
+            ).fetchone()
+        return Standing(int(self.labelled.mask.sum()), *found)
 
     @property
     def labelled(self) -> Labelled:

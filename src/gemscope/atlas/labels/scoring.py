@@ -10,7 +10,7 @@ import numpy as np
 
 from gemscope.atlas.dashboard import Explanation
 from gemscope.atlas.entry import Ints
-from gemscope.atlas.labels.trial import WORDS, On, Trial
+from gemscope.atlas.labels.trial import GOOD, WORDS, On, Trial
 from gemscope.atlas.reader import Atlas
 from gemscope.errors import InputError
 from gemscope.features.keys import scrambled, text_keys
@@ -21,8 +21,6 @@ from gemscope.progress import Progress, silent
 
 RESERVES = {"sure": "", "strong": " (when strong)", "partly": " (in part)"}
 """What a label says of itself, at its end, by how far it goes."""
-GOOD = 0.8
-"""Balanced accuracy above which a label is called good."""
 _RESERVED = tuple(filter(None, RESERVES.values()))
 _HALF = 8
 """Codes of activations between a number and its half."""

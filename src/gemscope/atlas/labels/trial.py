@@ -15,6 +15,8 @@ from gemscope.features.intervals import Interval, balanced_accuracy
 
 On = Literal["strong", "firing"]
 WORDS: dict[On, str] = {"strong": "where it fires strongly", "firing": "wherever it fires"}
+GOOD = 0.8
+"""Balanced accuracy above which a label is called good."""
 LEAST = 5
 """Windows of each kind below which nothing is said."""
 
