@@ -33,13 +33,18 @@ def main() -> None:
     """Describes, takes out what only merging needs, and puts the folder into the package."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--out", type=Path, default=HOME)
-    out = parser.parse_args().out
+    parser.add_argument("--described", type=Path, metavar="ATLAS", help="label this one, described before, instead")
+    args = parser.parse_args()
+    out = args.out
     fresh = out.with_name(out.name + "-new")
     shutil.rmtree(fresh, ignore_errors=True)
     with bars() as progress:
-        model, sae = gs.load_model("smollm2"), gs.load_sae("smollm2")
-        atlas = gs.describe(model, sae, gs.Corpus.sample(), to=fresh, config=CONFIG, progress=progress)
-    with atlas:
+        if args.described:
+            shutil.copytree(args.described, fresh)
+        else:
+            model, sae = gs.load_model("smollm2"), gs.load_sae("smollm2")
+            gs.describe(model, sae, gs.Corpus.sample(), to=fresh, config=CONFIG, progress=progress).close()
+    with gs.Atlas(fresh) as atlas:
         read = [json.loads(line) for line in LABELS.read_text().splitlines()]
         atlas.explain_all({line["feature"]: _label(line) for line in read})
         print(gs.explain(atlas))
@@ -48,7 +53,7 @@ def main() -> None:
     with closing(sqlite3.connect(fresh / "atlas.sqlite")) as db:
         db.execute("PRAGMA journal_mode = DELETE")
         db.execute("VACUUM")
-    (fresh / SUMS).unlink()
+    (fresh / SUMS).unlink(missing_ok=True)
     (fresh / "NOTICE.md").write_text(NOTICE)
     shutil.rmtree(out, ignore_errors=True)
     shutil.move(fresh, out)

@@ -1,4 +1,6 @@
-"""A feature's page in lines, for a terminal: what it stands for, what it promotes, where it fires, what is near it."""
+"""A feature's page in lines, for a terminal: what it stands for and how far that goes, what it promotes, where it
+fires, what is near it.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +31,10 @@ def lines(one: Any, width: int) -> Iterator[RenderableType]:
     else:
         figures = f"({one.density:.3%}), max {one.max:.4g}, mean {one.mean:.4g}"
         yield Padding(Text(f"fired on {one.count:,} of {one.tokens:,} tokens {figures}"), (0, 0, 0, 2))
+    for best in one.explanations[:1]:
+        for name, told in (("rule", readable(best.rule)), *(("score", str(trial)) for trial in best.trials)):
+            if told:
+                yield Padding(Text(f"{name}  {told}"), (0, 0, 0, 2))
     for name, logits in (("promotes", one.promoted), ("suppresses", one.suppressed)):
         if logits:
             tokens = "  ".join(visible(logit.token) for logit in logits[:_LOGITS])

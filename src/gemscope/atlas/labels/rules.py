@@ -21,7 +21,7 @@ from gemscope.features.rule_learning import WINDOW, Evidence, Learner, Learnt
 from gemscope.progress import Progress, silent
 
 METHOD = "rule"
-SURE = 0.55
+SURE = 0.6
 """Confidence from which a rule is said without reserve."""
 STRONG = 0.7
 """Confidence from which a rule that was learnt from strong firings alone is said of those."""
