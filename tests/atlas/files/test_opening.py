@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from atlases import change_json, change_sql, content, powerless
+from gemscope.atlas.dashboard import Explanation
 from gemscope.atlas.files import manifest as manifests
 from gemscope.atlas.files import opening, schema
 from gemscope.atlas.reader import Atlas
@@ -146,6 +147,30 @@ def test_an_older_atlas_is_brought_up_to_date_once(copy: Path, newer: None) -> N
     before = content(copy)
     Atlas(copy).close()
     assert content(copy) == before
+
+
+def test_what_a_rule_s_score_was_in_format_2_is_its_confidence_since(copy: Path) -> None:
+    with Atlas(copy) as atlas:
+        atlas.explain_all({3: Explanation(id=0, text="“of”", method="rule", rule='"of"', confidence=0.75)})
+        atlas.explain_all({4: Explanation(id=0, text="of", method="somebody", score=0.5)})
+        labels = atlas.labels(range(len(atlas)))
+    with contextlib.closing(sqlite3.connect(copy / "atlas.sqlite", isolation_level=None)) as db:
+        db.execute("UPDATE explanation SET score = confidence WHERE method = 'rule'")
+        for column in ("control", "confidence"):
+            db.execute(f"ALTER TABLE explanation DROP COLUMN {column}")
+        for table in ("held_row", "held", "trial"):
+            db.execute(f"DROP TABLE {table}")
+        db.execute("PRAGMA user_version = 2")
+    change_json(copy, format=2, options={"top": 20})
+    with Atlas(copy) as atlas:
+        rule, other = atlas[3].explanations[0], atlas[4].explanations[0]
+        assert (rule.score, rule.confidence) == (None, 0.75)
+        assert (other.score, other.confidence) == (0.5, None)
+        assert atlas.labels(range(len(atlas))) == labels
+        assert atlas.manifest.format == 3
+        assert atlas.manifest.options == {"top": 20, "pool": 0}
+        assert len(atlas.pool) == 0
+    assert verify(copy) == []
 
 
 def test_an_upgrade_that_fails_changes_nothing(copy: Path, newer: None, monkeypatch: pytest.MonkeyPatch) -> None:

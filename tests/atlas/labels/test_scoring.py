@@ -188,3 +188,24 @@ def test_too_few_windows_tell_nothing() -> None:
     assert trial.accuracy() is None
     assert trial.control() is None
     assert "too seldom" in str(trial)
+
+
+@pytest.mark.parametrize("format", ["neuronpedia", "anthropic"])
+def test_who_said_it_with_which_rule_and_score_goes_out_and_comes_in_again(
+    atlas: gs.Atlas, tmp_path: Path, format: str
+) -> None:
+    explain(atlas)
+    atlas.explain_all(
+        {0: Explanation(id=0, text="rivers", method="asked", model="some/model", rule='"river"', made="2026-05-31")}
+    )
+    score_labels(atlas, [0])
+    out = gs.export(atlas, tmp_path / "out", format=format)
+    with gs.import_atlas(format, out, tmp_path / "back") as back:
+        for feature in range(len(PLANTED)):
+            mine, theirs = (
+                [replace(one, id=0, trials=()) for one in some[feature].explanations] for some in (atlas, back)
+            )
+            assert [one.method for one in mine].count("rule") == 1
+            assert all(one.control is not None and one.score is not None for one in mine)
+            assert sorted(theirs, key=str) == sorted(mine, key=str)
+            assert back[feature].label == atlas[feature].label
