@@ -85,3 +85,9 @@ def test_verify_stops_counting_somewhere(tmp_path: Path) -> None:
     planted_atlas(tmp_path / "a", features=300).close()
     change_sql(tmp_path / "a", "UPDATE feature SET count = 1")
     assert len(verify(tmp_path / "a")) == 101
+
+
+def test_a_text_of_one_long_row_is_looked_through(tmp_path: Path) -> None:
+    """Its positions are kept in a byte each, and there is no row so long in a byte."""
+    with planted_atlas(tmp_path / "a", length=256, rows=1) as atlas:
+        assert verify(atlas.folder) == []

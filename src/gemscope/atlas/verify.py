@@ -86,7 +86,7 @@ def _pages(db: sqlite3.Connection, manifest: Manifest, rows: corpus.Corpus) -> I
             yield f"feature {index}: {error}"
             continue
         yield from (f"feature {index}: {problem}" for problem in _page(page, count, top, len(rows)))
-        if both := apart.intersection((page.positions // manifest.length).tolist()):
+        if both := apart.intersection((page.positions.astype(np.int64) // manifest.length).tolist()):
             yield f"feature {index}: it has an example from row {min(both)}, which is held out to score labels"
         if not len(page.positions) or int(page.positions.max()) >= len(rows):
             continue
