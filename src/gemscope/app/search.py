@@ -14,7 +14,6 @@ from gemscope.app.requests import Search
 from gemscope.app.responses import data, page, wants_data, wants_part
 from gemscope.app.shelf import Source
 from gemscope.app.worker import Job
-from gemscope.atlas.meaning import Meanings
 from gemscope.errors import GemscopeError
 
 _STRONG = 30
@@ -76,6 +75,8 @@ async def _firing(request: Request, source: Source, text: str) -> dict[str, Any]
 
     def work(job: Job[Any]) -> dict[str, Any]:
         reading = source.live.read(job, text)
+        from gemscope.atlas.meaning import Meanings  # brings torch, which a server starts without
+
         strong = reading.strongest(_STRONG, known_of=Meanings(source.atlas, source.live.pair()[1]))
         found = [{"summary": source.summary(one.feature), "values": one.values} for one in strong]
         return {"found": found, "strings": reading.tokens, "counted": reading.counted}
