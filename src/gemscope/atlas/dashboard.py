@@ -128,16 +128,6 @@ class Explanation:
             "trials": [one.to_dict() for one in self.trials],
         }
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON, by Neuronpedia's names."""
-        return {
-            "id": str(self.id),
-            "description": self.text,
-            "typeName": self.method,
-            "authorId": self.author,
-            "score": self.score,
-        }
-
 
 @dataclass(frozen=True)
 class Summary:
