@@ -1,9 +1,10 @@
 """Which features of a token tell a reader something: the first five by activation beside the first five by what is telling.
 
-tools/telling.json holds ten prompts, four tokens of each (those at a quarter, a half and three quarters of the counted ones,
-and the last), and what a reader said of every feature that came first there, by either order or by one that was tried
-and left (square root of the share). The reader saw the label and five examples, not the order. A feature is telling on
-a token where what it stands for (its label's first meaning; without a label what most of its examples have in common)
+tools/telling.json holds ten prompts, four tokens of each (those at a quarter, a half and three quarters of the counted
+ones, and the last), and what a reader said of every feature that came first there, by either order or by others that were
+tried (the square root of the share; without the labels' scores, or with more of them). The reader, a language model, saw
+the label and five examples, and in which lists a feature was. A feature is telling on a token where what it stands for (its
+label's first meaning; without a label what most of its examples have in common)
 
 - is true of this token here: the token itself, its place beside the tokens next to it, or the subject of the text, and
 - is not true of tokens of any kind.

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import gemscope as gs
-from atlases import planted_atlas
+from atlases import change_sql, planted_atlas
 from gemscope.activations.model import LanguageModel
 from gemscope.atlas.bundled import BUNDLED
 from gemscope.cli.main import main
@@ -23,7 +23,15 @@ def atlas(tmp_path_factory: pytest.TempPathFactory) -> gs.Atlas:
     return gs.Atlas(planted(tmp_path_factory.mktemp("atlases") / "atlas"))
 
 
-def test_features_come_by_share_of_their_maximum_times_rarity(atlas: gs.Atlas) -> None:
+def right(page: gs.Dashboard) -> float:
+    """How far its label is right."""
+    if not page.explanations:
+        return 0.5
+    best = page.explanations[0]
+    return best.score if best.score is not None else (1 + (0.7 if best.confidence is None else best.confidence)) / 2
+
+
+def test_features_come_by_share_of_their_maximum_times_rarity_times_how_far_the_label_is_right(atlas: gs.Atlas) -> None:
     every = gs.look(MODEL, SAE, TEXT, k=SAE.d_sae, atlas=atlas, order="activation")
     seen = gs.look(MODEL, SAE, TEXT, k=4, atlas=atlas)
     assert (every.order, seen.order) == ("activation", "telling")
@@ -31,7 +39,7 @@ def test_features_come_by_share_of_their_maximum_times_rarity(atlas: gs.Atlas) -
 
     def telling(feature: int, activation: float) -> float:
         page = pages[feature]
-        return 0.0 if page.dead else activation / page.max * math.log(1 / page.density)
+        return 0.0 if page.dead else activation / page.max * math.log(1 / page.density) * right(page)
 
     for token, whole in zip(seen.tokens, every.tokens, strict=True):
         best = sorted((telling(one.feature, one.activation) for one in whole.features), reverse=True)[:4]
@@ -66,6 +74,24 @@ def test_without_an_atlas_the_strongest_come_and_nothing_is_named() -> None:
     assert all(one.label is None and one.share is None for token in seen.tokens for one in token.features)
     with pytest.raises(InputError, match=r"no atlas of .* is at hand"):
         gs.look(MODEL, SAE, TEXT, order="telling")
+
+
+def test_a_better_label_comes_before_a_worse_one(tmp_path: Path) -> None:
+    with gs.Atlas(planted(tmp_path / "atlas", labelled=0)) as atlas:
+        bare = gs.look(MODEL, SAE, TEXT, k=SAE.d_sae, atlas=atlas, foremost=SAE.d_sae).foremost
+        first, second = (one.feature for one in bare[:2])
+        tells = {one.feature: one.share * -math.log(atlas[one.feature].density) for one in bare[:2] if one.share}
+        ratio = tells[second] / tells[first]
+        scores = {first: 0.51, second: min(1.0, 0.52 / ratio)}
+        for feature in scores:
+            atlas.explain(feature, "words", method="tried")
+        assert atlas.right()[[first, second]] == pytest.approx([0.85, 0.85])
+        for feature, score in scores.items():
+            change_sql(atlas.folder, f"UPDATE explanation SET score = {score} WHERE feature = {feature}")
+        assert atlas.right()[[first, second]] == pytest.approx([*scores.values()])
+        named = gs.look(MODEL, SAE, TEXT, k=SAE.d_sae, atlas=atlas, foremost=2).foremost
+        assert [one.feature for one in named] == ([second, first] if scores[second] * ratio > 0.51 else [first, second])
+        assert (atlas.right() == 0.5).sum() == SAE.d_sae - 2
 
 
 def test_what_never_fired_in_the_atlas_comes_last_and_has_no_share(atlas: gs.Atlas) -> None:
@@ -138,7 +164,7 @@ def test_a_text_finds_the_features_that_say_most_about_it(
     for token in every.tokens:
         for one in token.features if token.counted else ():
             page = atlas[one.feature]
-            tells = 0.0 if page.dead else one.activation / page.max * -math.log(page.density)
+            tells = 0.0 if page.dead else one.activation / page.max * -math.log(page.density) * right(page)
             best[one.feature] = max(best.get(one.feature, 0.0), tells)
     assert [best[one.feature] for one in every.foremost] == pytest.approx(sorted(best.values(), reverse=True))
     monkeypatch.setattr("gemscope.cli.options.model_of", lambda *_: MODEL)

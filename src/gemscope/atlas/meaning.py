@@ -34,6 +34,7 @@ class Meanings:
         if atlas.manifest.options.get(IMPORTED) == "neuronpedia":  # theirs are activations for a decoder of norm 1
             norms = torch.linalg.vector_norm(sae.W_dec.detach(), dim=-1, dtype=torch.float32)
             self._max /= norms.clamp(min=1e-12).cpu().numpy()
+        self._right = atlas.right()
         # One that never fired is rarer than one that fired once.
         self._density = np.full(len(atlas), 0.5 / max(1, atlas.manifest.tokens))
         self._density[ids] = densities
@@ -49,12 +50,14 @@ class Meanings:
         return shares
 
     def telling(self, features: Ints, activations: Floats) -> Floats:
-        """How much it says that features fire so: (activation / max) · ln(1 / density), in nats.
+        """How much it says that features fire so: (activation / max) · ln(1 / density) · r, in nats, where r is how far
+        the feature's label is right (its balanced accuracy; ½ without a label, as a guess has).
 
         What fires everywhere says next to nothing, however strongly; what fires seldom says much, unless hardly at all.
         Of what never fired in the atlas's text nothing is known, and it says nothing.
         """
-        told: Floats = self.shares(features, activations) * -np.log(np.minimum(self._density[features], 1.0))
+        rare = -np.log(np.minimum(self._density[features], 1.0))
+        told: Floats = self.shares(features, activations) * rare * self._right[features]
         return np.where(np.isnan(told), 0.0, told)
 
 

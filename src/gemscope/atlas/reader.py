@@ -159,6 +159,10 @@ class Atlas:
         """The best explanation of each of these features that has one."""
         return self._explanations.labels(features)
 
+    def right(self) -> Floats:
+        """[d_sae] How far each feature's label is right: its score where there is one, ½ without a label."""
+        return self._explanations.right()
+
     @property
     def standing(self) -> Standing:
         """Of how many features there is a label, a label with a score, and one with a score above .8."""

@@ -242,8 +242,9 @@ def look(
     """Reads one text, or one chat, and keeps `k` features of each token, and the `foremost` of all those.
 
     Which ones is told by an atlas of the SAE (None: the bundled one, where it is this SAE's), whose labels come along:
-    the most `telling`, by (activation / max) · ln(1 / density). `order="activation"` keeps the strongest, as is done
-    where there is no atlas. Features that fire on a larger share of tokens than `max_density` are left out.
+    the most `telling`, by (activation / max) · ln(1 / density) · how far the label is right. `order="activation"` keeps
+    the strongest, as is done where there is no atlas. Features that fire on a larger share of tokens than
+    `max_density` are left out.
 
     `every_token` counts special tokens, the first position and attention sinks too. Raises what `model.tokens` and
     `sae.encode` raise, Mismatch where model and SAE do not fit or the atlas is another SAE's, InputError.

@@ -76,7 +76,9 @@ MOST = 1e300
 """Numbers are smaller: what is computed of them is finite too."""
 
 
-BEST_FIRST = "ORDER BY method = 'user' DESC, coalesce(score, confidence, 0.7) DESC, id DESC"
+UNMEASURED = 0.7
+"""What stands for the score of words that nobody has measured."""
+BEST_FIRST = f"ORDER BY method = 'user' DESC, coalesce(score, confidence, {UNMEASURED}) DESC, id DESC"
 """Which explanation of a feature shows: a person's before a machine's, then by score, then the newest. Where there is
 no score, a rule's confidence stands in; what has neither counts as a rule does that is right nearly always where the
 feature fires strongly.

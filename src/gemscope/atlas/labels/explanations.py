@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gemscope.atlas.dashboard import Explanation
-from gemscope.atlas.entry import Ints
+from gemscope.atlas.entry import Floats, Ints
 from gemscope.atlas.files import schema
 from gemscope.atlas.files.database import Database, writable
 from gemscope.atlas.labels.trial import COUNTS, GOOD, Trial
@@ -148,6 +148,23 @@ class Explanations:
                 (GOOD,),
             ).fetchone()
         return Standing(int(self.labelled.mask.sum()), *found)
+
+    def right(self) -> Floats:
+        """[d_sae] How far each feature's label is right, as of now: its score, which is a balanced accuracy. Where that
+        was not measured (1 + J) / 2, of a rule's confidence J, or of what `schema` takes for words; without a label ½,
+        as a guess has.
+        """
+        with self._database.reading() as db:
+            found = db.execute(
+                f"""SELECT feature, coalesce(score, (1 + coalesce(confidence, {schema.UNMEASURED})) / 2) FROM (
+                    SELECT *, row_number() OVER (PARTITION BY feature {schema.BEST_FIRST}) AS place FROM explanation
+                    ) WHERE place = 1"""
+            ).fetchall()
+        right = np.full(self._d_sae, 0.5)
+        if found:
+            features, shares = zip(*found, strict=True)
+            right[list(features)] = np.clip(shares, 0.5, 1.0)
+        return right
 
     @property
     def labelled(self) -> Labelled:
