@@ -300,6 +300,15 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+def settled(folder: Path) -> tuple[bytes, list[tuple[object, ...]]]:
+    """The file's bytes once nothing is left in its log, and its labels."""
+    with contextlib.closing(sqlite3.connect(folder / "atlas.sqlite")) as db:
+        db.execute("PRAGMA journal_mode = DELETE")
+        labels = db.execute("SELECT * FROM explanation ORDER BY id").fetchall()
+        db.execute("VACUUM")
+    return (folder / "atlas.sqlite").read_bytes(), labels
+
+
 @contextlib.contextmanager
 def powerless(folder: Path) -> Iterator[None]:
     """As somebody who may read the folder and nothing more, root or not."""

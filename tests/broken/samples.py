@@ -23,7 +23,7 @@ from gemscope.activations.site import Site
 from gemscope.activations.store import FORMAT, Manifest
 from gemscope.activations.writer import Writer
 from gemscope.atlas.describe import unfinished
-from gemscope.atlas.labels.journal import Asked, Plan, journal_of
+from gemscope.atlas.labels.journal import Asked, Judged, Plan, journal_of
 from gemscope.features.crosscoder import Crosscoder
 from gemscope.features.files.crosscoder import save_crosscoder
 from gemscope.features.files.tensors import stream_of, write_safetensors
@@ -287,6 +287,7 @@ def asking(folder: Path) -> None:
             Asked(feature=0, model="m", made="2026-05-31", text="of", rule='"of"', dropped="odd", tokens=(9, 2))
         )
         journal.add(Asked(feature=1, model="m", made="2026-05-31", failed="status 500", said="oops"))
+        journal.judge(Judged(feature=0, model="m", words="of", said="0110", tokens=(9, 2)))
         journal.wrote(1)
 
 

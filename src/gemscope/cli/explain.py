@@ -50,6 +50,7 @@ def add_to(commands: Any) -> None:
         help="of a million tokens, for --dry-run",
     )
     asked.add_argument("--again", action="store_true", help="ask once more where an answer failed in an earlier run")
+    asked.add_argument("--score", action="store_true", help="have the model judge the words too, on text held out")
     asked.add_argument("--max-tokens", type=int, default=400, metavar="N", help="of an answer (default 400)")
     server = explain.add_argument_group("a server")
     server.add_argument("--rate", type=float, metavar="N", help="requests a minute at most")
@@ -88,9 +89,11 @@ def _explain(args: argparse.Namespace) -> int:
             by, chosen = _asked(args, progress), args.features or None
             if args.dry_run:
                 price = tuple(args.price) if args.price else None
-                told = estimate(atlas, by, chosen, limit=args.limit, again=args.again, price=price)
+                told = estimate(atlas, by, chosen, limit=args.limit, again=args.again, score=args.score, price=price)
             else:
-                told = explain_with(atlas, by, chosen, limit=args.limit, again=args.again, progress=progress)
+                told = explain_with(
+                    atlas, by, chosen, limit=args.limit, again=args.again, score=args.score, progress=progress
+                )
     if args.json:
         options.show({"folder": args.folder, **(told.to_dict() if hasattr(told, "to_dict") else asdict(told))}, True)
         return 0

@@ -11,19 +11,17 @@ import random
 import re
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 import gemscope as gs
 from answering import Question, Said, Server, answering, completion, good, nobody, plain
-from atlases import planted_atlas, powerless
+from atlases import planted_atlas, powerless, settled
 from gemscope.atlas.files.manifest import read_manifest
 from gemscope.atlas.labels import asking, endpoint
 from gemscope.atlas.labels.answers import object_in
@@ -479,15 +477,6 @@ sys.exit(main(["explain", sys.argv[1], "--endpoint", sys.argv[2], "--model", "m"
 """
 
 
-def content(folder: Path) -> tuple[bytes, list[tuple[object, ...]]]:
-    """The file's bytes once nothing is left in its log, and its labels."""
-    with closing(sqlite3.connect(folder / "atlas.sqlite")) as db:
-        db.execute("PRAGMA journal_mode = DELETE")
-        labels = db.execute("SELECT * FROM explanation ORDER BY id").fetchall()
-        db.execute("VACUUM")
-    return (folder / "atlas.sqlite").read_bytes(), labels
-
-
 def run(folder: Path, url: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", CHILD, str(folder), url, str(AT_ONCE)]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -501,9 +490,14 @@ class Whole:
         shutil.copytree(made, folder)
         with answering(script) as server:
             assert run(folder, server.url).wait() == 0
-        self.content = content(folder)
+        self.left = settled(folder)
         self.asked = Counter(map(feature_of, server.asked))
         assert set(self.asked.values()) == {1}
+
+
+@pytest.fixture(scope="module")
+def whole(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    return Whole(made, tmp_path_factory.mktemp("whole") / "atlas")
 
 
 def gone_on(server: Server, folder: Path, whole: Whole, ends: int) -> int:
@@ -515,13 +509,13 @@ def gone_on(server: Server, folder: Path, whole: Whole, ends: int) -> int:
     assert asked.keys() == whole.asked.keys()
     twice = sum(asked.values()) - len(asked)
     assert twice <= AT_ONCE * ends  # those that were under way when it was killed
-    assert content(folder) == whole.content
+    assert settled(folder) == whole.left
     return twice
 
 
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_it_goes_on_to_the_same_bytes(made: Path, tmp_path: Path, by: signal.Signals) -> None:
-    whole, folder = Whole(made, tmp_path / "whole"), tmp_path / "killed"
+def test_killed_it_goes_on_to_the_same_bytes(made: Path, whole: Whole, tmp_path: Path, by: signal.Signals) -> None:
+    folder = tmp_path / "killed"
     shutil.copytree(made, folder)
     stops = [13, 20, None]  # questions that come after so many wait for ever, or none does
 
@@ -541,8 +535,10 @@ def test_killed_it_goes_on_to_the_same_bytes(made: Path, tmp_path: Path, by: sig
 
 @pytest.mark.slow
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(made: Path, tmp_path: Path, by: signal.Signals) -> None:
-    whole, dice = Whole(made, tmp_path / "whole"), random.Random(f"{by}")
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
+    made: Path, whole: Whole, tmp_path: Path, by: signal.Signals
+) -> None:
+    dice = random.Random(f"{by}")
     killed = twice = runs = 0
     while killed < MOMENTS:
         folder, ends, code, runs = tmp_path / f"killed-{runs}", 0, 1, runs + 1

@@ -16,11 +16,14 @@ from gemscope.atlas.files.database import writable
 from gemscope.atlas.labels.answers import answer_of, object_in, rule_of, words_of
 from gemscope.atlas.labels.endpoint import Endpoint
 from gemscope.atlas.labels.journal import Asked, Journal, Known, Plan, journal_of, read_journal
+from gemscope.atlas.labels.judging import EACH, Judgement, judge_words
 from gemscope.atlas.labels.questions import Answerer, Failure, Reply, heard
+from gemscope.atlas.labels.scoring import Standing, score_labels, standings
 from gemscope.atlas.labels.sheet import instructions, sheet
 from gemscope.atlas.labels.wanting import wanting
 from gemscope.atlas.reader import Atlas
 from gemscope.errors import AccessError, InputError, one_line
+from gemscope.features.rule_learning import WINDOW
 from gemscope.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -59,6 +62,10 @@ class Answered:
     """Of questions and of answers, as far as they were told."""
     journal: str
     """The file that has all of it."""
+    scored: tuple[Standing, ...] = ()
+    """How their rules stand on the rows that the atlas holds out."""
+    judged: Judgement | None = None
+    """How their words do, where they were judged."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -73,6 +80,10 @@ class Answered:
             lines.append(f"{self.dropped:,} rules could not be read and were left out")
         if self.before:
             lines.append(f"{self.before:,} were answered before and not asked again")
+        if self.scored:
+            lines += ["their rules, run on the rows held out:", *map(str, self.scored)]
+        if self.judged:
+            lines.append(str(self.judged))
         if any(self.tokens):
             lines.append(f"{self.tokens[0]:,} tokens read, {self.tokens[1]:,} written, as the model counts")
         shown = list(self.failed.items())[:_SHOWN]
@@ -97,6 +108,8 @@ class Estimate:
     """Characters of all questions."""
     example: str
     """One question, whole."""
+    score: bool = False
+    """Whether words are to be judged too."""
     price: tuple[float, float] | None = None
     """Of a million tokens read and written."""
     rate: float | None = None
@@ -105,7 +118,9 @@ class Estimate:
     @property
     def tokens(self) -> tuple[int, int]:
         """Read and written, about."""
-        return self.letters // LETTERS, self.features * ANSWER
+        shown = 4 * EACH if self.score else 0  # windows of a question; there are two
+        read = self.letters // LETTERS + self.features * 2 * shown * (WINDOW + 8)
+        return read, self.features * (ANSWER + 2 * 2 * shown)
 
     @property
     def cost(self) -> float | None:
@@ -117,7 +132,7 @@ class Estimate:
     @property
     def minutes(self) -> float | None:
         """At the rate."""
-        return self.features / self.rate if self.rate else None
+        return self.features * (3 if self.score else 1) / self.rate if self.rate else None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -129,7 +144,7 @@ class Estimate:
             f"{self.features:,} features to be asked of {self.model}"
             + (f", {self.before:,} were asked before" if self.before else ""),
             f"about {read:,} tokens to be read (characters / {LETTERS}) and {written:,} written ({ANSWER} an answer, "
-            "more by a model that thinks first)",
+            f"more by a model that thinks first){', judging included' if self.score else ''}",
         ]
         if self.cost is not None:
             lines.append(f"about {self.cost:,.2f} in the currency of the price")
@@ -145,18 +160,22 @@ def explain_with(
     *,
     limit: int | None = None,
     again: bool = False,
+    score: bool = False,
     progress: Progress = silent,
 ) -> Answered:
     """Asks a language model what features stand for, in words and as a rule: a server, or a model in this process.
 
     `features` None: those without a sure label, the ones that fire most often first (`wanting`). Of one that was
-    answered nobody is asked twice; `again` asks once more where an answer failed. Words are a label without a score
-    until somebody scores them; a rule that cannot be read is left out. What people say stays, and stays on top.
+    answered nobody is asked twice; `again` asks once more where an answer failed. A rule is scored on the rows that the
+    atlas holds out; one that cannot be read is left out. Words without a rule have no score, unless `score` has the
+    model judge all words as well (`judging.py`). What people say stays, and stays on top.
 
     Raises AccessError where nothing can be written, while another process asks, and for a server that refuses or that
-    is not reached; InputError for a model without a chat template; NotFound; StorageFull. What was answered until then
-    is kept, and the same call goes on from there.
+    is not reached; InputError for a model without a chat template, and for words to be judged where no rows are held
+    out; NotFound; StorageFull. What was answered until then is kept, and the same call goes on from there.
     """
+    if score and not len(atlas.pool):
+        raise InputError(f"{atlas.folder} holds no rows out to judge words on: describe it anew")
     if not writable(atlas.folder):  # before anybody is paid
         raise AccessError(f"nothing can be written in {atlas.folder}: copy the atlas elsewhere to label its features")
     answerer, chosen = answerer_of(by), None if features is None else _living(atlas, features)
@@ -168,8 +187,10 @@ def explain_with(
             journal.begin(plan)
         before = sum(feature in journal.of(plan.model) for feature in plan.features)
         _ask(atlas, journal, plan, answerer, progress)
+        scored = _scored(atlas, plan, progress) if len(atlas.pool) else ()
+        judged = judge_words(atlas, answerer, plan.features, journal, again=again, progress=progress) if score else None
         journal.end()
-        return _told(plan, journal, before)
+        return _told(plan, journal, before, scored, judged)
 
 
 def estimate(
@@ -179,6 +200,7 @@ def estimate(
     *,
     limit: int | None = None,
     again: bool = False,
+    score: bool = False,
     price: tuple[float, float] | None = None,
 ) -> Estimate:
     """What `explain_with` would take; nobody is asked."""
@@ -192,7 +214,7 @@ def estimate(
         text = question(atlas[feature])
         letters, example = letters + len(text), example or text
     rate = getattr(by, "rate", None)
-    return Estimate(plan.model, len(asked), len(plan.features) - len(asked), letters, example, price, rate)
+    return Estimate(plan.model, len(asked), len(plan.features) - len(asked), letters, example, score, price, rate)
 
 
 def answerer_of(by: Answerer | LanguageModel) -> Answerer:
@@ -326,7 +348,27 @@ def _explanation(asked: Asked) -> Explanation | None:
     return Explanation(id=0, text=answer.text, method=METHOD, rule=answer.rule, model=asked.model, made=asked.made)
 
 
-def _told(plan: Plan, journal: Journal, before: int) -> Answered:
+def _scored(atlas: Atlas, plan: Plan, progress: Progress) -> tuple[Standing, ...]:
+    """Rules that were not run yet are, all together; how all of this model stand."""
+
+    def mine() -> list[tuple[int, Explanation]]:
+        features = set(plan.features)
+        return [
+            (feature, one)
+            for feature, one in atlas.explanations()
+            if feature in features and (one.method, one.model) == (METHOD, plan.model) and one.rule
+        ]
+
+    new = [feature for feature, one in mine() if all(trial.text for trial in one.trials)]
+    if new:
+        score_labels(atlas, new, progress=progress)
+    found = standings([(one, trial) for _, one in mine() for trial in one.trials if not trial.text])
+    return tuple(one for one in found if one.labels == "with a label")
+
+
+def _told(
+    plan: Plan, journal: Journal, before: int, scored: tuple[Standing, ...], judged: Judgement | None
+) -> Answered:
     asked = [journal.of(plan.model)[feature] for feature in plan.features]
     words = [one for one in asked if _explanation(one) is not None]
     failed = {one.feature: one.failed for one in asked if one.failed}
@@ -342,4 +384,6 @@ def _told(plan: Plan, journal: Journal, before: int) -> Answered:
         before=before,
         tokens=(read, written),
         journal=str(journal.path),
+        scored=scored,
+        judged=judged,
     )

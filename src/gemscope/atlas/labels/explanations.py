@@ -109,19 +109,19 @@ class Explanations:
 
     def tried(self, trials: Mapping[int, Trial], features: Iterable[int]) -> None:
         """What came of running explanations, by their `id`, of these features; an earlier trial on the same text goes.
-        On the rows that the atlas holds out, it gives them their score. Raises AccessError, StorageFull.
+        On the rows that the atlas holds out, a rule gives them their score; without one the last trial does, whoever
+        made it. Raises AccessError, StorageFull.
         """
         names = f"explanation, {_TRIAL}"
         adding = f"INSERT OR REPLACE INTO trial ({names}) VALUES ({', '.join('?' * (2 + len(COUNTS)))})"
         with self._labelling(features) as db:
             for id_, trial in trials.items():
                 db.execute(adding, (id_, trial.text, *(getattr(trial, name) for name in COUNTS)))
-                if not trial.text:
-                    found = trial.accuracy()
-                    score = None if found is None else found.value
-                    db.execute(
-                        "UPDATE explanation SET score = ?, control = ? WHERE id = ?", (score, trial.control(), id_)
-                    )
+                found = trial.accuracy()
+                db.execute(
+                    "UPDATE explanation SET score = ?, control = ? WHERE id = ? AND (? = '' OR rule = '')",
+                    (None if found is None else found.value, trial.control(), id_, trial.text),
+                )
 
     @contextmanager
     def _labelling(self, features: Iterable[int]) -> Iterator[sqlite3.Connection]:

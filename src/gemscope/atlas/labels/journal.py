@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -213,10 +213,7 @@ def _digest(manifest: Manifest) -> str:
     return " ".join([manifest.sae_digest, *(part.digest for part in manifest.parts)])
 
 
-def _told(line: _Line) -> dict[str, Any]:
-    """Without what goes without saying; 0 does not."""
-
-    def kept(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-        return {name: one for name, one in fields if one is not None and one is not False and one != ""}
-
-    return asdict(line, dict_factory=kept)
+def _told(line: Any) -> dict[str, Any]:
+    """Without what is as it is where nothing is said."""
+    found = {one.name: getattr(line, one.name) for one in fields(line) if getattr(line, one.name) != one.default}
+    return {name: _told(one) if is_dataclass(one) else one for name, one in found.items()}

@@ -43,6 +43,12 @@ class Standing:
     control: float
     """Median of the shuffled control."""
 
+    def __str__(self) -> str:
+        return (
+            f"  {self.labels}, {WORDS[self.on]}: median {self.median:.2f}, above {GOOD} for {self.good:.0%} of "
+            f"{self.features:,} features; shuffled {self.control:.2f}"
+        )
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -68,12 +74,7 @@ class Scored:
             f"windows of {WINDOW} tokens); {self.unscored:,} without one stay unscored; {self.nameless:,} features "
             "without a label count as chance"
         ]
-        for one in self.standings:
-            lines.append(
-                f"  {one.labels}, {WORDS[one.on]}: median {one.median:.2f}, above {GOOD} for {one.good:.0%} of "
-                f"{one.features:,} features; shuffled {one.control:.2f}"
-            )
-        return "\n".join(lines)
+        return "\n".join([*lines, *map(str, self.standings)])
 
 
 def score_labels(
@@ -101,7 +102,7 @@ def score_labels(
     every = [(feature, one, _rule(one)) for feature, one in atlas.explanations()]
     rules = {feature: rule for feature, _, rule in every if rule is not None}
     named = {feature for feature, *_ in every}
-    ground, trials, best = _Ground(atlas, pool), dict[int, Trial](), dict[int, tuple[Explanation | None, Trial]]()
+    ground, trials, best = Ground(atlas, pool), dict[int, Trial](), dict[int, tuple[Explanation | None, Trial]]()
     trying = [(feature, one, rule) for feature, one, rule in every if rule is not None and feature in chosen]
     nameless = sorted(chosen - named)
     with progress("score labels", len(trying) + len(nameless), "labels") as advance:
@@ -121,7 +122,7 @@ def score_labels(
         labels=len(trials),
         nameless=len(nameless),
         unscored=sum(rule is None and feature in chosen for feature, _, rule in every),
-        standings=tuple(_standings(best.values())),
+        standings=tuple(standings(best.values())),
     )
 
 
@@ -155,7 +156,19 @@ def _other(rules: Mapping[int, Rule], feature: int) -> Rule | None:
     return rules[others[drawn]]
 
 
-class _Ground:
+@dataclass(frozen=True)
+class Told:
+    """What a feature does in rows of text. Windows that repeat the text of one of its examples are left out."""
+
+    inside: Mask
+    """[R, T] Tokens of the windows that are left."""
+    tokens: dict[str, Mask]
+    """[R, T] On which it fires: `strong`, at half its largest activation or more; `firing`, at all."""
+    windows: dict[str, Mask]
+    """[R, windows] With any of these, and `silent` ones, with none."""
+
+
+class Ground:
     """Rows on which rules are run, cut into windows."""
 
     def __init__(self, atlas: Atlas, pool: Pool) -> None:
@@ -168,6 +181,18 @@ class _Ground:
 
     def trial(self, feature: int, rule: Rule | None, other: Rule | None, text: str) -> Trial:
         """One rule of one feature, beside another's."""
+        told = self.told(feature)
+        mine, theirs = (self._holds(one) & told.inside for one in (rule, other))
+        hits, controls = self._windows(mine), self._windows(theirs)
+        counted: dict[str, Mask] = {"named": mine, "borrowed": theirs}
+        for name, which in told.windows.items():
+            counted |= {name: which, f"{name}_hits": which & hits, f"{name}_control": which & controls}
+        for name, which in told.tokens.items():
+            counted |= {f"{name}_tokens": which, f"{name}_named": which & mine, f"{name}_borrowed": which & theirs}
+        return Trial(text=text, **{name: int(np.count_nonzero(which)) for name, which in counted.items()})
+
+    def told(self, feature: int) -> Told:
+        """What one feature does there."""
         entry = self.atlas.entry(feature)
         places, coded = self.pool.firings(feature)
         fires, strong = np.zeros(self.pool.counted.size, np.bool_), np.zeros(self.pool.counted.size, np.bool_)
@@ -179,16 +204,9 @@ class _Ground:
         # A row's tokens count where their window does.
         inside = np.repeat(tested, WINDOW, axis=1)[:, : self.pool.ids.shape[1]]
         fires, strong = (one.reshape(self.pool.ids.shape) & inside for one in (fires, strong))
-        mine, theirs = (self._holds(one) & inside for one in (rule, other))
         windows = {"strong": self._windows(strong), "firing": self._windows(fires)}
         windows["silent"] = tested & ~windows["firing"]
-        hits, controls = self._windows(mine), self._windows(theirs)
-        counted: dict[str, Mask] = {"named": mine, "borrowed": theirs}
-        for name, which in windows.items():
-            counted |= {name: which, f"{name}_hits": which & hits, f"{name}_control": which & controls}
-        for name, which in (("strong", strong), ("firing", fires)):
-            counted |= {f"{name}_tokens": which, f"{name}_named": which & mine, f"{name}_borrowed": which & theirs}
-        return Trial(text=text, **{name: int(np.count_nonzero(which)) for name, which in counted.items()})
+        return Told(inside, {"strong": strong, "firing": fires}, windows)
 
     def _holds(self, rule: Rule | None) -> Mask:
         """[R, T] on which counted tokens."""
@@ -210,7 +228,7 @@ def _value(trial: Trial) -> float:
     return 0.5 if found is None else found.value
 
 
-def _standings(best: Collection[tuple[Explanation | None, Trial]]) -> Iterator[Standing]:
+def standings(best: Collection[tuple[Explanation | None, Trial]]) -> Iterator[Standing]:
     """Of each feature's best label: of all, of those that have one, that have one without reserve, and by method."""
     said = [(one, trial) for one, trial in best if one is not None]
     kinds = {"every feature": [trial for _, trial in best]}
