@@ -9,7 +9,7 @@ import gemscope as gs
 from gemscope.cli.main import main
 from gemscope.edits.ways import WAYS
 
-QUICK = ["--max-new-tokens", "6", "-n", "2"]
+QUICK = ["--max-new-tokens", "3", "-n", "2"]
 
 
 @pytest.mark.usefixtures("at_hand")

@@ -143,7 +143,8 @@ def locate(model: nn.Module, site: Site) -> Point:
     case = family_of(model)
     if site.layer is None:
         return Point(_first(model, case.embed), "input", "rows")
-    count = n_layers(model)
+    stack = _first(model, case.layers)
+    count = len(model.get_submodule(stack))  # type: ignore[arg-type]
     if not 0 <= site.layer < count:
         raise SiteNotFound(f"no layer {site.layer}: this model has layers 0 to {count - 1}")
     point = case.points.get(site.kind)
@@ -151,7 +152,7 @@ def locate(model: nn.Module, site: Site) -> Point:
         kinds = ", ".join(kind for kind in KINDS if kind in case.points)
         known = f"in a {_kind(model)} model: it has embed, {kinds}"
         raise SiteNotFound(f"no site {str(site)!r}{f': {why}' if (why := case.absent.get(site.kind)) else f' {known}'}")
-    block = f"{_first(model, case.layers)}.{site.layer}"
+    block = f"{stack}.{site.layer}"
     return replace(
         point,
         module=f"{block}.{point.module}" if point.module else block,
