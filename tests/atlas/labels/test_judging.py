@@ -16,9 +16,10 @@ from answering import Question, Said, answering, completion, good
 from atlases import planted_atlas, settled
 from gemscope.atlas.dashboard import Explanation
 from gemscope.atlas.labels import endpoint, judging
-from gemscope.atlas.labels.asking import explain_with
+from gemscope.atlas.labels.asking import estimate, explain_with
 from gemscope.atlas.labels.journal import journal_of
 from gemscope.atlas.labels.judging import judge_words
+from gemscope.atlas.labels.scoring import Ground
 from gemscope.atlas.labels.trial import Trial
 from gemscope.cli.main import main
 from gemscope.errors import AccessError, InputError
@@ -108,6 +109,28 @@ def test_half_of_the_windows_are_silent_and_none_is_marked(atlas: gs.Atlas) -> N
         order = [bool(re.search(list(TRUTH.values())[firing[0]], one)) for one in shown]
         assert order != sorted(order)
         assert order != sorted(order, reverse=True)
+
+
+def test_windows_are_shuffled_the_same_each_time(atlas: gs.Atlas) -> None:
+    for feature in SAID:
+        shown, again = (judging._shown(Ground(atlas, atlas.pool), feature) for _ in range(2))
+        assert shown.at.tolist() == again.at.tolist() != sorted(shown.at.tolist())
+
+
+def test_of_a_feature_that_fires_too_seldom_nothing_is_asked(atlas: gs.Atlas) -> None:
+    atlas.explain(5, "what never is")
+    told, asked = judged(atlas, lambda asked: completion("?"), features=[5])
+    assert (told.labels, told.windows, asked) == (0, 0, [])
+
+
+def test_what_judging_would_take_is_told_before(atlas: gs.Atlas) -> None:
+    by = gs.Endpoint("http://localhost:1/v1", "m", rate=60)
+    plain, more = (estimate(atlas, by, [3, 4], score=score) for score in (False, True))
+    assert (plain.minutes, more.minutes) == (2 / 60, 6 / 60)
+    read, written = (b - a for a, b in zip(plain.tokens, more.tokens, strict=True))
+    assert read == 2 * 2 * 32 * (32 + 8)
+    assert written == 2 * 2 * 32 * 2
+    assert "judging included" in str(more)
 
 
 @pytest.mark.parametrize(
