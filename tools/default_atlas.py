@@ -17,6 +17,7 @@ import gemscope as gs
 from gemscope.atlas.dashboard import Explanation
 from gemscope.atlas.describe.compose import SUMS
 from gemscope.atlas.describe.gather import DescribeConfig
+from gemscope.atlas.labels.rules import Weighed
 from gemscope.cli.bars import bars
 
 HOME = Path(gs.__file__).parent / "data" / "atlas"
@@ -46,7 +47,8 @@ def main() -> None:
             gs.describe(model, sae, gs.Corpus.sample(), to=fresh, config=CONFIG, progress=progress).close()
     with gs.Atlas(fresh) as atlas:
         read = [json.loads(line) for line in LABELS.read_text().splitlines()]
-        atlas.explain_all({line["feature"]: _label(line) for line in read})
+        weighed = Weighed(atlas)
+        atlas.explain_all({line["feature"]: weighed(line["feature"], _label(line)) for line in read})
         print(gs.explain(atlas))
         print(atlas)
     # Labels are written through a log beside the file; whoever may only read needs a file that knows of none.

@@ -72,7 +72,7 @@ class Learner:
 
     def __init__(self, vocabulary: Vocabulary, background: Ids) -> None:
         """`background` [n, 32]: rows of token ids, -1 where a text has ended."""
-        self.vocabulary = vocabulary
+        self.vocabulary, self._background = vocabulary, background
         names = list(classes())
         member = np.stack([vocabulary.mask("class", name) for name in names], 1)
         self._class_starts = np.concatenate(([0], np.cumsum(member.sum(1))))
@@ -101,6 +101,12 @@ class Learner:
         kept = place[positions] >= 0
         candidates = self._candidates(codes[kept], place[positions[kept]], at // width, weights)
         return self._chosen(candidates, weights) if candidates.parts else None
+
+    def worth(self, rule: Rule, evidence: Evidence) -> float:
+        """J of a rule that was not learnt here: −1 to 1; its match rate less than 0 for what fires nowhere."""
+        named = rule.matches(evidence.ids, self.vocabulary)
+        rate = rule.matches(self._background, self.vocabulary).any(1).mean()
+        return float(evidence.weights[named].sum() / max(evidence.weights.sum(), 1e-9) - rate)
 
     # --- tokens as numbers ------------------------------------------------------------------------------------------
 

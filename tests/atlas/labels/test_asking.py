@@ -29,11 +29,13 @@ from gemscope.atlas.labels.asking import Answered, estimate, explain_with, quest
 from gemscope.atlas.labels.here import Here
 from gemscope.atlas.labels.journal import journal_of, path_of, read_journal
 from gemscope.atlas.labels.questions import GIVE_UP, Failure, Reply
+from gemscope.atlas.labels.rules import LEAST, SURE
 from gemscope.atlas.labels.wanting import wanting
 from gemscope.atlas.verify import verify
 from gemscope.cli.main import main
 from gemscope.errors import AccessError, CorruptFile, InputError, Mismatch, NotFound, StorageFull
 from gemscope.testing import tiny_model
+from planted_rules import planted_rules_atlas
 
 KEY = "sk-nobody-may-see-this"
 
@@ -91,7 +93,7 @@ def test_answers_become_labels_and_nothing_else_does(atlas: gs.Atlas) -> None:
     with answering(script) as server:
         told = explained(server, atlas)
     assert said(atlas) == {
-        one: ("asked", "m", f"words of {one}", "" if one % 10 == 5 else f'"w{one}"', None)
+        one: ("asked", "m", f"words of {one}", "", None)  # what the rules name stands nowhere in the examples
         for one in wanted
         if one % 10 not in (3, 4)
     }
@@ -109,6 +111,25 @@ def test_answers_become_labels_and_nothing_else_does(atlas: gs.Atlas) -> None:
     assert Counter(map(feature_of, server.asked)) == Counter(wanted)
     assert [one for one, _ in atlas.explanations()] == [one for one in wanted if one in said(atlas)]
     assert verify(atlas.folder) == []
+
+
+def test_a_rule_stands_by_the_words_as_far_as_it_goes_on_the_examples_and_is_scored_elsewhere(tmp_path: Path) -> None:
+    answers = {0: ("rivers", '"river"'), 1: ("seas", '"cold"'), 2: ("counting", '"12"'), 3: ("cold", '"cold"')}
+    with (
+        planted_rules_atlas(tmp_path / "planted") as atlas,
+        answering(lambda one: good(*answers[feature_of(one)])) as it,
+    ):
+        explained(it, atlas, features=list(answers))
+        rivers, seas, counting, cold = (atlas[feature].explanations[0] for feature in answers)
+    assert (rivers.text, rivers.score, counting.score) == ("rivers", 1, 1)
+    assert rivers.confidence is not None
+    assert rivers.confidence > SURE
+    assert (seas.text, seas.rule, seas.score) == ("seas", "", None)  # it fires on something else
+    assert cold.text == "cold (in part)"  # it fires on words ending in -ing as well
+    assert cold.confidence is not None
+    assert LEAST < cold.confidence < SURE
+    assert cold.score is not None
+    assert cold.control is not None
 
 
 def test_where_nothing_can_be_written_nobody_is_asked(atlas: gs.Atlas) -> None:

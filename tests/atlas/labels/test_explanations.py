@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from atlases import HOSTILE_LABEL, powerless
+from gemscope.atlas.dashboard import Explanation
 from gemscope.atlas.reader import Atlas
 from gemscope.atlas.verify import verify
 from gemscope.errors import AccessError, CorruptFile, InputError, NotFound, StorageFull
@@ -152,3 +153,16 @@ def test_a_label_is_written_while_an_error_of_a_damaged_vocabulary_is_remembered
             atlas.text([0])
         assert atlas.explain(0, "what it stands for").text == "what it stands for"
         assert remembered
+
+
+def test_scores_less_than_a_tenth_apart_are_not_told_apart_and_then_words_stand_before_a_rule(copy: Path) -> None:
+    with Atlas(copy) as atlas:
+        for feature, rule, words, shown in (
+            (1, 0.74, 0.66, "words"),
+            (2, 0.76, 0.66, "rule"),
+            (3, 0.74, None, "words"),
+        ):
+            atlas.explain_all({feature: Explanation(id=0, text="words", method="read", score=words)})
+            atlas.explain_all({feature: Explanation(id=0, text="rule", method="rule", score=rule)})
+            assert atlas.labels([feature]) == {feature: shown}
+    assert verify(copy) == []

@@ -78,10 +78,11 @@ MOST = 1e300
 
 UNMEASURED = 0.7
 """What stands for the score of words that nobody has measured."""
-BEST_FIRST = f"ORDER BY method = 'user' DESC, coalesce(score, confidence, {UNMEASURED}) DESC, id DESC"
-"""Which explanation of a feature shows: a person's before a machine's, then by score, then the newest. Where there is
-no score, a rule's confidence stands in; what has neither counts as a rule does that is right nearly always where the
-feature fires strongly.
+_WORTH = f"coalesce(score, confidence, {UNMEASURED})"
+BEST_FIRST = f"ORDER BY method = 'user' DESC, round({_WORTH}, 1) DESC, method = 'rule', {_WORTH} DESC, id DESC"
+"""Which explanation of a feature shows: a person's before a machine's, then by score, in tenths, for less is chance;
+among those somebody's words before a rule's own, then the higher, then the newest. Where there is no score the
+confidence stands in; what has neither counts as one that is `UNMEASURED`.
 """
 
 

@@ -18,6 +18,7 @@ from gemscope.atlas.labels.endpoint import Endpoint
 from gemscope.atlas.labels.journal import Asked, Journal, Known, Plan, journal_of, read_journal
 from gemscope.atlas.labels.judging import EACH, Judgement, judge_words
 from gemscope.atlas.labels.questions import Answerer, Failure, Reply, heard
+from gemscope.atlas.labels.rules import Weighed
 from gemscope.atlas.labels.scoring import Standing, score_labels, standings
 from gemscope.atlas.labels.sheet import instructions, sheet
 from gemscope.atlas.labels.wanting import wanting
@@ -183,7 +184,7 @@ def explain_with(
         plan = _planned(atlas, journal, answerer.model, chosen, limit=limit, again=again)
         if plan is not journal.plan:
             if journal.plan is not None:  # given up for this one: what was answered comes in all the same
-                _write(atlas, journal, _there(atlas), whole=False)
+                _Written(atlas, journal).add(whole=False)
             journal.begin(plan)
         before = sum(feature in journal.of(plan.model) for feature in plan.features)
         _ask(atlas, journal, plan, answerer, progress)
@@ -256,13 +257,13 @@ def _planned(
 def _ask(atlas: Atlas, journal: Journal, plan: Plan, answerer: Answerer, progress: Progress) -> None:
     asked = journal.of(plan.model)
     waiting = [feature for feature in plan.features if feature not in asked]
-    there = _there(atlas)
-    _write(atlas, journal, there)
+    written = _Written(atlas, journal)
+    written.add()
     with progress("ask", len(waiting), "features") as advance:
 
         def keep(feature: int, came: Reply | Failure) -> None:
             journal.add(_read(feature, plan.model, came))
-            _write(atlas, journal, there)
+            written.add()
             advance(1)
 
         questions = ((feature, question(atlas[feature])) for feature in waiting)
@@ -308,34 +309,36 @@ def _read(feature: int, model: str, came: Reply | Failure) -> Asked:
 # --- written --------------------------------------------------------------------------------------------------------
 
 
-_Labels = set[tuple[int, str, str, str, str]]
+class _Written:
+    """Labels on their way into the atlas."""
 
+    def __init__(self, atlas: Atlas, journal: Journal) -> None:
+        self.atlas, self.journal = atlas, journal
+        self._there = {_essence(feature, one) for feature, one in atlas.explanations()}
+        self._weighed = Weighed(atlas)
 
-def _there(atlas: Atlas) -> _Labels:
-    return {_essence(feature, one) for feature, one in atlas.explanations()}
+    def add(self, *, whole: bool = True) -> None:
+        """Puts labels there, always the same ones together, as far as all before them have come; where not `whole`,
+        all that have.
+        """
+        journal, plan = self.journal, self.journal.plan
+        assert plan is not None
+        asked = journal.of(plan.model)
+        while journal.written < len(plan.features):
+            batch = plan.features[journal.written : journal.written + BATCH]
+            if whole and not all(feature in asked for feature in batch):
+                return
+            answers = {feature: _explanation(asked[feature]) for feature in batch if feature in asked}
+            said = {feature: self._weighed(feature, one) for feature, one in answers.items() if one is not None}
+            # Whoever was killed between the atlas and the journal has written all of them.
+            new = {feature: one for feature, one in said.items() if _essence(feature, one) not in self._there}
+            if new:
+                self.atlas.explain_all(new)
+            journal.wrote(journal.written + len(batch))
 
 
 def _essence(feature: int, one: Explanation) -> tuple[int, str, str, str, str]:
     return feature, one.method, one.model, one.text, one.rule
-
-
-def _write(atlas: Atlas, journal: Journal, there: _Labels, *, whole: bool = True) -> None:
-    """Puts labels into the atlas, always the same ones together, as far as all before them have come; where not
-    `whole`, all that have.
-    """
-    plan = journal.plan
-    assert plan is not None
-    asked = journal.of(plan.model)
-    while journal.written < len(plan.features):
-        batch = plan.features[journal.written : journal.written + BATCH]
-        if whole and not all(feature in asked for feature in batch):
-            return
-        said = {feature: _explanation(asked[feature]) for feature in batch if feature in asked}
-        # Whoever was killed between the atlas and the journal has written all of them.
-        new = {key: one for key, one in said.items() if one is not None and _essence(key, one) not in there}
-        if new:
-            atlas.explain_all(new)
-        journal.wrote(journal.written + len(batch))
 
 
 def _explanation(asked: Asked) -> Explanation | None:

@@ -7,17 +7,19 @@ how it does on text that it has not seen, the rows held out say (`scoring.py`).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
+from functools import cached_property
 
 import numpy as np
 
 from gemscope.atlas.dashboard import Explanation
 from gemscope.atlas.entry import Entry, Ints
-from gemscope.atlas.labels.scoring import RESERVES, Scored, known, score_labels, vocabulary_of
+from gemscope.atlas.labels.scoring import RESERVED, RESERVES, Scored, known, score_labels, vocabulary_of
 from gemscope.atlas.reader import Atlas
 from gemscope.errors import InputError
 from gemscope.features.rule_learning import WINDOW, Evidence, Learner, Learnt
+from gemscope.features.rules import Rule
 from gemscope.progress import Progress, silent
 
 METHOD = "rule"
@@ -92,6 +94,33 @@ def explain(atlas: Atlas, features: Iterable[int] | None = None, *, progress: Pr
             atlas.explain_all(said, replacing=METHOD, among=chosen[start : start + _AT_ONCE])
     scored = score_labels(atlas, chosen, progress=progress) if len(atlas.pool) else None
     return Explained(sum(told.values()), **told, scored=scored)
+
+
+class Weighed:
+    """What somebody says of features in words and as rules, as far as each rule goes on the feature's own examples.
+
+    Its J there is its confidence. One below `SURE` makes of the words a label with reserve; one below `LEAST` is no
+    rule for these words: it goes, and they stay, unscored.
+    """
+
+    def __init__(self, atlas: Atlas) -> None:
+        self.atlas = atlas
+
+    @cached_property
+    def _means(self) -> tuple[Learner, _Rows]:
+        return _learner(self.atlas), _Rows(self.atlas)
+
+    def __call__(self, feature: int, one: Explanation) -> Explanation:
+        """Raises InputError for a rule that is none."""
+        if not one.rule or self.atlas.manifest.length < WINDOW:
+            return one
+        learner, rows = self._means
+        confidence = learner.worth(Rule.parse(one.rule), rows.evidence(self.atlas.entry(feature)))
+        if confidence < LEAST:
+            return replace(one, rule="")
+        reserved = confidence >= SURE or one.text.endswith(RESERVED)
+        text = one.text if reserved else one.text + RESERVES["partly"]
+        return replace(one, text=text, confidence=round(confidence, 3))
 
 
 def _learnt(learner: Learner, rows: _Rows, entry: Entry) -> tuple[str, Learnt | None]:

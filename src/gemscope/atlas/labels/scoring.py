@@ -21,7 +21,7 @@ from gemscope.progress import Progress, silent
 
 RESERVES = {"sure": "", "strong": " (when strong)", "partly": " (in part)"}
 """What a label says of itself, at its end, by how far it goes."""
-_RESERVED = tuple(filter(None, RESERVES.values()))
+RESERVED = tuple(filter(None, RESERVES.values()))
 _HALF = 8
 """Codes of activations between a number and its half."""
 
@@ -233,7 +233,7 @@ def standings(best: Collection[tuple[Explanation | None, Trial]]) -> Iterator[St
     said = [(one, trial) for one, trial in best if one is not None]
     kinds = {"every feature": [trial for _, trial in best]}
     kinds["with a label"] = [trial for _, trial in said]
-    kinds["without reserve"] = [trial for one, trial in said if not one.text.endswith(_RESERVED)]
+    kinds["without reserve"] = [trial for one, trial in said if not one.text.endswith(RESERVED)]
     methods = sorted({one.method for one, _ in said})
     for method in methods if len(methods) > 1 else ():
         kinds[f"by {method}"] = [trial for one, trial in said if one.method == method]
