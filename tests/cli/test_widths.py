@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
+from functools import partial
+from typing import Any
 
 import pytest
 from rich.cells import cell_len
@@ -43,7 +46,27 @@ def shown(
     return LINES.sub("", capsys.readouterr().out).splitlines()
 
 
-@pytest.mark.usefixtures("at_hand")
+@pytest.fixture(scope="module")
+def known() -> dict[tuple[str, str], Any]:
+    """By command and function."""
+    return {}
+
+
+@pytest.fixture
+def found_once(command: str, known: dict[tuple[str, str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command finds is the same however wide the terminal is."""
+    for module, name in (("look", "look"), ("dosing", "dose")):
+        place = importlib.import_module(f"gemscope.reports.{module}")
+        monkeypatch.setattr(place, name, partial(_once, known, (command, name), getattr(place, name)))
+
+
+def _once(known: dict[tuple[str, str], Any], key: tuple[str, str], find: Any, *given: Any, **options: Any) -> Any:
+    if key not in known:
+        known[key] = find(*given, **options)
+    return known[key]
+
+
+@pytest.mark.usefixtures("at_hand", "found_once")
 @pytest.mark.parametrize(
     ("command", "columns"),
     [
