@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from html import escape
 from pathlib import Path
 
@@ -138,6 +139,7 @@ def _arc(one: str, other: str, count: int) -> str:
     )
 
 
+@cache
 def _body(path: Path) -> list[ast.stmt]:
     return ast.parse(path.read_text(encoding="utf-8")).body
 

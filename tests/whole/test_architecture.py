@@ -1,6 +1,7 @@
 """Imports point one way: each folder may use those to its left and the ground floor, never those to its right."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 from tools import house
@@ -17,9 +18,15 @@ def _modules() -> list[Path]:
     return [path for path in ROOT.rglob("*.py") if path.parent != ROOT]
 
 
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
 def _imports(path: Path) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.ImportFrom) and node.module:
             found |= {f"{node.module}.{name.name}" for name in node.names}
         elif isinstance(node, ast.Import):
@@ -104,7 +111,7 @@ def test_only_the_checked_reader_parses_what_comes_from_outside() -> None:
     """JSON and TOML have one way in, where there are bounds, types and one line for what is not so."""
     found = set()
     for path in ROOT.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(_tree(path)):
             used = set()
             if isinstance(node, ast.Attribute):
                 used = {(ast.unparse(node.value), node.attr)}
