@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from gemscope.pages.tables import Cell
 from gemscope.text.printable import readable
+
+_RESERVE = re.compile(r" \([^()]{1,20}\)$")
 
 STANDS = "what it stands for"
 SHORT, SHORTER = 56, 24
@@ -27,6 +30,12 @@ def said_of(things: Sequence[str], labels: Sequence[str | None]) -> list[str]:
 
 
 def clipped_label(label: str, most: int = SHORTER) -> str:
-    """A label as one line of so many characters at most."""
+    """A label as one line of so many characters at most. What it says of itself at its end, such as (when strong), is
+    not cut where there is room for it and more.
+    """
     text = readable(label)
-    return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
+    if len(text) <= most:
+        return text
+    reserve = _RESERVE.search(text)
+    end = reserve.group() if reserve and 2 * len(reserve.group()) < most else ""
+    return f"{text[: most - 1 - len(end)].rstrip()}…{end}"

@@ -1,0 +1,26 @@
+"""Labels beside other things: cut where they are long, but never what they say of themselves."""
+
+import pytest
+
+from gemscope.pages.labels import clipped_label, said_of
+
+
+@pytest.mark.parametrize(
+    ("label", "most", "shown"),
+    [
+        ("money", 24, "money"),
+        ("a word that is long and goes on", 12, "a word that…"),
+        ("a word that is long and goes on (when strong)", 34, "a word that is long… (when strong)"),
+        ("a word that is long and goes on (when strong)", 24, "a word that is long and…"),
+        ("a (b) and then the rest of it all", 20, "a (b) and then the…"),
+        ("of\nthe\u202e", 80, "of↵the\\u202e"),
+    ],
+)
+def test_a_long_label_is_cut_and_keeps_its_reserve(label: str, most: int, shown: str) -> None:
+    assert clipped_label(label, most) == shown
+    assert len(shown) <= max(most, len(label) + 5)
+
+
+def test_what_is_known_of_a_feature_follows_what_it_does() -> None:
+    assert said_of(["add 1", "add 2"], ["of\n", None]) == ["add 1 · what it stands for: of↵", "add 2"]
+    assert said_of(["add 1"], []) == ["add 1"]
