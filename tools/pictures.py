@@ -73,7 +73,7 @@ def pages(browser, url: str) -> None:
     page.goto(f"{AT}/prompt?text={PROMPT}&pin={TIME}")
     page.click("button:has-text('Look')")
     page.wait_for_selector(".pinned mark", timeout=LIVE)
-    page.evaluate("document.querySelector('.foremost').scrollIntoView()")
+    page.evaluate("document.querySelector('.pinned').scrollIntoView()")
     take(page, "prompt")
     page.goto(f"{AT}/prompt?text={quote('In the evening we sat by the fire: my mother and my')}")
     page.click("button:has-text('Look')")
