@@ -46,6 +46,13 @@ LIVE = 90_000
 """Milliseconds for the first text: the model may still be on its way."""
 
 
+def strongest() -> str:
+    """The token of `SISTER`'s strongest example."""
+    with gs.Atlas(BUNDLED) as atlas:
+        one = atlas[SISTER].strongest[0]
+    return one.tokens[one.peak]
+
+
 class Watch:
     """Notes all that must not happen: requests to anywhere but the `allowed`, errors, dialogs, broken policies."""
 

@@ -9,7 +9,22 @@ import pytest
 
 import gemscope as gs
 from atlases import HOSTILE_LABEL
-from browsing import DESK, PHONE, PLANTED, SEEN, SISTER, barriers, files_served, harmless, reading, shot, shown, spills
+from browsing import (
+    DESK,
+    PHONE,
+    PLANTED,
+    SEEN,
+    SISTER,
+    barriers,
+    files_served,
+    harmless,
+    reading,
+    shot,
+    shown,
+    spills,
+    strongest,
+)
+from gemscope.text.printable import visible
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -35,7 +50,7 @@ def test_one_file_opens_from_the_disk_and_needs_nothing_else(chromium: Browser, 
         page.click(f"nav a[href='#feature-{SISTER}']")
         article = page.locator(f"#feature-{SISTER}")
         article.locator("mark.p").first.hover()
-        assert "sister" in shown(page.locator("#token-tip"))
+        assert visible(strongest()) in shown(page.locator("#token-tip"))
         article.locator(".modes label", has_text="Full").click()
         assert article.locator(".f").first.is_visible()
         page.mouse.move(0, 0)
