@@ -87,7 +87,8 @@ def test_a_better_label_comes_before_a_worse_one(tmp_path: Path) -> None:
             atlas.explain(feature, "words", method="tried")
         assert atlas.right()[[first, second]] == pytest.approx([0.85, 0.85])
         for feature, score in scores.items():
-            change_sql(atlas.folder, f"UPDATE explanation SET score = {score} WHERE feature = {feature}")
+            scored = f"UPDATE explanation SET score = {score} WHERE feature = {feature}"
+            change_sql(atlas.folder, scored, "UPDATE relabelled SET times = times + 1")
         assert atlas.right()[[first, second]] == pytest.approx([*scores.values()])
         named = gs.look(MODEL, SAE, TEXT, k=SAE.d_sae, atlas=atlas, foremost=2).foremost
         assert [one.feature for one in named] == ([second, first] if scores[second] * ratio > 0.51 else [first, second])

@@ -49,6 +49,7 @@ class Explanations:
     def __init__(self, database: Database, d_sae: int) -> None:
         self._database, self._d_sae = database, d_sae
         self._known: Labelled | None = None
+        self._right: tuple[int, Floats] | None = None
 
     def labels(self, features: Iterable[int]) -> dict[int, str]:
         """The best explanation of each of these features that has one."""
@@ -154,7 +155,11 @@ class Explanations:
         was not measured (1 + J) / 2, of a rule's confidence J, or of what `schema` takes for words; without a label ½,
         as a guess has.
         """
+        earlier = self._right
         with self._database.reading() as db:
+            changes = _changes(db)
+            if earlier is not None and earlier[0] == changes:
+                return earlier[1]
             found = db.execute(
                 f"""SELECT feature, coalesce(score, (1 + coalesce(confidence, {schema.UNMEASURED})) / 2) FROM (
                     SELECT *, row_number() OVER (PARTITION BY feature {schema.BEST_FIRST}) AS place FROM explanation
@@ -164,6 +169,8 @@ class Explanations:
         if found:
             features, shares = zip(*found, strict=True)
             right[list(features)] = np.clip(shares, 0.5, 1.0)
+        right.flags.writeable = False
+        self._right = changes, right
         return right
 
     @property
@@ -171,7 +178,7 @@ class Explanations:
         """As of now: gathered anew when any process has changed a label."""
         earlier = self._known
         with self._database.reading() as db:
-            changes = db.execute("SELECT times FROM relabelled").fetchone()[0]
+            changes = _changes(db)
             if earlier is not None and earlier.changes == changes:
                 return earlier
             labels = dict(db.execute("SELECT id, label FROM feature WHERE label IS NOT NULL"))
@@ -180,6 +187,11 @@ class Explanations:
         order = sorted(labels, key=lambda feature: (labels[feature].casefold(), feature))
         self._known = Labelled(changes, mask, np.array(order, np.int64))
         return self._known
+
+
+def _changes(db: sqlite3.Connection) -> int:
+    """How often anybody has changed what is said."""
+    return int(db.execute("SELECT times FROM relabelled").fetchone()[0])
 
 
 def explanations_of(db: sqlite3.Connection, feature: int) -> list[Explanation]:
