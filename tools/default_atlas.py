@@ -26,7 +26,7 @@ NOTICE = """The text in this atlas is that of `../sample`: its NOTICE and SOURCE
 which licence. Figures, examples and logits were computed from it, from SmolLM2-135M-Instruct (Apache-2.0) and from the SAE
 in `../smollm2-15-res`. Made by tools/default_atlas.py. Labels were written by a language model that read the examples.
 """
-CONFIG = DescribeConfig(top=16, each=4, neighbours=12, partners=12, pool=1 << 15)
+CONFIG = DescribeConfig(top=16, each=4, neighbours=12, partners=12, pool=24_576)
 """Less than the default of everything: it has to stay under 16 MB, labels included."""
 
 
