@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -126,10 +127,10 @@ def test_the_illness_of_a_prompt_is_among_the_first_five(bundled_model: Language
         one.label
         for token in seen.tokens
         for one in token.features
-        if token.token in (" medicine", " fever") and one.label and ("illness" in one.label or "medicine" in one.label)
+        if token.token in (" medicine", " fever") and one.label and re.search("illness|medicine|medical", one.label)
     ]
     assert len(about) >= 2
-    assert any("illness" in (one.label or "") for one in seen.foremost)
+    assert any(re.search("illness|medical", one.label or "") for one in seen.foremost[:5])
 
 
 @pytest.mark.usefixtures("at_hand")
@@ -137,7 +138,7 @@ def test_the_shell_ends_with_meanings_and_leads_to_a_feature(capsys: pytest.Capt
     assert main(["look", "Would you be able to travel through time?"]) == 0
     out = capsys.readouterr().out
     stands = out.split("What stands out")[1]
-    assert "“through”" in stands
+    assert re.search("[“`]through[”`]", stands)
     words = stands.split("Next: what is that feature?")[1].split()[:3]
     assert words[:2] == ["gemscope", "feature"]
     assert main(words[1:]) == 0
