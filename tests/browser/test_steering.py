@@ -92,7 +92,7 @@ def test_two_features_are_steered_with_and_the_address_opens_with_all_of_it(
     chromium: Browser, served: str, page: Page
 ) -> None:
     page.goto(f"{AT}/steer")
-    page.fill("[name=add]", "farewells")
+    page.fill("[name=add]", "greetings")
     page.keyboard.press("Enter")
     page.click(f".suggestions button[value='{GREETINGS}']")
     page.wait_for_selector(f".dial[data-feature='{GREETINGS}']")

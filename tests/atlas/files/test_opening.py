@@ -153,9 +153,13 @@ def test_what_a_rule_s_score_was_in_format_2_is_its_confidence_since(copy: Path)
     with Atlas(copy) as atlas:
         atlas.explain_all({3: Explanation(id=0, text="“of”", method="rule", rule='"of"', confidence=0.75)})
         atlas.explain_all({4: Explanation(id=0, text="of", method="somebody", score=0.5)})
+        atlas.explain_all({5: Explanation(id=0, text="words", method="somebody")})
+        atlas.explain_all({5: Explanation(id=0, text="“of”", method="rule", rule='"of"', confidence=0.72)})
         labels = atlas.labels(range(len(atlas)))
+        assert labels[5] == "words"
     with contextlib.closing(sqlite3.connect(copy / "atlas.sqlite", isolation_level=None)) as db:
         db.execute("UPDATE explanation SET score = confidence WHERE method = 'rule'")
+        db.execute("UPDATE feature SET label = '“of”' WHERE id = 5")  # as the order was
         for column in ("control", "confidence"):
             db.execute(f"ALTER TABLE explanation DROP COLUMN {column}")
         for table in ("held_row", "held", "trial"):

@@ -165,4 +165,9 @@ def test_scores_less_than_a_tenth_apart_are_not_told_apart_and_then_words_stand_
             atlas.explain_all({feature: Explanation(id=0, text="words", method="read", score=words)})
             atlas.explain_all({feature: Explanation(id=0, text="rule", method="rule", score=rule)})
             assert atlas.labels([feature]) == {feature: shown}
+        # Of what has no score a learnt rule stands by its confidence; words do not, for theirs is their rule's.
+        for feature, confidence, shown in ((4, 0.3, "words"), (5, 0.8, "rule")):
+            atlas.explain_all({feature: Explanation(id=0, text="words", method="read", rule='"a"', confidence=0.2)})
+            atlas.explain_all({feature: Explanation(id=0, text="rule", method="rule", confidence=confidence)})
+            assert atlas.labels([feature]) == {feature: shown}
     assert verify(copy) == []

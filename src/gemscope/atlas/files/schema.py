@@ -78,11 +78,11 @@ MOST = 1e300
 
 UNMEASURED = 0.7
 """What stands for the score of words that nobody has measured."""
-_WORTH = f"coalesce(score, confidence, {UNMEASURED})"
+_WORTH = f"coalesce(score, iif(method = 'rule', confidence, NULL), {UNMEASURED})"
 BEST_FIRST = f"ORDER BY method = 'user' DESC, round({_WORTH}, 1) DESC, method = 'rule', {_WORTH} DESC, id DESC"
 """Which explanation of a feature shows: a person's before a machine's, then by score, in tenths, for less is chance;
-among those somebody's words before a rule's own, then the higher, then the newest. Where there is no score the
-confidence stands in; what has neither counts as one that is `UNMEASURED`.
+among those somebody's words before a rule's own, then the higher, then the newest. Where there is no score, of a rule
+that was learnt the confidence stands in; words count as `UNMEASURED`.
 """
 
 
@@ -92,6 +92,7 @@ def upgrade(db: sqlite3.Connection) -> None:
     for number in range(version(db), len(STEPS)):
         for statement in STEPS[number]:
             db.execute(statement)
+    relabel(db, [feature for (feature,) in db.execute("SELECT DISTINCT feature FROM explanation")])  # by today's order
     db.execute(f"PRAGMA user_version = {len(STEPS)}")
     db.execute("COMMIT")
 
