@@ -20,7 +20,7 @@ class Point:
 
     `transform`: `plain` takes it as it is; `normalized` takes the input of a norm and applies the norm without its
     gain, in float32; `rows` looks token ids up in the module's embedding matrix, whatever scaling the module adds;
-    `norm` takes the length of each token's vector alone, in float32.
+    `norm` takes the length of each token's vector alone, in float32 at least.
     """
 
     module: str

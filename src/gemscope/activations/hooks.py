@@ -205,7 +205,7 @@ def _taker(module: nn.Module, point: Point) -> Callable[[Tensor], Tensor]:
     if point.transform == "rows":
         return lambda ids: _rows(module, ids)
     if point.transform == "norm":
-        return lambda x: torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
+        return lambda x: torch.linalg.vector_norm(x, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
     # A copy: a block may go on to write into the tensor itself (Falcon adds attention's output to its MLP's in place).
     return lambda x: x.clone() if point.scale == 1 else x
 

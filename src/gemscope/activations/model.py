@@ -14,7 +14,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from gemscope.activations import sinks
+from gemscope.activations import jacobian, sinks
 from gemscope.activations import site as places
 from gemscope.activations.adapters import unwrapped
 from gemscope.activations.capture import Activations, Captured
@@ -176,9 +176,7 @@ class LanguageModel(Reader):
         a site that the model computes on the side, and what `tokens` raises.
         """
         tokens, site = self.tokens(text), Site.parse(site)
-        point = places.locate(self.hf, site)
-        if point.transform != "plain":
-            raise InputError(f"no gradient at {site}: it is computed on the side, the model does not read it")
+        point = self._differentiable(site)
         ordinary, middle = self._ordinary, {None: sinks.norms_at_middle(self.hf)}
         with torch.enable_grad(), grasping(self.hf, point) as held, reading(self.hf, middle, stop=False) as seen:
             number = of(self._forward(tokens).logits.float())
@@ -189,6 +187,52 @@ class LanguageModel(Reader):
         here = sinks.told(seen[None], ordinary) if self._session is None else self._session.sinks()
         counted = (tokens.counted & ~here.cpu()).to(values.device)
         return Activations(values, counted, tokens, site, self.name), gradient.float()
+
+    def jacobian(
+        self, text: Text, site: Site | str, *, advance: Callable[[int], None] = lambda _: None
+    ) -> jacobian.Jacobian:
+        """How the last hidden states, as the unembedding reads them, change with what is written at a site, to first
+        order: summed over counted tokens (no special ones, first positions, padding, attention sinks), this position
+        and later ones apart.
+
+        Two backward passes for each coordinate, of which `advance` is told: one through the rows, for the sum of both;
+        one through each counted token behind a cache of those before it, which no other position answers to. Raises
+        SiteNotFound, InputError for a site that the model computes on the side and while edits are in force, NotFinite,
+        and what `tokens` raises.
+        """
+        tokens, site = self.tokens(text), Site.parse(site)
+        point = self._differentiable(site)
+        if self._session is not None:
+            raise InputError("no Jacobian while edits are in force: take it outside of `with model.edited(...)`")
+        counted = self.capture(tokens, [site])[site].counted.cpu()
+        h, x = self._linked(tokens, point)
+        both = jacobian.summed(h, x, counted, advance)
+        this = torch.zeros_like(both)
+        for rows in jacobian.ends(tokens, counted, pad=self._pad):
+            last = torch.ones(len(rows), 1, dtype=torch.bool)
+            before = rows.first(len(rows), rows.ids.shape[1] - 1)
+            with torch.no_grad():
+                cache = self._forward(before, keep=1, use_cache=True).past_key_values
+            h, x = self._linked(rows, point, cache)
+            this += jacobian.summed(h, x, last, lambda _: None)
+        if not torch.stack([this, both]).isfinite().all():
+            self._require_finite(torch.full((*tokens.ids.shape, 1), torch.nan), tokens, f"in the gradient at {site}")
+        return jacobian.Jacobian(this, both - this, counted)
+
+    def _linked(
+        self, tokens: Tokens, point: Point, cache: Any = None
+    ) -> tuple[Float[Tensor, "B S H"], Float[Tensor, "B S O"]]:
+        """What the unembedding reads, and what flows through the point, in one graph."""
+        head = jacobian.unembedding_reads(self.hf)
+        with torch.enable_grad(), grasping(self.hf, point) as x, grasping(self.hf, head) as h:
+            self._forward(tokens, cache=cache, use_cache=cache is not None)
+        return h[-1], x[-1]
+
+    def _differentiable(self, site: Site) -> Point:
+        point = places.locate(self.hf, site)
+        if point.transform != "plain":
+            raise InputError(f"no gradient at {site}: it is computed on the side, the model does not read it")
+        return point
 
     def _forward(
         self, tokens: Tokens, *, prompt: int | None = None, cache: Any = None, keep: int = 0, use_cache: bool = False
