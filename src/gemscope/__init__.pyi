@@ -33,6 +33,8 @@ from gemscope.edits.units import Units as Units
 from gemscope.features.activations import FeatureActivations as FeatureActivations
 from gemscope.features.catalog import catalog as catalog
 from gemscope.features.crosscoder import Crosscoder as Crosscoder
+from gemscope.features.effect import Effect as Effect
+from gemscope.features.effect import effect as effect
 from gemscope.features.files.crosscoder import load_crosscoder as load_crosscoder
 from gemscope.features.files.crosscoder import save_crosscoder as save_crosscoder
 from gemscope.features.files.saelens_write import save_sae as save_sae
@@ -44,6 +46,8 @@ from gemscope.reports.attribution import Attribution as Attribution
 from gemscope.reports.check import Check as Check
 from gemscope.reports.checking import check as check
 from gemscope.reports.dose import Dose as Dose
+from gemscope.reports.effects import Effects as Effects
+from gemscope.reports.effects import effects as effects
 from gemscope.reports.look import Look as Look
 from gemscope.reports.look import look as look
 from gemscope.reports.probe import Probe as Probe

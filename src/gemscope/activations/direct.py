@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -35,12 +35,9 @@ class DirectPath:
         self._modules = [model.hf.get_submodule(path) for path in (*through, places.final_norm(model.hf))]
         self._family = places.family_of(model.hf)
 
-    @contextmanager
-    def unembedding(self) -> Iterator[Float[Tensor, "V D"]]:
-        """Within the block, the matrix as the model stores it: in its dtype, rows that no token has included."""
-        head: nn.Module = self._model.get_output_embeddings()  # type: ignore[operator]
-        with _at_hand(head):
-            yield _matrix(head) if hasattr(head, "base_layer") else head.weight.detach()  # type: ignore[operator]
+    def unembedding(self) -> AbstractContextManager[Float[Tensor, "V D"]]:
+        """The matrix at the end of the path: see `unembedding`."""
+        return unembedding(self._model)
 
     @torch.no_grad()
     def carried(self, directions: Float[Tensor, "F O"]) -> Float[Tensor, "F D"]:
@@ -93,6 +90,14 @@ class DirectPath:
     def softcap(self) -> float | None:
         """The bound that the model bends its logits to stay below, which is no part of the path; None without one."""
         return getattr(places.text_config(self._model), "final_logit_softcapping", None)
+
+
+@contextmanager
+def unembedding(model: nn.Module) -> Iterator[Float[Tensor, "V D"]]:
+    """Within the block, the matrix as a transformers model stores it: in its dtype, rows that no token has included."""
+    head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+    with _at_hand(head):
+        yield _matrix(head) if hasattr(head, "base_layer") else head.weight.detach()  # type: ignore[operator]
 
 
 def obstacle(site: Site) -> str | None:

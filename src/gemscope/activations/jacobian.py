@@ -4,7 +4,7 @@ tokens of some rows, this position and later ones apart. What is made of them, `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -26,12 +26,10 @@ class Jacobian:
 
     this: Float[Tensor, "H O"]
     later: Float[Tensor, "H O"]
-    counted: Bool[Tensor, "B T"]
-
-    @property
-    def n(self) -> int:
-        """Tokens in the sums."""
-        return int(self.counted.sum())
+    n: int
+    """Tokens in the sums."""
+    dropped: Mapping[str, int]
+    """Places that are in none, by reason."""
 
 
 def unembedding_reads(model: nn.Module) -> Point:
@@ -58,5 +56,7 @@ def ends(tokens: Tokens, counted: Bool[Tensor, "B T"], *, pad: int) -> Iterator[
     found = counted.nonzero().tolist()
     each = max(1, _CACHED // tokens.ids.shape[1])
     for start in range(0, len(found), each):
-        rows = [tokens.ids[row, : at + 1][tokens.real[row, : at + 1]].tolist() for row, at in found[start : start + each]]
+        rows = [
+            tokens.ids[row, : at + 1][tokens.real[row, : at + 1]].tolist() for row, at in found[start : start + each]
+        ]
         yield Tokens.of(rows, pad=pad, side="left")

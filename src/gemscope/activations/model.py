@@ -204,7 +204,8 @@ class LanguageModel(Reader):
         point = self._differentiable(site)
         if self._session is not None:
             raise InputError("no Jacobian while edits are in force: take it outside of `with model.edited(...)`")
-        counted = self.capture(tokens, [site])[site].counted.cpu()
+        seen = self.capture(tokens, [site])[site]
+        counted = seen.counted.cpu()
         h, x = self._linked(tokens, point)
         both = jacobian.summed(h, x, counted, advance)
         this = torch.zeros_like(both)
@@ -217,7 +218,7 @@ class LanguageModel(Reader):
             this += jacobian.summed(h, x, last, lambda _: None)
         if not torch.stack([this, both]).isfinite().all():
             self._require_finite(torch.full((*tokens.ids.shape, 1), torch.nan), tokens, f"in the gradient at {site}")
-        return jacobian.Jacobian(this, both - this, counted)
+        return jacobian.Jacobian(this, both - this, int(counted.sum()), seen.dropped)
 
     def _linked(
         self, tokens: Tokens, point: Point, cache: Any = None

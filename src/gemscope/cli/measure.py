@@ -1,4 +1,4 @@
-"""Commands that measure what features do: attribute, probe."""
+"""Commands that measure what features do: attribute, effect, probe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def add_to(commands: Any) -> None:
-    """attribute, probe."""
+    """attribute, effect, probe."""
     attribute = commands.add_parser(
         "attribute",
         help="which features cause a prediction, checked by ablating them",
@@ -38,6 +38,33 @@ def add_to(commands: Any) -> None:
     options.add_chat(attribute)
     _common(attribute)
     attribute.set_defaults(run=_attribute, parser=attribute)
+
+    effect = commands.add_parser(
+        "effect",
+        help="which tokens features promote, by what the model makes of them",
+        usage="gemscope effect [MODEL SAE [CORPUS]] --features NUMBERS [options]",
+        description="The mean Jacobian from the site where the SAE writes to the logits over text (default: the "
+        "bundled model, SAE and sample), and the tokens that features promote by it, beside those of the direct path. "
+        "Measuring takes minutes: name a --file to keep it in.",
+    )
+    effect.add_argument("words", nargs="*", metavar="[MODEL SAE [CORPUS]]")
+    effect.add_argument("--features", required=True, metavar="NUMBERS", help="parted by commas, as in 263,8029")
+    effect.add_argument(
+        "--file",
+        metavar="FILE",
+        help="the effect is read from there if it is there, else measured and kept there",
+    )
+    effect.add_argument("--tokens", type=int, default=160, help="about how many tokens are read (default 160)")
+    effect.add_argument("--length", type=int, default=32, help="tokens of a row of text (default 32)")
+    effect.add_argument(
+        "--part",
+        choices=("all", "this", "later"),
+        default="all",
+        help="the logits of this position, of later ones, or all (default)",
+    )
+    effect.add_argument("-k", type=int, default=8, help="tokens shown each way (default 8)")
+    _common(effect)
+    effect.set_defaults(run=_effect, parser=effect)
 
     probe = commands.add_parser(
         "probe",
@@ -105,17 +132,52 @@ def _attribute(args: argparse.Namespace) -> int:
     return 0
 
 
-def _probe(args: argparse.Namespace) -> int:
+def _effect(args: argparse.Namespace) -> int:
+    from gemscope.checked import existing
+    from gemscope.features.effect import Effect, effect
+    from gemscope.features.fit import require_fit, sites_of
+    from gemscope.reports.effects import effects
+    from gemscope.text.corpus import Corpus
+
+    if len(args.words) == 1 or len(args.words) > 3:
+        args.parser.error(f"{len(args.words)} arguments: MODEL and SAE go together")
+    name, address, *rest = args.words or (options.DEFAULT, options.DEFAULT)
+    features = _numbers("--features", args.features)
+    with bars() as progress:
+        kept = Effect.load(args.file) if args.file and existing(args.file) else None
+        text = Corpus.read(rest) if rest else Corpus.sample()
+        model = options.model_of(args, name, progress)
+        sae = options.sae_of(args, address, progress, model)
+        require_fit(model, sae)
+        for feature in features:
+            sae.direction(feature)  # what is wrong with a number comes out before minutes have gone by
+        if kept is None:
+            how = {"tokens": args.tokens, "length": args.length}
+            kept = effect(model, sites_of(sae)[1], text, progress=progress, **how)
+            if args.file:
+                kept.save(args.file)
+        found = effects(model, sae, kept, features, k=args.k, part=args.part, atlas=args.atlas)
+    options.show(found, args.json)
+    options.lead(args, features[0] if found.named else None)
+    return 0
+
+
+def _numbers(option: str, words: str) -> list[int]:
     from gemscope.errors import InputError
+
+    try:
+        return [int(one) for one in words.split(",")]
+    except ValueError as error:
+        raise InputError(f"{option} {words}: expected whole numbers parted by commas, as in 1,2,5") from error
+
+
+def _probe(args: argparse.Namespace) -> int:
     from gemscope.reports.probing import sparse_probe
     from gemscope.reports.separating import require_sklearn
 
     name, address, dataset = _named(args, "DATASET")
     require_sklearn()  # before anything large is loaded
-    try:
-        k = [int(one) for one in args.k.split(",")]
-    except ValueError as error:
-        raise InputError(f"--k {args.k}: expected whole numbers parted by commas, as in 1,2,5") from error
+    k = _numbers("--k", args.k)
     with bars() as progress:
         model = options.model_of(args, name, progress)
         sae = options.sae_of(args, address, progress, model)

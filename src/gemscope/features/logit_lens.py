@@ -52,7 +52,7 @@ def convention(model: LanguageModel, sae: SAE, *, site: Site | str | None = None
     """What the figures of `logit_effects` are, in words. Raises what `logit_effects` raises."""
     path = _path(model, sae, site)
     with path.unembedding() as rows:
-        missing = len(rows) - len(_vocabulary(model, len(rows)))
+        missing = len(rows) - len(vocabulary(model, len(rows)))
     said = [
         "what one unit of a feature adds to each token's logit by the direct path, no later attention or MLP answering",
         f"its decoder direction at {path.site}, {path.words}",
@@ -101,10 +101,10 @@ def promoted(
         raise InputError(f"k={k}: at least one token must be asked for")
     direction = sae.direction(feature)[None]
     with path.unembedding() as W_U:
-        tokens = _vocabulary(model, len(W_U)).to(W_U.device)
+        tokens = vocabulary(model, len(W_U)).to(W_U.device)
         carried = path.carried(direction.to(W_U.device))[0]
         # The mean over the vocabulary is the same for every token, so it changes no order.
-        effects = torch.cat([W_U[some].float() @ carried for _, some in _pieces(tokens, W_U)])
+        effects = torch.cat([W_U[some].float() @ carried for _, some in pieces(tokens, W_U)])
         return tokens[effects.topk(min(k, len(tokens))).indices].cpu()
 
 
@@ -114,14 +114,14 @@ def _effects(
 ) -> Iterator[LogitEffects]:
     mapped = Mapped.of(W_dec)
     with path.unembedding() as W_U:
-        tokens = _vocabulary(model, len(W_U)).to(W_U.device)
-        mean = _mean(W_U, tokens)
+        tokens = vocabulary(model, len(W_U)).to(W_U.device)
+        mean = mean_row(W_U, tokens)
         block = block or max(1, _ENTRIES // len(tokens))
         space = torch.empty(min(block, len(W_dec)), len(tokens), device=W_U.device)
         for start in range(0, len(W_dec), block):
             directions = path.carried(W_dec[start : start + block].to(W_U.device))
             effects = space[: len(directions)]
-            for first, some in _pieces(tokens, W_U):
+            for first, some in pieces(tokens, W_U):
                 rows = W_U[some].float().sub_(mean)
                 torch.mm(directions, rows.T, out=effects[:, first : first + len(some)])
             if mapped is not None:
@@ -156,22 +156,23 @@ def _counted(places: Tensor, bins: int) -> Tensor:
     return counts.scatter_add_(1, which, counts.new_ones(()).expand_as(which)).to(torch.int64)
 
 
-def _vocabulary(model: LanguageModel, rows: int) -> Int[Tensor, "V"]:
+def vocabulary(model: LanguageModel, rows: int) -> Int[Tensor, "V"]:
     """Ids of the tokens that the tokenizer has, ascending: models' matrices are often padded."""
     known = torch.tensor(sorted(set(model.tokenizer.get_vocab().values())), dtype=torch.int64)
     return known[known < rows]
 
 
-def _pieces(tokens: Tensor, W_U: Tensor) -> Iterator[tuple[int, Tensor]]:
+def pieces(tokens: Tensor, W_U: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Tokens, as many at a time as their rows may be held of, and how many went before."""
     each = max(1, _WEIGHTS // W_U.shape[1])
     for first in range(0, len(tokens), each):
         yield first, tokens[first : first + each]
 
 
-def _mean(W_U: Tensor, tokens: Tensor) -> Tensor:
+def mean_row(W_U: Tensor, tokens: Tensor) -> Float[Tensor, "D"]:
+    """Of the unembedding's rows of these tokens."""
     total = torch.zeros(W_U.shape[1], dtype=torch.float64, device=W_U.device)
-    for _, some in _pieces(tokens, W_U):
+    for _, some in pieces(tokens, W_U):
         total += W_U[some].sum(0, dtype=torch.float64)
     return (total / len(tokens)).float()
 
