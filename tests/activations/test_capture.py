@@ -12,10 +12,12 @@ from gemscope.activations.hooks import reading
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site, locate
 from gemscope.edits.splice import Splice
+from gemscope.edits.units import Units
 from gemscope.errors import InputError, Mismatch, SiteNotFound
 from gemscope.features.fit import require_fit
 from gemscope.features.sae import SAE
 from gemscope.testing import identity_sae, planted_sae, tiny_model
+from gemscope.text.corpus import Corpus
 from gemscope.text.tokens import Tokens
 
 SHORT, LONG = "and the thing", "The theory and the thing: it was a morning in the other country"
@@ -212,6 +214,20 @@ def test_every_token_counts_all_but_padding():
         acts = model.capture(tokens, ["1.res"], every_token=True)["1.res"]
         assert torch.equal(acts.counted, acts.tokens.real)
         assert acts.counted.sum() == 8
+
+
+def test_a_model_in_float64_is_read_like_any_other():
+    exact, usual = (
+        tiny_model("gpt2", dtype=dtype).capture(LONG, ["1.res"])["1.res"] for dtype in (torch.float64, torch.float32)
+    )
+    assert exact.values.dtype == torch.float64
+    assert torch.equal(exact.counted, usual.counted)
+    torch.testing.assert_close(exact.values.float(), usual.values, atol=1e-4, rtol=0)
+    model = tiny_model("gpt2", dtype=torch.float64)
+    sae = identity_sae(32)
+    assert Units.measured(model, sae, Corpus.of(LONG)).median_norm == pytest.approx(
+        Units.measured(tiny_model("gpt2"), sae, Corpus.of(LONG)).median_norm, rel=1e-4
+    )
 
 
 def test_activations_go_where_they_are_asked_to():

@@ -282,4 +282,11 @@ def _settings(folder: Path) -> None:
         raise raised[0]
 
 
+@_reads("effect")
+def _effect(folder: Path) -> None:
+    read = gs.Effect.load(folder / "effect.safetensors")
+    assert str(read)
+    assert read.to_dict()
+
+
 assert set(READERS) >= set(samples.SAMPLES), set(samples.SAMPLES) - set(READERS)

@@ -25,6 +25,7 @@ from gemscope.activations.writer import Writer
 from gemscope.atlas.describe import unfinished
 from gemscope.atlas.labels.journal import Asked, Judged, Plan, journal_of
 from gemscope.features.crosscoder import Crosscoder
+from gemscope.features.effect import Effect, Measured
 from gemscope.features.files.crosscoder import save_crosscoder
 from gemscope.features.files.tensors import stream_of, write_safetensors
 from gemscope.features.sae import SAE, SAEInfo
@@ -485,3 +486,13 @@ def settings(folder: Path) -> None:
     said = TrainConfig(matryoshka=(0.25, 0.5)).to_dict()
     lines = [f"{name} = {json.dumps(value)}" for name, value in said.items()]
     (folder / "settings.toml").write_text("\n".join(lines) + "\n")
+
+
+@_sample
+def effect(folder: Path) -> None:
+    values = torch.linspace(-1, 1, 2 * D * D).view(2, D, D)
+    of = Measured(
+        model="tiny-llama", revision=None, site=str(SITE), dtype="float32", corpus="texts", corpus_digest="d", length=12,
+        halves=(22, 21), dropped={"padding": 0, "first": 4},
+    )  # fmt: skip
+    Effect(of=of, this=values, later=values.flip(0)).save(folder / "effect.safetensors")

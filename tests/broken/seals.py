@@ -50,12 +50,28 @@ def _description(folder: Path) -> None:
         data = bytes_of(place / name, most=1 << 20)
         said["appended"][name] = [len(data), zlib.crc32(data)]
     said["checksum"] = checksum_of(tensors, said)
-    data = path.read_bytes()
-    size = struct.unpack("<Q", data[:8])[0]
-    header = json.loads(data[8 : 8 + size])
-    header["__metadata__"] = {"progress": json.dumps(said)}
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
+    _put_beside(path, {"progress": said})
 
 
 SEALS["describing"] = _description
+
+
+def _effect(folder: Path) -> None:
+    path = folder / "effect.safetensors"
+    tensors, beside = read_tensors(path)
+    said = json_of(beside["gemscope_effect"], dict[str, Any], where="")
+    said["checksum"] = checksum_of(tensors, said["of"])
+    _put_beside(path, {"gemscope_effect": said})
+
+
+SEALS["effect"] = _effect
+
+
+def _put_beside(path: Path, said: dict[str, Any]) -> None:
+    """In a safetensors file, beside the tensors that it has."""
+    data = path.read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = {name: json.dumps(one) for name, one in said.items()}
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])

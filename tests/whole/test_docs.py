@@ -22,11 +22,12 @@ PAGE = (ROOT / "docs" / "atlas.md").read_text(encoding="utf-8")
 MEASURES = (ROOT / "docs" / "measures.md").read_text(encoding="utf-8")
 EDITS = (ROOT / "docs" / "edits.md").read_text(encoding="utf-8")
 SCORE = (ROOT / "docs" / "score.md").read_text(encoding="utf-8")
+EFFECT = (ROOT / "docs" / "effect.md").read_text(encoding="utf-8")
 TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 
 
 def _commands() -> Iterator[str]:
-    for page in (PAGE, MEASURES, EDITS, SCORE, TRAINING, (ROOT / "README.md").read_text(encoding="utf-8")):
+    for page in (PAGE, MEASURES, EDITS, SCORE, TRAINING, EFFECT, (ROOT / "README.md").read_text(encoding="utf-8")):
         for line in page.replace("\\\n", " ").splitlines():
             if re.match(r" {4}gemscope \w", line):
                 yield line.strip()

@@ -55,7 +55,7 @@ def _median_norm(atlas: Atlas, model: LanguageModel, sae: SAE) -> float | None:
     while position < min(end, _TOKENS):
         ids = [id_ for id_ in atlas.row(position) if id_ >= 0]
         acts = model.capture(ids, [site])[site]
-        norms.append(torch.linalg.vector_norm(acts.rows, dim=-1, dtype=torch.float32).cpu())
+        norms.append(torch.linalg.vector_norm(acts.rows.float(), dim=-1).cpu())
         position += length
     every = torch.cat(norms) if norms else torch.zeros(0)
     return every.median().item() if len(every) else None

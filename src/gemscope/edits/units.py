@@ -57,7 +57,7 @@ class Units:
                 found = sae.encode(acts.rows).to("cpu")
                 maxima.scatter_reduce_(0, found.features.long(), found.values, "amax")
                 written_rows = captured[written].values[acts.counted.to(captured[written].values.device)]
-                norms.append(torch.linalg.vector_norm(written_rows, dim=-1, dtype=torch.float32).cpu())
+                norms.append(torch.linalg.vector_norm(written_rows.float(), dim=-1).cpu())
                 step = int(rows.real.sum())
                 read += step
                 advance(step)

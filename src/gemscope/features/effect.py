@@ -21,7 +21,7 @@ from gemscope.activations.jacobian import Jacobian
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site, logit_divisor
 from gemscope.activations.store import require_names
-from gemscope.checked import Count, Form, Positive, checksum_of, json_of, read_tensors, require_forms, shown
+from gemscope.checked import Count, Form, Positive, as_read, checksum_of, json_of, read_tensors, require_forms, shown
 from gemscope.disk import written_aside
 from gemscope.errors import CorruptFile, InputError, Mismatch
 from gemscope.features.fit import sites_of
@@ -115,7 +115,7 @@ class Effect:
         """Cosine of what the two halves of the text gave, as flat vectors: the nearer to 1, the less would change with
         more text.
         """
-        first, second = (half.flatten() for half in self._halves("all"))
+        first, second = (half.double().flatten() for half in self._halves("all"))
         return torch.nn.functional.cosine_similarity(first, second, dim=0).item()
 
     @torch.no_grad()
@@ -174,13 +174,13 @@ class Effect:
 
     def to_dict(self) -> dict[str, object]:
         """For JSON: all but the matrices."""
-        norms = {part: self.jacobian(part).norm().item() for part in get_args(Part)[1:]}
+        norms = {part: self.jacobian(part).double().norm().item() for part in get_args(Part)[1:]}
         return {**asdict(self.of), "tokens": self.of.tokens, "agreement": self.agreement, "norms": norms}
 
     def __str__(self) -> str:
         of = self.of
         left_out = ", ".join(f"{count} {reason}" for reason, count in of.dropped.items() if count) or "none"
-        norms = [self.jacobian(part).norm().item() for part in get_args(Part)[1:]]
+        norms = [self.jacobian(part).double().norm().item() for part in get_args(Part)[1:]]
         return (
             f"effect of {of.site} of {of.model} on the logits: mean Jacobian over {of.tokens:,} tokens of {of.corpus} "
             f"in rows of {of.length} (left out: {left_out}); its halves agree to {self.agreement:.3f}; norm on this "
@@ -193,7 +193,7 @@ class Effect:
 
         target = Path(path)
         tensors = {"this": self.this.contiguous(), "later": self.later.contiguous()}
-        facts = json.loads(json.dumps(asdict(self.of)))
+        facts = as_read(asdict(self.of))
         said = {"format": FORMAT, "of": facts, "checksum": checksum_of(tensors, facts)}
         with written_aside(target) as aside:
             save_file(tensors, aside, {"gemscope_effect": json.dumps(said)})
@@ -213,7 +213,7 @@ class Effect:
         require_forms(tensors, {part: Form((2, None, None)) for part in ("this", "later")}, where=name)
         if tensors["this"].shape != tensors["later"].shape:
             raise CorruptFile(f"{name}: this and later are of different shapes: {_REMEDY}")
-        if checksum_of(tensors, json.loads(json.dumps(asdict(said.of)))) != said.checksum:
+        if checksum_of(tensors, as_read(asdict(said.of))) != said.checksum:
             raise CorruptFile(f"{name} is damaged: its checksum is another: {_REMEDY}")
         return cls(of=said.of, this=tensors["this"], later=tensors["later"])
 
