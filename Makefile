@@ -58,7 +58,8 @@ test-old: setup $(OLD)/ready
 # The long files first, then the long ones of the second half: with two cores that is where the second one starts.
 OLD_TESTS := $(addprefix tests/,whole/test_hub_end_to_end.py whole/test_hub_server.py \
 	$(addprefix activations/test_,$(addsuffix .py,site families capture load_model bundled model llamacpp adapters)) \
-	features/test_load_sae.py features/test_effect.py reports/test_look.py text/test_chat.py \
+	features/test_load_sae.py reports/test_look.py text/test_chat.py \
+	features/test_effect.py::test_it_is_torch_s_jacobian_with_this_position_and_later_ones_apart \
 	reports/test_score.py::test_every_figure_equals_that_of_a_model_rebuilt_with_the_sae_inside \
 	reports/test_check.py::test_the_bundled_sae_passes_on_the_bundled_text \
 	activations/test_hf_generate.py::test_hf_generate_writes_what_a_loop_by_hand_writes_whatever_its_cache \
