@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from atlases import PLAN
+from gemscope.atlas.dashboard import Explanation
 from gemscope.atlas.reader import Atlas
 
 
@@ -67,5 +68,17 @@ def test_a_feature_with_several_fitting_explanations_is_found_once(copy: Path) -
         atlas.explain(5, "something else")
         atlas.explain(8, "a zebra among horses")
         found = atlas.search("zebra")
-        assert [one.feature for one in found] == [5, 8]
-        assert found[0].label == "something else"
+        assert [one.feature for one in found] == [8, 5]  # that whose label says so first
+        assert found[1].label == "something else"
+
+
+def test_features_whose_label_says_so_come_before_those_of_which_something_else_does(copy: Path) -> None:
+    with Atlas(copy) as atlas:
+        atlas.explain_all({2: Explanation(id=0, text="zebra", method="somebody", score=0.2)})
+        atlas.explain_all({2: Explanation(id=0, text="an animal", method="somebody", score=0.9)})
+        atlas.explain_all({7: Explanation(id=0, text="horses, donkeys and one zebra of many", method="somebody")})
+        assert [(one.feature, one.label) for one in atlas.search("zebra")] == [
+            (7, "horses, donkeys and one zebra of many"),
+            (2, "an animal"),
+        ]
+        assert [one.feature for one in atlas.search("zebra", limit=1)] == [7]

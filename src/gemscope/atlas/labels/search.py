@@ -5,27 +5,32 @@ from __future__ import annotations
 from gemscope.atlas.files.database import Database
 from gemscope.errors import CorruptFile
 
+_SAID = "SELECT feature, text = label FROM explanation JOIN feature ON feature.id = feature WHERE explanation.id = ?"
 _WORDS = 32
 """Words of a search that are looked for."""
 
 
 def best(text: str, many: int, database: Database) -> list[int]:
-    """Features, those first whose explanations fit best (BM25). Raises CorruptFile."""
+    """Features: those first whose label says so, then those of which something else does; the best fit first in each
+    (BM25). Raises CorruptFile.
+    """
     query = _query(text)
     if not query or not many:
         return []
-    found: dict[int, None] = {}  # features in order: one with several explanations comes once
+    # Features in order: one with several explanations comes once.
+    shown, other = dict[int, None](), dict[int, None]()
     with database.reading() as db:
         ranked = db.execute("SELECT rowid FROM label_text WHERE label_text MATCH ? ORDER BY rank", (query,))
         for (id_,) in ranked:
-            said = db.execute("SELECT feature FROM explanation WHERE id = ?", (id_,)).fetchone()
+            said = db.execute(_SAID, (id_,)).fetchone()
             if said is None:
                 raise CorruptFile(f"{database.path} is damaged: its search finds explanation {id_}, which is gone")
-            found.setdefault(said[0])
-            if len(found) >= many:
+            feature, is_label = said
+            (shown if is_label else other).setdefault(feature)
+            if len(shown) >= many:
                 break
         ranked.close()
-    return list(found)
+    return list(shown | other)[:many]
 
 
 def features_with(text: str, database: Database) -> list[int]:
