@@ -53,7 +53,7 @@ def test_what_rules_are_weighed_against_is_from_other_rows_than_they_are_scored_
     model: LanguageModel, sae: SAE, corpora: list[Corpus], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(CONFIG, length=64, batch=1)
-    atlas = describe(model, sae, Corpus.of(varied(5, 400)), to=tmp_path / "a", config=config)
+    atlas = describe(model, sae, Corpus.of(varied(5, 100)), to=tmp_path / "a", config=config)
     asked: list[np.ndarray] = []
     real = Atlas.ids
     monkeypatch.setattr(Atlas, "ids", lambda self, at: asked.append(at) or real(self, at))
