@@ -48,7 +48,8 @@ def test_serve_from_the_shell_says_where_it_is_and_ends_when_it_is_told_to(
         process.send_signal(by)
         assert process.wait(120) in codes
         assert process.stderr
-        assert "Traceback" not in process.stderr.read()
+        told = process.stderr.read()
+        assert "Traceback" not in told, told
 
 
 def test_the_atlas_that_ships_with_the_package_is_served_when_none_is_named(

@@ -57,6 +57,7 @@ class Server:
                 timeout_graceful_shutdown=2,
             )
         )
+        self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gemscope-server", daemon=True)
         self._thread.start()
         while not self._server.started and self._thread.is_alive():
@@ -70,7 +71,10 @@ class Server:
         return f"{self.url}/?{urlencode({'token': self._token})}" if self._token else f"{self.url}/"
 
     def _run(self) -> None:
-        self._server.run(sockets=[self._socket])
+        try:
+            self._server.run(sockets=[self._socket])
+        finally:
+            self._over.set()
 
     @property
     def running(self) -> bool:
@@ -80,14 +84,16 @@ class Server:
     def wait(self) -> None:
         """Returns when it has ended: with `close`, or with an interrupt from the keyboard."""
         try:
-            while self._thread.is_alive():
-                self._thread.join(0.5)
+            # Not by joining: Python takes a thread for ended when a signal raises while it is joined.
+            while not self._over.wait(0.5):
+                pass
         except KeyboardInterrupt:
             self.close()
 
     def close(self) -> None:
         """Ends it; what is being read then is cut off after two seconds."""
         self._server.should_exit = True
+        self._over.wait(10)
         self._thread.join(10)
         self._socket.close()
         for atlas in self.app.state.opened:
