@@ -6,13 +6,16 @@ import os
 import threading
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
+from gemscope.app import feature
 from gemscope.app.guard import LOOPBACK, Guard
 from gemscope.app.live import Finder
+from gemscope.app.renderers import Renderers, beside
 from gemscope.app.responses import HANDLERS
 from gemscope.app.routes import ROUTES
 from gemscope.app.shelf import Shelf, folders, shelf
@@ -85,7 +88,12 @@ async def _lifespan(made: Starlette) -> AsyncIterator[None]:
             worker.submit(load, seconds=float("inf"), always=True)
     warming = threading.Thread(target=_warm, args=(made.state.shelf,), name="gemscope-warming", daemon=True)
     warming.start()
+    folders = [source.atlas.folder for source in made.state.shelf]
+    here = partial(feature.made, made.state.shelf)
+    renderers = Renderers(here, folders, busy=lambda: worker.busy, processes=beside())
+    made.state.renderers = renderers
     yield
+    await renderers.close()
     worker.close()
     warming.join()
 

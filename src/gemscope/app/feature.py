@@ -7,41 +7,52 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from gemscope.app import api
-from gemscope.app.asking import MEASURING, ask, body_of, index_of, pressed, source_of
+from gemscope.app.asking import MEASURING, ask, body_of, index_of, pressed, shelf_of, source_of
 from gemscope.app.guard import FRAMED
+from gemscope.app.renderers import Wanted
 from gemscope.app.requests import Forget, Label, Trial
-from gemscope.app.responses import data, page, wants_data, wants_part
-from gemscope.app.shelf import Source, summarised
+from gemscope.app.responses import data, document, page, wants_data, wants_part
+from gemscope.app.shelf import Shelf, Source, summarised
 from gemscope.app.steer_view import dial, first
 from gemscope.pages.embed import Embed
+from gemscope.pages.render import render
 
 
 async def feature(request: Request) -> Response:
     """One feature, as a page or for a frame."""
     source, index = source_of(request), index_of(request)
-    dashboard = source[index]
     if wants_data(request):
-        return data(request, dashboard.to_dict())
-    embed = Embed.of(request.query_params)
+        return data(request, source[index].to_dict())
+    wanted = Wanted(*source.address, index, dict(request.query_params), source.live.on, source.live.why)
+    if index in source.scores:  # which no other process knows of
+        html: str | bytes = made(shelf_of(request), wanted)
+    else:
+        html = await request.app.state.renderers.page(wanted)
+    return document(html, headers=FRAMED if Embed.of(request.query_params) else None)
+
+
+def made(served: Shelf, wanted: Wanted) -> str:
+    """The page of a feature. Raises NotFound, CorruptFile."""
+    source, index = served.get(wanted.model, wanted.source), wanted.index
+    dashboard = source[index]
+    embed = Embed.of(wanted.query)
     # A strength has no measure where nothing ever fired.
-    steers = source.live.on and not dashboard.dead and (embed is None or embed.steer)
+    steers = wanted.live and not dashboard.dead and (embed is None or embed.steer)
     asked = first(index)
-    return page(
-        request,
+    return render(
         "feature.html",
         links=source.links,
-        headers=FRAMED if embed else None,
         feature=dashboard,
         manifest=source.manifest,
-        live=source.live.on,
-        why=source.live.why,
+        live=wanted.live,
+        why=wanted.why,
         asked=asked,
         rows=[dial(source, asked, summarised(dashboard))] if steers else [],
         writable=embed is None,
         previous=index - 1 if index else None,
         following=index + 1 if index + 1 < len(source.atlas) else None,
         embed=embed,
-        test_text=request.query_params.get("text") or request.query_params.get("defaulttesttext", ""),
+        test_text=wanted.query.get("text") or wanted.query.get("defaulttesttext", ""),
         score=source.scores.get(index),
     )
 

@@ -32,9 +32,14 @@ def page(
     **values: Any,
 ) -> Response:
     """A template, filled in."""
+    html = render(template, links=links, **values)
+    return document(html, status=status, headers={**_ahead(request), **(headers or {})})
+
+
+def document(html: str | bytes, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A page, or a part of one, that is made."""
     # A browser shall not take the part of a page that it kept for the whole.
-    beside = {"vary": "hx-request", **_ahead(request), **(headers or {})}
-    return HTMLResponse(render(template, links=links, **values), status, beside)
+    return HTMLResponse(html, status, {"vary": "hx-request", **(headers or {})})
 
 
 def data(request: Request, value: Any, *, status: int = 200) -> Response:

@@ -1,0 +1,31 @@
+"""A process that makes features' pages for a server (`renderers.py`): lines with what is wanted in, pages out."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from gemscope.app.feature import made
+from gemscope.app.renderers import SIZE, Wanted
+from gemscope.app.shelf import shelf
+from gemscope.atlas.reader import Atlas
+from gemscope.checked import json_of
+from gemscope.pages.render import warm
+
+
+def main() -> None:
+    """Until nothing more comes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-c is the server's, which ends this one
+    served = shelf(map(Atlas, sys.argv[1:]), off="")
+    warm()
+    for line in sys.stdin.buffer:
+        try:
+            page = made(served, json_of(line, Wanted, where="what is wanted")).encode()
+        except Exception:  # whatever it is: the server tries by itself, and says what is wrong
+            page = b""
+        sys.stdout.buffer.write(len(page).to_bytes(SIZE) + page)
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()
