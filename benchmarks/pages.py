@@ -10,6 +10,7 @@ import asyncio
 import http.client
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -75,6 +76,7 @@ def _measured(features: int, args: argparse.Namespace) -> Iterator[dict[str, Any
         for what, path in _PATHS.items():
             measure.progress(f"{features:,} features: {what}")
             yield {"features": features, "what": what} | _one_reader(port, _address(features), path, args, features)
+        yield {"features": features, "what": "weight"} | _weight(port, _page(_address(features), _seeded(), features))
         for pause in (0.0, 1.0):
             measure.progress(f"{features:,} features: {READERS} readers and a writer, {pause:g} s between pages")
             row = asyncio.run(_many_readers(port, _address(features), features, args.seconds, pause))
@@ -174,6 +176,35 @@ def _one_reader(
             sizes.append(len(body))
     connection.close()
     return _latencies(took) | {"kb": sum(sizes) / len(sizes) / 1e3}
+
+
+def _seeded() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def _weight(port: int, path: str) -> dict[str, Any]:
+    """What a browser fetches for one page when it comes for the first time: bytes by kind, and how many requests."""
+    html = _fetched(port, path)
+    asked = {one.decode() for one in re.findall(rb'(?:href|src)="(/static/[^"]+)"', html)}
+    sizes = {one: len(_fetched(port, one)) for one in asked}
+    kinds = {"css": ".css", "js": ".js", "other": ""}
+    taken = dict.fromkeys(kinds, 0)
+    for one, size in sizes.items():
+        taken[next(kind for kind, end in kinds.items() if one.partition("?")[0].endswith(end))] += size
+    return {"html_kb": len(html) / 1e3, **{f"{kind}_kb": size / 1e3 for kind, size in taken.items()}} | {
+        "requests": 1 + len(asked)
+    }
+
+
+def _fetched(port: int, path: str) -> bytes:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    body = answer.read()
+    connection.close()
+    if answer.status != 200:
+        sys.exit(f"{path}: {answer.status}")
+    return body
 
 
 # --- many readers ---------------------------------------------------------------------------------------------------
@@ -287,11 +318,14 @@ def _print(result: Mapping[str, Any]) -> None:
         table.add_column(title, justify="left" if not title else "right")
     keys = ("p50_ms", "p95_ms", "p99_ms", "max_ms", "answers", "kb", "labels", "label_p99_ms")
     for row in result["rows"]:
-        if "open_s" not in row:
+        if "p50_ms" in row:
             cells = [f"{row[key]:,.4g}" if key in row else "" for key in keys]
             table.add_row(f"{row['features']:,}", row["what"], *cells)
     console.print(table)
     for row in result["rows"]:
+        if "html_kb" in row:
+            parts = ", ".join(f"{kind.upper()} {row[f'{kind}_kb']:.1f} kB" for kind in ("html", "css", "js", "other"))
+            console.print(f"{row['features']:,} features, a page's weight: {parts}; {row['requests']} requests")
         if "open_s" in row:
             console.print(
                 f"{row['features']:,} features, {row['mb']:.0f} MB, cold: open {row['open_s'] * 1e3:.0f} ms, "
