@@ -7,6 +7,8 @@ from __future__ import annotations
 import functools
 import gc
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Before any test module, and with it the Hub's client, is imported."""
     if config.option.markexpr != "hub":
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # Servers of tests are noted here, not where the shell of whoever runs them would find them.
+    os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="gemscope-tests-")
+    config.add_cleanup(lambda: shutil.rmtree(os.environ["XDG_RUNTIME_DIR"], ignore_errors=True))
     if "gpu" not in config.option.markexpr.replace("not gpu", ""):
         # Read when Triton is imported, which other libraries do as well: where nobody asks for the GPU, its programs are
         # interpreted.

@@ -27,6 +27,7 @@ COMMANDS = {
     "probe-two": ["probe", "sample", "--limit", "40", "--length", "8", "--labels", "sqlite-docs,python-docs"],
     "feature": ["feature", "263", "5", "455"],
     "search": ["search", "money"],
+    "search-on": ["search", "--on", "money"],
     "search-text": ["search", "--text", TEXT],
     "catalog": ["catalog", "--offline", "--limit", "3"],
     "info": ["info", "smollm2"],
@@ -71,7 +72,7 @@ def _once(known: dict[tuple[str, str], Any], key: tuple[str, str], find: Any, *g
     ("command", "columns"),
     [
         *((name, 80) for name in COMMANDS),
-        *((name, wide) for name in ("look", "sweep", "feature") for wide in (60, 160)),
+        *((name, wide) for name in ("look", "sweep", "feature", "search-on") for wide in (60, 160)),
     ],
 )
 def test_no_line_is_longer_than_the_terminal_is_wide(
@@ -88,7 +89,7 @@ def test_no_line_is_longer_than_the_terminal_is_wide(
 
 
 @pytest.mark.usefixtures("at_hand")
-@pytest.mark.parametrize("command", ["look", "steer", "sweep", "attribute", "feature", "search"])
+@pytest.mark.parametrize("command", ["look", "steer", "sweep", "attribute", "feature", "search", "search-on"])
 def test_a_pipe_gets_neither_colours_nor_bars_nor_boxes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(COMMANDS[command]) == 0
     found = capsys.readouterr().out
@@ -118,11 +119,11 @@ def test_a_feature_shows_the_token_it_fires_on_however_narrow(
     found = shown(["feature", "263"], columns, monkeypatch, capsys)
     with gs.Atlas(BUNDLED) as atlas:
         page = atlas[263]
-        examples = [line for line in found if re.match(r" +\d+\.\d{3}  ", line)]
-        assert len(examples) == 5
+        examples = [line for line in found if "[[" in line]
+        assert len(examples) == 8
         for line, one in zip(examples, page.strongest, strict=False):
             assert f"[[{one.tokens[one.peak]}]]" in line
-            before, after = re.split(r"\[\[.*\]\]", line.split("  ", 2)[-1].split("  ", 1)[-1])
+            before, after = re.split(r"\[\[.*\]\]", re.sub(r"^ +[\d.]+  ", "", line))
             text = "".join(one.tokens).replace("\n", "↵")
             assert before.strip() in text
             assert after.strip() in text

@@ -22,6 +22,7 @@ from gemscope.app.bundled import bundled
 from gemscope.app.connection import Connection
 from gemscope.app.guard import LOOPBACK
 from gemscope.app.live import Finder
+from gemscope.app.running import noted
 from gemscope.atlas.reader import Atlas
 from gemscope.errors import GemscopeError, InputError
 
@@ -64,6 +65,7 @@ class Server:
             time.sleep(0.005)
         if not self._server.started:
             raise GemscopeError(f"the server at {self.url} did not start: its log says why")
+        self._note = noted(self.url, [source.manifest for source in made.state.shelf])
 
     @property
     def address(self) -> str:
@@ -92,6 +94,9 @@ class Server:
 
     def close(self) -> None:
         """Ends it; what is being read then is cut off after two seconds."""
+        if self._note is not None:
+            with suppress(OSError):
+                self._note.unlink(missing_ok=True)
         self._server.should_exit = True
         self._over.wait(10)
         self._thread.join(10)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,9 @@ from gemscope.cli import options
 from gemscope.cli.bars import bars
 
 if TYPE_CHECKING:
-    from gemscope.atlas.dashboard import Dashboard, Summary
+    from gemscope.atlas.dashboard import Dashboard
     from gemscope.atlas.reader import Atlas
-    from gemscope.pages.tables import Table
+    from gemscope.atlas.tokens import TokenHit
 
 
 def add_to(commands: Any) -> None:
@@ -32,13 +32,16 @@ def add_to(commands: Any) -> None:
     search = commands.add_parser(
         "search",
         help="find features by what they stand for, by a token, or by a text on which they fire",
-        usage="gemscope search WORD ... [options]\n       gemscope search [MODEL SAE] --text TEXT [options]",
+        usage="gemscope search WORD ... [options]\n       gemscope search --on TOKEN [options]\n"
+        "       gemscope search [MODEL SAE] --text TEXT [options]",
         description="Looks in the labels of an atlas (default: the bundled one), and for tokens that read so. With "
         "--text it reads a text through a model and an SAE (default: the bundled ones) for the features that say most "
         "about it.",
     )
     search.add_argument("words", nargs="*", metavar="WORD")
-    search.add_argument("--text", help="a text on which they fire; - reads stdin")
+    kind = search.add_mutually_exclusive_group()
+    kind.add_argument("--on", metavar="TOKEN", help="a token on which they fire most strongly")
+    kind.add_argument("--text", help="a text on which they fire; - reads stdin")
     search.add_argument("--limit", type=int, default=20, help="features shown of each kind (default 20)")
     options.add_atlas(search)
     options.add_json(search)
@@ -50,15 +53,18 @@ def add_to(commands: Any) -> None:
 
 
 def _feature(args: argparse.Namespace) -> int:
+    from gemscope.pages.feature import Printed
+
     with closing(options.atlas_of(args)) as atlas:
         pages = [atlas[index] for index in args.features]
     if args.json:
         options.show([page.to_dict() for page in pages] if len(pages) > 1 else pages[0], True)
         return 0
+    links = options.links_to(atlas)
     for page in pages:
         if page is not pages[0]:
             print()
-        options.show(page, False)
+        options.show(Printed(page, atlas.manifest, links), False)
     if len(pages) == 1:
         options.lead(args, None, *_ways(args, pages[0]))
     return 0
@@ -75,24 +81,38 @@ def _ways(args: argparse.Namespace, page: Dashboard) -> Iterator[tuple[str, list
 def _search(args: argparse.Namespace) -> int:
     if args.text is not None:
         return _on_text(args)
-    text = " ".join(args.words)
-    if not text:
-        args.parser.error("nothing to search for: give words, or a text with --text")
+    if args.on is not None and args.words:
+        args.parser.error("--on TOKEN stands alone: no words beside it")
+    from gemscope.pages.listing import Found
+
+    text = args.on or " ".join(args.words)
+    if not text.strip():
+        args.parser.error("nothing to search for: give words, a token with --on, or a text with --text")
     with closing(options.atlas_of(args)) as atlas:
-        labelled = atlas.search(text, limit=args.limit)
+        labelled = [] if args.on else atlas.search(text, limit=args.limit)
         on_token = _on_tokens(atlas, text, args.limit)
     if args.json:
-        options.show({"labels": list(map(asdict, labelled)), "tokens": list(map(asdict, on_token))}, True)
+        options.show(
+            {
+                "labels": list(map(asdict, labelled)),
+                "tokens": [
+                    {**asdict(hit.summary), "strength": hit.strength, "examples": hit.examples} for hit in on_token
+                ],
+            },
+            True,
+        )
         return 0
-    for title, found in (("Whose label says so", labelled), ("That fire on such a token", on_token)):
-        if found:
-            print(title if found is labelled or not labelled else f"\n{title}")
-            options.show(_table(found), False)
-    first = next(iter([*labelled, *on_token]), None)
+    first = next(iter([*labelled, *(hit.summary for hit in on_token)]), None)
     if first is None:
-        options.say(f"no feature has a label or a token like {text!r}")
-    else:
-        options.lead(args, first.feature)
+        options.say(f"no feature has {'' if args.on else 'a label or '}a token like {text!r}")
+        return 0
+    links = options.links_to(atlas)
+    if labelled:
+        options.show(Found("Whose label says so", labelled, links), False)
+    if on_token:
+        print("\n" * bool(labelled), end="")
+        options.show(Found("That fire on such a token", on_token, links), False)
+    options.lead(args, first.feature)
     return 0
 
 
@@ -123,27 +143,11 @@ def _on_text(args: argparse.Namespace) -> int:
     return 0
 
 
-def _on_tokens(atlas: Atlas, text: str, limit: int) -> list[Summary]:
+def _on_tokens(atlas: Atlas, text: str, limit: int) -> list[TokenHit]:
     """Features whose examples peak on tokens that read so, those with most examples first, each once."""
     hits = [hit for id_, *_ in atlas.tokens_like(text, 4) for hit in atlas.by_token(id_, limit=limit)]
     best = sorted(hits, key=lambda hit: (-hit.examples, -hit.strength, hit.summary.feature))
-    return list({hit.summary.feature: hit.summary for hit in best}.values())[:limit]
-
-
-def _table(found: Sequence[Summary]) -> Table:
-    from gemscope.pages.numbers import figure, percent
-    from gemscope.pages.tables import Table
-    from gemscope.text.printable import readable, visible
-
-    heads = ("feature", "density", "max", "fires on", "what it stands for")
-    rows = [
-        (
-            str(one.feature),
-            percent(one.density),
-            figure(one.max),
-            visible(one.token or ""),
-            readable(one.label) if one.label else "no label",
-        )
-        for one in found
-    ]
-    return Table(heads, rows, left=heads[3:], wraps=heads[4:])
+    kept: dict[int, TokenHit] = {}
+    for hit in best:
+        kept.setdefault(hit.summary.feature, hit)
+    return list(kept.values())[:limit]

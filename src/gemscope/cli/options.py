@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gemscope.activations.model import LanguageModel
     from gemscope.atlas.reader import Atlas
     from gemscope.features.sae import SAE
+    from gemscope.pages.links import Links
     from gemscope.text.chat import OneText
 
 DEFAULT = "smollm2"
@@ -100,6 +101,14 @@ def atlas_of(args: argparse.Namespace) -> Atlas:
     from gemscope.atlas.reader import Atlas
 
     return Atlas(args.atlas or BUNDLED)
+
+
+def links_to(atlas: Atlas) -> Links:
+    """To its pages on a server of this user's that runs now, else to none."""
+    from gemscope.app.running import links_to
+    from gemscope.pages.links import NoLinks
+
+    return links_to(atlas.manifest) or NoLinks()
 
 
 def atlas_words(args: argparse.Namespace) -> list[str]:
@@ -199,7 +208,7 @@ def show(value: Any, as_json: bool, page: str | None = None) -> None:
     if sys.stdout.isatty():
         from rich.console import Console
 
-        Console(highlight=False).print(value)
+        Console(highlight=False).print(value, crop=False)  # an address stays whole, to be copied
     else:
         from gemscope.pages.plain import plain
 

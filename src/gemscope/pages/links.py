@@ -13,6 +13,12 @@ from urllib.parse import quote, urlencode
 
 PAGE = 100
 """Features on one page of a static site's table."""
+NEURONPEDIA = "https://www.neuronpedia.org"
+
+
+def neuronpedia(source: str | None, index: int) -> str:
+    """A feature's page there, by the SAE's id; "" for an SAE that is not there."""
+    return f"{NEURONPEDIA}/{quote(source)}/{index}" if source else ""
 
 
 @runtime_checkable

@@ -95,7 +95,7 @@ def shade(share: float) -> int:
     return bisect(_BOUNDS, share)
 
 
-_PART = "◦"
+PART = "◦"
 """Stands for a token that ends within a character and has no text of its own."""
 _CUT = "␞"
 """Stands where a tag goes."""
@@ -159,7 +159,7 @@ class _Woven:
             values = [value if counts else 0.0 for value, counts in zip(values, counted, strict=True)]
         marks, tags = self._marked(shown, values, peak)
         for index in [index for index, counts in enumerate(counted or ()) if not counts][::-1]:
-            shown[index] = f"{_CUT}{shown[index] or _PART}{_CUT}"
+            shown[index] = f"{_CUT}{shown[index] or PART}{_CUT}"
             place = bisect_left(marks, index)
             tags[place:place] = ('<span class="u" title="not counted">', "</span>")
         self._text += shown
@@ -192,7 +192,7 @@ class _Woven:
         else:  # most are small, and this is quicker
             tags = [f'{_OPEN[bisect(_BOUNDS, value * scale)]}{value:.3g}">' for value in found]
         for index in marks:
-            tokens[index] = f"{_CUT}{tokens[index] or _PART}{_END}"
+            tokens[index] = f"{_CUT}{tokens[index] or PART}{_END}"
         if peak in marks:
             tags[marks.index(peak)] = tags[marks.index(peak)].replace('" title', ' p" title', 1)
         return marks, tags

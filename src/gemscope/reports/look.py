@@ -17,7 +17,9 @@ from gemscope.features.fit import answered_for, require_fit
 from gemscope.features.metrics import explained_variance
 from gemscope.features.sae import SAE
 from gemscope.pages.chips import Chip, chips_of, shade
+from gemscope.pages.feature import number
 from gemscope.pages.labels import STANDS, short_label
+from gemscope.pages.links import Links, NoLinks, neuronpedia
 from gemscope.pages.plain import Shown, harmless, known
 from gemscope.pages.signs import code
 from gemscope.pages.tables import Cell, Row, Table
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 Order = Literal["telling", "activation"]
-NEURONPEDIA = "https://www.neuronpedia.org"
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Look(Shown):
         """A feature's page on Neuronpedia. Raises InputError for an SAE that is not there."""
         if self.neuronpedia_id is None:
             raise InputError(f"{self.sae} has no Neuronpedia id: its features have no page there")
-        return f"{NEURONPEDIA}/{self.neuronpedia_id}/{feature}"
+        return neuronpedia(self.neuronpedia_id, feature)
 
     def embed(self, feature: int, *, width: int = 1200, height: int = 600) -> Embed:
         """A feature's Neuronpedia page as a frame: a notebook shows it, `str` gives the HTML."""
@@ -178,12 +179,12 @@ class Look(Shown):
             rows.append(Row((name, str(token.l0), chips_of(chips, wide, long, aside)), not token.counted, why))
         return Table(heads, rows, left=(heads[0], heads[2]), wraps=heads[2:])
 
-    def standing_out(self) -> Table:
-        """`foremost` as a table."""
+    def standing_out(self, links: Links | None = None) -> Table:
+        """`foremost` as a table, with links to pages of features."""
         heads = ("feature", "activation", "× max", "on", STANDS)
         rows = [
             (
-                str(one.feature),
+                number(one.feature, links or NoLinks()),
                 f"{one.activation:.1f}",
                 _share(one),
                 visible(self.tokens[one.position].token),

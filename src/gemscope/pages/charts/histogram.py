@@ -32,7 +32,7 @@ def histogram(data: Histogram, *, title: str, across: str, things: str) -> Marku
     high, top = low + step * len(counts), max(counts, default=0)
     if not top or not high - low > _NARROW:
         return Markup("")
-    logarithmic = top > 50 * min(count for count in counts if count)
+    logarithmic = data.logarithmic
     width, height = WIDE - LEFT - RIGHT, HIGH - TOP - BOTTOM
 
     def x(value: float) -> float:
