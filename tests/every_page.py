@@ -53,10 +53,15 @@ HOSTILE = [
 ]
 
 
-def example(tokens: list[str], values: list[float], interval: int | None = None, document: int = 3) -> Example:
+def example(
+    tokens: list[str], values: list[float], interval: int | None = None, document: int = 3, source: str = "a book"
+) -> Example:
     peak = max(range(len(values)), key=values.__getitem__)
     ids = list(range(len(tokens)))
-    return Example(document=document, position=40, peak=peak, ids=ids, tokens=tokens, values=values, interval=interval)
+    return Example(
+        document=document, position=40, source=source, license="CC0", peak=peak, ids=ids, tokens=tokens, values=values,
+        interval=interval,
+    )  # fmt: skip
 
 
 def dashboard(label: str | None = "names of seas", **changes: Any) -> Dashboard:
@@ -236,7 +241,7 @@ def all_pages(label: str | None = "names of seas", token: str = " Sea") -> dict[
     words, typed = [token, " of", " Japan"], token[:5000]
     feature = dashboard(
         label,
-        examples=[example(words, [0.5, 8.0, 0.0]), example(words, [1.5, 0.0, 0.0], interval=0)],
+        examples=[example(words, [0.5, 8.0, 0.0], source=label or ""), example(words, [1.5, 0.0, 0.0], interval=0)],
         promoted=[Logit(1, token, 2.0)],
         neighbours=[Neighbour(7, 0.9, label)],
         coactive=[Partner(9, 0.25, 0.5, label)],
@@ -252,7 +257,7 @@ def all_pages(label: str | None = "names of seas", token: str = " Sea") -> dict[
     prompt = {"manifest": manifest, "live": True, "text": typed, "look": look, "labels": {12: label or "", 7: "b"}}
     prompt |= {"pinned": 12, "pinned_values": [0.0, 8.0, 0.0], "error": label}
     return {
-        "feature": feature_page(feature, writable=True, test_text=typed, documents={3: (label or "", "CC0")}),
+        "feature": feature_page(feature, writable=True, test_text=typed),
         "dead": feature_page(DEAD),
         "embed": feature_page(feature, embed=Embed(default_test_text=typed), test_text=typed),
         "home": render("home.html", links=ServerLinks(), atlases=home),

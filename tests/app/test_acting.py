@@ -122,7 +122,7 @@ def test_our_own_pages_and_programs_can(live: TestClient, headers: dict[str, str
 def test_a_form_in_a_frame_that_no_script_takes_over_leads_to_a_page_of_ours_and_writes_nothing(
     live: TestClient,
 ) -> None:
-    frame = live.get(f"{AT}/5?embed=true&defaulttesttext=the+cat").text
+    frame = live.get(f"{AT}/5?embed=true&embedsteer=true&defaulttesttext=the+cat").text
     forms = re.findall(r"<form[^>]*>", frame)
     assert len(forms) == 2
     assert all('target="_blank"' in form and "action=" in form for form in forms)

@@ -303,9 +303,9 @@ def test_a_feature_s_page_has_a_panel_that_leads_to_the_steer_view(live: TestCli
     assert "<steer-panel" not in live.get(f"{AT}/6").text  # a dead one has no strength to be measured in
 
 
-def test_frames_show_the_panel_unless_their_address_says_not_to(live: TestClient) -> None:
-    assert "<steer-panel" in live.get(f"{AT}/5?embed=true").text
-    assert "<steer-panel" not in live.get(f"{AT}/5?embed=true&embedsteer=false").text
+def test_frames_show_the_panel_where_their_address_asks_for_it(live: TestClient) -> None:
+    assert "<steer-panel" in live.get(f"{AT}/5?embed=true&embedsteer=true").text
+    assert "<steer-panel" not in live.get(f"{AT}/5?embed=true").text
     assert "<steer-panel" in live.get(f"{AT}/5?embedsteer=false").text  # it is for frames alone
 
 

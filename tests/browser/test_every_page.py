@@ -58,6 +58,7 @@ def _tested(page: Page) -> None:
 
 
 def _tried(page: Page) -> None:
+    page.click(".test summary")
     page.fill(".test textarea", "Her sister is here.")
     _tested(page)
     page.click(".effect button")
@@ -72,7 +73,7 @@ PAGES: dict[str, tuple[str, Callable[[Page], object]]] = {
     "home": ("/", lambda page: None),
     "browse": (AT, lambda page: page.wait_for_selector("feature-scatter canvas")),
     "browse-few": (f"{AT}?order=max&descending=true&min_density=0.01&limit=8", lambda page: None),
-    "feature": (f"{AT}/{SISTER}", _tried),
+    "feature": (f"{AT}/{SISTER}#steer", _tried),
     "feature-full": (f"{AT}/22", lambda page: page.locator(".modes label", has_text="Full").click()),
     "feature-dead": (f"{AT}/{{dead}}", lambda page: page.wait_for_selector("text=Dead:")),
     "feature-labelled": (f"{PLANTED}/3", lambda page: page.click("details.add summary")),

@@ -37,7 +37,7 @@ def test_a_frame_on_another_site_shows_the_parts_that_its_address_asks_for(
             frame.locator(".test button").click()
             frame.locator(".test mark").first.wait_for(timeout=LIVE)
             assert "sister" in shown(frame.locator(".test mark.p"))
-            assert frame.locator("header.top, footer, [data-part=plots], .column.last").count() == 0
+            assert frame.locator("header.top, footer, [data-part=plots], .beyond").count() == 0
             assert frame.locator("[data-part=activations] li").count() > 5
             assert frame.locator("article a[target=_blank]").count() == 0
             frame.locator("[data-part=activations] mark.p[tabindex]").first.hover()
@@ -46,7 +46,7 @@ def test_a_frame_on_another_site_shows_the_parts_that_its_address_asks_for(
 
 
 CARRIED = (
-    f"{SISTER}?embed=true&defaulttesttext=A+sister",
+    f"{SISTER}?embed=true&embedsteer=true&defaulttesttext=A+sister",
     f"{SISTER}?embed=true&embedtestfield=false&defaulttesttext=A+sister",
     f"{SISTER}?defaulttesttext=A+sister",
     "prompt?text=A+sister&pin=22",
@@ -73,7 +73,7 @@ def test_no_foreign_page_sets_the_model_to_work_by_frames_links_or_windows(
     with files_served(tmp_path, "localhost") as host, reading(chromium, served, host) as (page, watch):
         watch.expected = ["frame-ancestors", "chrome-error", "403", "X-Frame-Options", "ERR_BLOCKED"]
         page.goto(f"{host}/host.html")
-        page.frame_locator("iframe >> nth=0").locator("steer-panel").wait_for()
+        page.frame_locator("iframe >> nth=0").locator("steer-panel").wait_for(state="attached")
         page.frame_locator("iframe >> nth=1").locator(".test button").wait_for()
         page.wait_for_load_state("networkidle")
         page.mouse.wheel(0, 20_000)
@@ -86,14 +86,14 @@ def test_no_foreign_page_sets_the_model_to_work_by_frames_links_or_windows(
             page.goto(f"{host}/host.html")
             page.evaluate("url => { window.open(url) }", urls[2])
         opened.value.wait_for_load_state("networkidle")
-        opened.value.locator("section.examples").scroll_into_view_if_needed()
+        opened.value.locator("section.examples").first.scroll_into_view_if_needed()
         assert jobs == []
 
 
 def test_a_press_in_a_frame_counts_where_the_frame_can_be_seen(
     chromium: Browser, served: str, tmp_path: Path, jobs: list[Any]
 ) -> None:
-    url = f"{served}{AT}/{SISTER}?embed=true&defaulttesttext=A+sister"
+    url = f"{served}{AT}/{SISTER}?embed=true&embedsteer=true&defaulttesttext=A+sister"
     bait = "<style>iframe { position: absolute; left: 0; top: 0 }</style><button>Win a prize</button>"
     (tmp_path / "host.html").write_text(
         f'{HOST}{bait}<iframe width="700" height="900" style="opacity: 0.01" src="{url}"></iframe>'
@@ -101,6 +101,7 @@ def test_a_press_in_a_frame_counts_where_the_frame_can_be_seen(
     with files_served(tmp_path, "localhost") as host, reading(chromium, served, host) as (page, _):
         page.goto(f"{host}/host.html")
         frame = page.frame_locator("iframe")
+        frame.locator("summary", has_text="Steer").click()
         for button, filled in ((".test button", ".test textarea"), ("steer-panel button.main", "[name=prompt]")):
             _vouched(frame, sound=False)
             with page.context.expect_page() as opened:
@@ -120,6 +121,7 @@ def test_a_press_in_a_frame_counts_where_the_frame_can_be_seen(
 
 def _vouched(frame: Any, *, sound: bool = True) -> None:
     """Waits for the browser to have said whether the frame can be seen. Our script asks it in the same way."""
+    frame.locator(".test button").scroll_into_view_if_needed()
     frame.locator("body").evaluate(
         """(body, sound) => new Promise(done => new IntersectionObserver(
             (found, watch) => found.some(one => one.isVisible === sound) && (watch.disconnect(), setTimeout(done, 150)),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def test_a_feature_is_steered_with_from_its_page_and_the_texts_come_as_they_are_written(page: Page) -> None:
-    page.goto(f"{AT}/{GREETINGS}")
+    page.goto(f"{AT}/{GREETINGS}#steer")
     panel = page.locator("steer-panel")
     panel.scroll_into_view_if_needed()
     output = panel.locator(".strength output")
@@ -71,7 +71,7 @@ def test_a_text_that_nobody_wants_any_more_is_cancelled(page: Page) -> None:
     def running() -> bool:
         return bool(page.request.get("/health").json()["queue"]["running"])
 
-    page.goto(f"{AT}/{GREETINGS}")
+    page.goto(f"{AT}/{GREETINGS}#steer")
     page.fill("[name=tokens]", "256")
     page.click("steer-panel button.main")
     page.wait_for_selector(".outcome p.whole", timeout=LIVE)

@@ -135,6 +135,7 @@ def test_a_reader_chooses_how_much_of_each_text_to_see_and_it_is_remembered(page
 def test_a_text_of_the_reader_s_own_is_marked_where_the_feature_fires(watched: tuple[Page, Watch]) -> None:
     page, watch = watched
     page.goto(f"{AT}/{SISTER}")
+    page.click(".test summary")
     page.fill(".test textarea", "Her younger sister <b>Mary</b> went home.")
     page.click(".test button")
     result = page.locator(f"#feature-{SISTER}-result")
@@ -143,6 +144,8 @@ def test_a_text_of_the_reader_s_own_is_marked_where_the_feature_fires(watched: t
     assert "at its strongest" in shown(result.locator(".verdict"))
     assert "<b>Mary</b>" in shown(result.locator("token-strip"))
     assert result.locator("b").count() == 0
+    result.scroll_into_view_if_needed()
+    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")  # it has scrolled
     result.locator("mark.p").hover()
     assert page.locator("#token-tip").is_visible()
     watch.expected = ["status of 400"]
@@ -324,7 +327,7 @@ def test_without_scripts_the_pages_still_serve(chromium: Browser, served: str) -
         assert shown(page.locator("h1")) == "water, plainly"
         page.goto(f"{AT}/search?text=plainly")
         assert page.locator(".found li").count() == 1
-        page.goto(f"{AT}/{GREETINGS}")
+        page.goto(f"{AT}/{GREETINGS}#steer")
         page.fill("[name=tokens]", "4")
         page.click("button.main", timeout=LIVE)
         page.wait_for_url("**/steer?**", timeout=LIVE)

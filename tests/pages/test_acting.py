@@ -110,13 +110,13 @@ def test_what_was_written_stands_in_columns() -> None:
     assert "add feature 12" in tree.one("dl", class_="facts").text
 
 
-def test_a_frame_has_the_steer_panel_unless_it_is_left_out() -> None:
+def test_a_frame_has_the_steer_panel_where_it_is_asked_for() -> None:
     def panels(**values: Any) -> int:
         return len(parse(feature_page(dashboard(), asked=ASKED, rows=dialled()[:1], **values)).all("steer-panel"))
 
-    assert panels() == panels(embed=Embed()) == 1
-    assert panels(embed=Embed(steer=False)) == 0
-    unlinked = parse(feature_page(dashboard(), asked=ASKED, rows=dialled()[:1], embed=Embed(link=False)))
+    assert panels() == panels(embed=Embed(steer=True)) == 1
+    assert panels(embed=Embed()) == 0
+    unlinked = parse(feature_page(dashboard(), asked=ASKED, rows=dialled()[:1], embed=Embed(steer=True, link=False)))
     assert not unlinked.one("main").all("a")
     assert panels(live=False) == 0
     assert "steer" not in article(dashboard(), MANIFEST)

@@ -13,14 +13,13 @@ from html_tree import Element, parse
 
 
 def test_a_feature_page_holds_everything_known_of_a_feature() -> None:
-    tree = parse(feature_page(dashboard(), documents={3: ("a book", "CC0")}))
+    tree = parse(feature_page(dashboard(), writable=True))
     assert tree.one("h1").text == "names of seas"
-    assert "bodies of water max-act · score 0.71" in re.sub(r"\s+", " ", tree.one(class_="others").text)
+    assert "bodies of water score 0.71 max-act" in re.sub(r"\s+", " ", tree.one(class_="others").text)
     figures = {
         one.all("dt")[0].text.split()[0]: one.all("dd")[0].text for one in tree.one("dl", class_="figures").all("div")
     }
-    assert figures["Density"] == "1.25 % 1 token in 80"
-    assert figures["Fires"] == "150 of 12k tokens"
+    assert figures["Fires"] == "1.25 % 1 token in 80: 150 of 12k"
     assert (figures["Max"], figures["Mean"], figures["Encoder"]) == ("8", "1.25", "0.75 cosine")
     assert [svg.all("title")[0].text for svg in tree.all("svg", role="img")] == [
         "Its effect on all logits",
@@ -38,12 +37,11 @@ def test_a_feature_page_holds_everything_known_of_a_feature() -> None:
     lists = tree.all("ol", class_="strips")
     assert [len(one.all("token-strip")) for one in lists] == [1, 1]
     assert [re.sub(r"\s+", " ", one.text) for one in tree.all("h3")] == [
-        "Does it write what it reads?",
-        "Strongest",
         "0 to 4 96.7 % of its firings (145)",
+        "Does it write what it reads?",
     ]
-    assert tree.all("small", class_="at")[0].attributes["title"] == "a book, CC0"
-    assert tree.all("small", class_="at")[0].text == "3, token :40"
+    at = tree.all("small", class_="at")[0]
+    assert (at.text, at.attributes["title"]) == ("a book", "document 3, token 40 · CC0")
     near, along = tree.all("table", class_="relatives")
     assert near.all("a")[0].attributes["href"] == "/tiny-model/1-res-tiny/7"
     assert "names of rivers" in near.text
@@ -72,8 +70,8 @@ def test_the_marks_of_an_example_say_their_values() -> None:
 def test_the_first_and_the_last_feature_have_one_neighbour_each() -> None:
     first = parse(feature_page(dashboard(), previous=None)).one(class_="turn")
     last = parse(feature_page(dashboard(), following=None)).one(class_="turn")
-    assert [one.attributes.get("rel") for one in first.all("a")] == ["next", None]
-    assert [one.attributes.get("rel") for one in last.all("a")] == ["prev", None]
+    assert [one.attributes.get("rel") for one in first.all("a")] == ["next"]
+    assert [one.attributes.get("rel") for one in last.all("a")] == ["prev"]
 
 
 def test_a_dead_feature_says_so_and_shows_what_its_weights_say() -> None:
@@ -84,12 +82,12 @@ def test_a_dead_feature_says_so_and_shows_what_its_weights_say() -> None:
 
 
 def test_texts_can_be_tried_where_a_model_is_loaded_and_elsewhere_it_is_said_why_not() -> None:
-    form = parse(feature_page(dashboard(), test_text="the sea")).one("section", class_="test").one("form")
+    form = parse(feature_page(dashboard(), test_text="the sea")).one("details", class_="test").one("form")
     assert form.attributes["hx-post"] == "/tiny-model/1-res-tiny/12/test"
     assert "hx-trigger" not in form.attributes  # it is sent when it is submitted
     assert form.one("textarea").text == "the sea"
     still = parse(feature_page(dashboard(), live=False, why="no model here"))
-    assert not still.all("section", class_="test")
+    assert not still.all("details", class_="test")
     assert "no model here" in still.text
     assert not [one for one in still.all("script") if "htmx" in one.attributes["src"]]
 
@@ -100,6 +98,8 @@ def test_explanations_are_added_where_writing_is_possible() -> None:
     form = tree.one("form", class_="add")
     assert (form.attributes["action"], form.attributes["method"]) == ("/tiny-model/1-res-tiny/12/explain", "post")
     assert form.attributes["hx-target"] == "#feature-12-title"
+    assert tree.one("a", href="#feature-12-labels")
+    assert tree.one("section", id="feature-12-labels").one("form", class_="add")
     # Those of explainers stay; the reader's own can go.
     removed = tree.all("form", class_="inline")
     assert [one.one("input").attributes["value"] for one in removed] == ["2"]
@@ -114,6 +114,8 @@ def test_explanations_are_added_where_writing_is_possible() -> None:
         ({"embed": "true", "height": "300", "foo": "bar"}, Embed()),
         ({"embed": "true", "embedplots": "false", "embedtest": "no"}, Embed(plots=False)),
         ({"embed": "true", "embedlink": "false", "defaulttesttext": "a b"}, Embed(link=False, default_test_text="a b")),
+        ({"embed": "true", "embedsteer": "true"}, Embed(steer=True)),
+        ({"embed": "true", "embedsteer": "yes"}, Embed()),
     ],
 )
 def test_frames_follow_neuronpedias_parameters(query: dict[str, str], expected: Embed | None) -> None:
@@ -137,7 +139,7 @@ def test_a_frame_shows_the_parts_it_is_asked_for() -> None:
     unnamed = parse(feature_page(dashboard(), embed=Embed(explanation=False)))
     assert "unseen" in unnamed.one("h1").attributes["class"]
     fixed = parse(feature_page(dashboard(), embed=Embed(testfield=False), test_text="sea")).one(
-        "section", class_="test"
+        "details", class_="test"
     )
     assert not fixed.all("textarea")
     assert fixed.one("input").attributes["value"] == "sea"

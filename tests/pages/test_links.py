@@ -36,7 +36,7 @@ def test_a_single_file_reaches_what_is_in_it() -> None:
     assert links.feature(7) == "#feature-7"
     assert links.feature(8) == ""
     tree = parse(article(dashboard(), MANIFEST, links=links))
-    assert [one.attributes["href"] for one in tree.all("a")] == ["#feature-7"]
+    assert [one.attributes["href"] for one in tree.all("a")] == ["#feature-12-labels", "#feature-7"]
     assert "names of rivers" in tree.text
 
 

@@ -21,6 +21,9 @@ class Example:
     """Which document of the corpus, from 0; -1 where that is not known."""
     position: int
     """Index of the firing token in its document; -1 where that is not known."""
+    source: str = ""
+    """What the document is from; "" where that is not known."""
+    license: str = ""
     peak: int
     """Index of the firing token in `tokens`."""
     ids: list[int]

@@ -25,13 +25,14 @@ def examples_of(page: Page, text: Text) -> list[Example]:
     whole = np.logical_not(vocabulary.broken[safe].any(1))  # a character begun in front of the window ends in it
     ids, safe = ids[:, LEAD:], safe[:, LEAD:]
     documents, offsets = _places(text, positions)
+    sources = [text.sources[document] if document >= 0 else ("", "") for document in documents]
     column = page.offsets + np.repeat(before - starts, page.sizes)
     shown = (column >= 0) & (column < np.repeat(stops - starts, page.sizes))
     sizes = np.bincount(np.repeat(np.arange(len(positions)), page.sizes)[shown], minlength=len(positions))
     cells = zip(column[shown].tolist(), page.values[shown].tolist(), strict=True)
     strongest = set(positions[page.intervals < 0].tolist())
     examples = []
-    for position, row, tokens, start, stop, plain, size, peak, interval, document, offset in zip(
+    for position, row, tokens, start, stop, plain, size, peak, interval, document, offset, source in zip(
         positions.tolist(),
         ids.tolist(),
         vocabulary.plain(safe),
@@ -43,6 +44,7 @@ def examples_of(page: Page, text: Text) -> list[Example]:
         page.intervals.tolist(),
         documents,
         offsets,
+        sources,
         strict=True,
     ):
         own = before - start
@@ -56,6 +58,8 @@ def examples_of(page: Page, text: Text) -> list[Example]:
         example.__dict__.update(
             document=document,
             position=offset,
+            source=source[0],
+            license=source[1],
             peak=own,
             ids=row[start:stop],
             tokens=tokens[start:stop] if plain else text.decoded(position - own, stop - start),

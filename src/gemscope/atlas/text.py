@@ -71,12 +71,12 @@ class Text:
         """Source and licence of a document. Raises NotFound."""
         if not 0 <= index < len(self.starts):
             raise NotFound(f"no document {index}: the corpus has {len(self.starts)}, counted from 0")
-        with self._database.reading() as db:
-            found = db.execute(
-                "SELECT name, license FROM document JOIN source ON source.id = source WHERE start = ?",
-                (int(self.starts[index]),),
-            ).fetchone()
-        return str(found[0]), str(found[1])
+        return self.sources[index]
+
+    @cached_property
+    def sources(self) -> list[tuple[str, str]]:
+        """Source and licence of each document."""
+        return [(source, license_) for _, source, license_ in self.documents()]
 
     def documents(self) -> Iterator[tuple[int, str, str]]:
         """Every document: flat position of its first token, source, licence."""

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Embed:
-    """Which parts a frame shows. Each is on unless its parameter (`embedplots`, ...) is the string `false`."""
+    """Which parts a frame shows. Each is on unless its parameter (`embedplots`, ...) is the string `false`, but for
+    steering, which is off unless `embedsteer` is `true`: few frames are for that.
+    """
 
     explanation: bool = True
     plots: bool = True
@@ -17,7 +19,7 @@ class Embed:
     """What the feature does on a text of the reader's."""
     testfield: bool = True
     """The field to change that text in; without it only `default_test_text` is read."""
-    steer: bool = True
+    steer: bool = False
     link: bool = True
     """The link to the whole page."""
     default_test_text: str = ""
@@ -30,6 +32,6 @@ class Embed:
         """
         if query.get("embed") != "true":
             return None
-        parts = ("explanation", "plots", "activations", "test", "testfield", "steer", "link")
+        parts = ("explanation", "plots", "activations", "test", "testfield", "link")
         shown = {part: query.get(f"embed{part}") != "false" for part in parts}
-        return cls(**shown, default_test_text=query.get("defaulttesttext", ""))
+        return cls(**shown, steer=query.get("embedsteer") == "true", default_test_text=query.get("defaulttesttext", ""))

@@ -16,6 +16,7 @@ from gemscope.pages.changes import changes
 from gemscope.pages.charts.bar import bar
 from gemscope.pages.charts.histogram import histogram
 from gemscope.pages.charts.scatter import scatter
+from gemscope.pages.labels import clipped_label
 from gemscope.pages.links import Links, NoLinks, ServerLinks, SiteLinks
 from gemscope.text.printable import clipped, readable
 from gemscope.text.rows import passed_over
@@ -98,12 +99,12 @@ def _environment() -> Environment:
         "often": numbers.often,
         "typed": typed,
         "many": numbers.many,
+        "shortened": clipped_label,
     }
     made.globals |= {
         "bar": bar,
         "changes": changes,
         "described": described,
-        "examples_of": rows.examples,
         "fixed": fixed,
         "hint": rows.hint,
         "histogram": histogram,
@@ -112,9 +113,11 @@ def _environment() -> Environment:
         "partner_rows": rows.partners,
         "passed_over": passed_over,
         "provenance": provenance,
+        "ranges_of": rows.ranges,
         "scatter": scatter,
         "shade": strips.shade,
         "strip": strips.strip,
+        "strongest_of": rows.strongest,
         "ways": WAYS,
     }
     return made

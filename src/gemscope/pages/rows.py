@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 from markupsafe import Markup, escape
@@ -88,13 +88,16 @@ def logits(ones: Sequence[Logit]) -> Markup:
     return _rows([(token(one.token), f"{bar(one.value / strongest)}<span>{signed(one.value)}</span>") for one in ones])
 
 
-def examples(feature: Feature, documents: Mapping[int, Sequence[str]], whole: bool) -> Markup:
-    """The strongest, and if it is to be the whole page those of each interval, from the highest down."""
-    lists = [("<h3>Strongest</h3>" if whole else "", feature.strongest)]
-    if whole:
-        intervals = [*enumerate(feature.intervals)][::-1]
-        lists += [(_heading(interval), feature.within(number)) for number, interval in intervals]
-    return groups([(heading, ones) for heading, ones in lists if ones], feature.max, documents)
+def strongest(feature: Feature) -> Markup:
+    """Its strongest examples."""
+    return groups([("", feature.strongest)], feature.max)
+
+
+def ranges(feature: Feature) -> Markup:
+    """Examples of each interval, from the highest down; nothing where there are none."""
+    lists = [(_heading(one), feature.within(number)) for number, one in [*enumerate(feature.intervals)][::-1]]
+    found = [(heading, ones) for heading, ones in lists if ones]
+    return groups(found, feature.max) if found else Markup("")
 
 
 def _heading(interval: Interval) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect, bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import compress
 from typing import Protocol, runtime_checkable
 
@@ -44,22 +44,21 @@ class Example(Protocol):
     def document(self) -> int: ...
     @property
     def position(self) -> int: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def license(self) -> str: ...
 
 
-def examples(ones: Iterable[Example], maximum: float, documents: Mapping[int, Sequence[str]]) -> Markup:
-    """Examples as a list: each with its activation, its text, and where that is from (`documents`: words by index)."""
-    return groups([("", ones)], maximum, documents)
-
-
-def groups(
-    headed: Iterable[tuple[str, Iterable[Example]]], maximum: float, documents: Mapping[int, Sequence[str]]
-) -> Markup:
-    """Several lists of examples, each below a heading that is HTML already."""
+def groups(headed: Iterable[tuple[str, Iterable[Example]]], maximum: float) -> Markup:
+    """Lists of examples, each below a heading that is HTML already: their activations, their texts, where these are
+    from.
+    """
     woven = _Woven(maximum)
     for heading, ones in headed:
         woven.tag(f'{heading}<ol class="strips">')
         for one in ones:
-            woven.example(one, f'<li><b class="value">{figure(one.value)}</b>', f"{_place(one, documents)}</li>")
+            woven.example(one, f'<li><b class="value">{figure(one.value)}</b>', f"{_place(one)}</li>")
         woven.tag("</ol>")
     return Markup(woven.html())
 
@@ -211,13 +210,10 @@ def _spelt(found: re.Match[str]) -> str:
     return _HELD.get(letter) or sign(letter)
 
 
-def _place(one: Example, documents: Mapping[int, Sequence[str]]) -> str:
-    """Where an example is from."""
+def _place(one: Example) -> str:
+    """Where an example is from: the source of its document, which itself is a number."""
     if one.document < 0:
         return ""
-    source = documents.get(one.document)
-    title = f' title="{escape(readable(", ".join(source)))}"' if source else ""
-    return (
-        f'<small class="at"{title}>{one.document}<span class="unseen">, token </span>'
-        f'<span aria-hidden="true">:</span>{one.position}</small>'
-    )
+    within = f"document {one.document}, token {one.position}"
+    hint = escape(readable(f"{within} · {one.license}" if one.license else within))
+    return f'<small class="at" title="{hint}">{escape(readable(clipped(one.source, 60))) or one.document}</small>'

@@ -107,7 +107,7 @@ def test_a_browser_searches_a_static_site_and_shows_a_frame_of_it(atlas: Atlas, 
             assert page.locator("header.top").count() == 1
             page.goto(f"{base}/{SOURCE}/3/index.html?embed=true&embedplots=false&height=300")
             page.wait_for_selector("body.embed")
-            assert page.locator("header.top, footer, [data-part=plots], .column.last").count() == 0
+            assert page.locator("header.top, footer, [data-part=plots], .beyond").count() == 0
             assert page.locator("[data-part=activations]").count() == 1
             assert wrong == []
             browser.close()

@@ -109,7 +109,6 @@ def export_site(atlas: Atlas, to: Path, *, features: Iterable[int] | None = None
                 following=wanted[at + 1] if at + 1 < len(wanted) else None,
                 embed=None,
                 test_text="",
-                documents=_documents(atlas, page),
             )
             _write(place / str(index) / "index.html", html)
             _write(place / str(index) / "index.json", json.dumps(page.to_dict(), ensure_ascii=False))
@@ -154,10 +153,6 @@ def _summaries(atlas: Atlas, wanted: Sequence[int]) -> Iterator[Summary]:
         for one in atlas.summaries(offset=start, limit=min(SHARD, wanted[-1] + 1 - start)):
             if one.feature in kept:
                 yield one
-
-
-def _documents(atlas: Atlas, page: Dashboard) -> dict[int, tuple[str, str]]:
-    return {one.document: atlas.document(one.document) for one in page.examples if one.document >= 0}
 
 
 def _copy_static(to: Path) -> None:

@@ -6,8 +6,7 @@
   if (article && asked.get("embed") === "true") {
     document.body.classList.add("embed");
     const remove = (which) => document.querySelectorAll(which).forEach((one) => one.remove());
-    remove(".skip, header.top, .way, footer.bottom, .column.last, .modes, .check, [id$='-explanations'], .examples h3");
-    remove(".examples .strips ~ .strips, .logit tbody tr:nth-child(n + 6)");
+    remove(".skip, header.top, .way, footer, .beyond, .ranges, .check, .logit tbody tr:nth-child(n + 6)");
     for (const part of ["plots", "activations"]) {
       if (asked.get(`embed${part}`) === "false") remove(`[data-part="${part}"]`);
     }
