@@ -5,15 +5,17 @@ from __future__ import annotations
 import html
 import itertools
 import re
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 from markupsafe import Markup
 
-from every_page import HOSTILE, STATIC, all_pages, dashboard, feature_page
+from every_page import HOSTILE, MANIFEST, STATIC, all_pages, dashboard, feature_page
 from gemscope.pages import strips
 from gemscope.pages.links import ServerLinks
+from gemscope.pages.numbers import wide
 from gemscope.pages.render import render, typed
 from html_tree import Element, parse
 
@@ -167,3 +169,37 @@ def test_what_others_wrote_comes_with_its_licence() -> None:
 def test_markup_of_ours_is_not_escaped_twice() -> None:
     assert "&amp;lt;" not in feature_page(dashboard("a < b"))
     assert isinstance(strips.token("<"), Markup)
+
+
+def test_a_document_s_title_says_what_it_is() -> None:
+    titles = {
+        name: parse(page).one("head").one("title").text for name, page in all_pages().items() if "<title>" in page
+    }
+    assert titles == {
+        "feature": "names of seas · 12 · 1.res 40 · gemscope",
+        "alone": "names of seas · 12 · 1.res 40 · gemscope",
+        "panel": "names of seas · 12 · 1.res 40 · gemscope",
+        "embed": "names of seas · 12 · 1.res 40 · gemscope",
+        "dead": "Feature 12 · 1.res 40 · gemscope",
+        "home": "Features of language models · gemscope",
+        "browse": " Sea: features of tiny-model · 1.res 40 · gemscope",
+        "label": " Sea · search · 1.res 40 · gemscope",
+        "token": " Sea · search · 1.res 40 · gemscope",
+        "text": " Sea · search · 1.res 40 · gemscope",
+        "prompt": " Sea · what the model sees · 1.res 40 · gemscope",
+        "causes": " Sea · causes · 1.res 40 · gemscope",
+        "steer": "Steer with 12, 7 · 1.res 40 · gemscope",
+        "steer-off": "Steer with 12, 7 · 1.res 40 · gemscope",
+        "error": "names of seas · gemscope",
+    }
+    assert not [name for name, page in all_pages().items() if "og:" in page]
+
+
+def test_a_long_label_and_a_wide_sae_are_short_in_a_title() -> None:
+    manifest = replace(MANIFEST, d_sae=16384, site="5.mlp", site_out="6.mlp")
+    page = feature_page(dashboard("a word that is long and goes on " * 9), manifest=manifest)
+    said = parse(page).one("head").one("title").text
+    assert said == "a word that is long and goes on a word that is long and… · 12 · 5.mlp → 6.mlp 16k · gemscope"
+    assert [wide(count) for count in (7, 999, 1000, 8192, 65536, 131072, 1048576)] == [
+        *("7", "999", "1k", "8k", "65k", "131k", "1m")
+    ]

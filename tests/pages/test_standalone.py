@@ -26,7 +26,7 @@ def test_a_document_holds_all_it_needs_and_allows_nothing_else() -> None:
     assert "@import" not in style
     assert "</" not in script
     assert not tree.all("link", rel="stylesheet")
-    assert tree.one("head").one("title").text == "tiny-model@1-res-tiny:12"
+    assert tree.one("head").one("title").text == "names of seas · 12 · 1.res 40 · gemscope"
     assert "names of seas" in tree.one("h1").text
 
 
@@ -38,7 +38,7 @@ def test_several_features_share_one_document() -> None:
     assert len(ids) == len(set(ids))
     names = {one.attributes["name"] for one in tree.all("input", type="radio")}
     assert names == {"feature-3-mode", "feature-5-mode"}
-    assert tree.one("head").one("title").text == "two <features>"
+    assert tree.one("head").one("title").text == "two <features> · gemscope"
 
 
 def test_a_frame_holds_a_document_and_nothing_of_it_gets_out() -> None:

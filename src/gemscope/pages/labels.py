@@ -20,6 +20,11 @@ def short_label(label: str | None) -> Cell:
     return Cell(clipped_label(label, SHORT)) if label else Cell("no label", "dim")
 
 
+def headline(label: str | None, feature: int) -> str:
+    """A feature as the title of a document."""
+    return f"{clipped_label(label, SHORT)} · {feature}" if label else f"Feature {feature}"
+
+
 def said_of(things: Sequence[str], labels: Sequence[str | None]) -> list[str]:
     """Things that features do, each followed by what the feature stands for where that is known."""
     beside = [*labels, *[None] * (len(things) - len(labels))]

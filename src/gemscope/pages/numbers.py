@@ -11,6 +11,14 @@ def short(count: float) -> str:
     return f"{count:.3g}"
 
 
+def wide(features: int) -> str:
+    """How many features an SAE has, as names of SAEs say it: 16k for 16,384, 1m for 1,048,576."""
+    for size, letter in ((10**6, "m"), (1000, "k")):
+        if features >= size:
+            return f"{features // size}{letter}"
+    return str(features)
+
+
 def percent(share: float) -> str:
     """A share in per cent, three significant digits."""
     return f"{figure(100 * share)} %"

@@ -6,7 +6,7 @@ Values are read by name alone: nothing here knows where a feature, a manifest or
 from __future__ import annotations
 
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
@@ -16,7 +16,7 @@ from gemscope.pages.changes import changes
 from gemscope.pages.charts.bar import bar
 from gemscope.pages.charts.histogram import histogram
 from gemscope.pages.charts.scatter import scatter
-from gemscope.pages.labels import clipped_label
+from gemscope.pages.labels import clipped_label, headline
 from gemscope.pages.links import Links, NoLinks, ServerLinks, SiteLinks
 from gemscope.text.printable import clipped, readable
 from gemscope.text.rows import passed_over
@@ -72,6 +72,11 @@ def typed(text: str) -> str:
     return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
+def sae_of(manifest: Any) -> str:
+    """The SAE of an atlas in few characters: 15.res 8k."""
+    return line(f"{described(manifest.site, manifest.site_out)} {numbers.wide(manifest.d_sae)}")
+
+
 def described(site: str, site_out: str) -> str:
     """Where an SAE reads, and where it writes if that is elsewhere."""
     return site if site == site_out else f"{site} → {site_out}"
@@ -106,6 +111,7 @@ def _environment() -> Environment:
         "changes": changes,
         "described": described,
         "fixed": fixed,
+        "headline": headline,
         "hint": rows.hint,
         "histogram": histogram,
         "logit_rows": rows.logits,
@@ -114,6 +120,7 @@ def _environment() -> Environment:
         "passed_over": passed_over,
         "provenance": provenance,
         "ranges_of": rows.ranges,
+        "sae_of": sae_of,
         "scatter": scatter,
         "shade": strips.shade,
         "strip": strips.strip,

@@ -12,9 +12,11 @@ from functools import cache
 from hashlib import sha256
 from html import escape
 from importlib.resources import files
+from typing import Any
 
+from gemscope.pages.labels import headline
 from gemscope.pages.links import Links, NoLinks
-from gemscope.pages.render import line, render
+from gemscope.pages.render import line, render, sae_of
 
 HEIGHT = 640
 """Pixels of a frame in a notebook."""
@@ -28,7 +30,8 @@ def document(body_html: str, *, title: str) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<link rel="icon" href="data:,">\n'
-        f"<title>{escape(line(title))}</title>\n<style>{styles}</style>\n<script>{script}</script>\n</head>\n"
+        f"<title>{escape(line(title))} · gemscope</title>\n"
+        f"<style>{styles}</style>\n<script>{script}</script>\n</head>\n"
         f'<body class="alone">\n<main>\n{body_html}\n</main>\n</body>\n</html>\n'
     )
 
@@ -71,8 +74,12 @@ def article(feature: object, manifest: object | None = None, *, links: Links | N
 
 def feature_document(feature: object, manifest: object | None = None) -> str:
     """A feature's page as one file. `feature` is a dashboard, `manifest` says where it came from."""
-    title = f"{feature.model}@{feature.source}:{feature.index}"  # type: ignore[attr-defined]
-    return document(article(feature, manifest), title=title)
+    return document(article(feature, manifest), title=titled(feature, manifest))
+
+
+def titled(feature: Any, manifest: object | None = None) -> str:
+    """A feature and its SAE, as a document's title."""
+    return f"{headline(feature.label, feature.index)} · {sae_of(manifest) if manifest else feature.source}"
 
 
 def feature_frame(feature: object, manifest: object | None = None, *, height: int = HEIGHT) -> str:

@@ -15,8 +15,8 @@ from gemscope.atlas.exchange.folder import chosen, slug
 from gemscope.disk import folder_aside, written_aside
 from gemscope.errors import InputError
 from gemscope.pages.links import PAGE, NoLinks, SiteLinks
-from gemscope.pages.render import line, render
-from gemscope.pages.standalone import article, document
+from gemscope.pages.render import line, render, sae_of
+from gemscope.pages.standalone import article, document, titled
 
 if TYPE_CHECKING:
     from gemscope.atlas.dashboard import Dashboard, Summary
@@ -39,10 +39,10 @@ def export_html(atlas: Atlas, to: Path, *, features: Iterable[int] | None = None
         raise InputError(f"{len(wanted):,} features are too many for one file: choose up to {_MANY:,}, or make a site")
     manifest = atlas.manifest
     links = NoLinks(within=frozenset(wanted))
-    name = f"{manifest.model_id}@{manifest.source_id}"
-    title = f"{name}:{wanted[0]}" if len(wanted) == 1 else f"{len(wanted)} features of {name}"
     with written_aside(to) as aside:
         pages = [atlas[index] for index in wanted]
+        several = f"{len(wanted)} features of {manifest.model_id} · {sae_of(manifest)}"
+        title = titled(pages[0], manifest) if len(pages) == 1 else several
         body = [_contents(pages)] if len(pages) > 1 else []
         body += [article(page, manifest, links=links) for page in pages]
         aside.write_text(document("\n".join(body), title=title), encoding="utf-8", errors="replace")
