@@ -53,21 +53,13 @@ def unchecked() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def fast_dtype() -> str:
-    """float32 on a processor without instructions for bfloat16, where a pass in it takes five times as long; else
-    bfloat16, as the bundled model is stored. What a test says of the bundled model holds in both.
+def bundled_model() -> LanguageModel:
+    """The bundled model, in the number format that is quick here: what a test says of it holds in both. Nobody changes
+    it: edits leave no trace.
     """
-    from gemscope.features.kernels.measured import fastest
-
-    return str(fastest()).removeprefix("torch.")
-
-
-@pytest.fixture(scope="session")
-def bundled_model(fast_dtype: str) -> LanguageModel:
-    """The bundled model. Nobody changes it: edits leave no trace."""
     from gemscope.activations.load import load_model
 
-    return load_model("smollm2", dtype=fast_dtype)
+    return load_model("smollm2")
 
 
 @pytest.fixture(scope="session")

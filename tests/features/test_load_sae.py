@@ -3,11 +3,13 @@
 import json
 
 import pytest
+import torch
 
 import gemscope as gs
 from gemscope import load_sae
-from gemscope.errors import HubUnreachable, NotFound, SAENotFound, UnsafeFile
+from gemscope.errors import HubUnreachable, InputError, NotFound, SAENotFound, UnsafeFile
 from gemscope.features import load
+from gemscope.features.kernels import choice
 from gemscope.features.several import is_pattern, matching
 from gemscope.testing import planted_sae
 from hub_content import D_SAE, GEMMA_SCOPE, GEMMA_SCOPE_2, SAELENS, gemma_scope, published, saelens
@@ -299,3 +301,33 @@ def test_what_can_be_no_name_is_not_found_in_one_line(name):
             read(name)
         assert len(str(caught.value)) < 2_000
     assert is_pattern(name) == name.endswith("*")
+
+
+# --- where to -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "model", "machine", "taken"),
+    [
+        ("auto", None, "cuda:0", "cuda:0"),
+        (None, None, "cpu", "cpu"),
+        ("auto", "cpu", "cuda:0", "cpu"),  # beside its model, which somebody has put there
+        ("auto", "cuda:1", "cuda:0", "cuda:1"),
+        ("auto", None, "mps", "cpu"),
+        ("auto", "mps:0", "mps", "cpu"),
+        ("cuda:1", "cpu", "cpu", "cuda:1"),
+    ],
+)
+def test_an_sae_goes_where_its_model_is_but_for_devices_without_sparse_products(
+    monkeypatch: pytest.MonkeyPatch, asked: str | None, model: str | None, machine: str, taken: str
+) -> None:
+    monkeypatch.setattr(choice, "device_of", lambda asked: torch.device(machine if asked == "auto" else asked))
+    beside = None if model is None else torch.device(model)
+    assert choice.place_for(asked, beside) == torch.device(taken)
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_looked_for() -> None:
+    with pytest.raises(InputError, match=r"device 'cuda:99' cannot be used: .*; here there is .*cpu"):
+        load_sae("there/is-none", device="cuda:99")
+    with pytest.raises(InputError, match="device 'nowhere' cannot be used"):
+        gs.load_crosscoder("none", device="nowhere")

@@ -239,6 +239,9 @@ def test_a_run_on_a_stream_that_was_cut_off_ends_as_if_it_had_not_been(
     assert len(logs[0]) == len(logs[1])
     with pytest.raises(Mismatch, match="other settings or data"):
         train(stream(model, corpus, "2.res", buffer=100), config, to=tmp_path / "cut")
+    other = tiny_model("llama", dtype=torch.bfloat16)
+    with pytest.raises(Mismatch, match=r"another number format, float32 where this is bfloat16 .*--dtype float32"):
+        train(stream(other, corpus, "2.res"), config, to=tmp_path / "cut")
 
 
 # --- mixing ---------------------------------------------------------------------------------------------------------

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gemscope.activations import families, hub
+from gemscope.activations import families, hub, suited
 from gemscope.activations.adapters import Adapter, adapter_at
 from gemscope.activations.bundled import SMOLLM2, smollm2_folder
 from gemscope.activations.llamacpp import gguf_at, gguf_of, unpacked, with_bos_as_said
@@ -38,7 +38,7 @@ def load_model(
     revision: str | None = None,
     token: str | bool | None = None,
     dtype: str | torch.dtype = "auto",
-    device: str | torch.device | None = None,
+    device: str | torch.device | None = "auto",
     device_map: str | dict[str, Any] | None = None,
     attn_implementation: str | None = None,
     cache_dir: str | Path | None = None,
@@ -52,15 +52,17 @@ def load_model(
     folder may hold an adapter of PEFT's, which is put on the model that it names (needs `peft`). A GGUF file, or a
     folder with one, is unpacked into plain weights, to float32 unless `dtype` says otherwise (needs `gguf` and
     `accelerate`). A model that is loaded already goes to `LanguageModel(model, tokenizer, name=...)`.
-    `dtype` "auto" keeps the number format that the weights are stored in. `device_map` splits a model over devices
-    (needs `accelerate`); `device` puts it on one. What is in the Hub's cache is read without the network when there is
+    `device` "auto" is the first there is of CUDA, Apple's MPS and the processor; `device_map` splits a model over
+    devices (needs `accelerate`). `dtype` "auto" keeps the number format that the weights are stored in, but for a
+    half-width one on a processor that is slow in it: there it is float32, which holds the same weights (`suited.py`).
+    `.computed` of the result says what was chosen. What is in the Hub's cache is read without the network when there is
     none. Weights are read from safetensors alone, and no code of a repository's own is run.
 
     Raises ModelNotFound, GatedRepository, HubUnreachable, MissingDependency, CorruptFile, UnsafeFile (pickled weights,
     code of its own), StorageFull, and InputError for a kind of model not known here or for options that cannot be.
     """
     _require_name(name)
-    if device is not None and device_map is not None:
+    if device_map is not None and device not in (None, "auto"):
         raise InputError(f"device={device!r} and device_map={device_map!r} given: choose one")
     if (adapter := adapter_at(Path(name))) is not None:
         loaded = load_model(
@@ -76,13 +78,13 @@ def load_model(
             progress=progress,
         )
         return _adapted(loaded, adapter)
-    dtype, device = _dtype(dtype), _device(device)
+    dtype, place = _dtype(dtype), suited.device_of(device)
     source, called, origin = _source(name, progress)
     near = bool(offline) or Path(source).exists() or not _reachable()
     where = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": near}
     options: dict[str, Any] = {"device_map": device_map, "attn_implementation": attn_implementation}
     options = {key: value for key, value in options.items() if value is not None}
-    gguf = gguf_at(source)
+    gguf, why = gguf_at(source), ""
     try:
         import transformers
 
@@ -96,14 +98,24 @@ def load_model(
                     )
                 families.family(config["model_type"])  # before gigabytes of something else are downloaded
                 options["use_safetensors"] = True
+                if dtype == "auto" and device_map is None and (stored := _stored(config)) is not None:
+                    dtype, why = suited.dtype_for(stored, place, _numbers(transformers, source, where))
             else:
                 options |= unpacked(transformers, gguf)
                 dtype = torch.float32 if dtype == "auto" else dtype
             tokenizer = _tokenizer(transformers, source, where)
             where["trust_remote_code"] = False  # said, or else transformers asks on the terminal
-            hf, report = transformers.AutoModelForCausalLM.from_pretrained(
-                source if gguf is None else gguf.parent, dtype=dtype, output_loading_info=True, **where, **options
-            )
+
+            def weights(dtype: str | torch.dtype) -> Any:
+                return transformers.AutoModelForCausalLM.from_pretrained(
+                    source if gguf is None else gguf.parent, dtype=dtype, output_loading_info=True, **where, **options
+                )
+
+            hf, report = weights(dtype)
+            if dtype == "auto" and device_map is None and not getattr(hf, "is_quantized", False):
+                # Its configuration did not say what it is stored in. Loaded anew: what is no weight would be rounded.
+                chosen, why = suited.dtype_for(hf.dtype, place, hf.num_parameters())
+                hf, report = (hf, report) if chosen == hf.dtype else weights(chosen)
     except GemscopeError:
         raise
     except Exception as error:
@@ -111,10 +123,10 @@ def load_model(
     if missing := sorted(report["missing_keys"]):  # transformers makes these up, and says so in a log that nobody reads
         raise CorruptFile(f"{called} lacks {len(missing)} weights, such as {missing[0]}: get or save it again")
     hf.requires_grad_(False)
-    if device is not None:
-        hf.to(device)
+    if device_map is None:
+        suited.put(hf, place, called)
     commit = None if Path(source).exists() else _commit(source, revision, cache_dir)
-    return LanguageModel(hf, tokenizer, name=called, revision=commit, origin=origin)
+    return LanguageModel(hf, tokenizer, name=called, revision=commit, origin=origin, why=why)
 
 
 def load_tokenizer(
@@ -188,7 +200,9 @@ def _adapted(base: LanguageModel, adapter: Adapter) -> LanguageModel:
     except Exception as error:
         raise CorruptFile(f"the adapter in {shown(folder)} does not fit {base.name}: {first_line(error)}") from error
     hf.requires_grad_(False)
-    return LanguageModel(hf, tokenizer, name=folder, origin=f"a folder, on {base.name} from {base.origin}")
+    return LanguageModel(
+        hf, tokenizer, name=folder, origin=f"a folder, on {base.name} from {base.origin}", why=base.why
+    )
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
@@ -198,14 +212,23 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     return found
 
 
-def _device(device: str | torch.device | None) -> torch.device | None:
-    """Tried before anything is loaded."""
-    if device is None:
-        return None
-    try:
-        return torch.zeros(1, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device {str(device)!r} cannot be used: {first_line(error)}") from error
+def _stored(config: dict[str, Any]) -> torch.dtype | None:
+    """The number format of the weights, by a model's configuration; None where it leaves that to the weights, or to how
+    they are quantised.
+    """
+    text = config.get("text_config") or {}
+    named = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype")
+    stored = getattr(torch, str(named), None)
+    return stored if isinstance(stored, torch.dtype) and "quantization_config" not in config else None
+
+
+def _numbers(transformers: Any, source: str, where: dict[str, Any]) -> int | None:
+    """How many weights a model has, which takes no memory; None for a kind that cannot be counted like that."""
+    with suppress(Exception), torch.device("meta"):
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **where)
+        model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return int(model.num_parameters())
+    return None
 
 
 def _source(name: str | Path, progress: Progress) -> tuple[str, str, str]:

@@ -38,7 +38,14 @@ class LanguageModel(Reader):
     """
 
     def __init__(
-        self, hf: nn.Module, tokenizer: Any, *, name: str, revision: str | None = None, origin: str = "memory"
+        self,
+        hf: nn.Module,
+        tokenizer: Any,
+        *,
+        name: str,
+        revision: str | None = None,
+        origin: str = "memory",
+        why: str = "",
     ) -> None:
         self.hf = unwrapped(hf).eval()
         self.tokenizer = tokenizer
@@ -46,6 +53,8 @@ class LanguageModel(Reader):
         self.revision = revision
         self.origin = origin
         """Where its weights come from, in words: the Hub, a folder, a package."""
+        self.why = why
+        """Why it has its number format, where that was chosen for it."""
         self._session: Session | None = None
         require_as_it_was(self.hf)
 
@@ -81,6 +90,12 @@ class LanguageModel(Reader):
     def dtype(self) -> torch.dtype:
         """The weights' number format."""
         return next(self.hf.parameters()).dtype
+
+    @property
+    def computed(self) -> str:
+        """The number format and the device of what it computes, as reports say them, and why where it was chosen."""
+        said = f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
+        return f"{said} ({self.why})" if self.why else said
 
     def width(self, site: Site | str) -> int:
         """Numbers per token at `site`. Raises SiteNotFound."""

@@ -28,6 +28,7 @@ from gemscope.activations.store import (
     require_names,
     shard_name,
 )
+from gemscope.activations.suited import other_format
 from gemscope.checked import Count, as_read, read_json
 from gemscope.disk import claimed, room, synced
 from gemscope.errors import AccessError, CorruptFile, InputError, Mismatch, NotFinite, NotFound
@@ -177,8 +178,9 @@ class Writer:
         self._dropped = {site: dict(counts) for site, counts in state.dropped.items()}
         self._shards = {site: list(found) for site, found in state.shards.items()}
         wanted, identity = self._identity or {}, state.identity
-        named = [name for name in {**wanted, **identity} if identity.get(name) != wanted.get(name)]
-        if named:
+        others = [name for name in {**wanted, **identity} if identity.get(name) != wanted.get(name)]
+        if others:
+            named = [other_format(identity.get(name), wanted.get(name)) if name == "dtype" else name for name in others]
             raise Mismatch(
                 f"{self._aside} is a harvest that was begun with another {', '.join(named)}: start it again with the "
                 f"same, name another folder, or remove it"

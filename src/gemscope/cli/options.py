@@ -38,9 +38,13 @@ def add_model(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("how the model is loaded")
     group.add_argument("--model-revision", metavar="REV", help="branch, tag or commit of the model's repository")
     group.add_argument(
-        "--dtype", default="auto", help="number format of the weights: auto (as stored), float32, bfloat16, float16"
+        "--dtype",
+        default="auto",
+        help="number format of the weights: auto (as stored; float32 where that is slow), float32, bfloat16, float16",
     )
-    group.add_argument("--device", help="where the model runs, such as cuda:0 (default cpu)")
+    group.add_argument(
+        "--device", default="auto", help="where model and SAE run: auto (CUDA, else MPS, else cpu), cuda:0, mps, cpu"
+    )
     group.add_argument("--device-map", help="split the model over devices: auto, balanced (needs accelerate)")
     group.add_argument("--attn-implementation", metavar="NAME", help="eager, sdpa, flash_attention_2")
 
@@ -49,7 +53,9 @@ def add_sae(command: argparse.ArgumentParser) -> None:
     """How the SAE is loaded."""
     group = command.add_argument_group("how the SAE is loaded")
     group.add_argument("--sae-revision", metavar="REV", help="branch, tag or commit of the SAE's repository")
-    group.add_argument("--sae-device", default="cpu", metavar="DEVICE", help="where the SAE runs (default cpu)")
+    group.add_argument(
+        "--sae-device", default="auto", metavar="DEVICE", help="where the SAE runs (default: where the model does)"
+    )
     group.add_argument("--site", help="where the SAE reads, such as 20.res (default: what its file says)")
 
 

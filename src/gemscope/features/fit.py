@@ -31,6 +31,12 @@ def require_fit(model: LanguageModel, sae: SAE) -> Site:
     return reads
 
 
+def computed_by(model: LanguageModel, sae: SAE) -> str:
+    """In which number format and where a model computes what an SAE reads, and where that is if elsewhere."""
+    there = sae.W_enc.device
+    return model.computed if there == model.device else f"{model.computed}, the SAE on {there}"
+
+
 def answered_for(
     sae: SAE, target: Float[Tensor, "N O"], out: Float[Tensor, "N O"]
 ) -> tuple[Float[Tensor, "N O"], Float[Tensor, "N O"]]:

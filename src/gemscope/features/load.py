@@ -22,6 +22,7 @@ from gemscope.checked import existing
 from gemscope.errors import HubUnreachable, SAENotFound, UnsafeFile
 from gemscope.features.files import gemma_scope_1, gemma_scope_2, saelens, saelens_config
 from gemscope.features.files.contents import Contents, Folder, build
+from gemscope.features.kernels.choice import place_for
 from gemscope.features.published import Entry, entry_of, find, nearest
 from gemscope.features.sae import SAE
 from gemscope.features.several import below
@@ -49,7 +50,7 @@ def load_sae(
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     offline: bool | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = "auto",
     dtype: torch.dtype | None = torch.float32,
     model: LanguageModel | None = None,
     progress: Progress = silent,
@@ -67,13 +68,16 @@ def load_sae(
 
     `site` says where the SAE reads when its file does not, or says it in a way that is not known here. `revision` is
     a branch, tag or commit of the repository; `token` and `cache_dir` are as in huggingface_hub; `offline=None`
-    follows HF_HUB_OFFLINE. `dtype` is what the matrices are kept in (None: what the file has); biases, thresholds and
-    what is folded into weights are never rounded below float32 but for a narrower `dtype` asked for. `model` is the one
-    that the SAE is for; a few files made on a model that TransformerLens had rewritten need it, and say so.
+    follows HF_HUB_OFFLINE. `device` "auto" is where `model` is, or would go; Apple's MPS has no sparse products, and an
+    SAE stays on the processor there. `dtype` is what the matrices are kept in (None: what the file has); biases,
+    thresholds and what is folded into weights are never rounded below float32 but for a narrower `dtype` asked for.
+    `model` is the one that the SAE is for; a few files made on a model that TransformerLens had rewritten need it, and
+    say so.
 
     Raises SAENotFound (naming the nearest addresses that exist), GatedRepository, HubUnreachable, CorruptFile,
     UnsafeFile (a pickle), FileError (a kind that is not read here), NotFinite, StorageFull.
     """
+    where = place_for(device, None if model is None else model.device)
     name = os.fspath(address).strip()
     given = None if site is None else Site.parse(site)
     cache = (own_cache_dir() if cache_dir is None else Path(cache_dir) / "gemscope") / "unpacked"
@@ -95,7 +99,7 @@ def load_sae(
                 f"no SAE at {name!r} in the bundled catalogue, and the Hub cannot be reached to look further{near}"
             ) from error
         contents = replace(contents, info=replace(contents.info, revision=found.commit))
-    return build(contents, dtype=dtype, device=device)
+    return build(contents, dtype=dtype, device=where)
 
 
 def _read(

@@ -17,7 +17,7 @@ from gemscope.atlas.meaning import Given, meanings
 from gemscope.edits.clamp import Ablate
 from gemscope.errors import EmptyText, InputError
 from gemscope.features.activations import FeatureActivations
-from gemscope.features.fit import require_fit
+from gemscope.features.fit import computed_by, require_fit
 from gemscope.features.sae import SAE
 from gemscope.reports.attribution import Attribution, Cause, Target, Total
 from gemscope.reports.targets import position_of, target_of
@@ -91,6 +91,7 @@ def attribute(
         sae=sae.info.name,
         site=str(site) if not sae.is_transcoder else f"{site} → {written}",
         dtype=str(model.dtype).removeprefix("torch."),
+        computed=computed_by(model, sae),
         tokens=tuple(model.strings(tokens.ids[0].tolist())),
         counted=tuple(parts.counted.tolist()),
         position=at,

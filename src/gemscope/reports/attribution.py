@@ -122,6 +122,8 @@ class Attribution(Shown):
     """Pairs of a counted token and a feature active there, up to the position: what `rows` is chosen from."""
     notes: tuple[str, ...] = ()
     """What a reader should know, one line each."""
+    computed: str = ""
+    """Number format and device, and why where they were chosen."""
 
     @property
     def named(self) -> bool:
@@ -224,6 +226,8 @@ class Attribution(Shown):
                 f"Error's share: {self.error_share:.0%} of features and error, by size, token by token: "
                 f"that much of the answer lies outside the SAE"
             )
+        if self.computed:
+            yield f"Computed in {self.computed}"
         yield from self.notes
 
 

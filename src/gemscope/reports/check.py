@@ -62,6 +62,8 @@ class Check(Shown):
     notes: tuple[str, ...]
     trials: tuple[Trial, ...]
     """Everything tried, the given site first, the others best first."""
+    computed: str = ""
+    """Number format and device, and why where they were chosen."""
 
     def to_dict(self) -> dict[str, object]:
         """For JSON; a figure that does not exist is None."""
@@ -85,6 +87,9 @@ class Check(Shown):
         ]
         if self.masked_l0 is not None:
             facts.append(("L0 on masked tokens", f"{self.masked_l0:,.0f}", "SAEs are not trained on them"))
+        if self.computed:
+            dtype, where = self.computed.split(" ", 1)
+            facts.append(("computed in", dtype, where))
         parts: list[RenderableType] = [verdict, Text(), Table((), facts, indent=2)]
         if len(self.trials) > 1:
             heads = ("tried", "median error", "better on", "explained variance", "L0")

@@ -10,7 +10,7 @@ from copy import copy
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import KINDS, Site, locate
 from gemscope.errors import InputError, SiteNotFound
-from gemscope.features.fit import require_fit
+from gemscope.features.fit import computed_by, require_fit
 from gemscope.features.sae import SAE
 from gemscope.progress import Progress, silent
 from gemscope.reports.check import FEW_FOR_A_VERDICT, Check, Trial
@@ -71,6 +71,7 @@ def check(
         explained_variance_with_masked=with_masked,
         suggestion=None if ok else _suggestion(given, best, sae, model),
         notes=tuple(_notes(model, sae, bench.count, passed)),
+        computed=computed_by(model, sae),
         trials=(given, *sorted(bench.trials[1:], key=lambda trial: trial.error)),
     )
 

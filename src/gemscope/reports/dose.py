@@ -83,6 +83,8 @@ class Dose(Shown):
     max_new_tokens: int
     at: str
     """The tokens on which the edits act."""
+    computed: str = ""
+    """Number format and device, and why where they were chosen."""
 
     @property
     def named(self) -> bool:
@@ -207,6 +209,7 @@ class Dose(Shown):
             *([] if self.control is None else said_of([f"control: {self.control}"], [self._control_label()])),
             f"{self.n} samples of each · temperature {self.temperature:g} · seed {self.seed} · "
             f"up to {self.max_new_tokens} new tokens · the same dice for all",
+            *([f"computed in {self.computed}"] if self.computed else []),
         ]
 
     def _control_label(self) -> str | None:

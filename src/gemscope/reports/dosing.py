@@ -117,6 +117,7 @@ def dose(
         seed=seed,
         max_new_tokens=max_new_tokens,
         at=positions_of(asked[1][1]),
+        computed=model.computed,
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from gemscope.activations.model import LanguageModel
 from gemscope.atlas.meaning import Given, Meanings, meanings
 from gemscope.errors import EmptyText, InputError
-from gemscope.features.fit import answered_for, require_fit
+from gemscope.features.fit import answered_for, computed_by, require_fit
 from gemscope.features.metrics import explained_variance
 from gemscope.features.sae import SAE
 from gemscope.pages.chips import Chip, chips_of, shade
@@ -82,6 +82,8 @@ class Look(Shown):
     """The most telling of them, each once, where it is most so; of counted tokens. Empty where no atlas was at hand."""
     sinks: int = 0
     """How many tokens are left out as attention sinks."""
+    computed: str = ""
+    """Number format and device, and why where they were chosen."""
 
     @property
     def counted(self) -> int:
@@ -205,6 +207,7 @@ class Look(Shown):
         return (
             f"L0 {self.l0:.1f} per token · explained variance {ev} · over {self.counted} of {len(self.tokens)} tokens "
             f"(special, first and attention-sink tokens are not counted{sinks})"
+            + (f" · {self.computed}" if self.computed else "")
         )
 
 
@@ -293,6 +296,7 @@ def look(
             l0=features.mean_l0,
             explained_variance=explained_variance(*answered_for(sae, target[counted], out[counted])),
             neuronpedia_id=sae.info.neuronpedia_id,
+            computed=computed_by(model, sae),
             order=order,
             foremost=() if known_of is None else _foremost(shown, known_of)[:foremost],
         )

@@ -116,6 +116,8 @@ class Probe(Shown):
     """Texts beyond `limit`."""
     seed: int
     """Of the split, and of which texts are taken where there are more than `limit`."""
+    computed: str = ""
+    """Number format and device, and why where they were chosen."""
 
     @property
     def train(self) -> int:
@@ -275,6 +277,8 @@ class Probe(Shown):
                 yield f"{count:,} {'text was' if count == 1 else 'texts were'} {what}"
         if told := passed_over(self.passed):
             yield told
+        if self.computed:
+            yield f"Computed in {self.computed}"
         if not all(row.converged for row in self.rows):
             yield f"Not converged: a fit was stopped after {ROUNDS:,} steps, its accuracy is a lower bound"
 

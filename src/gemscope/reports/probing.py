@@ -15,7 +15,7 @@ import torch
 from gemscope.activations.model import LanguageModel
 from gemscope.atlas.meaning import Given, Meanings, meanings
 from gemscope.errors import EmptyText, InputError
-from gemscope.features.fit import require_fit
+from gemscope.features.fit import computed_by, require_fit
 from gemscope.features.sae import SAE
 from gemscope.progress import Progress, silent
 from gemscope.reports.probe import Class, Fit, Probe
@@ -102,6 +102,7 @@ def sparse_probe(
         repeated=found.repeated,
         left_out=len(found.texts) - len(chosen),
         seed=seed,
+        computed=computed_by(model, sae),
     )
 
 

@@ -101,6 +101,8 @@ class Score(Paged):
     """Tokens that the losses are means over."""
     no_losses: str | None = None
     """Why there are none, where they were asked for."""
+    computed: str = ""
+    """Number format and device, and why where they were chosen."""
 
     def to_dict(self) -> dict[str, object]:
         """For JSON; a figure that does not exist is None."""
@@ -183,7 +185,8 @@ def conditions(score: Score) -> str:
     """What was counted, in one line."""
     what = "padding" if score.every_token else f"special, first of a row, {score.sinks:,} attention sinks"
     counted = f"{score.tokens:,} tokens counted, {score.masked:,} masked ({what})"
-    return "; ".join(filter(None, (counted, passed_over(score.passed))))
+    computed = score.computed and f"computed in {score.computed}"
+    return "; ".join(filter(None, (counted, passed_over(score.passed), computed)))
 
 
 def number(value: float | None, form: str) -> str:

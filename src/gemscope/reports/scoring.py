@@ -19,7 +19,7 @@ from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site, locate
 from gemscope.edits.splice import Constant, Replace, Splice
 from gemscope.errors import InputError
-from gemscope.features.fit import answered_for, require_fit
+from gemscope.features.fit import answered_for, computed_by, require_fit
 from gemscope.features.histogram import Histogram
 from gemscope.features.metrics import Firings, Variance, recovered
 from gemscope.features.sae import SAE
@@ -115,6 +115,7 @@ def scores(
             masked=read - reading.variance.n,
             passed=dict(passed),
             sinks=sinks,
+            computed=computed_by(model, reading.sae),
             **reading.figures(),
             **(losses if loss_tokens else {}),
         )

@@ -63,6 +63,8 @@ class Steered(Shown):
     """What each edit's feature stands for, by the atlas that was at hand."""
     control: str | None = None
     """What stands in a feature's place here, if this run is a control."""
+    computed: str = ""
+    """Number format and device, and why where they were chosen."""
 
     @property
     def named(self) -> bool:
@@ -129,6 +131,7 @@ class Steered(Shown):
             *control,
             f"temperature {self.temperature:g} · seed {self.seed} · up to {self.max_new_tokens} new tokens · "
             "the same dice for both columns",
+            *([f"computed in {self.computed}"] if self.computed else []),
         ]
 
     def _legend(self, figures: bool) -> str:
@@ -199,6 +202,7 @@ def stream(
             at=positions_of(edits),
             labels=labels,
             control=control,
+            computed=model.computed,
         )
 
     return frames()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gemscope.activations.harvest import versions
+from gemscope.activations.suited import other_format
 from gemscope.checked import declared
 from gemscope.errors import CorruptFile, InputError, Mismatch
 from gemscope.features.crosscoder import Crosscoder
@@ -239,7 +240,12 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         flat.append({**one, **(config if isinstance(config, Mapping) else {})})
         flat[-1].pop("config", None)
     keys = [key for key in flat[1] | flat[0] if flat[0].get(key) != flat[1].get(key)]
-    return ", ".join(f"{key} was {flat[0].get(key)} and is {flat[1].get(key)}" for key in keys[:3])
+    return ", ".join(
+        f"another {other_format(flat[0].get(key), flat[1].get(key))}"
+        if key == "model_dtype"
+        else f"{key} was {flat[0].get(key)} and is {flat[1].get(key)}"
+        for key in keys[:3]
+    )
 
 
 def _require_fit(config: TrainConfig, same: bool) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from gemscope.activations import writer as writers
@@ -239,6 +240,12 @@ def test_another_harvest_in_the_way_is_a_mismatch(
     assert "\n" not in str(raised.value)
     with pytest.raises(Mismatch, match="another stored"):
         harvest(model, corpus, ["2.res"], **options, dtype="float32")
+    other = (
+        "another number format, float32 where this is bfloat16 .load the model with --dtype float32, dtype='float32'"
+    )
+    with pytest.raises(Mismatch, match=other) as raised:
+        harvest(tiny_model("llama", dtype=torch.bfloat16), corpus, ["2.res"], **options)
+    assert "\n" not in str(raised.value)
     with pytest.raises(Mismatch, match="another corpus_digest"):
         harvest(model, Corpus.of(["texts of an other kind " * 20]), ["2.res"], **options)
     with pytest.raises(Mismatch, match="another sites"):

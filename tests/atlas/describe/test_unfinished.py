@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
@@ -31,6 +32,7 @@ from gemscope.atlas.reader import Atlas
 from gemscope.checked import checksum_of, read_tensors
 from gemscope.errors import AccessError, CorruptFile, InputError, StorageFull
 from gemscope.features.sae import SAE
+from gemscope.testing import tiny_model
 from gemscope.text.corpus import Corpus
 from texts import CONFIG, varied
 
@@ -138,6 +140,12 @@ def test_going_on_with_other_settings_is_refused(
         describe(model, sae, corpora[1], to=tmp_path / "a", config=CONFIG)
     with pytest.raises(InputError, match=r"another tokens, options"):
         describe(model, sae, corpora[0], to=tmp_path / "a", tokens=48, config=DescribeConfig())
+    other = (
+        "another number format, float32 where this is bfloat16 .load the model with --dtype float32, dtype='float32'"
+    )
+    with pytest.raises(InputError, match=other):
+        describe(tiny_model("gemma2", dtype=torch.bfloat16), sae, corpora[0], to=tmp_path / "a", config=CONFIG)
+    describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG)
 
 
 def test_what_was_stopped_before_anything_was_saved_stands_in_nobody_s_way(

@@ -164,8 +164,8 @@ class Pass:
     def described(self, index: int) -> Described:
         """What the pass gave for one SAE."""
         parts = [
-            Part(name=name, digest=digest, **asdict(counts[index]))
-            for (name, digest), counts in zip(map(named, self.sources), self.counts, strict=True)
+            Part(name=name, digest=digest, dtype=self._dtype(source), **asdict(counts[index]))
+            for source, (name, digest), counts in zip(self.sources, map(named, self.sources), self.counts, strict=True)
             if counts[index].rows
         ]
         bos = self.model.bos is not None
@@ -173,6 +173,10 @@ class Pass:
         return Described(
             self.statistics[index], parts, lambda: self.unfinished.blocks(length), self.unfinished.starts, bos
         )
+
+    def _dtype(self, source: Corpus | Store) -> str:
+        """The number format that the activations come from."""
+        return source.manifest.dtype if isinstance(source, Store) else str(self.model.dtype).removeprefix("torch.")
 
 
 def _length(model: LanguageModel, sources: Sequence[Corpus | Store]) -> int | None:

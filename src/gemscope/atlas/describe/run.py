@@ -134,7 +134,8 @@ def _settings(
 ) -> dict[str, Any]:
     """All that the result depends on."""
     return {
-        "model": [model.name, model.revision, str(model.dtype)],
+        "model": [model.name, model.revision],
+        "dtype": str(model.dtype).removeprefix("torch."),
         "sae": [[sae.digest, str(sae.site)] for sae in saes],
         "corpus": [named(source) for source in sources],
         "tokens": tokens,

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 from safetensors.numpy import save_file
 
+from gemscope.activations.suited import other_format
 from gemscope.checked import (
     Count,
     as_read,
@@ -102,9 +103,10 @@ class Unfinished:
         except (CorruptFile, NotFound) as error:
             raise CorruptFile(f"{error}; remove {self.folder} to begin anew") from error
         wanted = as_read(settings)
-        if other := [name for name in wanted if earlier.get(name) != wanted[name]]:
+        if others := [name for name in wanted if earlier.get(name) != wanted[name]]:
+            named = [other_format(earlier.get(name), wanted[name]) if name == "dtype" else name for name in others]
             raise InputError(
-                f"{self.folder} holds an unfinished atlas made with another {', '.join(other)}: "
+                f"{self.folder} holds an unfinished atlas made with another {', '.join(named)}: "
                 f"go on with the same settings, or remove it"
             )
 

@@ -34,6 +34,8 @@ class Part:
     """Tokens that are in no figure, by reason: `special`, `first`, `sink`, `padding`."""
     passed: Mapping[str, Count] = field(default_factory=dict)
     """Rows of the text's files that had no text, by reason (`text.rows.PASSED`)."""
+    dtype: str | None = None
+    """Number format that the model computed in; None where that is not known."""
 
 
 CROWDED = 6

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gemscope.activations.site import Site
+from gemscope.activations.suited import put
 from gemscope.errors import CorruptFile, NotFinite
 from gemscope.features.files.tensors import dtype_for
 from gemscope.features.mapped import Mapped
@@ -51,7 +52,8 @@ class Contents:
 def build(contents: Contents, *, dtype: torch.dtype | None, device: torch.device | str) -> SAE:
     """The SAE. Weights that have the dtype already stay what they are, mapped from the disk where they were mapped.
 
-    Raises CorruptFile for weights that are missing, unknown or of the wrong shape, NotFinite for NaN and Inf.
+    Raises CorruptFile for weights that are missing, unknown or of the wrong shape, NotFinite for NaN and Inf,
+    InputError where the device has no room for them.
     """
     d_in, d_sae, d_out = _sizes(contents)
     tensors = {name: _finite(tensor, dtype, name, contents.source) for name, tensor in contents.tensors.items()}
@@ -69,7 +71,8 @@ def build(contents: Contents, *, dtype: torch.dtype | None, device: torch.device
         device="meta",
     )
     sae.load_state_dict(tensors, assign=True)
-    return sae.to(device)
+    put(sae, torch.device(device), contents.source)
+    return sae
 
 
 def info_of(entry: Entry | None, source: str) -> SAEInfo:

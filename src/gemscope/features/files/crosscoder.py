@@ -26,6 +26,7 @@ from gemscope.features.files.json_file import read_json
 from gemscope.features.files.saelens_config import CONFIG, CROSSCODER, WEIGHTS
 from gemscope.features.files.saelens_write import write_pair
 from gemscope.features.files.tensors import read_safetensors, stream_of
+from gemscope.features.kernels.choice import place_for
 from gemscope.features.sae import SAEInfo
 from gemscope.features.weights import Gate
 
@@ -97,13 +98,14 @@ def save_crosscoder(crosscoder: Crosscoder, folder: str | Path) -> Path:
 def load_crosscoder(
     folder: str | os.PathLike[str],
     *,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = "auto",
     dtype: torch.dtype | None = torch.float32,
 ) -> Crosscoder:
-    """A crosscoder from a folder here. `dtype=None` keeps what the file has.
+    """A crosscoder from a folder here. `dtype=None` keeps what the file has; `device` is as in `load_sae`.
 
     Raises SAENotFound where there is none, FileError for a folder of another kind, CorruptFile, NotFinite.
     """
+    where = place_for(device)
     path = existing(folder)
     if path is None:
         raise SAENotFound(f"no crosscoder in {os.fspath(folder)}: there is nothing of that name")
@@ -127,7 +129,7 @@ def load_crosscoder(
     )
     try:
         return Crosscoder(
-            build(contents, dtype=dtype, device=device),
+            build(contents, dtype=dtype, device=where),
             tuple(Site.parse(place.site) for place in config.sites),
             tuple(place.width for place in config.sites),
             tuple(place.length for place in config.sites),

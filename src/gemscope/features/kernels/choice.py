@@ -9,6 +9,7 @@ from contextvars import ContextVar
 
 import torch
 
+from gemscope.activations.suited import device_of
 from gemscope.errors import InputError
 from gemscope.features.kernels import Kernels, native, plain, triton_gpu
 
@@ -26,6 +27,16 @@ def choose(device: torch.device) -> Kernels:
             return kernels
     running = [known for known, load in _KNOWN.items() if load(device) is not None]
     raise InputError(f"kernels {name!r} do not run on {device}: expected one of {', '.join(running)}")
+
+
+def place_for(asked: torch.device | str | None, beside: torch.device | None = None) -> torch.device:
+    """Where an SAE goes: where it is asked for; by "auto" or None beside its model, or where a model would go, but
+    never where no kernels run. Raises InputError for a device that is not there.
+    """
+    if asked is not None and str(asked) != "auto":
+        return device_of(asked)
+    found = device_of("auto") if beside is None else beside
+    return found if found.type in _SPARSE else torch.device("cpu")
 
 
 @contextmanager
@@ -52,3 +63,5 @@ _KNOWN: dict[str, Callable[[torch.device], Kernels | None]] = {
     "torch": _plain,
 }
 """Fastest first."""
+_SPARSE = ("cpu", "cuda")
+"""Kinds of device with the sparse products that all of them need: Apple's MPS has none."""

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gemscope.activations import measured
 from gemscope.features.kernels import Packed, Rows
-from gemscope.features.kernels.measured import fastest
 from gemscope.features.kernels.rows import below, empty, offsets_of, stable_order
 from gemscope.shapes import Float, Int
 
@@ -23,6 +23,8 @@ _TILE = 1 << 22
 """Entries of the product held at a time: 8 MB in bfloat16, which the scan finds still in the cache."""
 _EXTRA = 32
 """Columns beside the D of the product; a multiple of what matrix units take at once."""
+_QUICK = 0.7
+"""Share of a float32 product's time from which down the search in bfloat16 pays, its copies and residuals included."""
 _DENSE = 1 / 16
 """Share of candidates in a tile from which on a dense product beats products at chosen entries."""
 _TAME = 1e12
@@ -198,7 +200,7 @@ class Plain:
 
 def load() -> Plain:
     """Searching in bfloat16 where this machine multiplies it much faster than float32."""
-    return Plain(fastest())
+    return Plain(torch.bfloat16 if measured.relative_time(torch.bfloat16) < _QUICK else torch.float32)
 
 
 def _rounding(d: int) -> float:
