@@ -79,12 +79,12 @@ def at_hand(
 
     real, measured = load.load_model, units._median_norm
 
-    def median(atlas: Any, model: LanguageModel, sae: Any) -> Any:
+    def median(atlas: Any, model: LanguageModel, sae: Any, read: Any) -> Any:
         if model is not bundled_model:
-            return measured(atlas, model, sae)
+            return measured(atlas, model, sae, read)
         key = str(atlas.folder), str(sae.site_out or sae.site)
         if key not in median_norms:
-            median_norms[key] = measured(atlas, model, sae)
+            median_norms[key] = measured(atlas, model, sae, read)
         return median_norms[key]
 
     monkeypatch.setattr(units, "_TOKENS", 1)  # one row of the atlas's text is enough for a norm

@@ -18,6 +18,7 @@ from gemscope.atlas.dashboard import Explanation
 from gemscope.atlas.describe.compose import SUMS
 from gemscope.atlas.describe.gather import DescribeConfig
 from gemscope.atlas.labels.rules import Weighed
+from gemscope.atlas.units import units_of
 from gemscope.cli.bars import bars
 
 HOME = Path(gs.__file__).parent / "data" / "atlas"
@@ -46,6 +47,9 @@ def main() -> None:
             model, sae = gs.load_model("smollm2"), gs.load_sae("smollm2")
             gs.describe(model, sae, gs.Corpus.sample(), to=fresh, config=CONFIG, progress=progress).close()
     with gs.Atlas(fresh) as atlas:
+        if atlas.manifest.median_norm is None:  # described by an older version
+            norm = units_of(atlas, gs.load_model("smollm2"), gs.load_sae("smollm2")).median_norm
+            atlas.measured(median_norm=float(f"{norm:.4g}"))
         read = [json.loads(line) for line in LABELS.read_text().splitlines()]
         weighed = Weighed(atlas)
         atlas.explain_all({line["feature"]: weighed(line["feature"], _label(line)) for line in read})

@@ -52,6 +52,7 @@ EXACT = 2**53
 
 Count = Annotated[int, Meta(ge=0, le=EXACT)]
 Positive = Annotated[int, Meta(ge=1, le=EXACT)]
+Length = Annotated[float, Meta(ge=1e-30, le=1e30)]
 Finite = Annotated[float, Meta(ge=-1e30, le=1e30)]
 """With room to be squared. A number without bounds may be NaN."""
 

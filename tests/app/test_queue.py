@@ -1,17 +1,21 @@
 """Texts wait in a line for the one model, and who leaves is left out."""
 
 import asyncio
+import contextlib
 import json
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
 
+from gemscope.activations.site import blocks
 from gemscope.app.application import app
 from gemscope.app.worker import Worker
-from served import AT, MODEL, TEXT, here, reader, until
+from served import AT, MODEL, TEXT, here, planted, reader, until
 
 
 def test_when_too_many_wait_the_next_reader_is_told_so(folder: Path) -> None:
@@ -39,6 +43,74 @@ def test_a_text_that_takes_too_long_is_given_up_within_the_pass(folder: Path) ->
         assert answer.status_code == 503
         assert "took longer than 0 seconds" in answer.json()["error"]
         assert not any(module._forward_hooks for module in MODEL.hf.modules())
+
+
+class Slow:
+    """The first pass through the model takes as long as it is let: an event stands for its seconds."""
+
+    def __init__(self) -> None:
+        self.begun, self.over = threading.Event(), threading.Event()
+        self.passes = 0
+
+    @contextlib.contextmanager
+    def of(self, model: Any) -> Iterator[None]:
+        hook = blocks(model.hf)[0].register_forward_pre_hook(self._within)
+        try:
+            yield
+        finally:
+            self.over.set()
+            hook.remove()
+
+    def _within(self, *_: Any) -> None:
+        self.passes += 1
+        if self.passes == 1:
+            self.begun.set()
+            assert self.over.wait(120)
+
+
+def test_a_measure_that_takes_long_gives_way_within_its_pass_to_whoever_asks_and_is_finished_afterwards(
+    folder: Path,
+) -> None:
+    worker, slow = Worker(), Slow()
+    with contextlib.ExitStack() as held, ThreadPoolExecutor() as readers:
+        client = held.enter_context(reader(folder, models=here, worker=worker))
+        client.get(f"{AT}/5/output-score.json")  # what strengths are measured by is known from now on
+        held.enter_context(slow.of(MODEL))
+        score = readers.submit(client.get, f"{AT}/3/output-score.json")
+        assert slow.begun.wait(120)
+        text = readers.submit(client.post, f"{AT}/3/test", json={"text": TEXT}, headers={"x-asked": "mine"})
+        until(lambda: worker.waiting == 1)
+        assert client.get("/queue/mine.json").json() == {"ahead": 1}
+        assert not score.done()
+        slow.over.set()  # the model goes on to its second block, and no further
+        assert text.result(120).status_code == 200
+        assert score.result(120).json()["verdict"]
+        assert slow.passes == 3  # broken off, the reader's, anew
+        assert client.get("/queue/mine.json").json() == {"ahead": None}
+
+
+def test_a_text_does_not_wait_until_the_models_of_other_atlases_are_there(tmp_path: Path) -> None:
+    """Two of three are on their way or loaded by then: that which was begun, and that which is needed."""
+    begun, go, asked = threading.Event(), threading.Event(), []
+
+    def slowly(manifest: Any) -> Any:
+        asked.append(manifest.source_id)
+        if len(asked) == 1:
+            begun.set()
+            assert go.wait(120)
+        return here(manifest)
+
+    folders = [planted(tmp_path / name, source_id=name) for name in ("a", "b", "c")]
+    worker = Worker(seconds=3600)
+    with reader(*folders, models=slowly, wait=False, worker=worker) as client, ThreadPoolExecutor() as readers:
+        assert begun.wait(120)
+        text = readers.submit(client.post, "/tiny-model/c/3/test", json={"text": TEXT})
+        until(lambda: worker.waiting == 3)
+        go.set()
+        assert text.result(120).status_code == 200
+        assert asked[:2] == ["a", "c"]
+        until(lambda: not worker.busy and not worker.waiting)
+        assert sorted(asked) == ["a", "b", "c"]  # each once
 
 
 async def _call(made: Starlette, path: str, body: bytes, leave: asyncio.Event) -> list[dict[str, Any]]:

@@ -12,8 +12,10 @@ from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
+import torch
 from starlette.testclient import TestClient
 
+from gemscope.activations.model import LanguageModel
 from gemscope.atlas.reader import Atlas
 from gemscope.atlas.units import units_of
 from gemscope.cli import options
@@ -21,8 +23,9 @@ from gemscope.cli.main import main
 from gemscope.edits import ways
 from gemscope.edits.clamp import Ablate, Clamp
 from gemscope.edits.steer import Project, Steer
+from gemscope.errors import CorruptFile
 from gemscope.reports.steer import steer
-from served import ASKED, AT, BODY, HOSTILE, MODEL, PROMPT, SAE, STEER, as_json, here, reader, told
+from served import ASKED, AT, BODY, HOSTILE, MODEL, PROMPT, SAE, STEER, as_json, here, planted, reader, told
 
 # --- the steer view ---------------------------------------------------------------------------------------------------
 
@@ -207,21 +210,49 @@ def test_a_feature_is_taken_out_by_a_link(live: TestClient) -> None:
     assert parse_qs(urlsplit(links[0]).query)["strength"] == ["-1.5max"]
 
 
-def test_the_units_are_measured_once_and_then_stand_on_the_page(folder: Path) -> None:
+def test_a_norm_that_the_atlas_does_not_say_is_measured_for_whoever_asks_first_and_kept(tmp_path: Path) -> None:
+    folder = planted(tmp_path / "atlas")
     with reader(folder, models=here) as client:
         assert "× median norm" not in client.get(f"{AT}/5").text
         found = client.get(f"{STEER}/units.json", params={"feature": [5, 6]}).json()
-        with Atlas(folder) as atlas:
-            units = units_of(atlas, MODEL, SAE)
-            top = atlas[5].max
-        assert found["median_norm"] == pytest.approx(units.median_norm)
         assert set(found["features"]) == {"5"}  # 6 never fired
-        assert found["features"]["5"] == pytest.approx({"max": top, "of_norm": units.max(5).of_norm}, rel=1e-5)
         assert "× median norm" in client.get(f"{AT}/5").text
-        (source,) = client.app.state.shelf  # type: ignore[attr-defined]
-        kept = source.live.known_units
-        client.get(f"{STEER}/units.json", params={"feature": 9})
-        assert source.live.known_units is kept
+    with Atlas(folder) as atlas:
+        rows = [[id_ for id_ in atlas.row(at) if id_ >= 0] for at in range(0, 2048, atlas.manifest.length)]
+        lengths = torch.cat([MODEL.capture(row, ["1.res"])["1.res"].rows.norm(dim=-1) for row in rows])
+        assert found["median_norm"] == pytest.approx(lengths.median().item())
+        assert atlas.manifest.median_norm == found["median_norm"]
+        share = atlas[5].max * float(SAE.direction(5).norm()) / found["median_norm"]
+        assert found["features"]["5"] == pytest.approx({"max": atlas[5].max, "of_norm": share}, rel=1e-5)
+
+
+def test_the_norm_that_an_atlas_says_stands_on_every_page_and_sets_no_model_to_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = planted(tmp_path / "atlas")
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "median_norm": 8.0}))
+    with reader(folder, models=here) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(client.app.state.worker, "submit", lambda *_, **__: pytest.fail("the model was asked"))  # type: ignore[attr-defined]
+            for page in (f"{AT}/5", f"{STEER}?feature=5"):
+                assert "× median norm" in client.get(page).text
+        with monkeypatch.context() as patch:
+            patch.setattr(LanguageModel, "capture", lambda *_, **__: pytest.fail("the model was run"))
+            found = client.get(f"{STEER}/units.json", params={"feature": 5}).json()
+        with Atlas(folder) as atlas:
+            share = atlas[5].max * float(SAE.direction(5).norm()) / 8
+        assert found["median_norm"] == 8
+        assert found["features"]["5"]["of_norm"] == pytest.approx(share, rel=1e-5)
+
+
+@pytest.mark.parametrize("norm", [0.0, -1.0, 1e300])
+def test_a_norm_that_cannot_be_is_refused_with_the_atlas(norm: float, tmp_path: Path) -> None:
+    folder = planted(tmp_path / "atlas")
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "median_norm": norm}))
+    with pytest.raises(CorruptFile, match='field "median_norm" is'):
+        Atlas(folder)
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,14 @@ def worker() -> Iterator[Worker]:
 class Held:
     """A job that runs until it is let go, and looks whether it should."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, *, patient: bool = False) -> None:
         self.begun, self.go = threading.Event(), threading.Event()
-        self.job = worker.submit(self._work)
+        self.runs = 0
+        self.job = worker.submit(self._work, patient=patient)
         assert self.begun.wait(120)
 
     def _work(self, job: Job[str]) -> str:
+        self.runs += 1
         self.begun.set()
         while not self.go.wait(0.005):
             job.check()
@@ -68,6 +70,84 @@ def test_who_is_patient_lets_the_others_go_first(worker: Worker) -> None:
     held.go.set()
     patient[1].outcome.result(120)
     assert order == ["reader", "page", "too"]
+
+
+def test_a_patient_job_that_runs_gives_way_at_once_and_begins_anew_with_what_it_has_finished(worker: Worker) -> None:
+    order: list[str] = []
+    done: dict[str, int] = {}
+    begun, go = threading.Event(), threading.Event()
+
+    def page(job: Job[int]) -> int:
+        """Two parts, of which the second is long."""
+        order.append("page")
+        if "first" not in done:
+            done["first"] = len(order)
+        begun.set()
+        while not go.wait(0.005):
+            job.check()
+        return done["first"]
+
+    patient = worker.submit(page, patient=True)
+    assert begun.wait(120)
+    readers = [worker.submit(lambda _, n=n: order.append(n)) for n in ("one", "two")]  # type: ignore[misc]
+    for reader in readers:
+        reader.outcome.result(120)  # though nobody lets the page's job go on
+    go.set()
+    assert patient.outcome.result(120) == 1
+    assert [one for one in order if one != "page"] == ["one", "two"]
+    assert (order[0], order[-1]) == ("page", "page")
+
+
+def test_a_patient_job_gives_way_to_no_other_that_is_patient(worker: Worker) -> None:
+    held = Held(worker, patient=True)
+    other = worker.submit(lambda _: "other", patient=True)
+    assert not other.outcome.done()
+    assert worker.ahead(other) == 1
+    held.go.set()
+    assert (held.job.outcome.result(120), other.outcome.result(120)) == ("done", "other")
+
+
+def test_whose_reader_leaves_after_it_gave_way_is_never_run_again(worker: Worker) -> None:
+    held, reader = Held(worker, patient=True), Held(worker)
+    assert worker.ahead(held.job) == 1
+    held.job.cancel()
+    assert worker.waiting == 0
+    with pytest.raises(Cancelled):
+        held.job.outcome.result(120)
+    reader.go.set()
+    assert reader.job.outcome.result(120) == "done"
+    assert worker.submit(lambda _: 1).outcome.result(120) == 1
+    assert held.runs == 1
+
+
+def test_closing_ends_what_gave_way_too() -> None:
+    worker = Worker(room=3)
+    held, _ = Held(worker, patient=True), Held(worker)
+    worker.close()
+    with pytest.raises(Cancelled):
+        held.job.outcome.result(120)
+
+
+def test_a_job_is_found_in_the_line_by_the_name_that_its_reader_gave_it(worker: Worker) -> None:
+    held = Held(worker)
+    worker.submit(lambda _: None)
+    named = worker.submit(lambda _: None, name="mine")
+    assert worker.place("mine") == 2
+    assert worker.place("another's") is None
+    assert worker.place("") is None
+    held.go.set()
+    named.outcome.result(120)
+    assert worker.place("mine") is None
+
+
+def test_time_before_it_really_begins_is_not_counted(worker: Worker) -> None:
+    def work(job: Job[str]) -> str:
+        time.sleep(0.3)  # a model is loaded, for everybody
+        job.begin()
+        job.check()
+        return "in time"
+
+    assert worker.submit(work, seconds=0.2).outcome.result(120) == "in time"
 
 
 def test_what_a_job_tells_is_heard_while_it_runs(worker: Worker) -> None:

@@ -148,7 +148,7 @@ def test_no_page_sends_anything_before_its_reader_does_something() -> None:
     assert not re.findall(r"EventSource|WebSocket|sendBeacon|XMLHttpRequest|requestIdleCallback", scripts)
     # A script asks the server in three places, each behind an event of its reader's.
     assert re.findall(r"fetch\(`?([^,)]*)", scripts) == [
-        "url", "${this.dataset.units}?${new URLSearchParams(asked", "${this.form.action}?${this.state(button",
+        "/queue/${name}.json`", "url", "${this.form.action}?${this.state(button",
     ]  # fmt: skip
 
 

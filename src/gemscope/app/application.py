@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
@@ -14,12 +14,12 @@ from starlette.types import ASGIApp
 
 from gemscope.app import feature
 from gemscope.app.guard import LOOPBACK, Guard
-from gemscope.app.live import Finder
+from gemscope.app.live import Finder, Live
 from gemscope.app.renderers import Renderers, beside
 from gemscope.app.responses import HANDLERS
 from gemscope.app.routes import ROUTES
 from gemscope.app.shelf import Shelf, folders, shelf
-from gemscope.app.worker import Worker
+from gemscope.app.worker import Job, Worker
 from gemscope.atlas.reader import Atlas
 from gemscope.errors import GemscopeError, InputError
 from gemscope.pages.render import warm
@@ -80,12 +80,14 @@ def _opened(given: Iterable[Atlas | str | os.PathLike[str]], opened: list[Atlas]
 
 @asynccontextmanager
 async def _lifespan(made: Starlette) -> AsyncIterator[None]:
-    """Models are loaded while the first pages are read; texts that come meanwhile wait in the same line."""
+    """Models are loaded while the first pages are read, one after another; a text that comes meanwhile waits for its
+    own, which is then loaded next.
+    """
     worker: Worker = made.state.worker
     if made.state.models is not None:
         for source in made.state.shelf:
-            load = _loading(source.live, made.state.models, source.manifest)
-            worker.submit(load, seconds=float("inf"), always=True)
+            source.live.loads = _loading(source.live, made.state.models, source.manifest)
+            worker.submit(_patiently(source.live.loads), seconds=float("inf"), always=True, patient=True)
     warming = threading.Thread(target=_warm, args=(made.state.shelf,), name="gemscope-warming", daemon=True)
     warming.start()
     folders = [source.atlas.folder for source in made.state.shelf]
@@ -105,5 +107,9 @@ def _warm(served: Shelf) -> None:
             source.warm()
 
 
-def _loading(live: Any, models: Finder, manifest: Any) -> Any:
-    return lambda job: live.load(models, manifest)
+def _loading(live: Live, models: Finder, manifest: Any) -> Callable[[], None]:
+    return lambda: live.load(models, manifest)
+
+
+def _patiently(loads: Callable[[], None]) -> Callable[[Job[None]], None]:
+    return lambda job: loads()

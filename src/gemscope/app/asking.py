@@ -32,6 +32,9 @@ _FIELDS = 100
 
 MEASURING = 120.0
 """Seconds that causes and effects may take to be measured: more than a text may take to be read."""
+ASKED = "x-asked"
+"""The header in which a page says by what name it asks for the place in the line (`/queue/NAME.json`)."""
+_NAMED = 64
 _WHERE = "the request"
 
 
@@ -131,7 +134,8 @@ def submitted(
     if not is_ours(request.headers):
         raise HTTPException(403, _NOT_OURS)
     try:
-        job = worker_of(request).submit(work, seconds=seconds, patient=patient, listen=listen)
+        name = request.headers.get(ASKED, "")[:_NAMED]
+        job = worker_of(request).submit(work, seconds=seconds, patient=patient, listen=listen, name=name)
     except Full as full:
         raise HTTPException(503, str(full), {"retry-after": "5"}) from None
     request.state.ahead = job.ahead
@@ -141,8 +145,8 @@ def submitted(
 async def ask(
     request: Request, work: Callable[[Job[T]], T], *, seconds: float | None = None, patient: bool = False
 ) -> T:
-    """Has the worker do something for the reader of this request, and stops it when the reader leaves. `patient`: after
-    all that readers have asked for themselves.
+    """Has the worker do something for the reader of this request, and stops it when the reader leaves. `patient`: it
+    takes long, and gives way to what others ask for.
 
     Raises what the work raises; HTTPException 503 where too many wait, it takes too long or there is no model, 403 for
     what is not ours; ClientDisconnect.

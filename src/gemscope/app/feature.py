@@ -12,7 +12,7 @@ from gemscope.app.guard import FRAMED
 from gemscope.app.renderers import Wanted
 from gemscope.app.requests import Forget, Label, Trial
 from gemscope.app.responses import data, document, page, wants_data, wants_part
-from gemscope.app.shelf import Shelf, Source, summarised
+from gemscope.app.shelf import Shelf, Source
 from gemscope.app.steer_view import dial, first
 from gemscope.pages.embed import Embed
 from gemscope.pages.render import render
@@ -23,7 +23,8 @@ async def feature(request: Request) -> Response:
     source, index = source_of(request), index_of(request)
     if wants_data(request):
         return data(request, source[index].to_dict())
-    wanted = Wanted(*source.address, index, dict(request.query_params), source.live.on, source.live.why)
+    live, norm = source.live, source.median_norm
+    wanted = Wanted(*source.address, index, dict(request.query_params), live.on, live.why, norm)
     if index in source.scores:  # which no other process knows of
         html: str | bytes = made(shelf_of(request), wanted)
     else:
@@ -47,7 +48,7 @@ def made(served: Shelf, wanted: Wanted) -> str:
         live=wanted.live,
         why=wanted.why,
         asked=asked,
-        rows=[dial(source, asked, summarised(dashboard))] if steers else [],
+        rows=[dial(source, asked, dashboard, norm=wanted.median_norm)] if steers else [],
         writable=embed is None,
         previous=index - 1 if index else None,
         following=index + 1 if index + 1 < len(source.atlas) else None,

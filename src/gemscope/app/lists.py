@@ -70,6 +70,11 @@ async def health(request: Request) -> Response:
     )
 
 
+async def queue(request: Request) -> Response:
+    """How many are before what was asked for by this name; null where it waits no longer."""
+    return data(request, {"ahead": worker_of(request).place(request.path_params["name"])})
+
+
 async def browse(request: Request) -> Response:
     """A table of features."""
     source, asked = source_of(request), query_of(request, Browse)

@@ -25,14 +25,17 @@ class Off(Exception):
 
 
 class Live:
-    """The model and the SAE of one atlas. All but `state`, `why`, `on` and `known_units` is for the worker's thread."""
+    """The model and the SAE of one atlas. All but `state`, `why`, `on` and `chats` is for the worker's thread."""
 
     def __init__(self, off: str | None = None) -> None:
         """To be loaded, or off for a reason."""
         self.state: State = "loading" if off is None else "off"
         self.why = off or "the model is being loaded"
+        self.loads: Callable[[], None] | None = None
+        """How it is loaded: for whoever has something to be read before that was its turn."""
         self._pair: tuple[Any, Any] | None = None
         self._units: Any = None
+        self._norms: dict[int, Any] = {}
 
     @property
     def on(self) -> bool:
@@ -41,6 +44,8 @@ class Live:
 
     def load(self, find: Finder, manifest: Any) -> None:
         """Makes it ready, or off for a reason."""
+        if self.state != "loading":
+            return
         try:
             self._pair = _fitting(find, manifest)
         except GemscopeError as error:
@@ -54,7 +59,7 @@ class Live:
         """A `Reading`; with `chat` the text is a user's turn. Raises Off, and what `reading.read` raises."""
         from gemscope.app import reading
 
-        return reading.read(job, *self.pair(), _given(text, chat), features=features)
+        return reading.read(job, *self.pair(job), _given(text, chat), features=features)
 
     def look(self, job: Job[Any], text: str, *, k: int, atlas: Atlas, chat: bool = False) -> Any:
         """A `Look` with the labels of this SAE's atlas; with `chat` the text is a user's turn. Raises Off, and what
@@ -62,21 +67,16 @@ class Live:
         """
         from gemscope.app import reading
 
-        return reading.look(job, *self.pair(), _given(text, chat), k=k, atlas=atlas)
+        return reading.look(job, *self.pair(job), _given(text, chat), k=k, atlas=atlas)
 
     @property
     def chats(self) -> bool:
         """Whether its model has a chat template; not where no model is ready."""
         return self._pair is not None and bool(getattr(self._pair[0].tokenizer, "chat_template", None))
 
-    @property
-    def known_units(self) -> Any:
-        """Its `Units` where they are made already, else None: for pages, which do not wait for them."""
-        return self._units
-
-    def units(self, job: Job[Any], atlas: Any) -> Any:
+    def units(self, job: Job[Any], atlas: Atlas) -> Any:
         """The `Units` of its SAE, by its atlas, or measured where that is no measure: made once. Raises Off."""
-        model, sae = self.pair()
+        model, sae = self.pair(job)
         if self._units is None:
             from gemscope.atlas.units import measures, units_of
             from gemscope.edits.units import Units
@@ -84,7 +84,9 @@ class Live:
 
             with model.watched(job.check):
                 if measures(atlas.manifest, sae):
-                    self._units = units_of(atlas, model, sae)
+                    self._units = units_of(atlas, model, sae, read=self._norms)
+                    if atlas.manifest.median_norm is None and self._units.median_norm:
+                        atlas.measured(median_norm=self._units.median_norm)
                 else:
                     self._units = Units.measured(model, sae, Corpus.sample(), tokens=_MEASURED)
         return self._units
@@ -93,14 +95,14 @@ class Live:
         """The `steering.Run`s of a `requests.Steering`. Raises Off, and what `steering.stream` raises."""
         from gemscope.app import steering
 
-        model, sae = self.pair()
+        model, sae = self.pair(job)
         return steering.stream(job, model, sae, self.units(job, atlas), asked, atlas=atlas)
 
     def attribute(self, job: Job[Any], atlas: Any, asked: Any) -> Any:
         """The `Attribution` of a `requests.Cause`. Raises Off, and what `attribute` raises."""
         from gemscope.reports.attribute import attribute
 
-        model, sae = self.pair()
+        model, sae = self.pair(job)
         return attribute(
             model,
             sae,
@@ -117,7 +119,7 @@ class Live:
         """The `OutputScore` of a `Dashboard`'s feature, at its maximum. Raises Off, and what `output_score` raises."""
         from gemscope.reports.output_score import output_score
 
-        model, sae = self.pair()
+        model, sae = self.pair(job)
         return output_score(
             model,
             sae,
@@ -128,8 +130,13 @@ class Live:
             check=job.check,
         )
 
-    def pair(self) -> tuple[Any, Any]:
-        """Model and SAE. Raises Off."""
+    def pair(self, job: Job[Any]) -> tuple[Any, Any]:
+        """Model and SAE, loaded now where nobody else has needed them: the job's time is counted from then on. Raises
+        Off.
+        """
+        if self.state == "loading" and self.loads is not None:
+            self.loads()
+            job.begin()
         if self._pair is None:
             raise Off(f"live reading is off: {self.why}")
         return self._pair

@@ -33,6 +33,7 @@ class Wanted:
     query: dict[str, str]
     live: bool
     why: str
+    median_norm: float | None = None
 
 
 def beside() -> int:

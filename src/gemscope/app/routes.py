@@ -15,6 +15,7 @@ ROUTES: list[Route] = [
     Route("/.json", lists.home),
     Route("/index.json", lists.home),
     Route("/health", lists.health),
+    Route("/queue/{name}.json", lists.queue),
     Route("/search.json", lists.everywhere),
     Route("/static/{name:path}", static),
     Route("/favicon.ico", static),

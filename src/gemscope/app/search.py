@@ -77,7 +77,7 @@ async def _firing(request: Request, source: Source, text: str) -> dict[str, Any]
         reading = source.live.read(job, text)
         from gemscope.atlas.meaning import Meanings  # brings torch, which a server starts without
 
-        strong = reading.strongest(_STRONG, known_of=Meanings(source.atlas, source.live.pair()[1]))
+        strong = reading.strongest(_STRONG, known_of=Meanings(source.atlas, source.live.pair(job)[1]))
         found = [{"summary": source.summary(one.feature), "values": one.values} for one in strong]
         return {"found": found, "strings": reading.tokens, "counted": reading.counted}
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from gemscope.app.live import Live
 from gemscope.atlas.dashboard import Dashboard, Summary
-from gemscope.atlas.files.manifest import Manifest
+from gemscope.atlas.files.manifest import IMPORTED, Manifest
 from gemscope.atlas.labels.explanations import Standing
 from gemscope.atlas.reader import Atlas
 from gemscope.errors import InputError, NotFound
@@ -23,7 +23,7 @@ from gemscope.pages.charts.scatter import Cells, gathered
 from gemscope.pages.links import ServerLinks
 
 MANIFEST = "manifest.json"
-OURS = frozenset({"api", "favicon.ico", "health", "search", "static"})
+OURS = frozenset({"api", "favicon.ico", "health", "queue", "search", "static"})
 """First parts of addresses that no model can have."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@=~-]{0,199}")
@@ -72,6 +72,11 @@ class Source:
     def cells(self) -> Cells | None:
         """The points as a chart has them; None where no feature fired."""
         return gathered(*self.points)
+
+    @property
+    def median_norm(self) -> float | None:
+        """What the atlas's activations and lengths are shares of, where that is known."""
+        return None if IMPORTED in self.manifest.options else self.atlas.manifest.median_norm
 
     @cached_property
     def scores(self) -> dict[int, Any]:

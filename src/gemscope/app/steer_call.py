@@ -40,7 +40,7 @@ async def steer(request: Request) -> Response:
     def work(job: Job[Any]) -> dict[str, Any]:
         from gemscope.app import steering
 
-        pairs = [source.live.pair() for source in sources]
+        pairs = [source.live.pair(job) for source in sources]
         model = pairs[0][0]
         if any(other is not model for other, _ in pairs):
             raise InputError("these sources are read by different models here: steer with features of one")

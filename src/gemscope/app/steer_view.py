@@ -4,6 +4,7 @@ button here, or for a program (`asking.pressed`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +19,9 @@ from gemscope.app.events import Events
 from gemscope.app.lists import line
 from gemscope.app.requests import EDITED, FULL, Steering
 from gemscope.app.responses import data, page, wants_data, wants_part
-from gemscope.app.shelf import Source
+from gemscope.app.shelf import Source, summarised
 from gemscope.app.worker import Job
-from gemscope.atlas.dashboard import Summary
+from gemscope.atlas.dashboard import Dashboard, Summary
 from gemscope.edits.strength import Amount, Strength
 from gemscope.edits.ways import require_added
 from gemscope.errors import GemscopeError, InputError, NotFound
@@ -61,15 +62,18 @@ class Dial:
 
 def dials(source: Source, asked: Steering) -> list[Dial]:
     """One for each feature. Raises NotFound."""
-    return [dial(source, asked, source.summary(feature), by, factor) for feature, by, factor in asked.rows]
+    norm = source.median_norm
+    return [dial(source, asked, source[feature], by, factor, norm=norm) for feature, by, factor in asked.rows]
 
 
-def dial(source: Source, asked: Steering, summary: Summary, amount: Amount = FULL, factor: float = 0.0) -> Dial:
-    """The one of a feature. What is not known without the model is left out: pages do not wait for it."""
-    units = source.live.known_units
-    norm = units.max(summary.feature).of_norm if units is not None and summary.max > 0 else None
-    rest = asked.query([row for row in asked.rows if row[0] != summary.feature])
-    return Dial(summary, amount, factor, norm, source.links.steer(**rest))
+def dial(
+    source: Source, asked: Steering, one: Dashboard, amount: Amount = FULL, factor: float = 0.0, *, norm: float | None
+) -> Dial:
+    """The one of a feature. Where nobody knows the median `norm` yet, shares of it are left out: pages do not wait."""
+    share = one.max * one.decoder_norm / norm if norm and one.decoder_norm else None
+    share = share if share is not None and math.isfinite(share) else None
+    rest = asked.query([row for row in asked.rows if row[0] != one.index])
+    return Dial(summarised(one), amount, factor, share, source.links.steer(**rest))
 
 
 def first(index: int) -> Steering:
@@ -187,7 +191,8 @@ async def stream(request: Request) -> Response:
     def work(job: Job[Any]) -> dict[str, Any]:
         runs = source.live.steer(job, source.atlas, asked)
         html = render("steer_result.html", links=source.links, runs=runs)
-        return {"runs": _runs(runs), "url": source.links.steer(**asked.query()), "html": html}
+        shares = {str(one.summary.feature): one.norm for one in dials(source, asked)}
+        return {"runs": _runs(runs), "url": source.links.steer(**asked.query()), "html": html, "shares": shares}
 
     return Events(request, work, seconds=WRITING, news=_frame, end=lambda found: ("done", found))
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from datetime import date
 from functools import cached_property
 from html import escape
@@ -21,7 +23,8 @@ from gemscope.atlas.dashboard import Dashboard, Explanation, Summary
 from gemscope.atlas.entry import Entry, Floats, Ints
 from gemscope.atlas.feature import Features
 from gemscope.atlas.files import corpus
-from gemscope.atlas.files.manifest import read_manifest
+from gemscope.atlas.files.database import writable
+from gemscope.atlas.files.manifest import read_manifest, write_manifest
 from gemscope.atlas.files.opening import opened
 from gemscope.atlas.files.schema import looked_up
 from gemscope.atlas.labels import search
@@ -30,7 +33,7 @@ from gemscope.atlas.labels.trial import GOOD, Trial
 from gemscope.atlas.lists import Filter, Lists
 from gemscope.atlas.text import Text
 from gemscope.atlas.tokens import ByToken, TokenHit
-from gemscope.errors import InputError, NotFound
+from gemscope.errors import FileError, InputError, NotFound
 from gemscope.features.pool import Pool
 from gemscope.text.rows import passed_over
 
@@ -248,6 +251,17 @@ class Atlas:
         Without rows in an atlas that was imported, or made by a version that held none out. Raises CorruptFile.
         """
         return self._text.pool
+
+    # --- what is found out later ------------------------------------------------------------------------------------
+
+    def measured(self, *, median_norm: float) -> None:
+        """Keeps the manifest's `median_norm`, for an atlas that was made without it: on disk where it can be written,
+        else while it is open.
+        """
+        self.manifest = replace(self.manifest, median_norm=median_norm)
+        if writable(self.folder):
+            with suppress(FileError):
+                write_manifest(self.manifest, self.folder)
 
     # --- how it shows itself ----------------------------------------------------------------------------------------
 

@@ -4,7 +4,10 @@ they are written into.
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
+
 import torch
+from torch import Tensor
 
 from gemscope.activations.model import LanguageModel
 from gemscope.atlas.files.manifest import IMPORTED, Manifest
@@ -24,8 +27,12 @@ def measures(manifest: Manifest, sae: SAE) -> bool:
     return IMPORTED not in manifest.options and manifest.sae_digest == sae.digest
 
 
-def units_of(atlas: Atlas, model: LanguageModel, sae: SAE) -> Units:
-    """Maxima over all of the atlas's tokens, the median norm over its first 2,048. One short pass of the model.
+def units_of(atlas: Atlas, model: LanguageModel, sae: SAE, *, read: MutableMapping[int, Tensor] | None = None) -> Units:
+    """Maxima and the median norm over all of the atlas's tokens.
+
+    One that does not say the norm (of an older version, or made of a harvest without that site) has it measured over
+    its first 2,048 tokens, by a short pass of the model for each of its rows. `read` holds the norms of rows that were
+    read before, and gets those that are read now.
 
     Raises Mismatch where the atlas is no measure for the SAE (`measures`).
     """
@@ -37,25 +44,27 @@ def units_of(atlas: Atlas, model: LanguageModel, sae: SAE) -> Units:
             f"the atlas at {atlas.folder} {made}, not with {sae.info.name} ({sae.digest[:12]}): "
             "its activations are no measure for it"
         )
+    norm = manifest.median_norm
+    if norm is None:
+        norm = _median_norm(atlas, model, sae, {} if read is None else read)
     features, _, maxima = atlas.scatter()
     return Units(
         sae,
         maxima=dict(zip(features.tolist(), maxima.tolist(), strict=True)),
-        median_norm=_median_norm(atlas, model, sae),
+        median_norm=norm,
         source=", ".join(part.name for part in manifest.parts),
         tokens=manifest.tokens,
     )
 
 
-def _median_norm(atlas: Atlas, model: LanguageModel, sae: SAE) -> float | None:
-    site, norms, position = sae.site_out or sae.site, [], 0
-    length, end = atlas.manifest.length, atlas.manifest.rows * atlas.manifest.length
+def _median_norm(atlas: Atlas, model: LanguageModel, sae: SAE, read: MutableMapping[int, Tensor]) -> float | None:
+    site, length = sae.site_out or sae.site, atlas.manifest.length
     if site is None:
         return None
-    while position < min(end, _TOKENS):
-        ids = [id_ for id_ in atlas.row(position) if id_ >= 0]
-        acts = model.capture(ids, [site])[site]
-        norms.append(torch.linalg.vector_norm(acts.rows.float(), dim=-1).cpu())
-        position += length
-    every = torch.cat(norms) if norms else torch.zeros(0)
+    starts = range(0, min(atlas.manifest.rows * length, _TOKENS), length)
+    for position in starts:
+        if position not in read:
+            ids = [id_ for id_ in atlas.row(position) if id_ >= 0]
+            read[position] = torch.linalg.vector_norm(model.capture(ids, [site])[site].rows.float(), dim=-1).cpu()
+    every = torch.cat([read[position] for position in starts]) if starts else torch.zeros(0)
     return every.median().item() if len(every) else None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from atlases import content
 from gemscope.activations.model import LanguageModel
@@ -14,6 +15,7 @@ from gemscope.atlas.describe.merge import merge
 from gemscope.atlas.describe.run import describe
 from gemscope.atlas.reader import Atlas
 from gemscope.atlas.verify import verify
+from gemscope.checked import read_tensors
 from gemscope.errors import CorruptFile, InputError, Mismatch, NotFound
 from gemscope.features.sae import SAE
 from gemscope.testing import planted_sae
@@ -35,6 +37,17 @@ def test_merged_atlases_equal_one_pass_over_all_texts(
     again = merge([pair, others[1].folder], to=tmp_path / "again")
     assert content(again.folder) == content(whole.folder)
     assert verify(merged.folder) == []
+
+
+def test_merged_with_an_atlas_that_never_gathered_norms_none_is_said(
+    model: LanguageModel, sae: SAE, corpora: list[Corpus], atlas: Atlas, tmp_path: Path
+) -> None:
+    older = describe(model, sae, corpora[1], to=tmp_path / "older", config=CONFIG)
+    arrays, _ = read_tensors(older.folder / SUMS, framework="np")
+    del arrays["norms.counts"]
+    save_file(arrays, older.folder / SUMS)
+    assert atlas.manifest.median_norm
+    assert merge([atlas, older], to=tmp_path / "merged").manifest.median_norm is None
 
 
 def test_a_damaged_corpus_is_not_merged(atlas: Atlas, tmp_path: Path) -> None:

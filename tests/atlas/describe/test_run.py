@@ -12,6 +12,7 @@ import torch
 
 from atlases import content
 from gemscope.activations.model import LanguageModel
+from gemscope.activations.site import Site
 from gemscope.atlas.describe.gather import DescribeConfig
 from gemscope.atlas.describe.run import describe
 from gemscope.atlas.describe.weights import address_of
@@ -149,6 +150,31 @@ def test_a_described_atlas_is_sound_and_says_what_it_is_of(atlas: Atlas, sae: SA
     assert manifest.sae_digest == sae.digest
     assert "centred" in str(manifest.logits) or "mean" in str(manifest.logits)
     assert manifest.parts[0].counted == manifest.tokens
+
+
+def test_the_median_norm_is_that_of_the_models_own_hidden_states(
+    atlas: Atlas, model: LanguageModel, corpora: list[Corpus]
+) -> None:
+    lengths = []
+    for rows in model.rows(corpora[0], length=CONFIG.length, batch=CONFIG.batch):
+        out = model.hf(input_ids=rows.ids, attention_mask=rows.real.long(), output_hidden_states=True)
+        counted = model.capture(rows, ["1.res"])["1.res"].counted
+        lengths.append(out.hidden_states[2][counted].norm(dim=-1))
+    assert atlas.manifest.median_norm == pytest.approx(torch.cat(lengths).median().item(), rel=0.005)
+
+
+def test_a_transcoders_norm_is_taken_where_it_writes(
+    model: LanguageModel, corpora: list[Corpus], tmp_path: Path
+) -> None:
+    sae = planted_sae(site="1.res", seed=3).sae
+    sae.site_out = Site.parse("0.mlp")
+    atlas = describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG)
+    lengths = [
+        captured["0.mlp"].values[captured["1.res"].counted].norm(dim=-1)
+        for rows in model.rows(corpora[0], length=CONFIG.length, batch=CONFIG.batch)
+        for captured in [model.capture(rows, ["1.res", "0.mlp"])]
+    ]
+    assert atlas.manifest.median_norm == pytest.approx(torch.cat(lengths).median().item(), rel=0.005)
 
 
 def test_several_saes_in_one_pass_give_what_each_gives_alone(

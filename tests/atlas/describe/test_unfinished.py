@@ -284,6 +284,7 @@ FORGED: dict[str, tuple[dict[str, np.ndarray], dict[str, Any]]] = {
     "examples.top.rank is int64 of shape": ({"0.examples.top.rank": np.zeros((3, 4), np.int64)}, {}),
     "counts and maxima are no tally's": ({"0.tally.tokens": np.array([-1])}, {}),
     "sums are no tally's": ({"0.tally.sums": np.full((2, 64), 2**40)}, {}),
+    "norms are not of its tokens": ({"0.norms.counts": np.full(16384, 2**60)}, {}),
     "examples are not where they belong": ({"0.examples.exponents": np.full(64, 2**40)}, {}),
     "sample of tokens is no such sample": ({"0.sample.position": np.zeros(0, np.int64)}, {}),
     'field "read" is -1': ({}, {"read": -1}),

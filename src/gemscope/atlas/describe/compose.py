@@ -93,6 +93,7 @@ def compose(
                 crowded=_crowded(tops),
                 coactivation=f"counted on {seen:,} of {counted:,} counted tokens" if config.partners else "not counted",
                 options=asdict(config),
+                median_norm=statistics.median_norm,
             )
         )
 

@@ -18,11 +18,14 @@ from gemscope.errors import CorruptFile, InputError
 from gemscope.features.cofiring import Sample
 from gemscope.features.examples import Examples, Firings
 from gemscope.features.held_out import HeldOut
+from gemscope.features.norms import Norms
 from gemscope.features.tally import Tally
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _GROWING = ("sample.", "held_out.")
+_NORMS = "norms.counts"
+"""What an older version did not gather."""
 _ROOM = 1 << 24
 """Tokens and entries, at least, in the sample of tokens that co-activation is counted on."""
 
@@ -70,11 +73,14 @@ class Statistics:
         self.examples = Examples(d_sae, top=config.top, each=config.each, before=config.before, after=config.after)
         self.sample = Sample(d_sae, max(_ROOM, 128 * d_sae) if config.partners else 0)
         self.held_out = HeldOut(d_sae, config.length, -(-config.pool // config.length))
+        self.norms = Norms()
 
     def add(self, batch: Batch, found: Found, keys: Array, first: int) -> None:
         """One batch, whose rows start at flat position `first` of the corpus."""
         features = found.features
         self.tally.add(features)
+        if found.norms is not None:
+            self.norms.add(found.norms)
         entries = features.tokens.numpy()
         ids = features.features.numpy().astype(np.int64)
         flat = keys.reshape(-1)
@@ -102,18 +108,27 @@ class Statistics:
         self.examples.merge(other.examples, self.tally.exponents.numpy(), shift)
         self.sample.merge(other.sample, shift)
         self.held_out.merge(other.held_out, shift)
+        self.norms.merge(other.norms)
+
+    @property
+    def median_norm(self) -> float | None:
+        """To four digits; None where it was not taken of every counted token."""
+        return float(f"{self.norms.median:.4g}") if self.norms.seen == self.tally.tokens > 0 else None
 
     def sums(self) -> dict[str, Array]:
-        """The tally and the sample: what merging needs beyond an atlas's pages."""
+        """The tally, the norms and the sample: what merging needs beyond an atlas's pages."""
         tally = {f"tally.{name}": value.numpy() for name, value in self.tally.state().items()}
-        return tally | {f"sample.{name}": value for name, value in self.sample.state().items()}
+        sample = {f"sample.{name}": value for name, value in self.sample.state().items()}
+        return tally | sample | {_NORMS: self.norms.counts}
 
     def restore_sums(self, state: Mapping[str, Array]) -> None:
         """What `sums` gave. Raises CorruptFile for what cannot have been gathered."""
+        state = {_NORMS: Norms().counts, **state}
         self._require(self.sums(), state)
         try:
             self.tally = Tally.of({name: torch.from_numpy(value) for name, value in under("tally", state).items()})
             self.sample = Sample.of(under("sample", state), self.tally.d_sae)
+            self.norms = Norms.of(state[_NORMS], self.tally.tokens)
         except ValueError as error:
             raise CorruptFile(error) from error
 
@@ -132,6 +147,7 @@ class Statistics:
 
     def restore(self, state: Mapping[str, Array], end: int) -> None:
         """What `state` gave of a text that ends at this flat position. Raises CorruptFile."""
+        state = {_NORMS: Norms().counts, **state}
         self._require(self.state(), state)
         self.restore_sums({name: one for name, one in state.items() if name in self.sums()})
         try:

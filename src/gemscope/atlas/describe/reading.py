@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from gemscope.activations.capture import Activations
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.store import Store
 from gemscope.errors import InputError
 from gemscope.features.activations import FeatureActivations
-from gemscope.features.fit import require_fit
+from gemscope.features.fit import require_fit, sites_of
 from gemscope.features.sae import SAE
 from gemscope.text.sources import Document
 from gemscope.text.tokens import Tokens
@@ -36,6 +38,8 @@ class Found:
     """Of those n tokens."""
     masked: Mapping[str, int]
     """Tokens that do not count, by reason."""
+    norms: Array | None
+    """float32 [n]: how long the activations are where the SAE writes; None where they are not at hand."""
 
 
 @dataclass(frozen=True)
@@ -63,21 +67,30 @@ def live(
 ) -> Iterator[Batch]:
     """Text through a model, once for all SAEs. The first `skip` batches are not run: they have `found` empty."""
     recorded = _Recorded(documents)
-    sites = [require_fit(model, sae) for sae in saes]
+    for sae in saes:
+        require_fit(model, sae)
+    sites = [sites_of(sae) for sae in saes]
+    wanted = dict.fromkeys(site for both in sites for site in both)
     for number, rows in enumerate(model.rows(recorded, length=length, batch=batch)):
-        captured = {} if number < skip else model.capture(rows, sites)
+        captured = {} if number < skip else model.capture(rows, wanted)
         found = [
-            _found(captured[site], sae.encode(captured[site].rows))
-            for sae, site in zip(saes, sites, strict=True)
+            _found(captured[reads], sae.encode(captured[reads].rows), captured[writes].values)
+            for sae, (reads, writes) in zip(saes, sites, strict=True)
             if captured
         ]
         ids = rows.ids.masked_fill(~rows.real, -1).numpy()
         yield Batch(ids, recorded.starting(rows), int(rows.real.sum()), found)
 
 
-def _found(acts: Activations, features: FeatureActivations) -> Found:
+def _found(acts: Activations, features: FeatureActivations, written: Tensor) -> Found:
     masked = {reason: number for reason, number in acts.dropped.items() if reason != "padding"}
-    return Found(acts.counted.cpu().flatten().nonzero().flatten().numpy(), features.to("cpu"), masked)
+    tokens = acts.counted.cpu().flatten().nonzero().flatten().numpy()
+    return Found(tokens, features.to("cpu"), masked, _norms(written[acts.counted.to(written.device)]))
+
+
+def _norms(rows: Tensor) -> Array:
+    lengths: Array = torch.linalg.vector_norm(rows.float(), dim=-1).cpu().numpy()
+    return lengths
 
 
 class _Recorded:
@@ -110,13 +123,10 @@ def stored(saes: Sequence[SAE], store: Store, *, length: int, batch: int, bos: b
     Only counted tokens are in a store, so the others (the first of each row, special ones, sinks) are holes.
     `bos`: rows open with a hole where live ones have a BOS, so that places in documents are counted alike.
     """
-    sites = []
-    for sae in saes:
-        if sae.site is None:
-            raise InputError(f"{sae.info.name} does not say where it reads: set sae.site")
-        sites.append(sae.site)
-    held = store.together(sites)
-    rows = held[sites[0]]
+    sites = [sites_of(sae) for sae in saes]
+    there = [writes for _, writes in sites if str(writes) in store.manifest.sites]
+    held = store.together([*(reads for reads, _ in sites), *there])
+    rows = held[sites[0][0]]
     lead = int(bos)
     room = length - lead
     if room < 1:
@@ -145,7 +155,11 @@ def stored(saes: Sequence[SAE], store: Store, *, length: int, batch: int, bos: b
         found = []
         if block >= skip:
             values = {site: one[kept] for site, one in held.items()}
-            found = [Found(here, sae.encode(values[site]).to("cpu"), {}) for sae, site in zip(saes, sites, strict=True)]
+            norms = {site: _norms(values[site]) for site in there}
+            found = [
+                Found(here, sae.encode(values[reads]).to("cpu"), {}, norms.get(writes))
+                for sae, (reads, writes) in zip(saes, sites, strict=True)
+            ]
         yield Batch(ids.reshape(batch, length), starts, inside, found)
         done, block = done + inside, block + 1
         if inside:

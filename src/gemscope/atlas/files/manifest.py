@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gemscope.checked import Count, Numbered, Positive, read_json, shown
+from gemscope.checked import Count, Length, Numbered, Positive, read_json, shown
 from gemscope.disk import written_aside
 from gemscope.errors import CorruptFile, NotFound
 
@@ -91,6 +91,8 @@ class Manifest:
     versions: Mapping[str, str]
     metadata: Mapping[str, Any] = field(default_factory=dict)
     neuronpedia_id: str | None = None
+    median_norm: Length | None = None
+    """Median ‖x‖ of the counted tokens at the site that is written to; None where nobody has measured it."""
 
     @property
     def tokens(self) -> int:

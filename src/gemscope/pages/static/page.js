@@ -20,6 +20,23 @@
     addEventListener("submit", (event) => seen.get(event.target) || event.stopImmediatePropagation(), true);
   }
 
+  // Who waits for the model is told how many are before them.
+  let asked = 0;
+  document.addEventListener("htmx:configRequest", ({ target, detail }) => {
+    const busy = target.querySelector(".busy");
+    if (!busy) return;
+    const name = (detail.headers["x-asked"] = `${performance.timeOrigin}-${++asked}`);
+    const said = (busy.dataset.said ??= busy.textContent);
+    const watch = setInterval(async () => {
+      const { ahead } = await (await fetch(`/queue/${name}.json`)).json();
+      busy.textContent = ahead ? `waiting, ${ahead} before you…` : said;
+    }, 700);
+    target.addEventListener("htmx:afterRequest", () => {
+      clearInterval(watch);
+      busy.textContent = said;
+    }, { once: true });
+  });
+
   const turns = { ArrowLeft: "prev", k: "prev", ArrowRight: "next", j: "next" };
   document.addEventListener("keydown", (event) => {
     const to = turns[event.key];

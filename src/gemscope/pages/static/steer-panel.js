@@ -38,9 +38,6 @@
       const share = this.querySelector("[data-share]");
       if (share) share.hidden = false;
       this.ready();
-      // What the median norm is takes a pass of the model: when somebody turns to the panel, which in a frame of somebody
-      // else's may be unawares; and when texts are there.
-      if (self === top) this.form.addEventListener("focusin", () => this.measure(), { once: true });
     }
 
     disconnectedCallback() {
@@ -69,24 +66,12 @@
     read(dial, follow = true) {
       const [, number, unit] = /^\s*(.+?)\s*(raw|max|norm)?\s*$/.exec(dial.querySelector("[name=strength]").value) ?? [];
       const max = Number(dial.dataset.max);
-      const share = this.norms?.[dial.dataset.feature] ?? Number(dial.dataset.norm);
+      const share = dial.dataset.norm ? Number(dial.dataset.norm) : NaN;
       const raw = Number(number) * (unit === "max" ? max : unit === "norm" ? max / share : 1);
       const said = [[raw, "raw"], [raw / max, "× max"], [(raw / max) * share, "× median norm"]];
       const known = said.filter(([value]) => Number.isFinite(value)).map(([value, word]) => ` = ${figure(value)} ${word}`);
       dial.querySelector(".strength output").textContent = known.join("").trim();
       if (follow && Number.isFinite(raw / max)) dial.querySelector(".strength input[type=range]").value = raw / max;
-    }
-
-    async measure() {
-      const asked = [...this.querySelectorAll(".dial")].map((dial) => ["feature", dial.dataset.feature]);
-      if (!asked.length) return;
-      try {
-        const answer = await fetch(`${this.dataset.units}?${new URLSearchParams(asked)}`);
-        if (!answer.ok) return;
-        const { features } = await answer.json();
-        this.norms = Object.fromEntries(Object.entries(features).map(([index, one]) => [index, one.of_norm]));
-        this.ready();
-      } catch {} // the other units are there all the same
     }
 
     // --- which features
@@ -111,7 +96,6 @@
       this.rows.replaceChildren(...parts(await answer.text()));
       this.ready();
       this.address();
-      this.measure();
       const added = this.querySelectorAll(".dial").length > before;
       const next = added ? ".dial:last-child input[type=range]:not([hidden])" : ".suggestions button, [name=add]";
       this.rows.querySelector(next)?.focus();
@@ -228,8 +212,9 @@
       return cell.lastChild;
     }
 
-    done({ html, runs }) {
-      if (!this.norms) this.measure();
+    done({ html, runs, shares }) {
+      for (const dial of this.querySelectorAll(".dial")) dial.dataset.norm = shares[dial.dataset.feature] ?? "";
+      this.ready();
       this.outcome.replaceChildren(...parts(html));
       const [{ default: alone, steered }] = runs[0].pairs;
       const same = runs[0].pairs.every((pair) => pair.default.text === pair.steered.text);
