@@ -18,6 +18,8 @@ from gemscope.atlas.labels.asking import explain_with as explain_with
 from gemscope.atlas.labels.endpoint import Endpoint as Endpoint
 from gemscope.atlas.labels.rules import explain as explain
 from gemscope.atlas.labels.scoring import score_labels as score_labels
+from gemscope.atlas.notes.kept import FeatureList as FeatureList
+from gemscope.atlas.notes.lists import Lists as Lists
 from gemscope.atlas.reader import Atlas as Atlas
 from gemscope.edits.clamp import Ablate as Ablate
 from gemscope.edits.clamp import AtLeast as AtLeast
