@@ -45,6 +45,12 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_data(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What a user makes with gemscope is not touched by tests."""
+    os.environ["GEMSCOPE_DATA"] = str(tmp_path_factory.mktemp("data"))
+
+
 @pytest.fixture
 def unchecked() -> Iterator[None]:
     """Types as users meet them: in the tests alone beartype stands before our own checks."""

@@ -20,6 +20,7 @@ from gemscope.app.responses import HANDLERS
 from gemscope.app.routes import ROUTES
 from gemscope.app.shelf import Shelf, folders, shelf
 from gemscope.app.worker import Job, Worker
+from gemscope.atlas.notes.lists import Lists
 from gemscope.atlas.reader import Atlas
 from gemscope.errors import GemscopeError, InputError
 from gemscope.pages.render import warm
@@ -43,11 +44,13 @@ def app(
     token: str | None = None,
     hosts: Collection[str] | None = LOOPBACK,
     worker: Worker | None = None,
+    lists: Lists | None = None,
 ) -> Starlette:
     """The pages of these atlases as an ASGI application.
 
     `models` finds the model and the SAE of a manifest, in the worker's thread, once the application runs; None: no
-    live reading. `hosts` are the names that the server may be called by; None: any, which asks for a `token`.
+    live reading. `hosts` are the names that the server may be called by; None: any, which asks for a `token`. `lists`
+    are the reader's own (None: those of this machine's user).
 
     Raises InputError, NotFound, and what `Atlas` raises.
     """
@@ -58,7 +61,7 @@ def app(
     made = _App(routes=ROUTES, exception_handlers=dict(HANDLERS), lifespan=_lifespan)
     made.guard = {"hosts": hosts, "token": token}
     made.state.shelf, made.state.worker, made.state.models = served, worker or Worker(), models
-    made.state.opened = opened
+    made.state.opened, made.state.lists = opened, Lists() if lists is None else lists
     return made
 
 

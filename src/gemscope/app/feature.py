@@ -9,6 +9,8 @@ from starlette.responses import RedirectResponse, Response
 from gemscope.app import api
 from gemscope.app.asking import MEASURING, ask, body_of, index_of, pressed, shelf_of, source_of
 from gemscope.app.guard import FRAMED
+from gemscope.app.keeping import keeping
+from gemscope.app.kept import lists_of
 from gemscope.app.renderers import Wanted
 from gemscope.app.requests import Forget, Label, Trial
 from gemscope.app.responses import data, document, page, wants_data, wants_part
@@ -23,13 +25,15 @@ async def feature(request: Request) -> Response:
     source, index = source_of(request), index_of(request)
     if wants_data(request):
         return data(request, source[index].to_dict())
+    embed = Embed.of(request.query_params)
+    kept = None if embed else keeping(lists_of(request), source, index)
     live, norm = source.live, source.median_norm
-    wanted = Wanted(*source.address, index, dict(request.query_params), live.on, live.why, norm)
+    wanted = Wanted(*source.address, index, dict(request.query_params), live.on, live.why, norm, kept)
     if index in source.scores:  # which no other process knows of
         html: str | bytes = made(shelf_of(request), wanted)
     else:
         html = await request.app.state.renderers.page(wanted)
-    return document(html, headers=FRAMED if Embed.of(request.query_params) else None)
+    return document(html, headers=FRAMED if embed else None)
 
 
 def made(served: Shelf, wanted: Wanted) -> str:
@@ -55,6 +59,7 @@ def made(served: Shelf, wanted: Wanted) -> str:
         embed=embed,
         test_text=wanted.query.get("text") or wanted.query.get("defaulttesttext", ""),
         score=source.scores.get(index),
+        keeping=wanted.kept,
     )
 
 

@@ -15,6 +15,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from gemscope.app.keeping import Keeping
+
 MOST = 4
 """Processes beside the server's, however many processors there are."""
 _AHEAD = 2
@@ -34,6 +36,8 @@ class Wanted:
     live: bool
     why: str
     median_norm: float | None = None
+    kept: Keeping | None = None
+    """Of the reader's own lists; None where the page is for a frame."""
 
 
 def beside() -> int:

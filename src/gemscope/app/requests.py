@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from msgspec import Meta, Struct
 from msgspec.structs import asdict
 
+from gemscope.atlas.notes import kept
 from gemscope.checked import Finite
 from gemscope.edits.strength import Amount
 from gemscope.edits.ways import WAYS
@@ -195,6 +196,55 @@ class Cause(Struct, frozen=True, kw_only=True):
     against: Annotated[str, Meta(max_length=200)] = ""
     """A token whose logit is taken away from it."""
     k: Annotated[int, Meta(ge=1, le=50)] = 12
+
+
+# --- lists of one's own ----------------------------------------------------------------------------------------------
+
+Entry = Annotated[str, Meta(min_length=1, max_length=500)]
+"""A feature's address, `model@source:index`."""
+
+
+class ListHead(Struct, frozen=True, kw_only=True, rename={"about": "description"}):
+    """What a list is called, and what it is about."""
+
+    name: kept.Name
+    about: kept.Note = ""
+
+
+class ListKeep(Struct, frozen=True, kw_only=True, rename={"features": "feature"}):
+    """Features for a list."""
+
+    features: Annotated[tuple[Entry, ...], Meta(max_length=200)] = ()
+    list: kept.Name = "Bookmarks"
+    note: kept.Note = ""
+
+
+class ListMove(Struct, frozen=True, kw_only=True):
+    """An entry, and that before which it goes; behind all where none is named."""
+
+    feature: Entry
+    before: Annotated[str, Meta(max_length=500)] = ""
+
+
+class ListNote(Struct, frozen=True, kw_only=True):
+    """An entry, its note, and the note that this one was written over."""
+
+    feature: Entry
+    note: kept.Note = ""
+    was: kept.Note = ""
+
+
+class ListRemove(Struct, frozen=True, kw_only=True, rename={"features": "feature"}):
+    """Entries to take out."""
+
+    features: Annotated[tuple[Entry, ...], Meta(min_length=1, max_length=200)]
+
+
+class ListImport(Struct, frozen=True, kw_only=True):
+    """A list as JSON, and another name for it."""
+
+    text: Annotated[str, Meta(min_length=1, max_length=1_000_000)]
+    name: Annotated[str, Meta(max_length=200)] = ""
 
 
 # --- Neuronpedia's ---------------------------------------------------------------------------------------------------

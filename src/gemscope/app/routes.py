@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
-from gemscope.app import api, causes, feature, lists, prompt, search, steer_view
+from gemscope.app import api, causes, feature, kept, lists, prompt, search, steer_view
 from gemscope.app.static import static
 
 _AT = "/{model}/{source}"
 _ONE = f"{_AT}/{{index}}"
+_LIST = "/lists/{list}"
 
 ROUTES: list[Route] = [
     Route("/", lists.home),
@@ -20,6 +21,19 @@ ROUTES: list[Route] = [
     Route("/static/{name:path}", static),
     Route("/favicon.ico", static),
     *api.ROUTES,
+    Route("/lists.json", kept.all_lists),
+    Route("/lists", kept.all_lists),
+    Route("/lists/new", kept.new, methods=["POST"]),
+    Route("/lists/keep", kept.keep, methods=["POST"]),
+    Route("/lists/import", kept.take_in, methods=["POST"]),
+    Route(f"{_LIST}.json", kept.one_list),
+    Route(f"{_LIST}.html", kept.share),
+    Route(_LIST, kept.one_list),
+    Route(f"{_LIST}/head", kept.head, methods=["POST"]),
+    Route(f"{_LIST}/move", kept.move, methods=["POST"]),
+    Route(f"{_LIST}/note", kept.note, methods=["POST"]),
+    Route(f"{_LIST}/remove", kept.remove, methods=["POST"]),
+    Route(f"{_LIST}/delete", kept.delete, methods=["POST"]),
     Route("/{model}.json", lists.model),
     Route("/{model}", lists.model),
     Route(f"{_AT}/search.json", search.search),

@@ -35,6 +35,7 @@ class Links(Protocol):
     def prompt(self, **query: object) -> str: ...
     def steer(self, **query: object) -> str: ...
     def attribute(self, **query: object) -> str: ...
+    def lists(self, id: str = "", what: str = "") -> str: ...
     def static(self, name: str) -> str: ...
     def json(self, url: str) -> str:
         """Where the data of the page at `url` lies."""
@@ -72,6 +73,10 @@ class ServerLinks:
 
     def attribute(self, **query: object) -> str:
         return self._below("/attribute", query)
+
+    def lists(self, id: str = "", what: str = "") -> str:
+        """A list, or what can be done with it; all of them."""
+        return "/".join([f"{self.root}/lists", *(quote(one, safe=".") for one in (id, what) if one)])
 
     def static(self, name: str) -> str:
         return f"{self.root}/static/{name}?v={static_digest()}"
@@ -130,6 +135,9 @@ class SiteLinks:
     def attribute(self, **query: object) -> str:
         return ""
 
+    def lists(self, id: str = "", what: str = "") -> str:
+        return ""
+
     def static(self, name: str) -> str:
         return f"{self._up}static/{name}"
 
@@ -150,6 +158,8 @@ class NoLinks:
     """For a single file: only the features `within` it can be reached."""
 
     within: Collection[int] = ()
+    prefix: str = "feature-"
+    """Of the names by which features are found within the file."""
 
     def home(self) -> str:
         return ""
@@ -158,7 +168,7 @@ class NoLinks:
         return ""
 
     def feature(self, index: int) -> str:
-        return f"#feature-{index}" if index in self.within else ""
+        return f"#{self.prefix}{index}" if index in self.within else ""
 
     def browse(self, **query: object) -> str:
         return ""
@@ -173,6 +183,9 @@ class NoLinks:
         return ""
 
     def attribute(self, **query: object) -> str:
+        return ""
+
+    def lists(self, id: str = "", what: str = "") -> str:
         return ""
 
     def static(self, name: str) -> str:

@@ -61,9 +61,12 @@ def frame(html: str, height: int = HEIGHT) -> str:
 
 def article(feature: object, manifest: object | None = None, *, links: Links | None = None) -> str:
     """What a feature's page holds, for a document of one or of several."""
+    links = links or NoLinks()
+    place = links.prefix if isinstance(links, NoLinks) else "feature-"
     return render(
         "feature_article.html",
-        links=links or NoLinks(),
+        links=links,
+        id=f"{place}{feature.index}",  # type: ignore[attr-defined]
         feature=feature,
         manifest=manifest,
         live=False,
