@@ -52,7 +52,7 @@ def test_a_feature_is_kept_annotated_moved_and_shared_by_forms_alone(client: Tes
         asked = {**hidden, "feature": f"{TINY}:{index}", "list": "Seas & <rivers>", "note": f"note {index}"}
         kept = client.post("/lists/keep", data=asked, follow_redirects=False)
         assert (kept.status_code, kept.headers["location"]) == (303, f"{AT}/{index}")
-    assert "In Seas &amp; &lt;rivers&gt;" in client.get(f"{AT}/3").text
+    assert ">Seas &amp; &lt;rivers&gt;<" in client.get(f"{AT}/3").text
     at = client.get("/lists.json").json()["lists"][0]["url"]
     assert at == "/lists/seas-rivers"
 

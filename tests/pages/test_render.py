@@ -151,7 +151,8 @@ def test_no_page_sends_anything_before_its_reader_does_something() -> None:
     # Scripts ask the server in these places, each behind an event of its reader's.
     asking = {name: re.findall(r"fetch\(`?([^,)]*)", text) for name, text in scripts.items()}
     assert {name: found for name, found in asking.items() if found} == {
-        "steer-panel.js": ["/queue/${name}.json`", "url", "${this.form.action}?${this.state(button"],
+        "page.js": ["/queue/${name}.json`"],
+        "steer-panel.js": ["url", "${this.form.action}?${this.state(button"],
         "lists.js": ["url"],
     }  # fmt: skip
 
