@@ -13,6 +13,7 @@ from gemscope.activations.model import LanguageModel
 from gemscope.errors import EmptyText, InputError, SiteNotFound, TextTooLong, TokenOutOfRange
 from gemscope.testing import tiny_model
 from gemscope.text.corpus import Corpus
+from gemscope.text.pieces import Piece
 from gemscope.text.tokens import Tokens
 
 TEXT = "The theory and the thing: é, 日本 — x\n"
@@ -104,7 +105,19 @@ def test_each_token_is_shown_as_the_text_it_stands_for(family):
     assert " the" in words
     assert words[:first] == [model.tokenizer.bos_token][:first]
     letter = model.tokenizer("é", add_special_tokens=False)["input_ids"]
-    assert model.strings(letter)[-2:] == ["�", "�"]  # half a letter each
+    assert model.strings(letter)[-2:] == ["\\xc3", "\\xa9"]  # half a letter each
+
+
+@pytest.mark.parametrize("family", ["gemma2", "llama", "mistral", "gpt2"])
+def test_tokens_of_a_text_are_what_they_complete_of_it(family):
+    model = model_of(family)
+    said = " The theory of 😂, 日本 and مرحبا é"
+    ids = model.tokens(said).ids[0].tolist()
+    found = model.texts(ids)
+    assert "".join(found[0 if model.bos is None else 1 :]).lstrip() == said.lstrip()
+    pieces = [one for one in found if isinstance(one, Piece)]
+    assert len(pieces) >= 3
+    assert b"\xf0" in [one.raw for one in pieces]  # the smile's first byte
 
 
 def test_several_texts_are_padded_on_the_side_asked_for():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from every_page import HOSTILE, example
 from gemscope.pages import strips
+from gemscope.text.pieces import completed
 from gemscope.text.printable import clipped, readable
 from html_tree import parse
 
@@ -75,3 +76,38 @@ def test_shades_grow_with_the_logarithm_of_the_share() -> None:
     assert got[-1] == 9
     assert strips.shade(7.0) == 9
     assert strips.shade(float("inf")) == 9
+
+
+SMILE = completed([b" a", b"\xf0\x9f", b"\x98", b"\x82", b" b"])
+"""A character in three tokens, between two others."""
+
+
+def test_pieces_of_a_character_are_one_mark_that_says_their_bytes_and_activations() -> None:
+    tree = parse(strips.strip(SMILE, [0.0, 0.5, 2.0, 1.0, 0.0], 2.0))
+    (mark,) = tree.all("mark")
+    assert (mark.text, mark.attributes["title"]) == ("😂", "2 = f0 9f: 0.5 · 98: 2 · 82: 1")
+    assert mark.attributes["class"] == "a9 p"
+    assert tree.text == " a😂 b"
+    one = replace(example(SMILE, [0.0, 0.0, 2.0, 0.0, 0.0]), tokens=SMILE)  # which fires on a piece
+    tree = parse(strips.example(one, 2.0))
+    assert (tree.one(class_="b").text, tree.one(class_="e").text) == (" a", "😂 b")
+    assert tree.one("mark", class_="p").attributes["title"] == "2 = f0 9f · 98: 2 · 82"
+
+
+def test_a_character_in_pieces_says_its_bytes_where_nothing_fires_too() -> None:
+    (mark,) = parse(strips.strip(SMILE, [0.0] * 5, 1.0, counted=[False, False, True, True, True])).all("mark")
+    assert (mark.text, mark.attributes) == ("😂", {"class": "c", "title": "f0 9f · 98 · 82"})
+    blank = completed([b" \xf0\x9f", b"\x98", b"\x82\xc3", b"\xa9"])  # which begin and end within characters
+    tree = parse(strips.strip(blank, [1.0, 0.0, 0.0, 2.0], 2.0))
+    said = [(mark.text, mark.attributes["title"]) for mark in tree.all("mark")]
+    assert said == [(" ", "1"), ("😂", "1 = f0 9f: 1 · 98 · 82"), ("é", "2 = c3 · a9: 2")]
+    whole = completed([" é".encode(), "日本".encode(), "مرحبا".encode()])
+    assert not parse(strips.strip(whole, [0.0] * 3, 1.0)).all("mark")
+
+
+def test_a_piece_by_itself_has_a_character_beside_it_that_begins_so() -> None:
+    code = parse(strips.token("\\xe2\\x94")).one("code")
+    assert (code.text, code.attributes["title"]) == ("\\xe2\\x94 ─…", "the first 2 bytes of “─”")
+    assert parse(strips.token(SMILE[1])).one("code").text == "\\xf0\\x9f 🀀…"
+    assert parse(strips.token("\\x82")).one("code").text == "\\x82"
+    assert "title" not in parse(strips.token(" a")).one("code").attributes

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gemscope.errors import EmptyText, InputError, TextTooLong, TokenOutOfRange
 from gemscope.text.chat import Text, chats_of, written
+from gemscope.text.pieces import completed, spelt
 from gemscope.text.sources import Document
 from gemscope.text.tokens import Side, Tokens, pack
 
@@ -157,8 +158,19 @@ class Reader:
             yield self._without_bos(ids)  # each row of the packed corpus gets its own
 
     def strings(self, ids: Iterable[int]) -> list[str]:
-        """Each token as the text it stands for, blanks included."""
-        return [self._string(int(id_)) for id_ in ids]
+        """Each token as the text it stands for by itself, blanks included; what is no text is written `\\xe2`."""
+        ids = [int(id_) for id_ in ids]
+        found = [self._string(id_) for id_ in ids]
+        if any("\ufffd" in one for one in found):
+            raw = self.token_bytes(ids)
+            found = [spelt(raw[at]) if "\ufffd" in one else one for at, one in enumerate(found)]
+        return found
+
+    def texts(self, ids: Iterable[int]) -> list[str]:
+        """Tokens of one text, each as what it completes of it: a `Piece`, which is empty, where it ends within a
+        character.
+        """
+        return completed(self.token_bytes(ids))
 
     def token_bytes(self, ids: Iterable[int]) -> list[bytes]:
         """Each token as the bytes it stands for: a token may end within a character. Special tokens are their names."""

@@ -107,7 +107,7 @@ def read(
         acts = model.capture(text, [site])[site]
     job.check()
     found = sae.encode(acts, features=features).to("cpu")
-    return Reading(model.strings(acts.tokens.ids[0].tolist()), acts.counted[0].tolist(), found)
+    return Reading(model.texts(acts.tokens.ids[0].tolist()), acts.counted[0].tolist(), found)
 
 
 def look(job: Job[Any], model: LanguageModel, sae: SAE, text: OneText, *, k: int, atlas: Atlas) -> Look:

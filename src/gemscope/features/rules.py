@@ -21,6 +21,7 @@ import numpy as np
 from gemscope.checked import json_of
 from gemscope.errors import CorruptFile, InputError, one_line
 from gemscope.text.lexicon import classes, folded
+from gemscope.text.pieces import told
 from gemscope.text.printable import visible
 
 Ids = np.ndarray[Any, np.dtype[np.integer[Any]]]
@@ -242,5 +243,7 @@ def _listed(words: Sequence[str]) -> str:
 def _named(part: Part) -> str:
     if part.kind == "class":
         return classes()[part.value].words
+    if piece := told(part.value):
+        return piece
     text = visible(part.value)
     return f"“{text}”" if part.kind == "word" else f"“{text}” exactly"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect
 from collections.abc import Sequence
+from itertools import pairwise
 
 from markupsafe import Markup, escape
 
@@ -23,17 +24,22 @@ _UNLIKELIER = ("n1", "n2", "n3", "n4")
 
 
 def changes(tokens: Sequence[str], before: Sequence[float], after: Sequence[float]) -> Markup:
-    """A text; each token's log-probability `before` and `after`."""
-    out, changed = [], [late - early for early, late in zip(before, after, strict=True)]
+    """A text; each token's log-probability `before` and `after`. Pieces of a character are one with the token that
+    completes it, and as likely as all of them in a row.
+    """
+    ends = [index + 1 for index, token in enumerate(tokens) if token or index + 1 == len(tokens)]
+    whole = [(start, end, sum(before[start:end]), sum(after[start:end])) for start, end in pairwise([0, *ends])]
+    out, changed = [], [late - early for _, _, early, late in whole]
     strongest = max(range(len(changed)), key=lambda at: abs(changed[at]), default=-1)
-    for at, (token, early, late) in enumerate(zip(tokens, before, after, strict=True)):
-        text = str(escape(_shown(token))).replace("\n", "↵<br>")
+    for at, (start, end, early, late) in enumerate(whole):
+        text = str(escape(_shown(tokens[end - 1]))).replace("\n", "↵<br>")
         size = bisect(STEPS, abs(changed[at]))
         if not size:
             out.append(text)
             continue
+        pieces = f" ({end - start} tokens)" if end - start > 1 else ""
         shade = (_LIKELIER if changed[at] > 0 else _UNLIKELIER)[size - 1] + (" p" if at == strongest else "")
-        out.append(f'<mark class="{shade}" title="{_in_words(early, late)}">{text or "◦"}</mark>')
+        out.append(f'<mark class="{shade}" title="{_in_words(early, late)}{pieces}">{text or "◦"}</mark>')
     return Markup(f'<token-strip class="whole" dir="auto">{"".join(out)}</token-strip>')
 
 

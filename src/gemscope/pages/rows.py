@@ -125,7 +125,7 @@ def hint(label: str | None, strongest_on: str | None, length: int = 100) -> Mark
     """Of a feature named in passing: what is known of it in a few words."""
     if label:
         shown, whole = (escape(clipped_label(label, most)) for most in (length, _HOVERED))
-        return Markup(f'<span title="{whole}">{shown}</span>')
+        return Markup(f'<bdi title="{whole}">{shown}</bdi>')
     return Markup("") if strongest_on is None else Markup(f'<span class="muted">on</span> {token(strongest_on)}')
 
 

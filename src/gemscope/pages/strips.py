@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect, bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import compress
 from typing import Protocol, runtime_checkable
 
 from markupsafe import Markup, escape
 
 from gemscope.pages.numbers import figure
+from gemscope.text.pieces import Piece, bytes_of, like, told
 from gemscope.text.printable import LONG, ODD, clipped, readable, sign, visible
 
 NEAR = 16
@@ -85,8 +86,13 @@ def strip(
 
 
 def token(text: str) -> Markup:
-    """One token for a table or a sentence."""
-    return Markup(f'<code class="t" dir="auto">{escape(visible(clipped(text, 60)))}</code>')
+    """One token for a table or a sentence. A piece of a character has one beside it that begins so."""
+    shown = visible(clipped(text, 60))
+    hint, beside = "", Markup("")
+    if (raw := bytes_of(shown)) is not None:
+        hint = Markup(' title="{}"').format(told(shown))
+        beside = Markup(" <small>{}…</small>").format(letter) if (letter := like(raw)) else beside
+    return Markup(f'<code class="t" dir="auto"{hint}>{escape(shown)}{beside}</code>')
 
 
 def shade(share: float) -> int:
@@ -128,8 +134,9 @@ class _Woven:
 
     def example(self, one: Example, before: str = "", after: str = "") -> None:
         """Adds a strip in two halves, between tags."""
-        tokens, peak = _clean(one.tokens), one.peak
-        marks, tags = self._marked(tokens, one.values, peak)
+        tokens = _clean(one.tokens)
+        values, peak, hints = _whole_characters(tokens, one.values, one.peak)
+        marks, tags = self._marked(tokens, values, peak, hints)
         near, far = peak - NEAR, peak + NEAR + 1
         self._text.append(_CUT)
         self._tags.append(before + _HEAD)
@@ -156,8 +163,11 @@ class _Woven:
         shown, peak = _clean(tokens), max(range(len(values)), key=values.__getitem__, default=-1)
         if counted is not None:
             values = [value if counts else 0.0 for value, counts in zip(values, counted, strict=True)]
-        marks, tags = self._marked(shown, values, peak)
-        for index in [index for index, counts in enumerate(counted or ()) if not counts][::-1]:
+        values, peak, hints = _whole_characters(shown, values, peak)
+        pieces = {index for index, token in enumerate(shown) if isinstance(token, Piece) and not token}
+        marks, tags = self._marked(shown, values, peak, hints)
+        aside = [index for index, counts in enumerate(counted or ()) if not (counts or index in pieces)]
+        for index in [index for index in aside if index not in hints][::-1]:
             shown[index] = f"{_CUT}{shown[index] or PART}{_CUT}"
             place = bisect_left(marks, index)
             tags[place:place] = ('<span class="u" title="not counted">', "</span>")
@@ -178,8 +188,10 @@ class _Woven:
         out[::2], out[1::2] = pieces, self._tags
         return "".join(out)
 
-    def _marked(self, tokens: list[str], values: Sequence[float], peak: int) -> tuple[list[int], list[str]]:
-        """Puts signs around active tokens. Which these are, and a tag for each."""
+    def _marked(
+        self, tokens: list[str], values: Sequence[float], peak: int, hints: Mapping[int, str]
+    ) -> tuple[list[int], list[str]]:
+        """Puts signs around active tokens and those with hints. Which these are, and a tag for each."""
         scale = self._scale
         marks = [*compress(range(len(values)), values)]
         found = [values[index] for index in marks]
@@ -190,9 +202,16 @@ class _Woven:
             tags = [f'{_OPEN[bisect(_BOUNDS, value * scale)]}{figure(value)}">' for value in found]
         else:  # most are small, and this is quicker
             tags = [f'{_OPEN[bisect(_BOUNDS, value * scale)]}{value:.3g}">' for value in found]
+        if hints:
+            opened = dict(zip(marks, tags, strict=True))
+            for index, hint in hints.items():
+                opened[index] = (
+                    f'{opened[index][:-2]} = {hint}">' if index in opened else f'<mark class="c" title="{hint}">'
+                )
+            marks, tags = sorted(opened), [opened[index] for index in sorted(opened)]
         for index in marks:
             tokens[index] = f"{_CUT}{tokens[index] or PART}{_END}"
-        if peak in marks:
+        if peak in marks and values[peak] > 0:
             tags[marks.index(peak)] = tags[marks.index(peak)].replace('" title', ' p" title', 1)
         return marks, tags
 
@@ -202,7 +221,41 @@ def _clean(tokens: Sequence[str]) -> list[str]:
     whole = "".join(tokens)
     if len(whole) <= _SHORT and not (_CUT in whole or _END in whole or "\x1e" in whole or "\x1f" in whole):
         return [*tokens]
-    return [clipped(token).translate(_HOLD) for token in tokens]
+    clean = [clipped(token).translate(_HOLD) for token in tokens]
+    return [Piece(text, one.raw) if isinstance(one, Piece) else text for text, one in zip(clean, tokens, strict=True)]
+
+
+def _whole_characters(
+    tokens: Sequence[str], values: Sequence[float], peak: int
+) -> tuple[Sequence[float], int, dict[int, str]]:
+    """Pieces of a character as one with the token that completes it: that has the greatest of their activations, and
+    the hint says which bytes and which activation each of them has. Activations, peak, and hints by token.
+    """
+    hints: dict[int, str] = {}
+    if Piece not in map(type, tokens):
+        return values, peak, hints
+    found, begun, raw = [*values], -1, list[bytes]()
+    for index, token in enumerate(tokens):
+        if begun >= 0 and token:
+            if token[0] != "\ufffd":
+                raw.append(token[0].encode()[sum(map(len, raw)) :])
+                hints[index] = " · ".join(map(_byted, raw, values[begun : index + 1]))
+                found[index] = max(values[begun : index + 1])
+                inside = [one for one in range(begun, index) if not tokens[one]]
+                for one in inside:
+                    found[one] = 0.0
+                peak = index if peak in inside else peak
+            begun, raw = -1, []
+        if isinstance(token, Piece):
+            begun = index if begun < 0 else begun
+            raw.append(token.raw)
+        elif begun >= 0:
+            raw.append(b"")
+    return found, peak, hints
+
+
+def _byted(raw: bytes, value: float) -> str:
+    return f"{raw.hex(' ')}: {figure(value)}" if value > 0 else raw.hex(" ")
 
 
 def _spelt(found: re.Match[str]) -> str:

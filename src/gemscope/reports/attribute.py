@@ -78,7 +78,7 @@ def attribute(
         parts = _Parts.of(
             sae, found, reconstruction[0], x=read.values[0], y=out, gradient=gradient[0], counted=read.counted[0]
         )
-        rows = parts.strongest(k, model.strings(tokens.ids[0].tolist()))
+        rows = parts.strongest(k, model.texts(tokens.ids[0].tolist()))
         together = None
         if verify and rows:
             rows, together = _verified(model, sae, tokens, quantity, rows)
@@ -92,7 +92,7 @@ def attribute(
         site=str(site) if not sae.is_transcoder else f"{site} → {written}",
         dtype=str(model.dtype).removeprefix("torch."),
         computed=computed_by(model, sae),
-        tokens=tuple(model.strings(tokens.ids[0].tolist())),
+        tokens=tuple(model.texts(tokens.ids[0].tolist())),
         counted=tuple(parts.counted.tolist()),
         position=at,
         target=wanted,

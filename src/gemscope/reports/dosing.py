@@ -105,7 +105,7 @@ def dose(
     last = 1 + len(strengths)
     return Dose(
         model=model.name,
-        prompt=text if isinstance(text, str) else "".join(model.strings(prompt[0].tolist())),
+        prompt=text if isinstance(text, str) else "".join(model.texts(prompt[0].tolist())),
         target=tuple(model.strings(ids)),
         target_ids=tuple(ids),
         unedited=responses[0],

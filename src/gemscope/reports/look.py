@@ -285,7 +285,7 @@ def look(
                 l0=int(features.offsets[position + 1] - features.offsets[position]),
                 features=tuple(replace(one, label=labels.get(one.feature)) for one in row[:k]),
             )
-            for position, (token, row) in enumerate(zip(model.strings(tokens.ids[0].tolist()), ranked, strict=True))
+            for position, (token, row) in enumerate(zip(model.texts(tokens.ids[0].tolist()), ranked, strict=True))
         ]
         return Look(
             model=model.name,

@@ -192,7 +192,7 @@ def stream(
         wrote = [_continuations(writing, variant, edits) for variant in (0, 1)]
         yield Steered(
             model=model.name,
-            prompt=text if isinstance(text, str) else "".join(model.strings(writing.prompt[0].tolist())),
+            prompt=text if isinstance(text, str) else "".join(model.texts(writing.prompt[0].tolist())),
             edits=tuple(map(str, edits)),
             strengths=tuple(getattr(edit, "strength", None) for edit in edits),
             pairs=tuple(Pair(default=one, steered=other) for one, other in zip(*wrote, strict=True)),

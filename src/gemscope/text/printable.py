@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from gemscope.text.pieces import Piece
+
 LONG = 200
 """Characters of a token that are shown; of a longer one the beginning is."""
 
@@ -20,7 +22,9 @@ _SIGNS = {"\n": "↵", "\t": "⇥", "\r": "␍"}
 
 
 def readable(text: str) -> str:
-    """Text as one line: line ends and tabs as signs, control characters spelt out."""
+    """Text as one line: line ends and tabs as signs, control characters and pieces of characters spelt out."""
+    if isinstance(text, Piece):
+        return text.spelt
     if text.isprintable():  # most is, and this is quick to tell
         return text
     return _UNPRINTABLE.sub(lambda found: sign(found.group()), text)

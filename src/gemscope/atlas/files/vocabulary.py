@@ -5,7 +5,6 @@ Tokens are bytes: a character may be spread over several, and bytes may be no te
 
 from __future__ import annotations
 
-import codecs
 import math
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -17,6 +16,7 @@ import numpy as np
 from gemscope.atlas.entry import Ints
 from gemscope.atlas.files.packing import pack, unpack
 from gemscope.errors import CorruptFile, InputError
+from gemscope.text.pieces import completed, spelt
 
 _CHUNK = 1024
 """Tokens packed together."""
@@ -73,7 +73,7 @@ class Vocabulary:
             try:
                 self._texts[id_] = token.decode()
             except UnicodeDecodeError:
-                self._texts[id_] = token.decode(errors="backslashreplace")
+                self._texts[id_] = spelt(token)
                 self.broken[id_] = True
 
     @property
@@ -97,10 +97,9 @@ class Vocabulary:
         return table
 
     def text(self, ids: Iterable[int]) -> list[str]:
-        """Per token the text that it completes: "" for one that ends within a character."""
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        """Per token the text that it completes: a `Piece`, which is empty, for one that ends within a character."""
         tokens, unknown = self.tokens, UNKNOWN.encode()
-        return [decoder.decode(tokens.get(id_, unknown)) for id_ in ids]
+        return completed(tokens.get(id_, unknown) for id_ in ids)
 
     def like(self, text: str) -> list[list[int]]:
         """Ids of tokens that are this text; that are but for case and blanks around; that begin so. Each once."""

@@ -18,6 +18,7 @@ from gemscope.features.pool import Pool, codes
 from gemscope.features.rule_learning import WINDOW
 from gemscope.features.rules import Mask, Rule, Vocabulary
 from gemscope.progress import Progress, silent
+from gemscope.text.pieces import spelt
 
 RESERVES = {"sure": "", "strong": " (when strong)", "partly": " (in part)"}
 """What a label says of itself, at its end, by how far it goes."""
@@ -131,7 +132,7 @@ def vocabulary_of(atlas: Atlas) -> Vocabulary:
     tokens, special = atlas.tokens(), atlas.special
     texts = [""] * (max(tokens, default=-1) + 1)
     for id_, text in tokens.items():
-        texts[id_] = "" if id_ in special else text.decode(errors="backslashreplace")
+        texts[id_] = "" if id_ in special else spelt(text)
     return Vocabulary(texts)
 
 

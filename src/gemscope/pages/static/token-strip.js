@@ -13,7 +13,9 @@
       document.body.append(tip);
     }
     const text = mark.textContent.replace(/ /g, "·");
-    tip.textContent = `${mark.dataset.value}  ${text.length > 40 ? text.slice(0, 40) + "…" : text}`;
+    const shown = document.createElement("bdi"); // or a word of Arabic would go before its figure
+    shown.textContent = text.length > 40 ? text.slice(0, 40) + "…" : text;
+    tip.replaceChildren(`${mark.dataset.value}  `, shown);
     tip.hidden = false;
     const at = mark.getClientRects()[0] || mark.getBoundingClientRect();
     const left = at.left + at.width / 2 - tip.offsetWidth / 2;
