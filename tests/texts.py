@@ -25,7 +25,18 @@ WORDS = [
     "other",
 ]
 
-CONFIG = DescribeConfig(top=5, each=2, before=17, after=4, length=24, batch=3, logits=4, neighbours=3, partners=3)
+CONFIG = DescribeConfig(
+    top=5,
+    each=2,
+    before=17,
+    after=4,
+    length=24,
+    batch=3,
+    logits=4,
+    neighbours=3,
+    partners=3,
+    effect=0,
+)
 
 
 def varied(seed: int, count: int = 25) -> list[str]:

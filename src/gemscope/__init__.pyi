@@ -8,6 +8,7 @@ from gemscope.activations.site import Site as Site
 from gemscope.activations.store import Store as Store
 from gemscope.app.server import serve as serve
 from gemscope.atlas.dashboard import Dashboard as Dashboard
+from gemscope.atlas.describe.effects import add_effect as add_effect
 from gemscope.atlas.describe.elsewhere import read_elsewhere as read_elsewhere
 from gemscope.atlas.describe.gather import DescribeConfig as DescribeConfig
 from gemscope.atlas.describe.merge import merge as merge

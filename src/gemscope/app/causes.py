@@ -56,5 +56,5 @@ async def attribute(request: Request) -> Response:
 def _causes(source: Source, asked: Cause, job: Job[Any]) -> tuple[Any, dict[int, str], dict[int, str]]:
     found = source.live.attribute(job, source.atlas, asked)
     shown = {row.feature for row in found.rows}
-    labels = source.atlas.labels(shown)
+    labels = source.atlas.meanings(shown)
     return found, labels, source.atlas.strongest_on(shown - labels.keys())

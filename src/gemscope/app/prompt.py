@@ -75,5 +75,5 @@ def _look(
     if asked.pin is not None:
         pinned = source.live.read(job, asked.text, features=[asked.pin], chat=asked.chat).of(asked.pin)
         shown.add(asked.pin)
-    labels = source.atlas.labels(shown)
+    labels = source.atlas.meanings(shown)
     return looked, pinned, labels, source.atlas.strongest_on(shown - labels.keys())

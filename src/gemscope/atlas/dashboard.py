@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from gemscope.atlas.entry import AGREED
 from gemscope.atlas.labels.trial import Trial
 from gemscope.features.histogram import Histogram
+from gemscope.pages.labels import meaning
 from gemscope.pages.plain import Shown
 
 if TYPE_CHECKING:
@@ -59,6 +61,43 @@ class Logit:
     value: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Writes:
+    """What a unit of a feature does to the logits by the measured effect of the site at which it writes: on average
+    over text, on this position and later ones together.
+    """
+
+    promoted: list[Logit]
+    suppressed: list[Logit]
+    spread: float
+    """Standard deviation of what it does to all tokens of the vocabulary."""
+    agreement: float
+    """Correlation over the vocabulary of what the two halves of the text say."""
+    this: float
+    """Share of it that is on the prediction at the feature's own position; the rest is on later ones."""
+    words: str | None
+    """What it promotes, in a few words; None where that would say nothing."""
+
+    @property
+    def agreed(self) -> bool:
+        """Whether the halves of the text agree enough for anything to be said by it."""
+        return self.agreement >= AGREED
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "pos_str": [one.token for one in self.promoted],
+            "pos_values": [one.value for one in self.promoted],
+            "neg_str": [one.token for one in self.suppressed],
+            "neg_values": [one.value for one in self.suppressed],
+            "spread": self.spread,
+            "agreement": self.agreement,
+            "agreed": self.agreed,
+            "this_position": self.this,
+            "promotes": self.words,
+        }
+
+
 @dataclass(frozen=True)
 class Neighbour:
     """Another feature, how close its decoder direction is (cosine), and its label."""
@@ -66,6 +105,7 @@ class Neighbour:
     feature: int
     cosine: float
     label: str | None = None
+    """What it stands for and promotes, as far as that is known."""
     token: str | None = None
     """The token on which its strongest example fires."""
 
@@ -80,6 +120,7 @@ class Partner:
     share: float
     """Share of this feature's tokens on which the other fires too."""
     label: str | None = None
+    """What it stands for and promotes, as far as that is known."""
     token: str | None = None
     """The token on which its strongest example fires."""
 
@@ -144,6 +185,13 @@ class Summary:
     label: str | None = None
     token: str | None = None
     """The token on which its strongest example fires."""
+    promotes: str | None = None
+    """What it promotes by the measured effect of its site, in a few words, where that says something."""
+
+    @property
+    def meaning(self) -> str | None:
+        """Label and what it promotes, as far as there is either."""
+        return meaning(self.label, self.promotes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +222,10 @@ class Dashboard(Shown):
     examples: list[Example] = field(default_factory=list)
     """The strongest, strongest first; then those of the intervals, from the highest interval down."""
     promoted: list[Logit] = field(default_factory=list)
+    """By the direct path."""
     suppressed: list[Logit] = field(default_factory=list)
+    writes: Writes | None = None
+    """By the measured effect; None where there is none."""
     logit_histogram: Histogram | None = None
     neighbours: list[Neighbour] = field(default_factory=list)
     coactive: list[Partner] = field(default_factory=list)
@@ -195,6 +246,16 @@ class Dashboard(Shown):
     def label(self) -> str | None:
         """The explanation to show where there is room for one."""
         return self.explanations[0].text if self.explanations else None
+
+    @property
+    def promotes(self) -> str | None:
+        """What it promotes by the measured effect of its site, in a few words, where that says something."""
+        return self.writes.words if self.writes else None
+
+    @property
+    def meaning(self) -> str | None:
+        """Label and what it promotes, as far as there is either."""
+        return meaning(self.label, self.promotes)
 
     @property
     def strongest(self) -> list[Example]:
@@ -242,6 +303,7 @@ class Dashboard(Shown):
             "pos_values": [one.value for one in self.promoted],
             "neg_str": [one.token for one in self.suppressed],
             "neg_values": [one.value for one in self.suppressed],
+            "effect": None if self.writes is None else self.writes.to_dict(),
             "freq_hist_data_bar_heights": self.histogram.counts if self.histogram else [],
             "freq_hist_data_bar_values": self.histogram.middles if self.histogram else [],
             "logits_hist_data_bar_heights": logits.counts if logits else [],

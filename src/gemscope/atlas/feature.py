@@ -6,19 +6,21 @@ import sqlite3
 from collections.abc import Collection
 from typing import Any
 
-from gemscope.atlas.dashboard import Dashboard, Interval, Logit, Neighbour, Partner
-from gemscope.atlas.entry import Entry, Floats, Ints
+from gemscope.atlas.dashboard import Dashboard, Interval, Logit, Neighbour, Partner, Writes
+from gemscope.atlas.entry import Entry, Floats, Ints, Written
 from gemscope.atlas.examples import examples_of
 from gemscope.atlas.files.database import Database
 from gemscope.atlas.files.page import Page, entry_of, unpack_page
-from gemscope.atlas.files.schema import looked_up
+from gemscope.atlas.files.schema import looked_up, words_of
+from gemscope.atlas.files.written import written_of
 from gemscope.atlas.labels.explanations import explanations_of
 from gemscope.atlas.text import Text
 from gemscope.errors import CorruptFile
 from gemscope.features.histogram import Histogram
+from gemscope.pages.labels import meaning
 
-_FEATURE = """SELECT count, max, mean, encoder_cosine, decoder_norm, label, packed FROM feature JOIN page USING (id)
-              WHERE id = ?"""
+_FEATURE = """SELECT count, max, mean, encoder_cosine, decoder_norm, label, page.packed, words, written.packed
+              FROM feature JOIN page USING (id) LEFT JOIN written USING (id) WHERE id = ?"""
 
 
 class Features:
@@ -31,7 +33,7 @@ class Features:
         """What a page shows. Raises CorruptFile."""
         manifest = self._text.manifest
         with self._database.reading() as db:
-            (count, top, mean, cosine, norm, label), page = self._page(db, index)
+            (count, top, mean, cosine, norm, label), page, written = self._page(db, index)
             said = [] if label is None else explanations_of(db, index)
             neighbours, partners = page.neighbours.tolist(), page.partners.tolist()
             known_of = self._in_passing(db, {*neighbours, *partners})
@@ -51,6 +53,7 @@ class Features:
             examples=examples_of(page, self._text),
             promoted=self._logits(page.promoted, page.promoted_values),
             suppressed=self._logits(page.suppressed, page.suppressed_values),
+            writes=None if written is None else self._writes(written),
             logit_histogram=_histogram(logit_low, logit_step, page.logit_histogram),
             neighbours=[
                 Neighbour(one, cosine, *known_of.get(one, ()))
@@ -66,7 +69,7 @@ class Features:
     def entry(self, index: int) -> Entry:
         """What a Writer was given. Raises CorruptFile."""
         with self._database.reading() as db:
-            (count, top, mean, cosine, norm, _), page = self._page(db, index)
+            (count, top, mean, cosine, norm, _), page, written = self._page(db, index)
         with self._database.undamaged(f"feature {index}"):
             return entry_of(
                 page,
@@ -77,22 +80,38 @@ class Features:
                 mean=mean,
                 encoder_cosine=cosine,
                 decoder_norm=norm,
+                written=written,
             )
 
-    def _page(self, db: sqlite3.Connection, index: int) -> tuple[tuple[Any, ...], Page]:
-        """Figures and label; all else."""
+    def _page(self, db: sqlite3.Connection, index: int) -> tuple[tuple[Any, ...], Page, Written | None]:
+        """Figures and label; all else; what it writes by the effect of its site."""
         row = db.execute(_FEATURE, (index,)).fetchone()
         if row is None:
             raise CorruptFile(f"{self._database.path} has no page for feature {index}: copy it again, or describe anew")
         with self._database.undamaged(f"feature {index}"):
-            return row[:-1], unpack_page(row[-1])
+            *figures, packed, words, record = row
+            return tuple(figures), unpack_page(packed), None if record is None else written_of(words, record)
 
     def _in_passing(
         self, db: sqlite3.Connection, features: Collection[int]
     ) -> dict[int, tuple[str | None, str | None]]:
-        """Label and strongest token of features that another's page names."""
+        """Meaning and strongest token of features that another's page names."""
         alone, found = self._text.vocabulary.alone, looked_up(db, "label, token", features)
-        return {one: (label, None if token is None else alone(token)) for one, label, token in found}
+        words = words_of(db, features)
+        return {
+            one: (meaning(label, words.get(one)), None if token is None else alone(token))
+            for one, label, token in found
+        }
+
+    def _writes(self, one: Written) -> Writes:
+        return Writes(
+            promoted=self._logits(one.promoted, one.promoted_values),
+            suppressed=self._logits(one.suppressed, one.suppressed_values),
+            spread=one.spread,
+            agreement=one.agreement,
+            this=one.this,
+            words=one.words or None,
+        )
 
     def _logits(self, ids: Ints, values: Floats) -> list[Logit]:
         alone = self._text.vocabulary.alone

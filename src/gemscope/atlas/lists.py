@@ -12,6 +12,7 @@ import numpy as np
 from gemscope.atlas.dashboard import Summary
 from gemscope.atlas.entry import Floats, Ints
 from gemscope.atlas.files.database import Database
+from gemscope.atlas.files.schema import words_of
 from gemscope.atlas.labels.explanations import Explanations, Mask
 from gemscope.atlas.labels.search import features_with
 from gemscope.atlas.text import Text
@@ -52,11 +53,22 @@ class Lists:
     def of(self, features: Sequence[int]) -> list[Summary]:
         """A line for each of these, in their order."""
         figures, labels = self.figures, self._explanations.labels(features)
+        with self._database.reading() as db:
+            words = words_of(db, features)
         alone = self._text.vocabulary.alone
         wanted = np.array(features, np.int64)
         columns = (figures.counts, figures.densities, figures.maxima, figures.means, figures.tokens)
         return [
-            Summary(index, count, density, top, mean, labels.get(index), None if token < 0 else alone(token))
+            Summary(
+                index,
+                count,
+                density,
+                top,
+                mean,
+                labels.get(index),
+                None if token < 0 else alone(token),
+                words.get(index),
+            )
             for index, count, density, top, mean, token in zip(
                 features, *(column[wanted].tolist() for column in columns), strict=True
             )

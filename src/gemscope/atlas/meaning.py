@@ -81,9 +81,11 @@ def meanings(sae: SAE, atlas: Given = None) -> Iterator[Meanings | None]:
 
 
 def labels(sae: SAE, features: Iterable[int], atlas: Given = None) -> dict[int, str]:
-    """Of those of these features that have one; of none where no atlas is at hand. Raises what `meanings` raises."""
+    """What features stand for and promote, of those of which it is known; of none where no atlas is at hand. Raises
+    what `meanings` raises.
+    """
     with meanings(sae, atlas) as known_of:
-        return {} if known_of is None else known_of.atlas.labels(features)
+        return {} if known_of is None else known_of.atlas.meanings(features)
 
 
 def labels_of(edits: Sequence[Edit], atlas: Given = None) -> tuple[str | None, ...]:

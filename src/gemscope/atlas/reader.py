@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import date
 from functools import cached_property
 from html import escape
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import SupportsIndex, Unpack
@@ -26,15 +27,16 @@ from gemscope.atlas.files import corpus
 from gemscope.atlas.files.database import writable
 from gemscope.atlas.files.manifest import read_manifest, write_manifest
 from gemscope.atlas.files.opening import opened
-from gemscope.atlas.files.schema import looked_up
+from gemscope.atlas.files.schema import looked_up, words_of
 from gemscope.atlas.labels import search
 from gemscope.atlas.labels.explanations import Explanations, Standing
 from gemscope.atlas.labels.trial import GOOD, Trial
 from gemscope.atlas.lists import Filter, Lists
 from gemscope.atlas.text import Text
-from gemscope.atlas.tokens import ByToken, TokenHit
+from gemscope.atlas.tokens import ByToken, Promoter, TokenHit
 from gemscope.errors import FileError, InputError, NotFound
 from gemscope.features.pool import Pool
+from gemscope.pages.labels import meaning
 from gemscope.text.rows import passed_over
 
 
@@ -135,19 +137,37 @@ class Atlas:
         offset, limit = _span(offset, limit)
         return self._lists.of(search.best(text, limit and offset + limit, self._database)[offset:])
 
-    def tokens_like(self, text: str, limit: int = 20) -> list[tuple[int, str, int]]:
-        """Tokens of the vocabulary that read so: id, text and number of features.
+    def tokens_like(self, text: str, limit: int = 20, *, promoted: bool = False) -> list[tuple[int, str, int]]:
+        """Tokens of the vocabulary that read so: id, text and number of features with examples on it, or of those that
+        promote it.
 
         First the very text, then the same but for case and blanks around, then those that begin so; among equals those
         with the most features.
         """
         _, limit = _span(0, limit)
-        return self._by_token.like(text, limit)
+        return self._by_token.like(text, limit, promoted=promoted)
 
     def by_token(self, token_id: int, *, limit: int = 50) -> list[TokenHit]:
         """Features with examples that peak on a token: most examples first, then the strongest."""
         _, limit = _span(0, limit)
         return self._by_token.hits(token_id, limit)
+
+    def promoting(self, token: int | str, *, limit: int = 50) -> list[Promoter]:
+        """Features that have a token among those which they promote most, by the measured effect of the site: those
+        first among whose effects it stands out most. Those are left out of which the halves of the text say other
+        things.
+
+        `token` is an id, or a text: then all tokens that read so but for case and blanks around count, each feature
+        once, by the one that stands out most. None are found in an atlas without an effect (`manifest.no_effect` says
+        why).
+        """
+        _, limit = _span(0, limit)
+        if not isinstance(token, str):
+            return self._by_token.promoters(operator.index(token), limit)
+        alike = [*chain(*self._text.vocabulary.like(token)[:2])]
+        every = [one for id_ in alike for one in self._by_token.promoters(id_, limit)]
+        best = sorted(every, key=lambda one: (-one.stands_out, one.summary.feature))
+        return list({one.summary.feature: one for one in reversed(best)}.values())[::-1][:limit]
 
     def strongest_on(self, features: Iterable[int]) -> dict[int, str]:
         """The token on which the strongest example of each of these features fires, of those that have one."""
@@ -161,6 +181,15 @@ class Atlas:
     def labels(self, features: Iterable[int]) -> dict[int, str]:
         """The best explanation of each of these features that has one."""
         return self._explanations.labels(features)
+
+    def meanings(self, features: Iterable[int]) -> dict[int, str]:
+        """What these features stand for and promote, of those of which anything is known."""
+        wanted = set(map(int, features))
+        with self._database.reading() as db:
+            labels = {one: label for one, label in looked_up(db, "label", wanted) if label is not None}
+            words = words_of(db, wanted)
+        found = {one: meaning(labels.get(one), words.get(one)) for one in wanted}
+        return {one: text for one, text in found.items() if text is not None}
 
     def right(self) -> Floats:
         """[d_sae] How far each feature's label is right: its score where there is one, ½ without a label."""
@@ -277,9 +306,17 @@ class Atlas:
             f"{manifest.model} at {at}, read through {manifest.sae}",
             f"{len(self):,} features: {living:,} living, {len(self) - living:,} dead; {labelled:,} with a label{share}",
             f"{manifest.tokens:,} counted tokens of {manifest.documents:,} documents ({parts})",
+            *self._effect_lines(),
             *([passed] if passed else []),
             *([self.crowding] if self.crowding else []),
         ]
+
+    def _effect_lines(self) -> list[str]:
+        of = self.manifest.effect
+        if of is None:
+            return []
+        said = f"measured over {of.tokens:,} tokens of {of.corpus}; its halves agree to {of.agreement:.3f}"
+        return [f"effect on the logits {said}"]
 
     def __repr__(self) -> str:
         return f"Atlas({self.folder}, {self.manifest.model}, {self.manifest.sae}, {len(self):,} features)"

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gemscope.atlas.files import corpus, held_out, hits, schema
+from gemscope.atlas.entry import AGREED
+from gemscope.atlas.files import corpus, held_out, hits, schema, written
 from gemscope.atlas.files.database import Database
 from gemscope.atlas.files.manifest import Manifest, read_manifest
 from gemscope.atlas.files.page import Page, contradictions, unpack_page
@@ -46,6 +47,7 @@ def _problems(folder: Path) -> Iterator[str]:
             return  # what is read from a damaged file means little
         yield from _tables(db, manifest)
         yield from _pages(db, manifest, rows)
+        yield from _written(db, manifest)
         yield from _labels(db)
         yield from _held_out(db, manifest, rows)
 
@@ -143,6 +145,38 @@ def _held_out(db: sqlite3.Connection, manifest: Manifest, rows: corpus.Corpus) -
     gone = db.execute("SELECT explanation FROM trial WHERE explanation NOT IN (SELECT id FROM explanation)").fetchone()
     if gone:
         yield f"table trial is of explanation {gone[0]}, which is not there"
+
+
+def _written(db: sqlite3.Connection, manifest: Manifest) -> Iterator[str]:
+    """What features promote by the effect of the site, and that tokens lead to the features whose records say so."""
+    try:
+        known = Vocabulary(db.execute("SELECT first, packed FROM token ORDER BY first")).tokens
+    except CorruptFile:
+        return  # which its pages say
+    expected: dict[int, list[int]] = {}
+    for index, words, packed in db.execute("SELECT id, words, packed FROM written ORDER BY id"):
+        if index >= manifest.d_sae:
+            yield f"table written is of feature {index}, of {manifest.d_sae}"
+        try:
+            one = written.written_of(words, packed)
+        except CorruptFile as error:
+            yield f"feature {index}, what it promotes: {error}"
+            continue
+        promoted = one.promoted.tolist()
+        if unknown := [token for token in (*promoted, *one.suppressed.tolist()) if token not in known]:
+            yield f"feature {index}: token {unknown[0]}, which it promotes or suppresses, is not in the vocabulary"
+        for token in promoted if one.agreement >= AGREED else ():
+            expected.setdefault(token, []).append(index)
+    for token, features, packed in db.execute("SELECT token, features, packed FROM token_written"):
+        try:
+            listed = written.unpack_list(packed, features, manifest.d_sae).tolist()
+        except CorruptFile as error:
+            yield f"token {token}: {error}"
+            continue
+        if sorted(listed) != expected.pop(token, []):
+            yield f"token {token}: the features listed as promoting it are not those that do"
+    for token in expected:
+        yield f"token {token}: no features are listed as promoting it, though some do"
 
 
 def _labels(db: sqlite3.Connection) -> Iterator[str]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from gemscope.atlas.dashboard import Explanation
 from gemscope.atlas.entry import Entry, Ints
-from gemscope.atlas.files import corpus, held_out, hits, schema, vocabulary
+from gemscope.atlas.files import corpus, held_out, hits, schema, vocabulary, written
 from gemscope.atlas.files.manifest import Manifest, write_manifest
 from gemscope.atlas.files.page import pack_page
 from gemscope.atlas.reader import Atlas
@@ -129,6 +129,8 @@ class Writer:
             self._leave_out(entry.index)
             self._insert(entry, packed, int(tokens[0]) if len(tokens) else None)
             self._db.executemany("INSERT INTO hit VALUES (?, ?, ?, ?)", _hits(entry, tokens, length))
+            if entry.written is not None:
+                written.add(self._db, int(entry.index), entry.written)
         self._next = entry.index + 1
 
     def _leave_out(self, until: int) -> None:
@@ -170,6 +172,7 @@ class Writer:
             for record in vocabulary.packed(self._tokens, self._special):
                 self._db.execute("INSERT INTO token VALUES (?, ?)", record)
             self._index_tokens()
+            written.index(self._db)
             self._settle()
             self._rows.close()
             write_manifest(manifest, self._aside)

@@ -9,7 +9,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -105,17 +105,26 @@ class Effect:
 
     def jacobian(self, part: Part = "all") -> Float[Tensor, "H O"]:
         """Over the whole text. Raises InputError for a part that there is not."""
-        first, second = self._halves(part)
+        first, second = self.halves(part)
         a, b = self.of.halves
         whole: Tensor = (a * first + b * second) / (a + b)
         return whole
+
+    @property
+    def digest(self) -> str:
+        """Of the matrices and what they are of."""
+        return checksum_of(self._tensors, as_read(asdict(self.of)))
+
+    @property
+    def _tensors(self) -> dict[str, Tensor]:
+        return {"this": self.this.contiguous(), "later": self.later.contiguous()}
 
     @property
     def agreement(self) -> float:
         """Cosine of what the two halves of the text gave, as flat vectors: the nearer to 1, the less would change with
         more text.
         """
-        first, second = (half.double().flatten() for half in self._halves("all"))
+        first, second = (half.double().flatten() for half in self.halves("all"))
         return torch.nn.functional.cosine_similarity(first, second, dim=0).item()
 
     @torch.no_grad()
@@ -141,18 +150,15 @@ class Effect:
             raise InputError(f"k={k}: at least one token must be asked for")
         if not features:
             raise InputError("no features given: name at least one")
-        _, writes = sites_of(sae)
-        if str(writes) != self.of.site:
-            raise Mismatch(f"{sae.info.name} writes at {writes}, this effect is that of {self.of.site}")
+        self.require_of(model, sae)
         directions = torch.stack([sae.direction(feature).detach().float().cpu() for feature in features])
-        self._require_of(model, directions.shape[-1])
         whole = self.jacobian(part)
         found: list[Promoted] = []
         each = max(1, _EFFECTS // model.vocab)
         for start in range(0, len(features), each):
             some = directions[start : start + each]
             effects = self._read(model, some @ whole.T)
-            halves = [self._read(model, some @ half.T) for half in self._halves(part)]
+            halves = [self._read(model, some @ half.T) for half in self.halves(part)]
             agreements = _correlations(*halves)
             high, low = (effects.topk(min(k, effects.shape[1]), largest=largest) for largest in (True, False))
             ids = self._ids(model)
@@ -192,11 +198,9 @@ class Effect:
         from safetensors.torch import save_file
 
         target = Path(path)
-        tensors = {"this": self.this.contiguous(), "later": self.later.contiguous()}
-        facts = as_read(asdict(self.of))
-        said = {"format": FORMAT, "of": facts, "checksum": checksum_of(tensors, facts)}
+        said = {"format": FORMAT, "of": as_read(asdict(self.of)), "checksum": self.digest}
         with written_aside(target) as aside:
-            save_file(tensors, aside, {"gemscope_effect": json.dumps(said)})
+            save_file(self._tensors, aside, {"gemscope_effect": json.dumps(said)})
         return target
 
     @classmethod
@@ -217,10 +221,42 @@ class Effect:
             raise CorruptFile(f"{name} is damaged: its checksum is another: {_REMEDY}")
         return cls(of=said.of, this=tensors["this"], later=tensors["later"])
 
-    def _halves(self, part: Part) -> Float[Tensor, "halves H O"]:
+    @classmethod
+    def over(cls, effects: Sequence[Effect]) -> Effect:
+        """The mean over the texts of several effects of one site, each with the weight of its tokens, half by half.
+        Raises Mismatch where they are not of one site of one model, in one number format and rows of one length.
+        """
+        first = effects[0].of
+        for other in effects[1:]:
+            for name in ("model", "revision", "site", "dtype", "length"):
+                ours, theirs = getattr(first, name), getattr(other.of, name)
+                if ours != theirs:
+                    raise Mismatch(f"effects of another {name} have no mean ({ours!r}, {theirs!r}): measure one anew")
+        weights = torch.tensor([one.of.halves for one in effects], dtype=torch.float64)
+        shares = (weights / weights.sum(0))[..., None, None]
+        this, later = (
+            (torch.stack([getattr(one, part).double() for one in effects]) * shares).sum(0).float()
+            for part in ("this", "later")
+        )
+        dropped = sum((Counter(one.of.dropped) for one in effects), Counter[str]())
+        names = list(dict.fromkeys((one.of.corpus, one.of.corpus_digest) for one in effects))
+        corpus, digest = (" + ".join(part) for part in zip(*names, strict=True))
+        a, b = (int(count) for count in weights.sum(0).tolist())
+        of = replace(first, corpus=corpus, corpus_digest=digest, halves=(a, b), dropped=dict(dropped))
+        return cls(of=of, this=this, later=later)
+
+    def halves(self, part: Part = "all") -> Float[Tensor, "halves H O"]:
+        """Of each half of the text. Raises InputError for a part that there is not."""
         if part not in get_args(Part):
             raise InputError(f"part={part!r}: expected {', '.join(map(repr, get_args(Part)))}")
         return {"this": self.this, "later": self.later}.get(part, self.this + self.later)
+
+    def require_of(self, model: LanguageModel, sae: SAE) -> None:
+        """Raises Mismatch for another model, or an SAE that writes elsewhere or in another width."""
+        _, writes = sites_of(sae)
+        if str(writes) != self.of.site:
+            raise Mismatch(f"{sae.info.name} writes at {writes}, this effect is that of {self.of.site}")
+        self._require_of(model, sae.d_out)
 
     def _require_of(self, model: LanguageModel, width: int) -> None:
         here, there = (self.of.model, self.of.revision), (model.name, model.revision)

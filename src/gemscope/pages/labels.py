@@ -15,6 +15,16 @@ SHORT, SHORTER = 56, 24
 """Characters of a label in a table that has others, and in a sentence."""
 
 
+_PROMOTES = "promotes "
+
+
+def meaning(label: str | None, promotes: str | None) -> str | None:
+    """What a feature stands for and, as a second clause, what it promotes; None where neither is known."""
+    if not promotes:
+        return label
+    return f"{label}; {_PROMOTES}{promotes}" if label else _PROMOTES + promotes
+
+
 def short_label(label: str | None) -> Cell:
     """A label in a cell, cut where it is long; that there is none is said too."""
     return Cell(clipped_label(label, SHORT)) if label else Cell("no label", "dim")

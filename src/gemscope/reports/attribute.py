@@ -84,7 +84,7 @@ def attribute(
             rows, together = _verified(model, sae, tokens, quantity, rows)
         totals = parts.totals(k)
         shown = {row.feature for row in rows} | {one.feature for one in totals}
-        labels = {} if known_of is None else known_of.atlas.labels(shown)
+        labels = {} if known_of is None else known_of.atlas.meanings(shown)
     check()
     return Attribution(
         model=model.name,

@@ -275,7 +275,7 @@ def look(
             _ranked(*features.row(position), known_of, order, max_density)
             for position in range(acts.tokens.ids.numel())
         ]
-        labels = {} if known_of is None else known_of.atlas.labels({one.feature for row in ranked for one in row[:k]})
+        labels = {} if known_of is None else known_of.atlas.meanings({one.feature for row in ranked for one in row[:k]})
         counts = counted[0].tolist()
         shown = [
             Token(

@@ -112,7 +112,7 @@ def _named(rows: Sequence[Fit], known_of: Meanings) -> list[Fit]:
     def named(row: Fit) -> Fit:
         if row.basis != "features":
             return row
-        labels = known_of.atlas.labels({one.dimension for probe in row.probes for one in probe.chosen})
+        labels = known_of.atlas.meanings({one.dimension for probe in row.probes for one in probe.chosen})
         probes = [
             replace(probe, chosen=tuple(replace(one, label=labels.get(one.dimension)) for one in probe.chosen))
             for probe in row.probes

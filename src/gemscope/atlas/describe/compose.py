@@ -40,7 +40,10 @@ class Weights(Protocol):
         """Of the manifest: model, SAE, convention of the logits."""
 
     def features(self) -> Iterator[dict[str, Any]]:
-        """For each feature in order, the fields of its entry that weights alone decide."""
+        """For each feature in order, the fields of its entry that the pass does not give."""
+
+    def keep(self, folder: Path) -> None:
+        """Puts what is not on pages beside an atlas."""
 
     def texts(self, ids: Sequence[int]) -> tuple[Mapping[int, bytes], Collection[int]]:
         """What tokens stand for, and which of them are special."""
@@ -70,7 +73,8 @@ def compose(
             writer.add_document(*start)
         with progress("pages", statistics.tally.d_sae, "features") as advance:
             for entry in _entries(weights.features(), statistics, config):
-                used.update(entry.promoted.tolist(), entry.suppressed.tolist())
+                for ids in _named(entry):
+                    used.update(ids.tolist())
                 tops.update(entry.positions[:1].tolist())  # its strongest example comes first
                 writer.add(entry)
                 advance(1)
@@ -79,6 +83,7 @@ def compose(
             writer.add_explanation(feature, one)
         writer.add_tokens(*weights.texts(sorted(used)))
         with writer.beside(SUMS) as path:
+            weights.keep(path.parent)
             save_file(statistics.sums(), path)
             path.chmod((path.parent / corpus.NAME).stat().st_mode)  # safetensors lets nobody else read it
         seen, counted = statistics.sample.tokens, statistics.tally.tokens
@@ -96,6 +101,14 @@ def compose(
                 median_norm=statistics.median_norm,
             )
         )
+
+
+def _named(entry: Entry) -> Iterator[Array]:
+    """Tokens that its page names beside those of the text."""
+    for one in (entry, entry.written):
+        if one is not None:
+            yield one.promoted
+            yield one.suppressed
 
 
 def _crowded(tops: Mapping[int, int]) -> tuple[Crowded, ...]:

@@ -44,6 +44,11 @@ class DescribeConfig:
     """Tokens shown behind it."""
     logits: Count = 10
     """Promoted tokens, and as many suppressed ones."""
+    effect: Count = 160
+    """Tokens, about, at the beginning of the text, over which the effect of the site at which the SAE writes is
+    measured: what features promote is told by it. It takes two backward passes over them for each coordinate of the
+    last hidden states. 0: none is measured.
+    """
     neighbours: Count = 20
     """Features closest by decoder cosine."""
     partners: Count = 20

@@ -11,11 +11,13 @@ import numpy as np
 
 from gemscope.atlas.dashboard import Explanation
 from gemscope.atlas.describe.compose import SUMS, compose
+from gemscope.atlas.describe.effects import EFFECT, UNREAD, keep, measured
 from gemscope.atlas.describe.gather import DescribeConfig, Described, Statistics
 from gemscope.atlas.labels.scoring import score_labels
 from gemscope.atlas.reader import Atlas
 from gemscope.checked import read_tensors
 from gemscope.errors import CorruptFile, InputError, Mismatch, NotFound
+from gemscope.features.effect import Effect
 from gemscope.features.examples import Kept
 from gemscope.progress import Progress, silent
 
@@ -31,7 +33,6 @@ _ALIKE = (
     "before",
     "after",
     "bos",
-    "options",
     "logits",
 )
 _OF_WEIGHTS = (
@@ -47,6 +48,10 @@ _BLOCK = 256
 def merge(atlases: Sequence[Atlas | str | Path], *, to: str | Path, progress: Progress = silent) -> Atlas:
     """One atlas of all the texts that several atlases of one SAE were made of, in the order given.
 
+    The same bytes as one pass over all of the texts, but for the effect of the site: that of the merged atlas is the
+    mean over what each was measured on, kept beside it; where these differ, no feature is read by it until `add_effect`
+    does, as that takes the model.
+
     Each needs its `sums.safetensors`, which `describe` leaves beside it. Labels come along; where several say
     something of a feature, the best one shows, and the last one's of equals; rules are scored anew.
 
@@ -60,7 +65,7 @@ def merge(atlases: Sequence[Atlas | str | Path], *, to: str | Path, progress: Pr
     for other in opened[1:]:
         _require_alike(first, other)
     try:
-        config = DescribeConfig(**first.manifest.options)
+        config = DescribeConfig(**{"effect": 0, **first.manifest.options})
     except (TypeError, InputError) as error:
         raise CorruptFile(f"{first.folder} does not say how it was made: {error}") from error
     with progress("merge", sum(map(len, opened)), "features") as advance:
@@ -79,7 +84,9 @@ def merge(atlases: Sequence[Atlas | str | Path], *, to: str | Path, progress: Pr
         first.manifest.bos,
     )
     said = _explanations(opened)
-    merged = compose(_FromAtlases(opened), described, to=Path(to), config=config, said=said, progress=progress)
+    merged = compose(
+        _FromAtlases(opened, _effects(opened)), described, to=Path(to), config=config, said=said, progress=progress
+    )
     if len(merged.pool) and any(one.rule for _, one in said):
         score_labels(merged, progress=progress)
     return merged
@@ -92,6 +99,15 @@ def _require_alike(one: Atlas, other: Atlas) -> None:
             raise Mismatch(
                 f"{one.folder} and {other.folder} cannot be merged: their {name} differ ({ours!r} and {theirs!r})"
             )
+    if (ours := _options(one)) != (theirs := _options(other)):
+        raise Mismatch(
+            f"{one.folder} and {other.folder} cannot be merged: their options differ ({ours!r} and {theirs!r})"
+        )
+
+
+def _options(atlas: Atlas) -> Mapping[str, Any]:
+    """How it was made, but for the effect, which may have been put in later."""
+    return {name: value for name, value in atlas.manifest.options.items() if name != "effect"}
 
 
 def _statistics(atlas: Atlas, config: DescribeConfig) -> Statistics:
@@ -165,28 +181,56 @@ def _explanations(atlases: Sequence[Atlas]) -> list[tuple[int, Explanation]]:
     return list({(feature, replace(one, id=0)): (feature, one) for feature, one in every}.values())
 
 
+def _effects(atlases: Sequence[Atlas]) -> Effect | str:
+    """The mean over the texts of all; or why there is none."""
+    found = []
+    for one in atlases:
+        if one.manifest.effect is None:
+            return f"one of the atlases that were merged has none: {one.manifest.no_effect or 'none was measured'}"
+        try:
+            found.append(Effect.load(one.folder / EFFECT))
+        except NotFound:
+            return f"one of the atlases that were merged came without its {EFFECT}"
+    return found[0] if len({one.digest for one in found}) == 1 else Effect.over(found)
+
+
 class _FromAtlases:
     """What weights say, from the atlas that it was written into before."""
 
-    def __init__(self, atlases: Sequence[Atlas]) -> None:
-        self._atlases = atlases
+    def __init__(self, atlases: Sequence[Atlas], effect: Effect | str) -> None:
+        """With the effect of all of them, or why there is none."""
+        self._atlases, self._effect = atlases, effect
+        digests = {one.manifest.effect.digest if one.manifest.effect else None for one in atlases}
+        self._written = isinstance(effect, Effect) and digests == {effect.digest}
+        """Whether all of them read features by this very effect."""
 
     @property
     def facts(self) -> Mapping[str, Any]:
         """Of the manifest."""
         manifest = self._atlases[0].manifest
         names = (
-            *("format", "model", "model_id", "source_id", "revision", "sae", "sae_digest", "site", "site_out"),
+            *("model", "model_id", "source_id", "revision", "sae", "sae_digest", "site", "site_out"),
             *("gate", "d_sae", "logits", "no_logits", "versions", "neuronpedia_id"),
         )
-        return {name: getattr(manifest, name) for name in names}
+        return {
+            **{name: getattr(manifest, name) for name in names},
+            "effect": measured(self._effect) if isinstance(self._effect, Effect) else None,
+            "no_effect": self._effect if isinstance(self._effect, str) else None if self._written else UNREAD,
+        }
+
+    def keep(self, folder: Path) -> None:
+        """Puts the effect of all beside the atlas."""
+        if isinstance(self._effect, Effect):
+            keep(self._effect, folder)
 
     def features(self) -> Iterator[dict[str, Any]]:
         """For each feature in order, the fields of its entry that weights alone decide."""
         atlas = self._atlases[0]
         for feature in range(len(atlas)):
             entry = atlas.entry(feature)
-            yield {name: getattr(entry, name) for name in _OF_WEIGHTS}
+            yield {name: getattr(entry, name) for name in _OF_WEIGHTS} | {
+                "written": entry.written if self._written else None
+            }
 
     def texts(self, ids: Sequence[int]) -> tuple[Mapping[int, bytes], Collection[int]]:
         """What tokens stand for, and which of them are special."""

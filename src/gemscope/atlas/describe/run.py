@@ -23,8 +23,10 @@ from gemscope.atlas.describe.passing import Pass, named
 from gemscope.atlas.describe.unfinished import Unfinished
 from gemscope.atlas.describe.weights import FromModel, address_of
 from gemscope.atlas.reader import Atlas
-from gemscope.errors import InputError
-from gemscope.features.fit import require_fit
+from gemscope.errors import InputError, SiteNotFound
+from gemscope.features.effect import Effect
+from gemscope.features.effect import effect as measure
+from gemscope.features.fit import require_fit, sites_of
 from gemscope.features.sae import SAE
 from gemscope.progress import Progress, silent
 from gemscope.text.corpus import Corpus
@@ -41,6 +43,7 @@ def describe(
     to: str | Path,
     tokens: int | None = None,
     config: DescribeConfig | None = None,
+    effect: Effect | None = None,
     progress: Progress = silent,
 ) -> Atlas: ...
 
@@ -54,6 +57,7 @@ def describe(
     to: str | Path,
     tokens: int | None = None,
     config: DescribeConfig | None = None,
+    effect: Effect | None = None,
     progress: Progress = silent,
 ) -> list[Atlas]: ...
 
@@ -66,6 +70,7 @@ def describe(
     to: str | Path,
     tokens: int | None = None,
     config: DescribeConfig | None = None,
+    effect: Effect | None = None,
     progress: Progress = silent,
 ) -> Atlas | list[Atlas]:
     """Reads text through a model and one SAE, or several in one pass, and writes an atlas for each.
@@ -74,11 +79,16 @@ def describe(
     stands for the text it was harvested from: the model is not run. `tokens` stops after about as many (None: all).
     `to` is the atlas's folder, which must not exist; with several SAEs it is the folder of their atlases.
 
+    Over the first rows of the first corpus (`config.effect` tokens) the effect of each site at which an SAE writes is
+    measured; SAEs of one site share it. One that is given as `effect` stands for that of its site, and where it is
+    given no other is measured. Of a store alone none is, nor of a site that has no gradient: the manifest says why.
+
     A pass that was stopped, however it was stopped, goes on where it was when called again with the same arguments, and
     its result is byte for byte that of a pass never stopped. Returns the Atlas, or a list of them.
 
-    Raises Mismatch where model and SAE do not fit, InputError for settings that do not go together or differ from those
-    of an unfinished pass, AccessError while another process makes the same atlas, StorageFull, FileError, CorruptFile.
+    Raises Mismatch where model and SAE do not fit, or the effect is of none of the sites, InputError for settings that
+    do not go together or differ from those of an unfinished pass, AccessError while another process makes the same
+    atlas, StorageFull, FileError, CorruptFile.
     """
     config = config or DescribeConfig()
     saes = [sae] if isinstance(sae, SAE) else list(sae)
@@ -95,18 +105,21 @@ def describe(
         raise InputError("no text given: name at least one corpus")
     for one in saes:
         require_fit(model, one)
-    unfinished = Unfinished(to, _settings(model, saes, sources, tokens, config))
+    if effect is not None:
+        _require_use(effect, model, saes)
+    unfinished = Unfinished(to, _settings(model, saes, sources, tokens, config=config, effect=effect))
     try:
         if not unfinished.begun:
             _refuse_existing(to, places)
         passing = Pass(model, saes, sources, unfinished, config)
         passing.run(tokens, progress)
+        effects = _Effects(model, sources, unfinished, config, given=effect, progress=progress)
         atlases = []
         for index, place in enumerate(places):
             if place.exists():  # finished before it was stopped
                 atlases.append(Atlas(place))
                 continue
-            weights = FromModel(model, saes[index], config)
+            weights = FromModel(model, saes[index], config, effects.of(saes[index]))
             atlases.append(compose(weights, passing.described(index), to=place, config=config, progress=progress))
         unfinished.discard()
     finally:
@@ -129,8 +142,61 @@ def _places(to: Path, saes: Sequence[SAE]) -> list[Path]:
     return [to / name for name in names]
 
 
+class _Effects:
+    """Of the sites at which SAEs write: given, measured before this pass was stopped, or to be measured now."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        sources: Sequence[Corpus | Store],
+        unfinished: Unfinished,
+        config: DescribeConfig,
+        *,
+        given: Effect | None,
+        progress: Progress,
+    ) -> None:
+        self._model, self._unfinished, self._config, self._given = model, unfinished, config, given
+        self._corpus = next((one for one in sources if isinstance(one, Corpus)), None)
+        self._progress = progress
+
+    def of(self, sae: SAE) -> Effect | str:
+        """Of its site; or why there is none."""
+        _, writes = sites_of(sae)
+        if self._given is not None:
+            there = self._given.of.site
+            return self._given if there == str(writes) else f"the effect that was given is that of {there}"
+        if not self._config.effect:
+            return "none was asked for"
+        if self._corpus is None:
+            return "the atlas was made of a harvest, and no text was read"
+        path = self._unfinished.effect_of(writes)
+        if path.exists():
+            return Effect.load(path)
+        try:
+            found = measure(self._model, writes, self._corpus, tokens=self._config.effect, progress=self._progress)
+        except (InputError, SiteNotFound) as error:  # of a site computed on the side, or of next to no text
+            return " ".join(str(error).split())
+        found.save(path)
+        return found
+
+
+def _require_use(effect: Effect, model: LanguageModel, saes: Sequence[SAE]) -> None:
+    """Raises Mismatch for an effect of another model, or of a site at which no SAE writes."""
+    for sae in saes:
+        if str(sites_of(sae)[1]) == effect.of.site:
+            effect.require_of(model, sae)
+            return
+    effect.require_of(model, saes[0])
+
+
 def _settings(
-    model: LanguageModel, saes: Sequence[SAE], sources: Sequence[Corpus | Store], tokens: int | None, config: object
+    model: LanguageModel,
+    saes: Sequence[SAE],
+    sources: Sequence[Corpus | Store],
+    tokens: int | None,
+    *,
+    config: object,
+    effect: Effect | None,
 ) -> dict[str, Any]:
     """All that the result depends on."""
     return {
@@ -140,5 +206,6 @@ def _settings(
         "corpus": [named(source) for source in sources],
         "tokens": tokens,
         "options": asdict(config),  # type: ignore[call-overload]
+        "effect": None if effect is None else effect.digest,
         "versions": versions(),
     }

@@ -3,6 +3,7 @@
 NAME.partial/settings.json     what is being made; going on with other settings is refused
 NAME.partial/corpus.bin        rows of token ids (int32), appended
 NAME.partial/documents.jsonl   where documents begin, appended
+NAME.partial/effect-SITE       the effect of a site, once it is measured
 NAME.partial/state.safetensors the running statistics, replaced as a whole; says how much of the two above counts
 """
 
@@ -23,6 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 from safetensors.numpy import save_file
 
+from gemscope.activations.site import Site
 from gemscope.activations.suited import other_format
 from gemscope.checked import (
     Count,
@@ -45,7 +47,7 @@ _LEAST = 20.0
 """Seconds, at least, between two snapshots."""
 _SHARE = 20.0
 """At most one part in this many of the time goes into snapshots."""
-_OWN = re.compile(r"(settings\.json|state\.safetensors)(\.new)?|corpus\.bin|documents\.jsonl|\.tmp\w*")
+_OWN = re.compile(r"(settings\.json|state\.safetensors)(\.new)?|corpus\.bin|documents\.jsonl|\.tmp\w*|\.?effect-[\w.]+")
 """What an unfinished atlas is made of; the last is what safetensors leaves when it is killed."""
 
 
@@ -146,6 +148,10 @@ class Unfinished:
                 with path.open("ab") as file:
                     file.write(content)
                 self._sums[path.name] = zlib.crc32(content, self._sums[path.name])
+
+    def effect_of(self, site: Site) -> Path:
+        """Where the effect of a site is kept until the atlas is made."""
+        return self.folder / f"effect-{site}"
 
     @property
     def due(self) -> bool:

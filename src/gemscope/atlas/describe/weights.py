@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import repeat
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,11 @@ import torch
 
 from gemscope.activations.harvest import versions
 from gemscope.activations.model import LanguageModel
+from gemscope.atlas.describe.effects import keep, measured, writings
 from gemscope.atlas.describe.gather import DescribeConfig
+from gemscope.atlas.entry import Written
 from gemscope.atlas.files.manifest import FORMAT
+from gemscope.features.effect import Effect
 from gemscope.features.logit_lens import convention, logit_effects, no_logits
 from gemscope.features.neighbours import encoder_cosines, nearest
 from gemscope.features.sae import SAE
@@ -23,8 +28,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class FromModel:
     """What weights at hand say."""
 
-    def __init__(self, model: LanguageModel, sae: SAE, config: DescribeConfig) -> None:
-        self.model, self.sae, self.config = model, sae, config
+    def __init__(self, model: LanguageModel, sae: SAE, config: DescribeConfig, effect: Effect | str) -> None:
+        """With the effect of the site at which the SAE writes, or why there is none."""
+        self.model, self.sae, self.config, self.effect = model, sae, config, effect
         self._no_logits = no_logits(sae) if config.logits else "none were asked for"
 
     @property
@@ -46,6 +52,8 @@ class FromModel:
             "d_sae": sae.d_sae,
             "logits": convention(model, sae) if self._no_logits is None else None,
             "no_logits": self._no_logits,
+            "effect": measured(self.effect) if isinstance(self.effect, Effect) else None,
+            "no_effect": self.effect if isinstance(self.effect, str) else None,
             "versions": versions(),
             "neuronpedia_id": sae.info.neuronpedia_id,
         }
@@ -63,13 +71,26 @@ class FromModel:
         if self.config.neighbours:
             near = tuple(part.cpu().numpy() for part in nearest(W_dec, self.config.neighbours))
         logits = self._logits()
+        written = self._written()
         for feature, norm in enumerate(norms):
             yield {
                 "encoder_cosine": None if cosines is None else float(cosines[feature]),
                 "decoder_norm": norm,
                 **next(logits),
+                "written": next(written),
                 **present(("neighbours", "cosines"), near, feature),
             }
+
+    def keep(self, folder: Path) -> None:
+        """Puts the effect beside an atlas."""
+        if isinstance(self.effect, Effect):
+            keep(self.effect, folder)
+
+    def _written(self) -> Iterator[Written | None]:
+        """Feature after feature."""
+        if isinstance(self.effect, Effect):
+            return writings(self.model, self.sae, self.effect, k=max(1, self.config.logits))
+        return repeat(None)
 
     def _logits(self) -> Iterator[dict[str, Any]]:
         """Feature after feature; nothing where there is no direct path to the logits."""

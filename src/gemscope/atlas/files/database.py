@@ -117,6 +117,8 @@ def _connect(path: Path, *, write: bool = False) -> sqlite3.Connection:
                 db.setconfig(getattr(sqlite3, name), name == _DEFENSIVE)
         schema.require_ours(db, path)
         if not write:
+            if schema.as_it_is(schema.version(db)):
+                schema.lend(db)
             db.execute(f"PRAGMA mmap_size = {_MAPPED}")
     except BaseException:
         db.close()

@@ -12,7 +12,7 @@ from gemscope.checked import Count, Length, Numbered, Positive, read_json, shown
 from gemscope.disk import written_aside
 from gemscope.errors import CorruptFile, NotFound
 
-FORMAT = 3
+FORMAT = 4
 """Of the folder as a whole; `schema.py` has a step of migration for each."""
 NAME = "manifest.json"
 IMPORTED = "import"
@@ -54,6 +54,23 @@ class Crowded:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The effect of the site at which the SAE writes, as it was measured (`features/effect.py`)."""
+
+    corpus: str
+    corpus_digest: str
+    tokens: Positive
+    """That it is the mean over."""
+    length: Positive
+    """Tokens per row of its text: how far later positions reach."""
+    dtype: str
+    """Number format that the model computed in."""
+    agreement: float
+    """Cosine of what the two halves of the text gave."""
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What an atlas is of."""
 
@@ -83,6 +100,9 @@ class Manifest:
     logits: str | None
     """The convention of the logits, in words; None where there are none: `no_logits` says why."""
     no_logits: str | None
+    effect: Measured | None = None
+    """Of the site; None where there is none: `no_effect` says why."""
+    no_effect: str | None = None
     coactivation: str
     """What co-activation was measured on, in words."""
     crowded: tuple[Crowded, ...] = ()

@@ -8,7 +8,7 @@ import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
-from gemscope.atlas.files import hits, schema
+from gemscope.atlas.files import hits, schema, written
 from gemscope.atlas.files.database import Database, writable
 from gemscope.atlas.files.manifest import FORMAT, Manifest, write_manifest
 from gemscope.atlas.labels.trial import COUNTS
@@ -17,7 +17,7 @@ from gemscope.errors import AccessError, CorruptFile, NotFound
 
 _CHECKED = (
     *("feature", "explanation", "token", "token_feature", "document", "source", "relabelled"),
-    *("held_row", "trial"),
+    *("held_row", "trial", "written", "token_written"),
 )
 """Looked through on opening: all but the pages, which make up nearly all of a large file."""
 _NUMBER = f"(typeof({{0}}) = 'real' AND abs({{0}}) < {schema.MOST})"
@@ -41,6 +41,9 @@ _SENSIBLE = {
     "source": "typeof(name) = 'text' AND typeof(license) = 'text'",
     "relabelled": "typeof(times) = 'integer'",
     "held_row": "position >= 0 AND typeof(counted) = 'blob'",
+    "written": "id >= 0 AND typeof(packed) = 'blob' AND typeof(words) IN ('text', 'null')",
+    "token_written": f"""typeof(features) = 'integer' AND typeof(packed) = 'blob'
+                        AND length(packed) IN ({", ".join(f"features * {size}" for size in written.SIZES)})""",
     "trial": " AND ".join(
         ("typeof(text) = 'text'", *(f"typeof({name}) = 'integer' AND {name} BETWEEN 0 AND 1 << 53" for name in COUNTS))
     ),
@@ -60,8 +63,8 @@ def opened(folder: Path, manifest: Manifest) -> tuple[Database, Manifest]:
     try:
         with database.reading() as db:
             old = schema.version(db)
-        if old < FORMAT or manifest.format < FORMAT:
-            manifest = _upgraded(folder, manifest, database, old)
+        if not schema.as_it_is(min(old, manifest.format)):
+            manifest = upgraded(folder, manifest, database)
         with database.reading() as db:
             if problem := _first_problem(db):
                 raise CorruptFile(f"{path} is damaged: {problem}; copy it again, or describe anew")
@@ -74,7 +77,10 @@ def opened(folder: Path, manifest: Manifest) -> tuple[Database, Manifest]:
     return database, manifest
 
 
-def _upgraded(folder: Path, manifest: Manifest, database: Database, old: int) -> Manifest:
+def upgraded(folder: Path, manifest: Manifest, database: Database) -> Manifest:
+    """Brings an atlas to the newest format. Raises AccessError where nothing can be written."""
+    with database.reading() as db:
+        old = schema.version(db)
     if not writable(folder):
         raise AccessError(
             f"{folder} is of format {old}, this version reads {FORMAT}, and nothing can be written there to "
@@ -84,7 +90,8 @@ def _upgraded(folder: Path, manifest: Manifest, database: Database, old: int) ->
         schema.upgrade(db)
     database.let_go()
     # What says how it was made, but not how much it held out, held out nothing.
-    options = {"pool": 0, **manifest.options} if old < 3 and "top" in manifest.options else manifest.options
+    missing = {"pool": 0} if old < 3 else {}
+    options = {**missing, **manifest.options} if "top" in manifest.options else manifest.options
     manifest = replace(manifest, format=FORMAT, options=options)
     write_manifest(manifest, folder)
     return manifest

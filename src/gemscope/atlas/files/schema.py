@@ -12,6 +12,9 @@ source         where documents come from, and under which licence
 held_row       rows of the corpus that never give examples, and which of their tokens count (held_out.py)
 held           by feature, where it fires on those rows, packed
 trial          what running explanations' rules on text came to, in counts (labels/trial.py)
+written        by feature, what it promotes by the measured effect of its site, and that in a few words (written.py);
+               empty where no effect was measured
+token_written  by token, the features that promote it so, packed (written.py)
 """
 
 from __future__ import annotations
@@ -70,8 +73,15 @@ _FORMAT_3 = (
        borrowed INTEGER NOT NULL, PRIMARY KEY (explanation, text)) WITHOUT ROWID""",
 )
 
-STEPS: tuple[tuple[str, ...], ...] = (_FORMAT_1, _FORMAT_2, _FORMAT_3)
+_FORMAT_4 = (
+    "CREATE TABLE written (id INTEGER PRIMARY KEY, words TEXT, packed BLOB NOT NULL)",
+    "CREATE TABLE token_written (token INTEGER PRIMARY KEY, features INTEGER NOT NULL, packed BLOB NOT NULL)",
+)
+
+STEPS: tuple[tuple[str, ...], ...] = (_FORMAT_1, _FORMAT_2, _FORMAT_3, _FORMAT_4)
 """Step i leads from format i to i + 1; an empty file is of format 0."""
+LATEST = len(STEPS)
+_TABLE = "CREATE TABLE "
 MOST = 1e300
 """Numbers are smaller: what is computed of them is finite too."""
 
@@ -97,6 +107,21 @@ def upgrade(db: sqlite3.Connection) -> None:
     db.execute("COMMIT")
 
 
+def as_it_is(number: int) -> bool:
+    """Whether an atlas of a format can be read without being brought up to date: since then there are more tables, and
+    nothing else is different.
+    """
+    return all(statement.startswith(_TABLE) for step in STEPS[number:] for statement in step)
+
+
+def lend(db: sqlite3.Connection) -> None:
+    """Gives a connection to a file of an older format the tables that it lacks, empty, for as long as it is open."""
+    db.execute("PRAGMA temp_store = MEMORY")
+    for step in STEPS[version(db) :]:
+        for statement in step:
+            db.execute(statement.replace(_TABLE, "CREATE TEMP TABLE ", 1))
+
+
 def relabel(db: sqlite3.Connection, features: Iterable[int]) -> None:
     """Gives features the label that follows from their explanations."""
     db.executemany(
@@ -114,6 +139,16 @@ def looked_up(db: sqlite3.Connection, columns: str, features: Collection[int]) -
         marks = ",".join("?" * len(some))
         rows += db.execute(f"SELECT id, {columns} FROM feature WHERE id IN ({marks})", some).fetchall()
     return rows
+
+
+def words_of(db: sqlite3.Connection, features: Collection[int]) -> dict[int, str]:
+    """What these features promote in a few words, of those of which there is anything to say."""
+    wanted, found = list(features), dict[int, str]()
+    for start in range(0, len(wanted), _BINDABLE):
+        some = wanted[start : start + _BINDABLE]
+        marks = ",".join("?" * len(some))
+        found |= dict(db.execute(f"SELECT id, words FROM written WHERE id IN ({marks}) AND words IS NOT NULL", some))
+    return found
 
 
 def version(db: sqlite3.Connection) -> int:
