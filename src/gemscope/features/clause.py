@@ -72,7 +72,7 @@ def _told(tokens: Sequence[str]) -> list[str]:
         word = token.strip()
         bare = word.casefold()
         one = next((known for known in (bare, bare.removesuffix("s"), f"{bare}s", f"{bare}es") if known in words), bare)
-        words[one] = min(words.get(one, word), word, key=lambda form: (not form.islower(), form != words.get(one)))
+        words[one] = min(words.get(one, word), word, key=lambda form: (not form.islower(), len(form)))
     told = list[str]()
     for bare, form in words.items():
         if not form.islower() and any(other != bare and other.startswith(bare) for other in words):

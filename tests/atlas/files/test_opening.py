@@ -48,7 +48,7 @@ DAMAGES = {
     "foreign sqlite": (_foreign, "another program's SQLite file"),
     "not sqlite": (lambda at: (at / "atlas.sqlite").write_bytes(b"PK" * 5000), "not an SQLite file"),
     "no sqlite": (lambda at: (at / "atlas.sqlite").unlink(), "atlas.sqlite is missing"),
-    "newer sqlite": (lambda at: change_sql(at, "PRAGMA user_version = 99"), "format 99, this version reads up to 3"),
+    "newer sqlite": (lambda at: change_sql(at, "PRAGMA user_version = 99"), "format 99, this version reads up to 4"),
     "no table": (lambda at: change_sql(at, "DROP TABLE feature"), "has no table 'feature'"),
     "fewer features": (
         lambda at: change_sql(at, "DELETE FROM feature WHERE id = 4"),
@@ -61,7 +61,7 @@ DAMAGES = {
     "float corpus": (lambda at: np.save(at / "corpus.npy", np.zeros((48, 64))), "its numbers are <f8"),
     "object corpus": (lambda at: np.save(at / "corpus.npy", np.array([[{}]])), "not an atlas's corpus"),
     "no header": (lambda at: (at / "corpus.npy").write_bytes(b"x" * 9000), "its header is missing"),
-    "newer manifest": (lambda at: change_json(at, format=4), "format 4, this version reads up to 3: update"),
+    "newer manifest": (lambda at: change_json(at, format=5), "format 5, this version reads up to 4: update"),
     "unnumbered manifest": (lambda at: change_json(at, format="1"), 'field "format" is "1", expected a whole number'),
     "more in manifest": (lambda at: change_json(at, colour="red"), 'field "colour" is not known'),
     "less in manifest": (lambda at: (at / "manifest.json").write_text('{"format": 1}'), 'field "model" is missing'),
@@ -162,7 +162,7 @@ def test_what_a_rule_s_score_was_in_format_2_is_its_confidence_since(copy: Path)
         db.execute("UPDATE feature SET label = '“of”' WHERE id = 5")  # as the order was
         for column in ("control", "confidence"):
             db.execute(f"ALTER TABLE explanation DROP COLUMN {column}")
-        for table in ("held_row", "held", "trial"):
+        for table in ("held_row", "held", "trial", "written", "token_written"):
             db.execute(f"DROP TABLE {table}")
         db.execute("PRAGMA user_version = 2")
     change_json(copy, format=2, options={"top": 20})
@@ -171,7 +171,7 @@ def test_what_a_rule_s_score_was_in_format_2_is_its_confidence_since(copy: Path)
         assert (rule.score, rule.confidence) == (None, 0.75)
         assert (other.score, other.confidence) == (0.5, None)
         assert atlas.labels(range(len(atlas))) == labels
-        assert atlas.manifest.format == 3
+        assert atlas.manifest.format == 4
         assert atlas.manifest.options == {"top": 20, "pool": 0}
         assert len(atlas.pool) == 0
     assert verify(copy) == []
@@ -190,7 +190,7 @@ def test_an_upgrade_that_fails_changes_nothing(copy: Path, newer: None, monkeypa
 
 def test_an_older_atlas_that_cannot_be_written_says_so(reachable: Path, newer: None) -> None:
     with powerless(reachable):
-        with pytest.raises(AccessError, match=r"is of format 3, this version reads 4.*copy the atlas elsewhere"):
+        with pytest.raises(AccessError, match=r"is of format 4, this version reads 5.*copy the atlas elsewhere"):
             Atlas(reachable)
 
 

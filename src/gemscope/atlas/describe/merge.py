@@ -183,6 +183,9 @@ def _explanations(atlases: Sequence[Atlas]) -> list[tuple[int, Explanation]]:
 
 def _effects(atlases: Sequence[Atlas]) -> Effect | str:
     """The mean over the texts of all; or why there is none."""
+    reasons = {one.manifest.no_effect or "none was measured" for one in atlases if one.manifest.effect is None}
+    if len(reasons) == 1 and not any(one.manifest.effect for one in atlases):
+        return reasons.pop()
     found = []
     for one in atlases:
         if one.manifest.effect is None:
