@@ -126,6 +126,34 @@ def test_it_says_what_a_small_push_does_to_the_logits_at_every_kind_of_site(fami
         torch.testing.assert_close(predicted, change, rtol=0, atol=0.03 * change.abs().max().item())
 
 
+@pytest.mark.parametrize("family", [*MAIN, "falcon_sequential", "opt", "qwen2_moe"])
+def test_some_directions_alone_forward_are_what_the_whole_backward_says_of_them(family: str) -> None:
+    model = model_of(family)
+    for kind in kinds_of(family) if family in MAIN else ("res", "mlp"):
+        site = f"1.{kind}"
+        some = torch.randn(5, model.width(site), generator=torch.Generator().manual_seed(2))
+        whole = model.jacobian(TEXTS, site)
+        (few,) = model.jacobians(TEXTS, site, 1, directions=some)
+        assert (few.n, few.dropped) == (whole.n, whole.dropped)
+        for part in ("this", "later"):
+            wanted = getattr(whole, part) @ some.double().T
+            torch.testing.assert_close(getattr(few, part), wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
+
+
+def test_rows_belong_to_several_sums_in_turn() -> None:
+    model = model_of("llama")
+    tokens = model.tokens([*TEXTS, "the sun", "on the land"])
+    found = model.jacobians(tokens, "1.res", 3)
+    for part, own in enumerate(found):
+        alone = model.jacobian(tokens.every(3, part), "1.res")
+        assert (own.n, own.dropped) == (alone.n, alone.dropped)
+        torch.testing.assert_close(own.this, alone.this, atol=1e-5, rtol=0)
+        torch.testing.assert_close(own.later, alone.later, atol=1e-5, rtol=0)
+    none = model.jacobians(tokens, "1.res", 5)[4]
+    assert none.n == 0
+    assert not none.this.any()
+
+
 def test_where_nothing_but_the_unembedding_follows_it_is_the_unembedding() -> None:
     model = tiny_model("llama")
     model.hf.model.norm = nn.Identity()
@@ -305,6 +333,10 @@ def test_a_mistake_is_one_clear_line() -> None:
         found.promoted(model, sae, [1], k=0)
     with pytest.raises(InputError, match="part='now'"):
         found.jacobian("now")  # type: ignore[arg-type]
+    with pytest.raises(Mismatch, match="7 numbers given"):
+        model.jacobians(TEXT, "1.res", 1, directions=torch.zeros(2, 7))
+    with pytest.raises(InputError, match="forward mode does not get through this model"):
+        tiny_model("bloom").jacobians(TEXT, "1.res", 1, directions=torch.ones(2, 32))
     with (
         model.edited(Steer.along("1.res", torch.ones(32), 1.0)),
         pytest.raises(InputError, match="while edits are in force"),

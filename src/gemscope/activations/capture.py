@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -34,6 +34,15 @@ class Activations:
     def d(self) -> int:
         """Width of the site."""
         return self.values.shape[-1]
+
+    def every(self, step: int, first: int) -> Activations:
+        """Those of every so-manieth row alone, from the first one given on."""
+        return replace(
+            self,
+            values=self.values[first::step],
+            counted=self.counted[first::step],
+            tokens=self.tokens.every(step, first),
+        )
 
     @property
     def dropped(self) -> dict[str, int]:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.functional import embedding, layer_norm
 
 from gemscope.activations.families import Point
@@ -137,6 +138,20 @@ def grasping(model: nn.Module, point: Point) -> Iterator[list[Tensor]]:
 
     with _attached(model, point, hold):
         yield held
+
+
+@contextmanager
+def pushing(model: nn.Module, point: Point, by: Tensor) -> Iterator[None]:
+    """While the block runs, inside of a level of torch's forward mode, what flows through a plain point has `by` as its
+    tangent.
+    """
+
+    def push(tensor: Tensor) -> Tensor:
+        dual: Tensor = forward_ad.make_dual(tensor.clone(), by.to(tensor))  # type: ignore[no-untyped-call]
+        return dual
+
+    with _attached(model, point, push):
+        yield
 
 
 @contextmanager

@@ -8,25 +8,26 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from copy import deepcopy
 from functools import cached_property
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
-from gemscope.activations import jacobian, sinks
+from gemscope.activations import jacobian, products, sinks
 from gemscope.activations import site as places
 from gemscope.activations.adapters import unwrapped
 from gemscope.activations.capture import Activations, Captured
 from gemscope.activations.editing import Edit, Session, in_force
 from gemscope.activations.families import Point
 from gemscope.activations.generation import Dice, Step, continued
-from gemscope.activations.hooks import Enough, grasping, reading, telling, watching
+from gemscope.activations.hooks import Enough, grasping, pushing, reading, telling, watching
 from gemscope.activations.passes import announced
 from gemscope.activations.reader import Reader
 from gemscope.activations.site import Site
 from gemscope.activations.transformer_lens import require_as_it_was
-from gemscope.errors import InputError, NotFinite, TextTooLong
+from gemscope.errors import InputError, Mismatch, NotFinite, TextTooLong
 from gemscope.shapes import Bool, Float, Int
 from gemscope.text.chat import Text, Turn, is_one_chat
 from gemscope.text.tokens import Tokens
@@ -203,46 +204,82 @@ class LanguageModel(Reader):
         counted = (tokens.counted & ~here.cpu()).to(values.device)
         return Activations(values, counted, tokens, site, self.name), gradient.float()
 
-    def jacobian(
-        self, text: Text, site: Site | str, *, advance: Callable[[int], None] = lambda _: None
-    ) -> jacobian.Jacobian:
+    def jacobians(
+        self,
+        text: Text,
+        site: Site | str,
+        parts: int,
+        *,
+        directions: Float[Tensor, "F O"] | None = None,
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> tuple[jacobian.Jacobian, ...]:
         """How the last hidden states, as the unembedding reads them, change with what is written at a site, to first
         order: summed over counted tokens (no special ones, first positions, padding, attention sinks), this position
-        and later ones apart.
+        and later ones apart, in `parts` sums to which the rows of the text belong in turn.
 
-        Two backward passes for each coordinate, of which `advance` is told: one through the rows, for the sum of both;
-        one through each counted token behind a cache of those before it, which no other position answers to. Raises
-        SiteNotFound, InputError for a site that the model computes on the side and while edits are in force, NotFinite,
-        and what `tokens` raises.
+        Once through the rows, for the sum of both, and once through each counted token behind a cache of those before
+        it, which no other position answers to: backward for each coordinate of the last hidden states, or forward for
+        each of some `directions`, of which `advance` is told. Raises SiteNotFound, Mismatch for directions of another
+        width, InputError for a site that the model computes on the side, while edits are in force, and for directions
+        in a model that torch's forward mode does not get through, NotFinite, and what `tokens` raises.
         """
         tokens, site = self.tokens(text), Site.parse(site)
         point = self._differentiable(site)
         if self._session is not None:
             raise InputError("no Jacobian while edits are in force: take it outside of `with model.edited(...)`")
+        if directions is not None and directions.shape[-1] != self.width(site):
+            raise Mismatch(f"directions of {directions.shape[-1]} numbers given, {site} has {self.width(site)}")
         seen = self.capture(tokens, [site])[site]
-        counted = seen.counted.cpu()
-        h, x = self._linked(tokens, point)
-        both = jacobian.summed(h, x, counted, advance)
-        this = torch.zeros_like(both)
-        for rows in jacobian.ends(tokens, counted, pad=self._pad):
-            last = torch.ones(len(rows), 1, dtype=torch.bool)
-            before = rows.first(len(rows), rows.ids.shape[1] - 1)
-            with torch.no_grad():
-                cache = self._forward(before, keep=1, use_cache=True).past_key_values
-            h, x = self._linked(rows, point, cache)
-            this += jacobian.summed(h, x, last, lambda _: None)
+        counted, owners = seen.counted.cpu(), torch.arange(len(tokens)) % parts
+        with products.quick():
+            through = jacobian.Through(counted, owners, parts)
+            both = self._through(through, tokens, point, directions, advance=advance)
+            this = torch.zeros_like(both)
+            for rows, of in jacobian.ends(tokens, counted, pad=self._pad):
+                before = rows.first(len(rows), rows.ids.shape[1] - 1)
+                with torch.no_grad():
+                    cache = self._forward(before, keep=1, use_cache=True).past_key_values
+                through = jacobian.Through(torch.ones(len(rows), 1, dtype=torch.bool), owners[of], parts)
+                this += self._through(through, rows, point, directions, cache=cache, advance=advance)
         if not torch.stack([this, both]).isfinite().all():
             self._require_finite(torch.full((*tokens.ids.shape, 1), torch.nan), tokens, f"in the gradient at {site}")
-        return jacobian.Jacobian(this, both - this, int(counted.sum()), seen.dropped)
+        every = [seen.every(parts, part) for part in range(parts)]
+        return tuple(
+            jacobian.Jacobian(this[part], both[part] - this[part], int(own.counted.sum()), own.dropped)
+            for part, own in enumerate(every)
+        )
 
-    def _linked(
-        self, tokens: Tokens, point: Point, cache: Any = None
-    ) -> tuple[Float[Tensor, "B S H"], Float[Tensor, "B S O"]]:
-        """What the unembedding reads, and what flows through the point, in one graph."""
-        head = jacobian.unembedding_reads(self.hf)
-        with torch.enable_grad(), grasping(self.hf, point) as x, grasping(self.hf, head) as h:
-            self._forward(tokens, cache=cache, use_cache=cache is not None)
-        return h[-1], x[-1]
+    def _through(
+        self,
+        through: jacobian.Through,
+        tokens: Tokens,
+        point: Point,
+        directions: Float[Tensor, "F O"] | None,
+        *,
+        cache: Any = None,
+        advance: Callable[[int], None],
+    ) -> Float[Tensor, "parts H columns"]:
+        head, cached = jacobian.unembedding_reads(self.hf), cache is not None
+        times = 1 if cached else through.copies
+        if directions is None:
+            with torch.enable_grad(), grasping(self.hf, point) as x, grasping(self.hf, head) as h:
+                self._forward(jacobian.repeated(tokens, times), cache=cache, use_cache=cached)
+            return through.backward(h[-1], x[-1], advance)
+        found = []
+        for start in range(0, len(directions), times):
+            some = directions[start : start + times]
+            with jacobian.forward(), pushing(self.hf, point, through.tangent(some)), grasping(self.hf, head) as h:
+                # A cache holds one more token after each pass.
+                self._forward(jacobian.repeated(tokens, len(some)), cache=deepcopy(cache), use_cache=cached)
+                found.append(through.forward(h[-1]))
+            advance(len(some))
+        return torch.cat(found, dim=-1)
+
+    def jacobian(
+        self, text: Text, site: Site | str, *, advance: Callable[[int], None] = lambda _: None
+    ) -> jacobian.Jacobian:
+        """The sums over all rows of a text: `jacobians` with one part."""
+        return self.jacobians(text, site, 1, advance=advance)[0]
 
     def _differentiable(self, site: Site) -> Point:
         point = places.locate(self.hf, site)

@@ -30,7 +30,6 @@ from gemscope.features.sae import SAE
 from gemscope.progress import Progress, silent
 from gemscope.shapes import Float
 from gemscope.text.corpus import Corpus
-from gemscope.text.tokens import Tokens
 
 FORMAT = 1
 Part = Literal["all", "this", "later"]
@@ -320,9 +319,7 @@ def effect(
     with progress("effect", None, "coordinates") as advance:
         for packed in model.rows(corpus, length=length, batch=each):
             part = packed.first(left, length)
-            for half in (0, 1)[: len(part)]:
-                own = Tokens(part.ids[half::2], part.real[half::2], part.counted[half::2]).trimmed
-                found = model.jacobian(own, place, advance=advance)
+            for half, found in enumerate(model.jacobians(part, place, 2, advance=advance)):
                 sums[half].append(found)
                 dropped.update(found.dropped)
             left -= len(part)

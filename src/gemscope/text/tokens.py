@@ -75,12 +75,16 @@ class Tokens:
 
     def first(self, rows: int, positions: int) -> Tokens:
         """The beginnings of the first rows."""
+        return self._cut(slice(rows), slice(positions))
 
-        def cut(tensor: Tensor) -> Tensor:
-            return tensor[:rows, :positions]
+    def every(self, step: int, first: int) -> Tokens:
+        """Every so-manieth row, from the first one given on."""
+        return self._cut(slice(first, None, step), slice(None))
 
-        document, offset = (None if part is None else cut(part) for part in (self.document, self.offset))
-        return Tokens(cut(self.ids), cut(self.real), cut(self.counted), document, offset)
+    def _cut(self, rows: slice, positions: slice) -> Tokens:
+        document, offset = (None if part is None else part[rows, positions] for part in (self.document, self.offset))
+        ids, real, counted = (part[rows, positions] for part in (self.ids, self.real, self.counted))
+        return Tokens(ids, real, counted, document, offset)
 
     def __len__(self) -> int:
         return len(self.ids)
