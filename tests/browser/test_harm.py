@@ -25,7 +25,7 @@ def test_text_that_means_harm_stays_text(page: Page) -> None:
         harmless(page, at=page.url)
         for mark in page.locator("token-strip mark").all()[:3]:
             mark.focus()
-            assert page.locator("#token-tip *").count() == 0
+            assert page.locator("#token-tip :not(bdi)").count() == 0
     page.goto(f"{PLANTED}/0")
     assert HOSTILE_LABEL.split()[0] in shown(page.locator("h1"))
     page.goto(PLANTED)

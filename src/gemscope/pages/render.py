@@ -16,7 +16,7 @@ from gemscope.pages.changes import changes
 from gemscope.pages.charts.bar import bar
 from gemscope.pages.charts.histogram import histogram
 from gemscope.pages.charts.scatter import scatter
-from gemscope.pages.labels import clipped_label, headline
+from gemscope.pages.labels import headline
 from gemscope.pages.links import Links, NoLinks, ServerLinks, SiteLinks
 from gemscope.text.printable import clipped, readable
 from gemscope.text.rows import passed_over
@@ -104,7 +104,6 @@ def _environment() -> Environment:
         "often": numbers.often,
         "typed": typed,
         "many": numbers.many,
-        "shortened": clipped_label,
     }
     made.globals |= {
         "bar": bar,

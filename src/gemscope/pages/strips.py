@@ -109,9 +109,9 @@ _END = "␟"
 _HELD = {"\x1e": _CUT, "\x1f": _END}
 """What stands for these signs where they are text. Itself it is spelt out, like all odd characters."""
 _HOLD = str.maketrans({held: sign(held) for held in _HELD} | {ours: held for held, ours in _HELD.items()})
-_OPEN = [f'<mark class="a{step}" title="' for step in range(len(_BOUNDS) + 1)]
-_HEAD, _MIDDLE, _TAIL = '<token-strip dir="auto"><span class="b">', '</span><span class="e">', "</span></token-strip>"
-_FAR, _NEAR = '<span class="f">', "</span>"
+_OPEN = [f"<mark class=a{step} title=" for step in range(len(_BOUNDS) + 1)]
+_HEAD, _MIDDLE, _TAIL = "<token-strip dir=auto><span class=b>", "</span><span class=e>", "</span></token-strip>"
+_FAR, _NEAR = "<span class=f>", "</span>"
 
 
 class _Woven:
@@ -199,21 +199,26 @@ class _Woven:
             marks = [index for index in marks if values[index] > 0]
             found = [values[index] for index in marks]
         if found and max(found) >= 999.5:
-            tags = [f'{_OPEN[bisect(_BOUNDS, value * scale)]}{figure(value)}">' for value in found]
+            tags = [f"{_OPEN[bisect(_BOUNDS, value * scale)]}{figure(value)}>" for value in found]
         else:  # most are small, and this is quicker
-            tags = [f'{_OPEN[bisect(_BOUNDS, value * scale)]}{value:.3g}">' for value in found]
+            tags = [f"{_OPEN[bisect(_BOUNDS, value * scale)]}{value:.3g}>" for value in found]
         if hints:
             opened = dict(zip(marks, tags, strict=True))
             for index, hint in hints.items():
-                opened[index] = (
-                    f'{opened[index][:-2]} = {hint}">' if index in opened else f'<mark class="c" title="{hint}">'
-                )
+                shaded, _, value = opened.get(index, "<mark class=c title=>")[:-1].partition(" title=")
+                opened[index] = f'{shaded} title="{value} = {hint}">' if value else f'{shaded} title="{hint}">'
             marks, tags = sorted(opened), [opened[index] for index in sorted(opened)]
         for index in marks:
             tokens[index] = f"{_CUT}{tokens[index] or PART}{_END}"
         if peak in marks and values[peak] > 0:
-            tags[marks.index(peak)] = tags[marks.index(peak)].replace('" title', ' p" title', 1)
+            tags[marks.index(peak)] = _peak(tags[marks.index(peak)])
         return marks, tags
+
+
+def _peak(tag: str) -> str:
+    """The mark of the token that an example is about."""
+    begun, _, rest = tag.partition(" title=")
+    return f'{begun[:6]}class="{begun[12:]} p" title={rest}'
 
 
 def _clean(tokens: Sequence[str]) -> list[str]:
@@ -269,4 +274,4 @@ def _place(one: Example) -> str:
         return ""
     within = f"document {one.document}, token {one.position}"
     hint = escape(readable(f"{within} · {one.license}" if one.license else within))
-    return f'<small class="at" title="{hint}">{escape(readable(clipped(one.source, 60))) or one.document}</small>'
+    return f'<small class=at title="{hint}">{escape(readable(clipped(one.source, 60))) or one.document}</small>'
