@@ -12,12 +12,14 @@ from msgspec import structs
 
 from gemscope.app.requests import Cause as Asking
 from gemscope.app.requests import Steering
+from gemscope.app.search import Reading
 from gemscope.app.steer_view import Dial
 from gemscope.app.steering import Run
 from gemscope.atlas.dashboard import (
     Dashboard,
     Example,
     Explanation,
+    Glance,
     Interval,
     Logit,
     Neighbour,
@@ -250,23 +252,29 @@ def all_pages(label: str | None = "names of seas", token: str = " Sea") -> dict[
     manifest = replace(MANIFEST, sae=label or "", parts=(replace(PART, name=label or ""),))
     points = (np.arange(3), np.array([0.1, 0.01, 0.001]), np.array([1.0, 2.0, 3.0]))
     home = [{"manifest": manifest, "living": 38, "dead": 2, "links": LINKS, "standing": Standing(14, 10, 6)}]
+    begin = {"striking": summaries, "glances": {0: Glance(words, 0, feature.histogram)}, "texts": [typed]}
+    begin |= {"live": True, "why": label or "x"}
     found = [{"summary": summaries[0], "values": [0.0, 3.0, 1.0]}]
     search = {"manifest": manifest, "text": typed, "note": label, "live": True}
     search |= {"summaries": summaries, "tokens": [(4, token, 7)], "token": 4, "hits": [Hit(summaries[0], 0.5, 3)]}
-    search |= {"strings": words, "counted": [False, True, True], "found": found}
+    search |= {"strings": words, "counted": [False, True, True], "found": found, "firing": 4, "missing": 99}
+    search |= {"readings": [Reading("label", 3), Reading("token", 7, token), Reading("text", None)], "total": 9}
+    search |= {"asked": "any", "offset": 3, "limit": 3, "glances": {0: Glance(words, 0, feature.histogram)}}
     prompt = {"manifest": manifest, "live": True, "text": typed, "look": look, "labels": {12: label or "", 7: "b"}}
     prompt |= {"pinned": 12, "pinned_values": [0.0, 8.0, 0.0], "error": label}
     return {
         "feature": feature_page(feature, writable=True, test_text=typed),
         "dead": feature_page(DEAD),
         "embed": feature_page(feature, embed=Embed(default_test_text=typed), test_text=typed),
-        "home": render("home.html", links=ServerLinks(), atlases=home),
+        "home": render("home.html", links=LINKS, atlases=home, **begin),
+        "homes": render("home.html", links=ServerLinks(), atlases=home * 2, **{**begin, "live": False}),
         "browse": render(
             "browse.html",
             links=LINKS,
             manifest=manifest,
             summaries=summaries,
             total=9,
+            glances={0: Glance(words, 0, feature.histogram)},
             query=QUERY | {"text": typed},
             points=points,
         ),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from atlases import FIRST_WORD, HOSTILE, PLAN
+from atlases import FIRST_WORD, HOSTILE, PLAN, written
+from gemscope.atlas.entry import Entry
 from gemscope.atlas.files import hits
 from gemscope.atlas.reader import Atlas
 from gemscope.errors import CorruptFile
@@ -32,6 +35,26 @@ def test_tokens_are_found_by_their_text(planted: Atlas) -> None:
     assert planted.tokens_like("") == []
     assert [text for _, text, _ in planted.tokens_like("\n")] == ["\n"]
     assert planted.tokens_like("<script>")[0][1] == HOSTILE[0].decode()
+
+
+def test_the_commonest_way_of_writing_a_word_comes_first(tmp_path: Path) -> None:
+    ids = np.array([[0, 1, 2, 3, 4, 1, 2, 3]])
+    texts = {0: b"x", 1: b" Paris", 2: b"Paris", 3: b"paris", 4: b" parish"}
+    peaks = [1, 1, 1, 2, 3, 3, 4, 4, 4, 4]
+    entries = [one_example(index, place) for index, place in enumerate(peaks)]
+    with written(tmp_path / "atlas", ids, entries, texts) as atlas:
+        for typed in ("Paris", " Paris", "paris", "PARIS"):
+            assert atlas.tokens_like(typed) == [(1, " Paris", 3), (3, "paris", 2), (2, "Paris", 1), (4, " parish", 4)]
+
+
+def one_example(index: int, place: int) -> Entry:
+    whole, one = np.array([place]), np.array([1.0], np.float32)
+    edges = np.array([0.0, 2.0], np.float32)
+    return Entry(
+        index=index, count=1, max=1.0, mean=1.0, step=1.0, histogram=np.array([0, 1]), edges=edges,
+        interval_counts=np.array([1]), positions=whole, intervals=np.array([-1]), owners=np.array([0]), columns=whole,
+        values=one,
+    )  # fmt: skip
 
 
 def test_a_token_leads_to_the_features_whose_examples_peak_on_it(planted: Atlas) -> None:

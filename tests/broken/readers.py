@@ -156,6 +156,7 @@ def _seen(atlas: gs.Atlas) -> None:
     for order in ("index", "density", "max", "mean", "label"):
         atlas.summaries(order=order, dead=False, text="river", limit=10)
         atlas.summaries(order=order, limit=1000)
+    atlas.glances(range(len(atlas)))
     atlas.search("the river")
     for id_, _, _ in atlas.tokens_like("riv") + atlas.tokens_like(""):
         atlas.by_token(id_)

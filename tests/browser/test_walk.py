@@ -173,7 +173,29 @@ def test_a_label_is_added_found_by_search_and_taken_away(page: Page, served: str
     page.locator("h1", has_text=rule).wait_for()
     page.fill(".find input[type=search]", str(SISTER))
     page.keyboard.press("Enter")
-    page.click(f"a:has-text('feature {SISTER}')")
+    page.wait_for_url(f"**{AT}/{SISTER}")
+
+
+def test_a_slash_goes_to_the_search_box_from_anywhere_but_not_from_a_field(page: Page) -> None:
+    page.goto(f"{AT}/{SISTER}")
+    page.keyboard.press("/")
+    page.keyboard.type("99999")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/search?**")
+    assert "No feature 99999: this SAE has features 0 to 8191." in shown(page.locator("#results"))
+    page.locator("h1").click()
+    page.keyboard.press("/")  # the page's own box: what stands there is typed over, and in it a slash is a letter
+    page.keyboard.type("money/")
+    assert page.locator("form.search input[type=search]").input_value() == "money/"
+    page.fill("form.search input[type=search]", "money")
+    page.keyboard.press("Enter")
+    page.locator(".understood", has_text="words of labels").wait_for()
+    page.click(".understood a:has-text('the token')")
+    page.wait_for_selector(".hits tbody tr")
+    assert shown(page.locator(".tokens a[aria-current]")).startswith("·money")
+    page.locator(".modes label", has_text="Anything").click()
+    page.fill("form.search input[type=search]", str(SISTER))
+    page.keyboard.press("Enter")
     page.wait_for_url(f"**{AT}/{SISTER}")
 
 
@@ -349,4 +371,4 @@ def test_a_token_in_the_address_lets_a_browser_in_and_is_not_kept_there(chromium
             page.click("td.index a >> nth=0")
             page.fill(".find input[type=search]", "7")
             page.keyboard.press("Enter")
-            page.wait_for_selector("a:has-text('feature 7')")
+            page.wait_for_url(f"**{AT}/7")

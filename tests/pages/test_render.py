@@ -51,7 +51,7 @@ def test_a_page_names_what_is_on_it(name: str) -> None:
         if one.tag in ("a", "button"):
             assert one.text.strip() or one.attributes.get("aria-label")
         if one.tag == "svg":
-            assert one.attributes.get("aria-hidden") == "true" or one.all("title")
+            assert one.attributes.get("aria-hidden") == "true" or one.attributes.get("aria-label") or one.all("title")
         for reference in ("aria-labelledby", "for", "form"):
             assert one.attributes.get(reference, "") in {"", *ids}
         target = one.attributes.get("hx-target", "")
@@ -187,6 +187,7 @@ def test_a_document_s_title_says_what_it_is() -> None:
         "embed": "names of seas · 12 · 1.res 40 · gemscope",
         "dead": "Feature 12 · 1.res 40 · gemscope",
         "home": "Features of language models · gemscope",
+        "homes": "Features of language models · gemscope",
         "browse": " Sea: features of tiny-model · 1.res 40 · gemscope",
         "label": " Sea · search · 1.res 40 · gemscope",
         "token": " Sea · search · 1.res 40 · gemscope",

@@ -53,8 +53,11 @@ def test_features_come_by_share_of_their_maximum_times_rarity_times_how_far_the_
 
 
 def test_what_stands_out_is_each_feature_once_where_it_says_most(atlas: gs.Atlas) -> None:
-    seen = gs.look(MODEL, SAE, TEXT, k=4, atlas=atlas)
+    seen = gs.look(MODEL, SAE, TEXT, k=SAE.d_sae, atlas=atlas, foremost=SAE.d_sae)
     assert len({one.feature for one in seen.foremost}) == len(seen.foremost) > 0
+    firing = {one.feature for token in seen.tokens if token.counted for one in token.features}
+    assert {one.feature for one in seen.foremost} == firing
+    assert seen.firing == len(firing)
     for one in seen.foremost:
         token = seen.tokens[one.position]
         assert token.counted
@@ -66,6 +69,8 @@ def test_what_stands_out_is_each_feature_once_where_it_says_most(atlas: gs.Atlas
             if other.feature == one.feature
         )
     assert json.loads(json.dumps(seen.to_dict()))["foremost"][0]["label"] == seen.foremost[0].label
+    # However few features of each token are shown.
+    assert gs.look(MODEL, SAE, TEXT, k=1, atlas=atlas, foremost=9).foremost == seen.foremost[:9]
 
 
 def test_without_an_atlas_the_strongest_come_and_nothing_is_named() -> None:

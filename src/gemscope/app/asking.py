@@ -87,6 +87,11 @@ async def body_of(request: Request, cls: type[T]) -> T:
     raise HTTPException(415, "expected application/json or application/x-www-form-urlencoded")
 
 
+async def asked_of(request: Request, cls: type[T]) -> T:
+    """What is asked for, in the address or posted. Raises what these raise."""
+    return await body_of(request, cls) if request.method == "POST" else query_of(request, cls)
+
+
 def _said(given: ImmutableMultiDict[str, str], cls: Any) -> dict[str, Any]:
     """By name: what may be said several times is a list, and what was left empty is not said."""
     lists = _lists(cls)

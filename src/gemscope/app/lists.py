@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
+from contextlib import suppress
 from typing import Any
 
 from msgspec.structs import asdict
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from gemscope.app.asking import query_of, shelf_of, source_of, worker_of
 from gemscope.app.requests import Browse, Search
 from gemscope.app.responses import data, page, wants_data, wants_part
 from gemscope.app.shelf import Source
+from gemscope.atlas.dashboard import Glance, Summary
+from gemscope.errors import GemscopeError
 from gemscope.pages.links import ServerLinks
 
 
@@ -30,7 +34,38 @@ async def model(request: Request) -> Response:
 def _home(request: Request, sources: list[Source]) -> Response:
     if wants_data(request):
         return data(request, {"sources": [_facts(source) for source in sources]})
-    return page(request, "home.html", links=ServerLinks(), atlases=sources)
+    first = sources[0]
+    striking, seen = list[Summary](), dict[int, Glance]()
+    with suppress(GemscopeError):  # whoever asks for what cannot be read is told; the other atlases are there
+        striking = first.atlas.summaries_of(first.striking)
+        seen = first.atlas.glances(first.striking)
+    return page(
+        request,
+        "home.html",
+        links=first.links if len(sources) == 1 else ServerLinks(),
+        atlases=sources,
+        striking=striking,
+        glances=seen,
+        live=first.live.on,
+        why=first.live.why,
+        texts=TO_TRY,
+    )
+
+
+TO_TRY = (
+    "Would you be able to travel through time using a wormhole?",
+    "The doctor said that my sister's fever would be gone by Monday.",
+    "def mean(values):\n    return sum(values) / len(values)",
+)
+"""Texts for a prompt: a question, something told, and code."""
+
+
+async def anywhere(request: Request) -> Response:
+    """To some living feature."""
+    source = source_of(request)
+    living = (await run_in_threadpool(lambda: source.points))[0]
+    index = int(secrets.choice(living)) if len(living) else secrets.randbelow(len(source.atlas))
+    return RedirectResponse(source.links.feature(index), 303, {"cache-control": "no-store"})
 
 
 def _facts(source: Source) -> dict[str, Any]:
@@ -85,10 +120,15 @@ async def browse(request: Request) -> Response:
     if wants_data(request):
         return data(request, {"total": total, "features": [line(source, one) for one in summaries]})
     values: dict[str, Any] = {"manifest": source.manifest, "summaries": summaries, "total": total, "query": query}
-    if wants_part(request):
-        return page(request, "browse_rows.html", links=source.links, **values)
-    cells = await run_in_threadpool(lambda: source.cells)
-    return await run_in_threadpool(page, request, "browse.html", links=source.links, points=cells, **values)
+    template = "browse_rows.html" if wants_part(request) else "browse.html"
+
+    def table() -> Response:
+        if not wants_part(request):
+            values["points"] = source.cells
+        values["glances"] = source.atlas.glances(one.feature for one in summaries)
+        return page(request, template, links=source.links, **values)
+
+    return await run_in_threadpool(table)
 
 
 def line(source: Source, one: Any) -> dict[str, Any]:

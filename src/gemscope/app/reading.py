@@ -68,10 +68,8 @@ class Reading:
         every_token: bool = False,
         among: Sequence[int] = (),
         without: np.ndarray[Any, np.dtype[np.bool_]] | None = None,
-        known_of: Meanings | None = None,
     ) -> list[Strong]:
-        """The `limit` features with the strongest activation on any token (or any `among` these), strongest first; by
-        what is known of an atlas's features those that are most telling.
+        """The `limit` features with the strongest activation on any token (or any `among` these), strongest first.
 
         `without` [d_sae] is True for features that are left out.
         """
@@ -84,14 +82,23 @@ class Reading:
         if without is not None:
             chosen &= ~without[features]
         cells = np.flatnonzero(chosen)
-        best = values[cells] if known_of is None else known_of.telling(features[cells], values[cells])
-        cells = cells[np.argsort(-best, kind="stable")]
+        cells = cells[np.argsort(-values[cells], kind="stable")]
         _, firsts = np.unique(features[cells], return_index=True)
         best = cells[np.sort(firsts)[:limit]]
         return [
             Strong(feature, position, self.of(feature, every_token=every_token))
             for feature, position in zip(features[best].tolist(), tokens[best].tolist(), strict=True)
         ]
+
+    def foremost(self, limit: int, known_of: Meanings) -> list[Strong]:
+        """The `limit` features that say most about the text, as `Look.foremost` has them."""
+        best = known_of.foremost(self.found, limit=limit)
+        return [Strong(one.feature, one.position, self.of(one.feature, every_token=False)) for one in best]
+
+    @property
+    def firing(self) -> int:
+        """How many features fire on counted tokens."""
+        return self.found.firing
 
 
 def read(

@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from gemscope.errors import AccessError, GemscopeError, InputError, Mismatch, NotFound
 from gemscope.pages.links import ServerLinks
@@ -56,6 +56,26 @@ def _ahead(request: Request) -> dict[str, str]:
     """How many waited before this one, where a model was asked."""
     ahead = request.scope.get("state", {}).get("ahead")
     return {} if ahead is None else {"x-queue-ahead": str(ahead)}
+
+
+SHORT = 2000
+"""Characters of an address that can be shared: more are cut off by some of the programs that it goes through."""
+
+
+def shared(request: Request, url: str) -> Response | None:
+    """To the address that says what a form has posted, where that is short: there it can be kept and sent on. None for
+    what is longer, for what a script has posted (`moved`), and for data.
+    """
+    if request.method != "POST" or wants_data(request) or wants_part(request) or len(url) > SHORT:
+        return None
+    return RedirectResponse(url, 303)
+
+
+def moved(request: Request, url: str) -> dict[str, str]:
+    """Headers that give a page the address which says what its script has posted, as far as it is short."""
+    if request.method != "POST" or not wants_part(request):
+        return {}
+    return {"hx-push-url": url if len(url) <= SHORT else url.partition("?")[0]}
 
 
 def wants_data(request: Request) -> bool:

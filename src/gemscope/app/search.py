@@ -1,63 +1,151 @@
-"""Features by label, by token, or by a text on which they fire."""
+"""Features by whatever a reader typed: a number, words of labels, a token, or a text on which they fire."""
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
-from gemscope.app.asking import ask, pressed, query_of, source_of
+from gemscope.app.asking import ask, asked_of, pressed, source_of
 from gemscope.app.lists import line
 from gemscope.app.requests import Search
-from gemscope.app.responses import data, page, wants_data, wants_part
+from gemscope.app.responses import data, moved, page, shared, wants_data, wants_part
 from gemscope.app.shelf import Source
 from gemscope.app.worker import Job
 from gemscope.errors import GemscopeError
 
 _STRONG = 30
 """Features shown that fire on a text: those that say most about it."""
+_LONG = 300
+"""Characters beyond which what was typed can be nothing but a text."""
+_NUMBER = re.compile(r"\s*#?([0-9]{1,12})\s*")
+
+
+class Reading(NamedTuple):
+    """One way to understand what was typed."""
+
+    kind: str
+    features: int | None
+    """How many it finds; None where only the model can tell."""
+    token: str | None = None
+    """The token that it is taken for."""
 
 
 async def search(request: Request) -> Response:
-    """Features by label, by token, or by a text on which they fire."""
-    source, asked = source_of(request), query_of(request, Search)
-    found: dict[str, Any] = {"note": ""}
-    if not asked.text.strip():
-        pass
-    elif asked.kind == "label":
-        found["summaries"] = await run_in_threadpool(
-            source.atlas.search, asked.text, limit=asked.limit, offset=asked.offset
-        )
-    elif asked.kind == "token":
-        found |= await run_in_threadpool(_by_token, source, asked)
-    else:
-        found |= await _firing(request, source, asked.text)
-    values: dict[str, Any] = {"kind": asked.kind, "text": asked.text, **_NOTHING, **found}
+    """Features by number, by label, by token, or by a text on which they fire."""
+    source, asked = source_of(request), await asked_of(request, Search)
+    address = source.links.search(**_as_said(asked))
+    if (elsewhere := shared(request, address)) is not None:
+        return elsewhere
+    readings = await run_in_threadpool(_readings, source, asked) if asked.text.strip() else []
+    kind = _understood(source, asked, readings)
+    if kind == "feature" and not wants_data(request):
+        url = source.links.feature(_number(asked.text))
+        return Response(headers={"hx-redirect": url}) if wants_part(request) else RedirectResponse(url, 303)
+    found: dict[str, Any] = {}
+    if kind == "text":
+        found = await _firing(request, source, asked.text)
+    elif readings:
+        found = await run_in_threadpool(_FOUND[kind], source, asked)
+    values: dict[str, Any] = {
+        "kind": kind,
+        "asked": asked.kind,
+        "text": asked.text,
+        "readings": readings,
+        "missing": _missing(source, asked),
+        **_NOTHING,
+        **found,
+    }
     if wants_data(request):
         return data(request, _search_data(source, values))
-    return await run_in_threadpool(
-        page,
-        request,
-        "search_results.html" if wants_part(request) else "search.html",
-        links=source.links,
-        manifest=source.manifest,
-        live=source.live.on,
-        why=source.live.why,
-        **values,
-    )
+
+    def made() -> Response:
+        shown = [*values["summaries"], *(one.summary for one in values["hits"])]
+        return page(
+            request,
+            "search_results.html" if wants_part(request) else "search.html",
+            links=source.links,
+            headers=moved(request, address),
+            manifest=source.manifest,
+            live=source.live.on,
+            why=source.live.why,
+            glances=source.atlas.glances(one.feature for one in shown),
+            offset=asked.offset,
+            limit=asked.limit,
+            **values,
+        )
+
+    return await run_in_threadpool(made)
+
+
+def _as_said(asked: Search) -> dict[str, Any]:
+    """As an address says it."""
+    said = {"kind": asked.kind, "text": asked.text, "token": asked.token, "offset": asked.offset}
+    return {name: value for name, value in said.items() if value not in ("any", 0)}
 
 
 _NOTHING: dict[str, Any] = {
+    "note": "",
     "summaries": [],
+    "total": 0,
     "tokens": [],
     "token": None,
     "hits": [],
     "found": [],
+    "firing": None,
     "strings": [],
     "counted": [],
 }
+
+
+# --- how it is understood ---------------------------------------------------------------------------------------------
+
+
+def _readings(source: Source, asked: Search) -> list[Reading]:
+    """All ways to understand it, and what each would find."""
+    if len(asked.text) > _LONG:
+        return [Reading("text", None)]
+    numbered = [Reading("feature", 1)] if 0 <= _number(asked.text) < len(source.atlas) else []
+    tokens = [Reading("token", features, token) for _, token, features in source.atlas.tokens_like(asked.text, 1)]
+    return [*numbered, Reading("label", source.atlas.count(text=asked.text)), *tokens, Reading("text", None)]
+
+
+def _understood(source: Source, asked: Search, readings: list[Reading]) -> str:
+    """What was asked for; else the first that finds something, a text where a model is there to read it."""
+    if asked.kind != "any":
+        return asked.kind
+    found = next((one.kind for one in readings if one.features), None)
+    return found or ("text" if readings and source.live.on and _missing(source, asked) is None else "label")
+
+
+def _number(text: str) -> int:
+    """The number that a text is, or -1."""
+    found = _NUMBER.fullmatch(text)
+    return int(found[1]) if found else -1
+
+
+def _missing(source: Source, asked: Search) -> int | None:
+    """The number of a feature that there is not."""
+    number = _number(asked.text) if asked.kind == "any" else -1
+    return number if number >= len(source.atlas) else None
+
+
+# --- what is found ----------------------------------------------------------------------------------------------------
+
+
+def _feature(source: Source, asked: Search) -> dict[str, Any]:
+    return {"summaries": [source.summary(_number(asked.text))], "total": 1}
+
+
+def _by_label(source: Source, asked: Search) -> dict[str, Any]:
+    return {
+        "summaries": source.atlas.search(asked.text, limit=asked.limit, offset=asked.offset),
+        "total": source.atlas.count(text=asked.text),
+    }
 
 
 def _by_token(source: Source, asked: Search) -> dict[str, Any]:
@@ -67,7 +155,17 @@ def _by_token(source: Source, asked: Search) -> dict[str, Any]:
     return {"tokens": tokens, "token": token, "hits": hits}
 
 
+_FOUND: dict[str, Callable[[Source, Search], dict[str, Any]]] = {
+    "feature": _feature,
+    "label": _by_label,
+    "token": _by_token,
+}
+"""What the atlas alone can tell."""
+
+
 async def _firing(request: Request, source: Source, text: str) -> dict[str, Any]:
+    if not text.strip():
+        return {}
     if not source.live.on:
         return {"note": source.live.why}
     if not pressed(request):
@@ -77,9 +175,9 @@ async def _firing(request: Request, source: Source, text: str) -> dict[str, Any]
         reading = source.live.read(job, text)
         from gemscope.atlas.meaning import Meanings  # brings torch, which a server starts without
 
-        strong = reading.strongest(_STRONG, known_of=Meanings(source.atlas, source.live.pair(job)[1]))
+        strong = reading.foremost(_STRONG, Meanings(source.atlas, source.live.pair(job)[1]))
         found = [{"summary": source.summary(one.feature), "values": one.values} for one in strong]
-        return {"found": found, "strings": reading.tokens, "counted": reading.counted}
+        return {"found": found, "firing": reading.firing, "strings": reading.tokens, "counted": reading.counted}
 
     try:
         return await ask(request, work)
@@ -91,7 +189,9 @@ def _search_data(source: Source, values: dict[str, Any]) -> dict[str, Any]:
     return {
         "kind": values["kind"],
         "text": values["text"],
-        "note": values["note"],
+        "note": values["note"] or ("" if values["missing"] is None else missing(source, values["missing"])),
+        "readings": [one._asdict() for one in values["readings"]],
+        "total": values["total"],
         "features": [line(source, one) for one in values["summaries"]],
         "tokens": [{"id": id_, "token": token, "features": count} for id_, token, count in values["tokens"]],
         "token": values["token"],
@@ -100,5 +200,11 @@ def _search_data(source: Source, values: dict[str, Any]) -> dict[str, Any]:
         ],
         "strings": values["strings"],
         "counted": values["counted"],
+        "fire": values["firing"],
         "firing": [{**line(source, one["summary"]), "values": one["values"]} for one in values["found"]],
     }
+
+
+def missing(source: Source, number: int) -> str:
+    """In words, that there is no such feature."""
+    return f"no feature {number}: this SAE has features 0 to {len(source.atlas) - 1}"

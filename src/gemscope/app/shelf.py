@@ -27,7 +27,7 @@ OURS = frozenset({"api", "favicon.ico", "health", "lists", "queue", "search", "s
 """First parts of addresses that no model can have."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@=~-]{0,199}")
-_PAGES = frozenset({"search", "prompt", "steer", "attribute"})
+_PAGES = frozenset({"search", "prompt", "steer", "attribute", "random"})
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,17 @@ class Source:
         """Output scores by feature: each takes some passes of the model, and stays as it is."""
         return {}
 
+    @cached_property
+    def striking(self) -> list[int]:
+        """A few features to begin with."""
+        return [one.feature for one in self.atlas.striking()]
+
     def warm(self) -> None:
         """Gathers what lists and pages need first: else the first readers would wait for it."""
         self.atlas.summaries(limit=1)
         if len(self.atlas):
             self.atlas[0]
-        _ = self.cells, self.dead
+        _ = self.cells, self.dead, self.striking
 
     @cached_property
     def figures(self) -> tuple[np.ndarray, np.ndarray]:

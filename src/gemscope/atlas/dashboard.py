@@ -194,6 +194,18 @@ class Summary:
         return meaning(self.label, self.promotes)
 
 
+@dataclass(frozen=True)
+class Glance:
+    """What a list shows of a feature beside its name."""
+
+    tokens: list[str]
+    """The text around the strongest firing: what each token completes. Empty where there is no example."""
+    peak: int
+    """Index of the firing token in it."""
+    histogram: Histogram | None = None
+    """Of its activations."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dashboard(Shown):
     """One feature of one SAE: figures over all `tokens` counted tokens of the corpus, examples, logits, relatives.

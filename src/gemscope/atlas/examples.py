@@ -19,7 +19,7 @@ def examples_of(page: Page, text: Text) -> list[Example]:
         return []
     positions = page.positions.astype(np.int64)
     before, after = (min(span, text.manifest.length) for span in (text.manifest.before, text.manifest.after))
-    ids, starts, stops = _windows(text, positions, before, after)
+    ids, starts, stops = windows(text, positions, before, after)
     vocabulary = text.vocabulary
     safe = known(ids, vocabulary.size)
     whole = np.logical_not(vocabulary.broken[safe].any(1))  # a character begun in front of the window ends in it
@@ -70,7 +70,7 @@ def examples_of(page: Page, text: Text) -> list[Example]:
     return examples
 
 
-def _windows(text: Text, positions: Ints, before: int, after: int) -> tuple[Ints, Ints, Ints]:
+def windows(text: Text, positions: Ints, before: int, after: int) -> tuple[Ints, Ints, Ints]:
     """Ids [n, LEAD + before + 1 + after] around positions; where beyond the lead [n] the texts start and stop."""
     length = text.manifest.length
     text.require(int(positions.max()))

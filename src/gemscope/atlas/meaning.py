@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +18,19 @@ from gemscope.atlas.files.manifest import IMPORTED, Manifest
 from gemscope.atlas.reader import Atlas
 from gemscope.edits.feature import Along
 from gemscope.errors import Mismatch
+from gemscope.features.activations import FeatureActivations
 from gemscope.features.sae import SAE
 
 Given = Atlas | str | Path | None
 """An atlas, or its folder; None: the one that comes with the package, where it is of the SAE."""
+
+
+class Place(NamedTuple):
+    """A feature, and how strongly it fires on one token of a text."""
+
+    feature: int
+    position: int
+    activation: float
 
 
 class Meanings:
@@ -59,6 +69,21 @@ class Meanings:
         rare = -np.log(np.minimum(self._density[features], 1.0))
         told: Floats = self.shares(features, activations) * rare * self._right[features]
         return np.where(np.isnan(told), 0.0, told)
+
+    def foremost(self, found: FeatureActivations, *, limit: int, max_density: float = 1.0) -> list[Place]:
+        """Each feature that fires on a counted token, on the one where it is most telling: the `limit` that are most
+        so, those first that are more so, then the stronger ones. What is denser than `max_density` is left out.
+        """
+        tokens, features = found.tokens.cpu().numpy(), found.features.long().cpu().numpy()
+        values = found.values.detach().double().cpu().numpy()
+        chosen = self._density[features] <= max_density
+        if found.counted is not None:
+            chosen &= found.counted.reshape(-1).cpu().numpy()[tokens]
+        tokens, features, values = tokens[chosen], features[chosen], values[chosen]
+        order = np.lexsort((-values, -self.telling(features, values)))
+        _, firsts = np.unique(features[order], return_index=True)
+        best = order[np.sort(firsts)[:limit]]
+        return list(map(Place, features[best].tolist(), tokens[best].tolist(), values[best].tolist()))
 
 
 @contextmanager

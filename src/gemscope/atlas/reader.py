@@ -20,7 +20,7 @@ from typing import SupportsIndex, Unpack
 
 import numpy as np
 
-from gemscope.atlas.dashboard import Dashboard, Explanation, Summary
+from gemscope.atlas.dashboard import Dashboard, Explanation, Glance, Summary
 from gemscope.atlas.entry import Entry, Floats, Ints
 from gemscope.atlas.feature import Features
 from gemscope.atlas.files import corpus
@@ -28,10 +28,12 @@ from gemscope.atlas.files.database import writable
 from gemscope.atlas.files.manifest import read_manifest, write_manifest
 from gemscope.atlas.files.opening import opened
 from gemscope.atlas.files.schema import looked_up, words_of
+from gemscope.atlas.glance import glances
 from gemscope.atlas.labels import search
 from gemscope.atlas.labels.explanations import Explanations, Standing
 from gemscope.atlas.labels.trial import GOOD, Trial
 from gemscope.atlas.lists import Filter, Lists
+from gemscope.atlas.striking import striking
 from gemscope.atlas.text import Text
 from gemscope.atlas.tokens import ByToken, Promoter, TokenHit
 from gemscope.errors import FileError, InputError, NotFound
@@ -118,6 +120,24 @@ class Atlas:
             ranked = ranked[mask[ranked]]
         return self._lists.of(ranked[offset : offset + limit].tolist())
 
+    def summaries_of(self, features: Iterable[SupportsIndex]) -> list[Summary]:
+        """These features as lines of a list, in their order. Raises NotFound."""
+        return self._lists.of([self._index(one) for one in features])
+
+    def glances(self, features: Iterable[int]) -> dict[int, Glance]:
+        """Of each of these features its strongest example in a few words, and how its activations are spread; of all in
+        a fraction of the time that their pages take. Raises CorruptFile.
+        """
+        return glances({one for one in map(int, features) if 0 <= one < len(self)}, self._text, self._database)
+
+    def striking(self, many: int = 5) -> list[Summary]:
+        """A few features to begin with, the same while labels are: rare ones with good labels in somebody's words that
+        fire on several different words, no two on the same (`atlas/striking.py`). Raises CorruptFile.
+        """
+        return self._lists.of(
+            striking(many, lists=self._lists, explanations=self._explanations, text=self._text, database=self._database)
+        )
+
     def count(self, **wanted: Unpack[Filter]) -> int:
         """How many features `summaries` would list in all."""
         mask = self._lists.wanted(**wanted)
@@ -141,8 +161,8 @@ class Atlas:
         """Tokens of the vocabulary that read so: id, text and number of features with examples on it, or of those that
         promote it.
 
-        First the very text, then the same but for case and blanks around, then those that begin so; among equals those
-        with the most features.
+        First those that are the text but for case and blanks around, then those that begin so; in each those with the
+        most features first.
         """
         _, limit = _span(0, limit)
         return self._by_token.like(text, limit, promoted=promoted)

@@ -48,14 +48,16 @@ class ByToken:
         self._text, self._database, self._lists = text, database, lists
 
     def like(self, text: str, limit: int, *, promoted: bool = False) -> list[tuple[int, str, int]]:
-        """Tokens that read so: id, text and number of features that fire on it, or promote it; the closest first, then
-        those with the most.
+        """Tokens that read so, but for case and blanks around, then those that begin so: id, text and number of
+        features that fire on it, or promote it. Those with the most come first; who looks for "paris" wants the Paris
+        that there is.
         """
         vocabulary, found = self._text.vocabulary, list[tuple[int, str, int]]()
         numbers = self._promoters if promoted else self._features
-        for ids in vocabulary.like(text):
+        same, variants, longer = vocabulary.like(text)
+        for ids in (same + variants, longer):
             counted = [(id_, vocabulary.alone(id_), numbers.get(id_, 0)) for id_ in ids]
-            found += sorted(counted, key=lambda one: (-one[2], len(one[1]), one[0]))
+            found += sorted(counted, key=lambda one: (-one[2], one[1] != text, len(one[1]), one[0]))
         return found[:limit]
 
     @cached_property

@@ -69,6 +69,12 @@ class FeatureActivations:
         l0 = self.l0 if self.counted is None else self.l0[self.counted]
         return l0.double().mean().item()
 
+    @property
+    def firing(self) -> int:
+        """How many features fire on counted tokens."""
+        here = self.features if self.counted is None else self.features[self.counted.reshape(-1)[self.tokens]]
+        return int(torch.unique(here).numel())
+
     def to_dense(self) -> Float[Tensor, "... F"]:
         """[*lead, d_sae], zeros included. Large: 8 GB for 2,048 tokens of a million features."""
         dense = self.values.new_zeros(self.n_tokens, self.d_sae)

@@ -30,6 +30,9 @@ class Links(Protocol):
     def home(self) -> str: ...
     def source(self) -> str: ...
     def feature(self, index: int) -> str: ...
+    def random(self) -> str:
+        """Leads to some feature."""
+
     def browse(self, **query: object) -> str: ...
     def search(self, **query: object) -> str: ...
     def prompt(self, **query: object) -> str: ...
@@ -58,6 +61,9 @@ class ServerLinks:
 
     def feature(self, index: int) -> str:
         return f"{self._source}/{index}" if self._source else ""
+
+    def random(self) -> str:
+        return self._below("/random", {})
 
     def browse(self, **query: object) -> str:
         return self._below("", query)
@@ -112,6 +118,9 @@ class SiteLinks:
 
     def feature(self, index: int) -> str:
         return f"{self._up}{self._folder}/{index}/index.html"
+
+    def random(self) -> str:
+        return ""
 
     def browse(self, **query: object) -> str:
         """One of the table's files; "" for another order or a choice among features."""
@@ -169,6 +178,9 @@ class NoLinks:
 
     def feature(self, index: int) -> str:
         return f"#{self.prefix}{index}" if index in self.within else ""
+
+    def random(self) -> str:
+        return ""
 
     def browse(self, **query: object) -> str:
         return ""

@@ -16,6 +16,8 @@ from gemscope.pages.changes import changes
 from gemscope.pages.charts.bar import bar
 from gemscope.pages.charts.histogram import histogram
 from gemscope.pages.charts.scatter import scatter
+from gemscope.pages.charts.spark import spark
+from gemscope.pages.glance import snippet
 from gemscope.pages.labels import headline
 from gemscope.pages.links import Links, NoLinks, ServerLinks, SiteLinks
 from gemscope.text.printable import clipped, readable
@@ -122,6 +124,8 @@ def _environment() -> Environment:
         "sae_of": sae_of,
         "scatter": scatter,
         "shade": strips.shade,
+        "snippet": snippet,
+        "spark": spark,
         "strip": strips.strip,
         "strongest_of": rows.strongest,
         "ways": WAYS,

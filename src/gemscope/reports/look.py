@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from gemscope.activations.model import LanguageModel
-from gemscope.atlas.meaning import Given, Meanings, meanings
+from gemscope.atlas.meaning import Given, Meanings, Place, meanings
 from gemscope.errors import EmptyText, InputError
 from gemscope.features.fit import answered_for, computed_by, require_fit
 from gemscope.features.metrics import explained_variance
@@ -79,7 +79,11 @@ class Look(Shown):
     order: str = "activation"
     """What the features of a token are ordered by: `activation`, or `telling` (`atlas/meaning.py`)."""
     foremost: tuple[Foremost, ...] = ()
-    """The most telling of them, each once, where it is most so; of counted tokens. Empty where no atlas was at hand."""
+    """The most telling of all features on counted tokens, each once, where it is most so. Empty where no atlas was at
+    hand.
+    """
+    firing: int = 0
+    """How many features fire on counted tokens, whether shown or not."""
     sinks: int = 0
     """How many tokens are left out as attention sinks."""
     computed: str = ""
@@ -243,7 +247,7 @@ def look(
     max_density: float = 1.0,
     foremost: int = 10,
 ) -> Look:
-    """Reads one text, or one chat, and keeps `k` features of each token, and the `foremost` of all those.
+    """Reads one text, or one chat, and keeps `k` features of each token, and the `foremost` of all.
 
     Which ones is told by an atlas of the SAE (None: the bundled one, where it is this SAE's), whose labels come along:
     the most `telling`, by (activation / max) · ln(1 / density) · how far the label is right. `order="activation"` keeps
@@ -275,7 +279,9 @@ def look(
             _ranked(*features.row(position), known_of, order, max_density)
             for position in range(acts.tokens.ids.numel())
         ]
-        labels = {} if known_of is None else known_of.atlas.meanings({one.feature for row in ranked for one in row[:k]})
+        best = [] if known_of is None else known_of.foremost(features, limit=foremost, max_density=max_density)
+        named = {one.feature for row in ranked for one in row[:k]}.union(one.feature for one in best)
+        labels = {} if known_of is None else known_of.atlas.meanings(named)
         counts = counted[0].tolist()
         shown = [
             Token(
@@ -298,7 +304,8 @@ def look(
             neuronpedia_id=sae.info.neuronpedia_id,
             computed=computed_by(model, sae),
             order=order,
-            foremost=() if known_of is None else _foremost(shown, known_of)[:foremost],
+            foremost=() if known_of is None else _foremost(best, known_of, labels),
+            firing=features.firing,
         )
 
 
@@ -317,15 +324,10 @@ def _ranked(
     return list(map(Fired, ids.tolist(), values.tolist(), shares))
 
 
-def _foremost(tokens: Sequence[Token], known_of: Meanings) -> tuple[Foremost, ...]:
-    """Each feature at the token where it is most telling, those first that are most so."""
-    found = [(token.position, one) for token in tokens if token.counted for one in token.features]
-    if not found:
-        return ()
-    strengths = np.array([one.activation for _, one in found])
-    telling = known_of.telling(np.array([one.feature for _, one in found]), strengths)
-    best: dict[int, Foremost] = {}
-    for index in np.lexsort((-strengths, -telling)).tolist():
-        position, one = found[index]
-        best.setdefault(one.feature, Foremost(**vars(one), position=position))
-    return tuple(best.values())
+def _foremost(best: Sequence[Place], known_of: Meanings, labels: Mapping[int, str]) -> tuple[Foremost, ...]:
+    ids, values = np.array([one.feature for one in best], np.int64), np.array([one.activation for one in best])
+    shares = [None if math.isnan(share) else share for share in known_of.shares(ids, values).tolist()]
+    return tuple(
+        Foremost(one.feature, one.activation, share, labels.get(one.feature), one.position)
+        for one, share in zip(best, shares, strict=True)
+    )

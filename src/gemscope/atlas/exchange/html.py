@@ -93,7 +93,9 @@ def export_site(atlas: Atlas, to: Path, *, features: Iterable[int] | None = None
         living = sum(summary.count > 0 for summary in _summaries(atlas, wanted))
         figures = {"living": living, "dead": len(wanted) - living, "standing": atlas.standing}
         mine = {"manifest": manifest, "links": links(0)} | figures
-        _write(aside / "index.html", render("home.html", links=SiteLinks(0), atlases=[mine]))
+        best = [one for one in atlas.striking() if one.feature in reached]
+        shown = {"striking": best, "glances": atlas.glances(one.feature for one in best)}
+        _write(aside / "index.html", render("home.html", links=SiteLinks(0), atlases=[mine], **shown))
         _write_table(atlas, place, wanted, links(2))
         _write_labels(atlas, place / "labels", wanted)
         for at, index in enumerate(wanted):
@@ -125,6 +127,7 @@ def _write_table(atlas: Atlas, place: Path, wanted: Sequence[int], links: SiteLi
             links=links,
             manifest=atlas.manifest,
             summaries=list(_summaries(atlas, wanted[start : start + PAGE])),
+            glances=atlas.glances(wanted[start : start + PAGE]),
             total=len(wanted),
             query=query | {"order": "index", "descending": False, "offset": start, "limit": PAGE},
             points=atlas.scatter() if number == 0 and len(wanted) == len(atlas) else None,

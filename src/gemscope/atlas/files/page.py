@@ -152,6 +152,29 @@ def unpack_page(blob: bytes) -> Page:
     return Page(scales.tolist(), *arrays)
 
 
+@dataclass(frozen=True, slots=True)
+class Glimpse:
+    """What a list shows of a page."""
+
+    step: float
+    """Of the histogram, whose bins begin at 0."""
+    histogram: Ints
+    positions: Ints
+    """[n] Of the strongest examples, the strongest first."""
+
+
+def unpack_glimpse(blob: bytes) -> Glimpse:
+    """A little of what `pack_page` packed. Raises CorruptFile."""
+    scales, histogram, positions, intervals = unpack(blob, _ARRAYS, only=_GLIMPSED)
+    _require(len(scales) == 3 and not any(one.dtype.kind == "f" for one in (histogram, positions, intervals)))
+    _require(len(positions) == len(intervals) and bool(np.isfinite(scales).all()))
+    for one in (histogram, positions):
+        _require(one.dtype.kind == "u" or not len(one) or int(one.min()) >= 0)
+    strongest = np.cumsum(intervals, dtype=np.int64) == 0
+    return Glimpse(float(scales[0]), histogram, positions[strongest].astype(np.int64))
+
+
+_GLIMPSED = (0, 1, 4, 5)
 _REAL = (1, 5, 8, 10, 12, 15, 17, 18)
 _COUNTS = (0, 2, 3, 6, 9, 11, 13, 14, 16)
 _WHOLE = (*_COUNTS, 4, 7)

@@ -131,13 +131,15 @@ def relabel(db: sqlite3.Connection, features: Iterable[int]) -> None:
     )
 
 
-def looked_up(db: sqlite3.Connection, columns: str, features: Collection[int]) -> list[tuple[Any, ...]]:
+def looked_up(
+    db: sqlite3.Connection, columns: str, features: Collection[int], table: str = "feature"
+) -> list[tuple[Any, ...]]:
     """Rows of these features: their index, then the columns."""
     wanted, rows = list(features), list[tuple[Any, ...]]()
     for start in range(0, len(wanted), _BINDABLE):
         some = wanted[start : start + _BINDABLE]
         marks = ",".join("?" * len(some))
-        rows += db.execute(f"SELECT id, {columns} FROM feature WHERE id IN ({marks})", some).fetchall()
+        rows += db.execute(f"SELECT id, {columns} FROM {table} WHERE id IN ({marks})", some).fetchall()
     return rows
 
 

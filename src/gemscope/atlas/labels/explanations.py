@@ -150,6 +150,16 @@ class Explanations:
             ).fetchone()
         return Standing(int(self.labelled.mask.sum()), *found)
 
+    def worded(self, least: float) -> list[int]:
+        """Features whose label is in somebody's words, no rule's own, and has a score of so much at least."""
+        with self._database.reading() as db:
+            found = db.execute(
+                """SELECT DISTINCT feature FROM explanation JOIN feature ON feature.id = feature AND text = label
+                   WHERE method <> 'rule' AND score >= ? ORDER BY feature""",
+                (least,),
+            ).fetchall()
+        return [feature for (feature,) in found]
+
     def right(self) -> Floats:
         """[d_sae] How far each feature's label is right, as of now: its score, which is a balanced accuracy. Where that
         was not measured (1 + J) / 2, of a rule's confidence J, or of what `schema` takes for words; without a label ½,

@@ -1,4 +1,4 @@
-// Keys that turn pages, and the reader's choice of how much of each text to show, remembered.
+// Keys that turn pages and go to the search box, and the reader's choice of how much of each text to show, remembered.
 {
   const kept = (name, value) => {
     try {
@@ -35,6 +35,16 @@
       clearInterval(watch);
       busy.textContent = said;
     }, { once: true });
+  });
+
+  const typing = (event) => event.target.closest("input:not([type=radio], [type=checkbox]), textarea, select, [contenteditable]");
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "/" || event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || typing(event)) return;
+    const box = ["main ", ""].map((where) => document.querySelector(`${where}[role=search] [type=search]`)).find(Boolean);
+    if (!box) return;
+    event.preventDefault();
+    box.focus();
+    box.select();
   });
 
   const turns = { ArrowLeft: "prev", k: "prev", ArrowRight: "next", j: "next" };

@@ -1,0 +1,35 @@
+"""A feature's strongest example in a line: the text around the token that fires, which is marked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from markupsafe import Markup, escape
+
+from gemscope.text.printable import clipped, readable
+
+_LEFT, _TOKEN, _RIGHT = 30, 40, 60
+"""Characters that are shown."""
+
+
+@runtime_checkable
+class Glance(Protocol):
+    """What is read of a glance."""
+
+    @property
+    def tokens(self) -> Sequence[str]: ...
+    @property
+    def peak(self) -> int: ...
+
+
+def snippet(one: Glance | None) -> Markup:
+    """Nothing where there is no example."""
+    if one is None or not one.tokens:
+        return Markup("")
+    before = readable("".join(one.tokens[: one.peak])[-_LEFT:])
+    token = readable(clipped(one.tokens[one.peak], _TOKEN)) or "◦"  # it ends within a character
+    after = readable("".join(one.tokens[one.peak + 1 :])[:_RIGHT])
+    return Markup(
+        f'<span class="snip" dir="auto">{escape(before)}<mark class="a7">{escape(token)}</mark>{escape(after)}</span>'
+    )
