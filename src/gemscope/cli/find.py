@@ -39,11 +39,16 @@ def add_to(commands: Any) -> None:
 
     info = commands.add_parser(
         "info",
-        help="what an SAE is, and the versions in use",
+        help="what an SAE is, the versions in use, what this machine is quick at",
         usage="gemscope info [SAE] [options]",
         description="What an SAE's file says: sites, width, gate, declared L0, origin. Without one: versions.",
     )
     info.add_argument("sae", nargs="?")
+    info.add_argument(
+        "--machine",
+        action="store_true",
+        help="devices, number formats and kernels with their rates here, which are chosen, what would be faster",
+    )
     options.add_json(info)
     options.add_sae(info)
     options.add_hub(info)
@@ -115,6 +120,8 @@ def _l0(text: str | None) -> float | str | tuple[float, float] | None:
 
 
 def _info(args: argparse.Namespace) -> int:
+    if args.machine:
+        return _machine(args)
     facts = _environment() if args.sae is None else _described(args)
     if args.json:
         options.show(facts, True)
@@ -122,6 +129,15 @@ def _info(args: argparse.Namespace) -> int:
     wide = max(map(len, facts))
     for name, value in facts.items():
         print(f"{name:<{wide}}  {'—' if value is None else value}")
+    return 0
+
+
+def _machine(args: argparse.Namespace) -> int:
+    if args.sae is not None:
+        args.parser.error("--machine tells of this machine, not of an SAE: leave one of them out")
+    from gemscope.reports.machine import machine
+
+    options.show(machine(), args.json)
     return 0
 
 

@@ -39,6 +39,12 @@ def place_for(asked: torch.device | str | None, beside: torch.device | None = No
     return found if found.type in _SPARSE else torch.device("cpu")
 
 
+def known(device: torch.device) -> dict[str, str | None]:
+    """Every implementation, fastest first, and why it does not run on a device; None for one that does."""
+    native_not = native.obstacle() if device.type == "cpu" else "for processors"
+    return {"triton": triton_gpu.obstacle(device), "native": native_not, "torch": None}
+
+
 @contextmanager
 def using(name: str) -> Iterator[None]:
     """Forces one implementation within a block: "triton", "native" or "torch"."""

@@ -10,6 +10,7 @@ import os
 from ctypes import POINTER, c_bool, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -134,6 +135,17 @@ def load() -> Native | None:
     except Exception:  # whatever is wrong with an optional package, there are other kernels
         return None
     return None if native.isa == "none" else native
+
+
+def obstacle() -> str | None:
+    """Why these kernels do not run here, in words; None where they do."""
+    if load() is not None:
+        return None
+    if find_spec("gemscope_native") is None:
+        return "gemscope-native is not installed"
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX512", "AMX"):
+        return "for processors with AVX-512, which this one has not or may not use"
+    return "gemscope-native is installed and cannot be used: install it again"
 
 
 def _limit() -> str:

@@ -202,6 +202,17 @@ def load(device: torch.device) -> Triton | None:
     return Triton() if usable(device) else None
 
 
+def obstacle(device: torch.device) -> str | None:
+    """Why these kernels do not run on a device, in words; None where they do."""
+    if load(device) is not None:
+        return None
+    if device.type != "cuda":
+        return "for GPUs of CUDA"
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    return "for GPUs from compute capability 8.0 (Ampere), with a C compiler at hand"
+
+
 @cache
 def usable(device: torch.device) -> bool:
     """Whether a small search comes out right on this device (tried once)."""
