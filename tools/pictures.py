@@ -22,7 +22,7 @@ BUNDLED = Path(gs.__file__).parent / "data" / "atlas"
 AT = "/smollm2-135m-instruct/15-res-8k"
 GREETINGS, TIME = 5078, 4920
 PROMPT = quote("Would you be able to travel through time using a wormhole?")
-DESK, PHONE = {"width": 1280, "height": 800}, {"width": 375, "height": 800}
+DESK, PHONE = {"width": 1280, "height": 900}, {"width": 375, "height": 800}
 MOST = 150_000
 """Bytes of a picture."""
 LIVE = 300_000
@@ -57,7 +57,7 @@ def pages(browser, url: str) -> None:
     take(page, "feature")
     page.mouse.move(0, 0)
     page.emulate_media(color_scheme="dark")
-    page.fill(".test textarea", "Happy birthday, and good luck to you both! Welcome home.")
+    page.goto(f"{AT}/{GREETINGS}?text={quote('Happy birthday, and good luck to you both! Welcome home.')}")
     page.click(".test button")
     page.wait_for_selector(".test mark", timeout=LIVE)
     page.locator(".modes label", has_text="Snippet").click()
@@ -88,18 +88,16 @@ def pages(browser, url: str) -> None:
     wrote(page)
     page.evaluate("document.querySelector('steer-panel').scrollIntoView()")
     take(page, "steer")
-    page.goto(f"{AT}/{GREETINGS}")
+    page.goto(f"{AT}/{GREETINGS}#steer")
     page.fill("steer-panel [name=tokens]", "24")
     page.click(".effect button")
     page.wait_for_selector(".effect table", timeout=LIVE)
     wrote(page)
-    page.evaluate("document.querySelector('.columns').scrollIntoView()")
+    page.evaluate("document.querySelector('.fold:has(steer-panel)').scrollIntoView()")
     take(page, "panel")
     page.close()
     page = browser.new_page(viewport=PHONE, base_url=url)
     page.goto(f"{AT}/{GREETINGS}")
-    page.locator("section.examples").scroll_into_view_if_needed()
-    page.evaluate("document.querySelector('section.examples').scrollIntoView()")
     take(page, "phone")
     page.close()
 

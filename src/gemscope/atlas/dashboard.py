@@ -342,6 +342,7 @@ class Dashboard(Shown):
             "binMax": high,
             "binContains": share,
             "dataIndex": one.document,
+            "dataSource": one.source or None,
             "position": one.position,
             "token_ids": one.ids,
         }

@@ -9,6 +9,7 @@ import math
 import re
 from bisect import bisect, bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import compress
 from typing import Protocol, runtime_checkable
 
@@ -272,6 +273,12 @@ def _place(one: Example) -> str:
     """Where an example is from: the source of its document, which itself is a number."""
     if one.document < 0:
         return ""
-    within = f"document {one.document}, token {one.position}"
-    hint = escape(readable(f"{within} · {one.license}" if one.license else within))
-    return f'<small class=at title="{hint}">{escape(readable(clipped(one.source, 60))) or one.document}</small>'
+    name, license_ = _named(one.source, one.license)
+    within = f"document {one.document}, token {one.position}{license_}"
+    return f'<small class=at title="{within}">{name or one.document}</small>'
+
+
+@lru_cache(maxsize=512)
+def _named(source: str, license_: str) -> tuple[str, str]:
+    """A source and its licence as HTML: few are named again and again."""
+    return str(escape(readable(clipped(source, 60)))), str(escape(f" · {readable(license_)}" if license_ else ""))
