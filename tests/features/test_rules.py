@@ -78,6 +78,8 @@ def test_a_rule_that_was_written_is_read_again(clauses: Any) -> None:
         ('=" The"', "“·The” exactly"),
         ('"THE "', "“the”"),
         ('"safe" or <word> after "safe" or "un" or any after "un"', "“safe” or “un”, and what follows"),
+        ('"\\\\xe2\\\\x94" or "x"', "the first 2 bytes of “─” or “x”"),
+        ('"x" after ="\\\\x82"', "“x” after bytes within a character (82)"),
         ('"safe" or <word> after "sound"', "“safe”; a word after “sound”"),
     ],
 )

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from every_page import HOSTILE, example
-from gemscope.pages import strips
+from gemscope.pages import feature, glance, strips
 from gemscope.text.pieces import completed
 from gemscope.text.printable import clipped, readable
 from html_tree import parse
@@ -111,3 +111,10 @@ def test_a_piece_by_itself_has_a_character_beside_it_that_begins_so() -> None:
     assert parse(strips.token(SMILE[1])).one("code").text == "\\xf0\\x9f 🀀…"
     assert parse(strips.token("\\x82")).one("code").text == "\\x82"
     assert "title" not in parse(strips.token(" a")).one("code").attributes
+
+
+def test_a_feature_that_fires_on_a_piece_is_shown_on_the_whole_character_in_lists_and_in_terminals() -> None:
+    values = [0.0, 0.0, 2.0, 0.0, 0.0]
+    tree = parse(glance.snippet(replace(example(SMILE, values), tokens=SMILE)))
+    assert (tree.one("mark").text, tree.text) == ("😂", " a😂 b")
+    assert feature.snippet(SMILE, values, 2, 2.0, 40).plain == " a[[😂]] b"

@@ -16,6 +16,7 @@ from gemscope.pages.numbers import figure, often, percent
 from gemscope.pages.plain import Shown
 from gemscope.pages.strips import PART
 from gemscope.pages.tables import Cell, Table
+from gemscope.text.pieces import whole
 from gemscope.text.printable import clipped, readable, visible
 
 if TYPE_CHECKING:
@@ -196,9 +197,10 @@ def snippet(tokens: Sequence[str], values: Sequence[float], peak: int, top: floa
     def text(indices: range) -> Text:
         return Text.assemble(*((readable(clipped(tokens[index])), ink(index)) for index in indices))
 
-    fires = readable(clipped(tokens[peak], 40)) or PART
+    shown = whole(tokens, peak)
+    fires = readable(clipped(tokens[shown], 40)) or PART
     at = Text(f"[[{fires}]]", style=f"bold {ink(peak)}".strip())
-    before, after = text(range(peak)), text(range(peak + 1, len(tokens)))
+    before, after = text(range(shown)), text(range(shown + 1, len(tokens)))
     left = max(0, room - cell_len(at.plain))
     before = _cut(before, max(left * 2 // 3, left - cell_len(after.plain)), first=True)
     after = _cut(after, left - cell_len(before.plain), first=False)

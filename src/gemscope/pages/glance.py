@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from markupsafe import Markup, escape
 
+from gemscope.text.pieces import whole
 from gemscope.text.printable import clipped, readable
 
 _LEFT, _TOKEN, _RIGHT = 30, 40, 60
@@ -27,9 +28,10 @@ def snippet(one: Glance | None) -> Markup:
     """Nothing where there is no example."""
     if one is None or not one.tokens:
         return Markup("")
-    before = readable("".join(one.tokens[: one.peak])[-_LEFT:])
-    token = readable(clipped(one.tokens[one.peak], _TOKEN)) or "◦"  # it ends within a character
-    after = readable("".join(one.tokens[one.peak + 1 :])[:_RIGHT])
+    peak = whole(one.tokens, one.peak)
+    before = readable("".join(one.tokens[:peak])[-_LEFT:])
+    token = readable(clipped(one.tokens[peak], _TOKEN)) or "◦"  # a piece of a character that none completes
+    after = readable("".join(one.tokens[peak + 1 :])[:_RIGHT])
     return Markup(
         f'<span class="snip" dir="auto">{escape(before)}<mark class="a7">{escape(token)}</mark>{escape(after)}</span>'
     )

@@ -20,6 +20,7 @@ from gemscope.pages.charts.spark import spark
 from gemscope.pages.glance import snippet
 from gemscope.pages.labels import headline
 from gemscope.pages.links import Links, NoLinks, ServerLinks, SiteLinks
+from gemscope.text.pieces import Piece
 from gemscope.text.printable import clipped, readable
 from gemscope.text.rows import passed_over
 
@@ -66,7 +67,7 @@ _PROVENANCE: dict[int, tuple[object, Markup]] = {}
 
 def line(text: str, length: int = 400) -> str:
     """Text that others wrote, for one line: clipped, control characters spelt out."""
-    return readable(clipped(text, length))
+    return readable(clipped(text.spelt if isinstance(text, Piece) else text, length))
 
 
 def typed(text: str) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 _SPELT = re.compile(r"(?:\\x[89a-f][0-9a-f])+")
@@ -46,6 +46,16 @@ def completed(tokens: Iterable[bytes]) -> list[str]:
         text, begun = decoder.decode(token), decoder.getstate()[0]
         found.append(Piece(text, begun if text else token) if begun and token else text)
     return found
+
+
+def whole(tokens: Sequence[str], at: int) -> int:
+    """Which token completes the character within which token `at` ends, if one does; else `at`."""
+    end = at
+    while end + 1 < len(tokens) and isinstance(tokens[end], Piece):
+        end += 1
+        if tokens[end]:
+            return end
+    return at
 
 
 def spelt(token: bytes) -> str:

@@ -22,17 +22,15 @@ _SIGNS = {"\n": "↵", "\t": "⇥", "\r": "␍"}
 
 
 def readable(text: str) -> str:
-    """Text as one line: line ends and tabs as signs, control characters and pieces of characters spelt out."""
-    if isinstance(text, Piece):
-        return text.spelt
+    """Text as one line: line ends and tabs as signs, control characters spelt out."""
     if text.isprintable():  # most is, and this is quick to tell
         return text
     return _UNPRINTABLE.sub(lambda found: sign(found.group()), text)
 
 
 def visible(token: str) -> str:
-    """A token as one line: `readable`, and blanks as ·."""
-    return readable(token).replace(" ", "·")
+    """A token by itself as one line: `readable`, and blanks as ·; a piece of a character as its bytes."""
+    return readable(token.spelt if isinstance(token, Piece) else token).replace(" ", "·")
 
 
 def clipped(text: str, length: int = LONG) -> str:
