@@ -142,6 +142,7 @@ def line(source: Source, one: Any) -> dict[str, Any]:
         "count": one.count,
         "mean_activation": one.mean,
         "description": one.label,
+        "promotes": one.promotes,
         "token": one.token,
     }
 

@@ -1,4 +1,6 @@
-"""Features by whatever a reader typed: a number, words of labels, a token, or a text on which they fire."""
+"""Features by whatever a reader typed: a number, words of labels, a token that they fire on or promote, or a text on which
+they fire.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ class Reading(NamedTuple):
 
 
 async def search(request: Request) -> Response:
-    """Features by number, by label, by token, or by a text on which they fire."""
+    """Features by number, by label, by a token that they fire on or promote, or by a text on which they fire."""
     source, asked = source_of(request), await asked_of(request, Search)
     address = source.links.search(**_as_said(asked))
     if (elsewhere := shared(request, address)) is not None:
@@ -64,7 +66,7 @@ async def search(request: Request) -> Response:
         return data(request, _search_data(source, values))
 
     def made() -> Response:
-        shown = [*values["summaries"], *(one.summary for one in values["hits"])]
+        shown = [*values["summaries"], *(one.summary for name in ("hits", "promoters") for one in values[name])]
         return page(
             request,
             "search_results.html" if wants_part(request) else "search.html",
@@ -95,6 +97,7 @@ _NOTHING: dict[str, Any] = {
     "tokens": [],
     "token": None,
     "hits": [],
+    "promoters": [],
     "found": [],
     "firing": None,
     "strings": [],
@@ -111,7 +114,10 @@ def _readings(source: Source, asked: Search) -> list[Reading]:
         return [Reading("text", None)]
     numbered = [Reading("feature", 1)] if 0 <= _number(asked.text) < len(source.atlas) else []
     tokens = [Reading("token", features, token) for _, token, features in source.atlas.tokens_like(asked.text, 1)]
-    return [*numbered, Reading("label", source.atlas.count(text=asked.text)), *tokens, Reading("text", None)]
+    alike = [one for one in source.atlas.tokens_like(asked.text, 1, promoted=True) if one[2]]
+    promoted = [Reading("promoted", len(source.atlas.promoting(asked.text)), token) for _, token, _ in alike]
+    labels = Reading("label", source.atlas.count(text=asked.text))
+    return [*numbered, labels, *tokens, *promoted, Reading("text", None)]
 
 
 def _understood(source: Source, asked: Search, readings: list[Reading]) -> str:
@@ -155,10 +161,23 @@ def _by_token(source: Source, asked: Search) -> dict[str, Any]:
     return {"tokens": tokens, "token": token, "hits": hits}
 
 
+def _promoting(source: Source, asked: Search) -> dict[str, Any]:
+    """By one token, or at first by all that read so."""
+    if source.manifest.effect is None:
+        why = source.manifest.no_effect or "it was made before there were any"
+        return {"note": f"This atlas has no measured effect by which its features promote tokens: {why}."}
+    return {
+        "tokens": [one for one in source.atlas.tokens_like(asked.text, promoted=True) if one[2]],
+        "token": asked.token,
+        "promoters": source.atlas.promoting(asked.text if asked.token is None else asked.token, limit=asked.limit),
+    }
+
+
 _FOUND: dict[str, Callable[[Source, Search], dict[str, Any]]] = {
     "feature": _feature,
     "label": _by_label,
     "token": _by_token,
+    "promoted": _promoting,
 }
 """What the atlas alone can tell."""
 
@@ -197,6 +216,10 @@ def _search_data(source: Source, values: dict[str, Any]) -> dict[str, Any]:
         "token": values["token"],
         "hits": [
             {**line(source, one.summary), "strength": one.strength, "examples": one.examples} for one in values["hits"]
+        ],
+        "promoting": [
+            {**line(source, one.summary), "value": one.value, "stands_out": one.stands_out, "place": one.place}
+            for one in values["promoters"]
         ],
         "strings": values["strings"],
         "counted": values["counted"],

@@ -187,7 +187,10 @@ class Atlas:
         alike = [*chain(*self._text.vocabulary.like(token)[:2])]
         every = [one for id_ in alike for one in self._by_token.promoters(id_, limit)]
         best = sorted(every, key=lambda one: (-one.stands_out, one.summary.feature))
-        return list({one.summary.feature: one for one in reversed(best)}.values())[::-1][:limit]
+        found = dict[int, Promoter]()
+        for one in best:
+            found.setdefault(one.summary.feature, one)
+        return list(found.values())[:limit]
 
     def strongest_on(self, features: Iterable[int]) -> dict[int, str]:
         """The token on which the strongest example of each of these features fires, of those that have one."""

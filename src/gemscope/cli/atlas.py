@@ -1,4 +1,4 @@
-"""Commands that work on atlases that are there: atlas verify, atlas merge."""
+"""Commands that work on atlases that are there: atlas verify, atlas merge, atlas effect."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from gemscope.cli.bars import bars
 
 
 def add_to(commands: Any) -> None:
-    """atlas verify, atlas merge."""
-    atlas = commands.add_parser("atlas", help="work on atlases: verify, merge").add_subparsers(
+    """atlas verify, atlas merge, atlas effect."""
+    atlas = commands.add_parser("atlas", help="work on atlases: verify, merge, effect").add_subparsers(
         title="commands", metavar="COMMAND", required=True
     )
     verify = atlas.add_parser("verify", help="look through a whole atlas for damage")
@@ -29,6 +29,55 @@ def add_to(commands: Any) -> None:
     merge.add_argument("-o", "--out", required=True, metavar="ATLAS", help="must not exist")
     options.add_json(merge)
     merge.set_defaults(run=_merge, parser=merge)
+
+    effect = atlas.add_parser(
+        "effect",
+        usage="gemscope atlas effect ATLAS [MODEL SAE [CORPUS]] [options]",
+        help="put what features promote, measured over text, into an atlas that is there",
+        description="Reads features by the effect of the site at which the SAE writes: one from a --file, the one "
+        "beside the atlas, or one that is measured over CORPUS (default: the bundled sample). No other text is read.",
+    )
+    effect.add_argument("words", nargs="+", metavar="ATLAS [MODEL SAE [CORPUS]]")
+    effect.add_argument("--file", metavar="FILE", help="an effect measured before (gemscope effect --file FILE)")
+    effect.add_argument("--tokens", type=int, default=160, help="about how many are measured over (default 160)")
+    effect.add_argument("-k", type=int, default=10, help="tokens kept each way for a feature (default 10)")
+    options.add_json(effect)
+    options.add_model(effect)
+    options.add_sae(effect)
+    options.add_hub(effect)
+    effect.set_defaults(run=_effect, parser=effect)
+
+
+def _effect(args: argparse.Namespace) -> int:
+    from gemscope.atlas.describe.effects import EFFECT, add_effect
+    from gemscope.checked import existing
+    from gemscope.features.effect import Effect, effect
+    from gemscope.features.fit import require_fit, sites_of
+    from gemscope.text.corpus import Corpus
+
+    folder, *rest = args.words
+    if len(rest) not in (0, 2, 3):
+        args.parser.error(f"{len(rest)} arguments behind the atlas: MODEL and SAE go together, then a CORPUS")
+    name, address, *texts = rest or (options.DEFAULT, options.DEFAULT)
+    beside = existing(f"{folder}/{EFFECT}")
+    with bars() as progress:
+        kept = Effect.load(args.file or str(beside)) if args.file or (beside and not texts) else None
+        model = options.model_of(args, name, progress)
+        sae = options.sae_of(args, address, progress, model)
+        require_fit(model, sae)
+        if kept is None:
+            text = Corpus.read(texts) if texts and texts != ["sample"] else Corpus.sample()
+            kept = effect(model, sites_of(sae)[1], text, tokens=args.tokens, progress=progress)
+        with add_effect(folder, model, sae, kept, k=args.k, progress=progress) as made:
+            said, told = str(made), sum(one.promotes is not None for one in made.summaries(limit=len(made)))
+    if args.json:
+        options.show({"folder": folder, "effect": kept.to_dict(), "told": told}, True)
+        return 0
+    print(folder)
+    options.say(said)
+    options.say(f"what they promote is told in words of {told:,} features")
+    options.lead(args, None, ("which features promote a token?", ["search", "--promotes", "money", "--atlas", folder]))
+    return 0
 
 
 def _verify(args: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ _SETTINGS = {
     "after": "tokens shown behind it",
     "length": "tokens per row of text",
     "batch": "rows per pass of the model",
+    "effect_tokens": "tokens over which the effect of the site is measured (0: none)",
     "pool": "tokens of rows held out to score labels on (0: none)",
 }
 
@@ -49,7 +50,10 @@ def add_to(commands: Any) -> None:
     describe.add_argument("--tokens", type=int, help="stop after about this many (default: all of the text)")
     group = describe.add_argument_group("what the atlas holds")
     for name, what in _SETTINGS.items():
-        group.add_argument(f"--{name}", type=int, help=what)
+        group.add_argument(f"--{name.replace('_', '-')}", type=int, help=what)
+    group.add_argument(
+        "--effect", metavar="FILE", help="the effect of the site, measured before (gemscope effect --file FILE)"
+    )
     options.add_json(describe)
     options.add_model(describe)
     options.add_sae(describe)
@@ -64,7 +68,12 @@ def _describe(args: argparse.Namespace) -> int:
     if len(args.words) in (1, 2):
         args.parser.error(f"{len(args.words)} arguments: give MODEL, SAE and CORPUS, or none of them")
     name, address, *texts = args.words or (options.DEFAULT, options.DEFAULT, "sample")
-    settings = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name) is not None}
+    from gemscope.features.effect import Effect
+
+    settings = {
+        name.removesuffix("_tokens"): getattr(args, name) for name in _SETTINGS if getattr(args, name) is not None
+    }
+    effect = Effect.load(args.effect) if args.effect else None
     config = DescribeConfig(**{field.name: settings.get(field.name, field.default) for field in fields(DescribeConfig)})
     with bars() as progress:
         model = options.model_of(args, name, progress)
@@ -78,6 +87,7 @@ def _describe(args: argparse.Namespace) -> int:
             to=out,
             tokens=args.tokens,
             config=config,
+            effect=effect,
             progress=progress,
         )
     atlases = made if isinstance(made, list) else [made]

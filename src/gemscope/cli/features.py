@@ -31,16 +31,19 @@ def add_to(commands: Any) -> None:
 
     search = commands.add_parser(
         "search",
-        help="find features by what they stand for, by a token, or by a text on which they fire",
+        help="find features by what they stand for, by a token that they fire on or promote, or by a text",
         usage="gemscope search WORD ... [options]\n       gemscope search --on TOKEN [options]\n"
+        "       gemscope search --promotes TOKEN [options]\n"
         "       gemscope search [MODEL SAE] --text TEXT [options]",
-        description="Looks in the labels of an atlas (default: the bundled one), and for tokens that read so. With "
+        description="Looks in the labels of an atlas (default: the bundled one), and for tokens that read so, "
+        "which features fire on and, by the measured effect of their site, promote. With "
         "--text it reads a text through a model and an SAE (default: the bundled ones) for the features that say most "
         "about it.",
     )
     search.add_argument("words", nargs="*", metavar="WORD")
     kind = search.add_mutually_exclusive_group()
     kind.add_argument("--on", metavar="TOKEN", help="a token on which they fire most strongly")
+    kind.add_argument("--promotes", metavar="TOKEN", help="a token that they make the model write")
     kind.add_argument("--text", help="a text on which they fire; - reads stdin")
     search.add_argument("--limit", type=int, default=20, help="features shown of each kind (default 20)")
     options.add_atlas(search)
@@ -81,16 +84,19 @@ def _ways(args: argparse.Namespace, page: Dashboard) -> Iterator[tuple[str, list
 def _search(args: argparse.Namespace) -> int:
     if args.text is not None:
         return _on_text(args)
-    if args.on is not None and args.words:
-        args.parser.error("--on TOKEN stands alone: no words beside it")
+    alone = args.on if args.on is not None else args.promotes
+    if alone is not None and args.words:
+        args.parser.error(f"--{'on' if args.on is not None else 'promotes'} TOKEN stands alone: no words beside it")
     from gemscope.pages.listing import Found
 
-    text = args.on or " ".join(args.words)
+    text = alone or " ".join(args.words)
     if not text.strip():
-        args.parser.error("nothing to search for: give words, a token with --on, or a text with --text")
+        args.parser.error("nothing to search for: give words, a token with --on or --promotes, or a text with --text")
     with closing(options.atlas_of(args)) as atlas:
-        labelled = [] if args.on else atlas.search(text, limit=args.limit)
-        on_token = _on_tokens(atlas, text, args.limit)
+        labelled = [] if alone else atlas.search(text, limit=args.limit)
+        on_token = [] if args.promotes else _on_tokens(atlas, text, args.limit)
+        promoting = [] if args.on else atlas.promoting(text, limit=args.limit)
+        missing = atlas.manifest.no_effect if atlas.manifest.effect is None else ""
     if args.json:
         options.show(
             {
@@ -98,13 +104,21 @@ def _search(args: argparse.Namespace) -> int:
                 "tokens": [
                     {**asdict(hit.summary), "strength": hit.strength, "examples": hit.examples} for hit in on_token
                 ],
+                "promoting": [
+                    {**asdict(one.summary), "value": one.value, "stands_out": one.stands_out, "place": one.place}
+                    for one in promoting
+                ],
             },
             True,
         )
         return 0
-    first = next(iter([*labelled, *(hit.summary for hit in on_token)]), None)
+    first = next(iter([*labelled, *(hit.summary for hit in on_token), *(one.summary for one in promoting)]), None)
+    if first is None and args.promotes and missing != "":
+        options.say(f"this atlas has no measured effect: {missing or 'gemscope atlas effect puts one in'}")
+        return 0
     if first is None:
-        options.say(f"no feature has {'' if args.on else 'a label or '}a token like {text!r}")
+        does = "promotes" if args.promotes else "has" if args.on else "has a label or"
+        options.say(f"no feature {does} a token like {text!r}")
         return 0
     links = options.links_to(atlas)
     if labelled:
@@ -112,6 +126,9 @@ def _search(args: argparse.Namespace) -> int:
     if on_token:
         print("\n" * bool(labelled), end="")
         options.show(Found("That fire on such a token", on_token, links), False)
+    if promoting:
+        print("\n" * bool(labelled or on_token), end="")
+        options.show(Found("That promote such a token", promoting, links), False)
     options.lead(args, first.feature)
     return 0
 

@@ -64,7 +64,8 @@ def lines(one: Any, width: int, *, drawn: bool = False, links: Links | None = No
     from rich.text import Text
 
     links = links or NoLinks()
-    yield Text(f"feature {one.index} · {readable(one.label) if one.label else 'no label'}", style="bold")
+    said = one.label or one.meaning
+    yield Text(f"feature {one.index} · {readable(said) if said else 'no label'}", style="bold")
     standing = _standing(one.explanations[0]) if one.label else ""
     yield Padding(Text(f"of {one.model} · {one.source}{standing}"), (0, 0, 0, 2))
     for best in one.explanations[:1]:
@@ -82,15 +83,31 @@ def lines(one: Any, width: int, *, drawn: bool = False, links: Links | None = No
     if one.histogram and not one.dead:
         yield Text()
         yield from strengths(one.histogram, width - 2, drawn=drawn)
-    tokens = [(name, some[:_LOGITS]) for name, some in (("promotes", one.promoted), ("suppresses", one.suppressed))]
-    if any(some for _, some in tokens):
-        yield Text()
-    for name, logits in tokens:
-        if logits:
-            yield Padding(Text(f"{name}  {'  '.join(visible(logit.token) for logit in logits)}"), (0, 0, 0, 2))
+    yield from _logits(one)
     yield from _relatives("nearest", "cosine", [(near, near.cosine) for near in one.neighbours[:_NEAR]], drawn, links)
     along = [(partner, partner.share) for partner in one.coactive[:_NEAR]]
     yield from _relatives("fires along", "share", along, drawn, links)
+
+
+def _logits(one: Any) -> Iterator[RenderableType]:
+    """What it promotes and suppresses: by the measured effect first, where its halves agree, and by the direct path."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    found = [("promotes", one.promoted), ("suppresses", one.suppressed)]
+    if one.writes and one.writes.agreed:
+        directly = [(f"directly {name}", some) for name, some in found]
+        found = [("promotes", one.writes.promoted), ("suppresses", one.writes.suppressed), *directly]
+    if any(some for _, some in found):
+        yield Text()
+    for name, some in found:
+        if some:
+            tokens = "  ".join(visible(logit.token) for logit in some[:_LOGITS])
+            yield Padding(Text(f"{name}  {tokens}"), (0, 0, 0, 2))
+    if one.writes and one.writes.agreed:
+        said = f"measured over text, whose halves agree to {one.writes.agreement:.2f}"
+        where = f"{percent(one.writes.this)} of it at once, the rest on later positions"
+        yield Padding(Text(f"({said}; {where})", style="dim"), (0, 0, 0, 2))
 
 
 def _standing(best: Any) -> str:

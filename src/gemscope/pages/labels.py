@@ -46,11 +46,18 @@ def said_of(things: Sequence[str], labels: Sequence[str | None]) -> list[str]:
 
 def clipped_label(label: str, most: int = SHORTER) -> str:
     """A label as one line of so many characters at most. What it says of itself at its end, such as (when strong), is
-    not cut where there is room for it and more.
+    not cut where there is room for it and more; of what the feature promotes as many words are told as there is room
+    for beside the whole label.
     """
     text = readable(label)
     if len(text) <= most:
         return text
+    text, clause, words = text.rpartition(f"; {_PROMOTES}") if f"; {_PROMOTES}" in text else (text, "", "")
+    if len(text) <= most:
+        told = words.split(", ")
+        while told and len(text) + len(clause) + len(", ".join(told)) > most:
+            told.pop()
+        return text + (clause + ", ".join(told) if told else "")
     reserve = _RESERVE.search(text)
     end = reserve.group() if reserve and 2 * len(reserve.group()) < most else ""
     return f"{text[: most - 1 - len(end)].rstrip()}…{end}"

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Found(Shown):
-    """An atlas's `Summary`s below a title; or its `TokenHit`s, with how strongly each fires on the token."""
+    """An atlas's `Summary`s below a title; or its `TokenHit`s, with how strongly each fires on the token, or its
+    `Promoter`s, with how far the token stands out among what each promotes.
+    """
 
     title: str
     ones: Sequence[Any]
@@ -42,8 +44,11 @@ class Found(Shown):
             [percent(one.density) for one in summaries],
             [figure(one.max) for one in summaries],
             [visible(clipped(one.token or "", 40)) for one in summaries],
-            [readable(one.label) if one.label else Cell("no label", "dim") for one in summaries],
+            [readable(one.meaning) if one.meaning else Cell("no label", "dim") for one in summaries],
         ]
+        if heights := [one.stands_out for one in self.ones if hasattr(one, "stands_out")]:
+            heads[3:3] = ["stands out"]
+            columns[3:3] = [[f"{one:.1f}" for one in heights]]
         if strengths:
             heads[3:3] = ["× max"]
             columns[3:3] = [[f"{one:.2f}" for one in strengths]]

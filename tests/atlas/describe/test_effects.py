@@ -105,7 +105,9 @@ def test_a_token_leads_to_the_features_that_promote_it_most(model: LanguageModel
     ]
     assert set(ids) <= set(alike)
     features = {feature for id_ in alike for _, feature, _ in expected.get(id_, [])}
-    assert {one.summary.feature for one in whole.promoting(text)} == features
+    found = whole.promoting(text)
+    assert {one.summary.feature for one in found} == features
+    assert [one.stands_out for one in found] == sorted((one.stands_out for one in found), reverse=True)
     assert whole.promoting("no such word at all") == []
     assert whole.promoting(10**30) == whole.promoting(-5) == []
 
