@@ -27,6 +27,8 @@ _COLUMNS: Mapping[str, Callable[[Dashboard], Any]] = {
     "example": lambda page: guarded("".join(page.strongest[0].tokens)) if page.strongest else "",
     "promoted_tokens": lambda page: _json([one.token for one in page.promoted]),
     "promoted_logits": lambda page: _json([one.value for one in page.promoted]),
+    "effect_promotes": lambda page: guarded(page.promotes or ""),
+    "effect_tokens": lambda page: _json([one.token for one in page.writes.promoted] if page.writes else []),
     "suppressed_tokens": lambda page: _json([one.token for one in page.suppressed]),
     "suppressed_logits": lambda page: _json([one.value for one in page.suppressed]),
     "neighbours": lambda page: _json([one.feature for one in page.neighbours]),

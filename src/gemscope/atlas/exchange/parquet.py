@@ -60,6 +60,17 @@ def _schema(pa: Any) -> Any:
             ("promoted", listed(id=pa.int32(), token=text, value=number)),
             ("suppressed", listed(id=pa.int32(), token=text, value=number)),
             ("logit_histogram", histogram),
+            (
+                "effect",
+                pa.struct(
+                    {
+                        "promoted": listed(id=pa.int32(), token=text, value=number),
+                        "suppressed": listed(id=pa.int32(), token=text, value=number),
+                        **dict.fromkeys(("spread", "agreement", "this"), number),
+                        "words": text,
+                    }
+                ),
+            ),
             ("neighbours", listed(feature=pa.int32(), cosine=number)),
             ("coactive", listed(feature=pa.int32(), jaccard=number, share=number)),
             (
@@ -100,4 +111,8 @@ def _row(page: Dashboard) -> dict[str, Any]:
         row[name] = row[name] and vars(row[name])
     for name in ("intervals", "promoted", "suppressed", "neighbours", "coactive", "explanations"):
         row[name] = list(map(vars, row[name]))
+    if page.writes is not None:
+        row["effect"] = vars(page.writes) | {
+            name: list(map(vars, getattr(page.writes, name))) for name in ("promoted", "suppressed")
+        }
     return row | {"examples": [vars(one) | {"value": one.value} for one in page.examples]}

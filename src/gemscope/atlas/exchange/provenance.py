@@ -28,6 +28,7 @@ def told(manifest: Manifest) -> dict[str, Any]:
         "tokens": manifest.tokens,
         "logits": manifest.logits,
         "no_logits": manifest.no_logits,
+        "effect": None if manifest.effect is None else asdict(manifest.effect),
     }
 
 

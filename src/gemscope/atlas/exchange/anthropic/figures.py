@@ -12,6 +12,7 @@ import numpy as np
 from gemscope.atlas.entry import Entry
 from gemscope.atlas.exchange.arranged import arranged, highest, with_examples
 from gemscope.atlas.exchange.counted import from_zero
+from gemscope.atlas.exchange.effects import effect_read
 from gemscope.atlas.exchange.intake import Intake, Shown
 from gemscope.atlas.exchange.numbers import as_number
 from gemscope.atlas.exchange.provenance import OURS
@@ -41,6 +42,7 @@ class _Ours:
     logit_histogram: _Bars | None = None
     top_logits: Any = None
     bottom_logits: Any = None
+    effect: Any = None
     neighbours: list[tuple[Count, float]] | None = None
     coactive: list[tuple[Count, float, float]] | None = None
     intervals: list[tuple[float, float, Count]] | None = None
@@ -111,6 +113,7 @@ class Figures:
             partners=np.array([one[0] for one in partners], np.int64),
             jaccards=np.array([one[1] for one in partners], np.float32),
             shares=np.array([one[2] for one in partners], np.float32),
+            written=effect_read(ours.effect, self.intake.id_of, f"{self._path}, feature {index}"),
         )
         bounds = ours.intervals or []
         edges = np.array([low for low, _, _ in bounds] + [high for _, high, _ in bounds[-1:]], np.float32)

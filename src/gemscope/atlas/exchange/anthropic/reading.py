@@ -8,6 +8,7 @@ from typing import Any
 from gemscope.atlas.exchange.anthropic.figures import Figures, ours_of
 from gemscope.atlas.exchange.anthropic.records import MOST, records
 from gemscope.atlas.exchange.anthropic.writing import ABOUT
+from gemscope.atlas.exchange.effects import measured_read
 from gemscope.atlas.exchange.folder import slugged
 from gemscope.atlas.exchange.intake import Intake
 from gemscope.atlas.exchange.numbers import are_numbers, are_texts, as_number, as_whole, object_of
@@ -57,13 +58,15 @@ def import_atlas(
 
 
 def _about(path: Path) -> dict[str, Any]:
-    """What all features have in common: text, but for what counts something; anything else is left out."""
+    """What all features have in common: text, but for what counts something and for the effect; anything else is left
+    out.
+    """
     if not path.exists():
         return {}
     return {
         name: value
         for name, value in object_of(bytes_of(path, most=MOST), str(path)).items()
-        if type(value) is (int if name in ("d_sae", "tokens") else str)
+        if type(value) is (int if name in ("d_sae", "tokens") else dict if name == "effect" else str)
     }
 
 
@@ -113,6 +116,7 @@ def _manifest(about: dict[str, Any], intake: Intake, size: int, figures: Figures
         counted=figures.tokens,
         logits=logits if figures.has_logits else None,
         coactivation="as imported" if told else None,
+        effect=measured_read(about.get("effect"), ABOUT),
         model=model,
         model_id=slugged(about.get("model_id") or model.rsplit("/", 1)[-1]),
         source_id=slugged(source),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gemscope.atlas.dashboard import Dashboard, Example
+from gemscope.atlas.exchange.effects import effect_told
 from gemscope.atlas.exchange.folder import chosen
 from gemscope.atlas.exchange.numbers import short
 from gemscope.atlas.exchange.provenance import OURS, told
@@ -68,6 +69,7 @@ def feature(page: Dashboard) -> dict[str, Any]:
             "top_logits": [short(one.value) for one in page.promoted],
             "bottom_logits": [short(one.value) for one in page.suppressed],
             "logit_histogram": asdict(page.logit_histogram) if page.logit_histogram else None,
+            "effect": effect_told(page),
             "neighbours": [[one.feature, short(one.cosine)] for one in page.neighbours],
             "coactive": [[one.feature, short(one.jaccard), short(one.share)] for one in page.coactive],
             "explanations": [

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from gemscope.atlas.entry import Entry, Floats, Ints
+from gemscope.atlas.entry import Entry, Floats, Ints, Written
 from gemscope.atlas.exchange.arranged import arranged, highest, with_examples
 from gemscope.atlas.exchange.counted import firings, from_zero
+from gemscope.atlas.exchange.effects import effect_read
 from gemscope.atlas.exchange.intake import Intake, Shown, Taken
 from gemscope.atlas.exchange.numbers import as_number
+from gemscope.atlas.exchange.provenance import OURS
 
 _MISSING = (-10000.0, -9999.0, 9999.0)
 """Stand for a logit that is missing, or once was NaN or infinite."""
@@ -52,8 +54,15 @@ class Figures:
             logit_histogram=logits,
             neighbours=neighbours,
             cosines=cosines,
+            written=self._written(index, figures),
         )
         return with_examples(entry, arranged(examples, count, taken), self.intake.length)
+
+    def _written(self, index: int, figures: dict[str, Any]) -> Written | None:
+        """What our own export says beside."""
+        ours = figures.get(OURS)
+        said = ours.get("effect") if isinstance(ours, dict) else None
+        return effect_read(said, self.intake.id_of, f"feature {index}")
 
     def _logits(self, figures: dict[str, Any], side: str, taken: Taken) -> list[tuple[int, float]]:
         texts, values = figures.get(f"{side}_str"), figures.get(f"{side}_values")

@@ -12,6 +12,7 @@ from typing import Any
 from gemscope.atlas.exchange.intake import Intake
 from gemscope.atlas.exchange.neuronpedia.about import EPOCH
 from gemscope.atlas.exchange.numbers import are_numbers, are_texts, as_number, as_whole, object_of
+from gemscope.atlas.exchange.provenance import OURS
 from gemscope.checked import size_of
 from gemscope.errors import CorruptFile, FileError, InputError
 from gemscope.features.rules import Rule
@@ -23,7 +24,7 @@ _METHOD = "neuronpedia"
 _FIGURES = (
     "maxActApprox", "frac_nonzero", "pos_str", "pos_values", "neg_str", "neg_values", "topkCosSimIndices",
     "topkCosSimValues", "freq_hist_data_bar_heights", "freq_hist_data_bar_values", "logits_hist_data_bar_heights",
-    "logits_hist_data_bar_values",
+    "logits_hist_data_bar_values", OURS,
 )  # fmt: skip
 """What a feature's line says that an atlas keeps. `correlated_*` is within a batch of features alone, or blank."""
 

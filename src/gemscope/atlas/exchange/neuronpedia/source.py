@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gemscope.atlas.exchange.effects import measured_read
 from gemscope.atlas.exchange.folder import slugged
 from gemscope.atlas.exchange.intake import Intake
 from gemscope.atlas.exchange.numbers import as_whole
@@ -54,6 +55,7 @@ def source_of(place: Path, source: dict[str, Any], model_id: object, model: str 
         "sae_digest": str(ours.get("sae_digest") or ""),
         "site": str(ours.get("site") or (entry.site if entry else _site(source_id))),
         "site_out": str(ours.get("site_out") or (entry.site_out if entry else _site(source_id))),
+        "effect": measured_read(ours.get("effect"), str(place)),
         "gate": str(ours.get("gate") or ("jumprelu" if entry else "unknown")),
     }
     return Source(

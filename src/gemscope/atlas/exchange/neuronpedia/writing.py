@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from gemscope.atlas.dashboard import Dashboard, Example
+from gemscope.atlas.exchange.effects import effect_told
 from gemscope.atlas.exchange.folder import chosen, slug
 from gemscope.atlas.exchange.neuronpedia.about import EPOCH, set_name, write_about
 from gemscope.atlas.exchange.numbers import short
 from gemscope.atlas.exchange.pieces import piece_of
+from gemscope.atlas.exchange.provenance import OURS
 from gemscope.atlas.files.manifest import Manifest
 from gemscope.atlas.reader import Atlas
 from gemscope.disk import folder_aside
@@ -100,6 +102,7 @@ def _feature(page: Dashboard, manifest: Manifest, creator: str) -> dict[str, Any
         "logits_hist_data_bar_values": _middles(logits, 1 / unit),
         "decoder_weights_dist": [],
         "sourceSetName": set_name(page.source),
+        **({OURS: {"effect": effect_told(page, piece=piece_of, unit=unit)}} if page.writes else {}),
     }
 
 
