@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from gemscope.atlas.dashboard import Explanation
-from gemscope.atlas.entry import Entry
-from gemscope.atlas.files.manifest import Manifest, Part
+from gemscope.atlas.entry import Entry, Written
+from gemscope.atlas.files.manifest import Manifest, Measured, Part
 from gemscope.atlas.reader import Atlas
 from gemscope.atlas.writer import Writer
 
@@ -343,3 +343,33 @@ def content_within(path: Path) -> dict[str, bytes]:
     if path.is_file():
         return {"": path.read_bytes()}
     return {str(one.relative_to(path)): one.read_bytes() for one in path.rglob("*") if one.is_file()}
+
+
+EFFECT = Measured(corpus="texts", corpus_digest="d", tokens=48, length=12, dtype="float32", agreement=0.9, digest="ab")
+
+
+def with_effect(planted: Atlas, folder: Path) -> Atlas:
+    """The same atlas with what its features promote by an effect: the halves agree on odd ones, 4 writes nothing, and
+    what 3 promotes means harm.
+    """
+    manifest = planted.manifest
+    with Writer(folder) as writer:
+        writer.add_rows(planted.ids(np.arange(manifest.rows * manifest.length)).reshape(-1, manifest.length))
+        for document in planted.documents():
+            writer.add_document(*document)
+        writer.add_tokens(planted.tokens(), planted.special)
+        for index in range(len(planted)):
+            one = Written(
+                promoted=np.array([20 + index, 21 + index]),
+                promoted_values=np.array([3.0, 2.0], np.float32),
+                suppressed=np.array([30 + index]),
+                suppressed_values=np.array([-1.0], np.float32),
+                spread=0.5,
+                agreement=0.95 if index % 2 else 0.5,
+                this=0.25,
+                words="sun, <b>river</b>" if index == 3 else "",
+            )
+            writer.add(replace(planted.entry(index), written=None if index == 4 else one))
+        for feature, said in planted.explanations():
+            writer.add_explanation(feature, said)
+        return writer.finish(replace(manifest, effect=EFFECT))

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
+import every_page
 from every_page import DEAD, LINKS, dashboard, feature_page
+from gemscope.atlas.dashboard import Logit, Writes
+from gemscope.atlas.entry import AGREED
+from gemscope.atlas.files.manifest import Measured
 from gemscope.pages.embed import Embed
 from gemscope.pages.render import render
 from html_tree import Element, parse
@@ -165,3 +170,48 @@ def test_a_tried_text_says_where_it_fires() -> None:
     )
     assert "does not fire" in result([0.0, 0.0, 0.0]).text
     assert "a5" in result([0.0, 2.0, 0.0]).one("mark").attributes["class"]
+
+
+def _writes(agreement: float = 0.95) -> Writes:
+    return Writes(
+        promoted=[Logit(1, " <b>sea</b>", 0.2), Logit(2, " seas", 0.1)],
+        suppressed=[Logit(3, " land", -0.1)],
+        spread=0.02,
+        agreement=agreement,
+        this=0.25,
+        words="sea, <b>ocean</b>",
+    )
+
+
+def test_what_it_writes_is_shown_first_and_the_direct_path_folded_behind_it() -> None:
+    of = Measured(corpus="a <i>text", corpus_digest="", tokens=1234, length=32, dtype="", agreement=0.9, digest="")
+    tree = parse(feature_page(replace(dashboard(), writes=_writes()), manifest=replace(every_page.MANIFEST, effect=of)))
+    first, second, *direct = tree.all("table", class_="logit")
+    assert [row.all("td")[0].text for row in first.one("tbody").all("tr")] == ["·<b>sea</b>", "·seas"]
+    assert [row.all("td")[0].text for row in second.one("tbody").all("tr")] == ["·land"]
+    assert len(direct) == 2
+    assert len(tree.one("details", class_="direct").all("table", class_="logit")) == 2
+    said = re.sub(r"\s+", " ", tree.one("p", class_="measured").text)
+    assert said.startswith(
+        "What a unit of it does to the logits, measured over 1,234 tokens of a <i>text: 25 % of it at once"
+    )
+    assert said.endswith("The halves of that text agree to 0.95.")
+    assert "promotes sea, <b>ocean</b>" in tree.one("p", class_="origin").text
+    assert not [one for one in tree.all("b") if "class" not in one.attributes]
+
+
+def test_it_is_never_shown_where_the_halves_of_its_text_disagree() -> None:
+    page = replace(dashboard(), writes=_writes(AGREED - 0.01))
+    tree = parse(feature_page(page))
+    assert len(tree.all("table", class_="logit")) == 2
+    assert not tree.all("details", class_="direct")
+    assert "sea" not in tree.one("table", class_="promoted").text
+    assert "agree to no more than 0.79" in tree.one("p", class_="measured").text
+    printed = "\n".join(map(str, str(page).splitlines()))
+    assert "directly" not in printed
+
+
+def test_without_a_label_what_it_promotes_is_its_label() -> None:
+    tree = parse(feature_page(replace(dashboard(), writes=_writes(), explanations=[])))
+    assert tree.one("h1").text == "promotes sea, <b>ocean</b>"
+    assert "directly promotes" in str(replace(dashboard(), writes=_writes()))

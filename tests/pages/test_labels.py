@@ -2,7 +2,7 @@
 
 import pytest
 
-from gemscope.pages.labels import clipped_label, said_of
+from gemscope.pages.labels import clipped_label, meaning, said_of
 
 
 @pytest.mark.parametrize(
@@ -13,12 +13,23 @@ from gemscope.pages.labels import clipped_label, said_of
         ("a word that is long and goes on (when strong)", 34, "a word that is long… (when strong)"),
         ("a word that is long and goes on (when strong)", 24, "a word that is long and…"),
         ("a (b) and then the rest of it all", 20, "a (b) and then the…"),
+        ("money; promotes pay, price, payment", 24, "money; promotes pay"),
+        ("money; promotes pay, price, payment", 26, "money; promotes pay, price"),
+        ("money; promotes payment", 18, "money"),
+        ("a word that is long and goes on (when strong); promotes pay", 34, "a word that is long… (when strong)"),
         ("of\nthe\u202e", 80, "of↵the\\u202e"),
     ],
 )
 def test_a_long_label_is_cut_and_keeps_its_reserve(label: str, most: int, shown: str) -> None:
     assert clipped_label(label, most) == shown
     assert len(shown) <= max(most, len(label) + 5)
+
+
+def test_what_a_feature_promotes_is_a_second_clause_or_all_that_is_known_of_it() -> None:
+    assert meaning("money", "pay, price") == "money; promotes pay, price"
+    assert meaning(None, "pay, price") == "promotes pay, price"
+    assert meaning("money", None) == meaning("money", "") == "money"
+    assert meaning(None, None) is None
 
 
 def test_what_is_known_of_a_feature_follows_what_it_does() -> None:

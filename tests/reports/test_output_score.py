@@ -88,6 +88,22 @@ def test_the_verdict_is_about_the_examples_where_there_are_some(model: LanguageM
     assert does.examples.score == alone.score
 
 
+def test_tokens_of_the_measured_effect_stand_beside_those_of_the_direct_path(
+    model: LanguageModel, writing: SAE
+) -> None:
+    both = output_score(model, writing, 0, promoted=[40], measured=[17], strength=gs.Strength(60.0))
+    direct = output_score(model, writing, 0, promoted=[40], strength=gs.Strength(60.0))
+    measured = output_score(model, writing, 0, promoted=[17], strength=gs.Strength(60.0))
+    assert direct.measured is None
+    assert both.measured is not None
+    assert (both.score, both.mass) == (direct.score, direct.mass)
+    assert (both.measured.score, both.measured.mass) == (measured.score, measured.mass)
+    assert both.writes is True  # as steering is expected to do
+    assert direct.writes is False
+    assert both.to_dict()["measured"]["output_score"] == measured.score  # type: ignore[index]
+    assert "tokens promoted by the measured effect" in str(both)
+
+
 def test_controls_are_as_strong_as_the_feature(model: LanguageModel, writing: SAE) -> None:
     one = output_score(model, writing, 0, promoted=[17], strength=gs.Strength(60.0))
     again = output_score(model, writing, 0, promoted=[17], strength=gs.Strength(60.0))

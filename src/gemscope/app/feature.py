@@ -114,7 +114,7 @@ async def output_score(request: Request) -> Response:
     score, why = source.scores.get(index), ""
     if dashboard.dead:
         why = "it fired nowhere, so its strength has no measure"
-    elif not dashboard.promoted:
+    elif not (dashboard.promoted or (dashboard.writes and dashboard.writes.agreed)):
         why = "no logits are known for it"
     elif score is None and pressed(request):
         score = await ask(

@@ -120,11 +120,13 @@ class Live:
         from gemscope.reports.output_score import output_score
 
         model, sae = self.pair(job)
+        measured = one.writes.promoted if one.writes and one.writes.agreed else []
         return output_score(
             model,
             sae,
             one.index,
-            promoted=[logit.id for logit in one.promoted[:_PROMOTED]],
+            promoted=[logit.id for logit in (one.promoted or measured)[:_PROMOTED]],
+            measured=[logit.id for logit in measured[:_PROMOTED]],
             examples=[example.ids[example.peak] for example in one.strongest],
             strength=self.units(job, atlas).max(one.index),
             check=job.check,

@@ -87,6 +87,10 @@ class OutputScore(Effect):
     feature: int
     strength: Strength
     prompts: tuple[str, ...]
+    measured: Effect | None = None
+    """On the tokens that it promotes by the measured effect of its site, which is what steering is expected to do,
+    where these were given.
+    """
     examples: Effect | None
     """On the tokens on which the feature's strongest examples fire, where these were given."""
 
@@ -95,7 +99,7 @@ class OutputScore(Effect):
         """Whether the tokens of its examples (its promoted ones, without examples) clearly come when it is turned up;
         None in between.
         """
-        return (self.examples or self).clear
+        return (self.examples or self.measured or self).clear
 
     @property
     def verdict(self) -> str:
@@ -116,13 +120,15 @@ class OutputScore(Effect):
             "writes": self.writes,
             "promoted": effect.pop("tokens"),
             **effect,
+            "measured": None if self.measured is None else self.measured.to_dict(),
             "examples": None if self.examples is None else self.examples.to_dict(),
             "strength": asdict(self.strength),
             "prompts": list(self.prompts),
         }
 
     def __str__(self) -> str:
-        effects = [("promoted tokens", self), *([] if self.examples is None else [("examples' tokens", self.examples)])]
+        beside = [("tokens promoted by the measured effect", self.measured), ("examples' tokens", self.examples)]
+        effects = [("promoted tokens", self), *((name, one) for name, one in beside if one is not None)]
         told = "; ".join(
             f"its {name} {one.mass:.2%} likely, {one.unedited:.2%} without it, {one.control:.2%} with random features"
             for name, one in effects
@@ -140,13 +146,15 @@ def output_score(
     *,
     promoted: Sequence[int],
     strength: Strength,
+    measured: Sequence[int] = (),
     examples: Sequence[int] = (),
     prompts: Sequence[str] = PROMPTS,
     check: Callable[[], None] = lambda: None,
 ) -> OutputScore:
     """Turns a feature up by `strength` on neutral prompts, and looks at some tokens as the next one.
 
-    `promoted` are the ids of its logit lens's strongest tokens, `examples` those on which its strongest examples fire.
+    `promoted` are the ids of its logit lens's strongest tokens, `measured` of those by the measured effect of its site,
+    which foretells steering far better (docs/effect.md), `examples` those on which its strongest examples fire.
     With p the probabilities after a prompt while strength · direction is added, and |V| their number, the score of a
     prompt is
 
@@ -164,7 +172,7 @@ def output_score(
     One pass over short texts. `check` is called as each block runs; what it raises ends the work. Raises InputError for
     a feature that there is not or no promoted tokens, TokenOutOfRange, SiteNotFound, Mismatch, NotFinite.
     """
-    sets = [list(dict.fromkeys(map(int, ids))) for ids in (promoted, examples)]
+    sets = [list(dict.fromkeys(map(int, ids))) for ids in (promoted, measured, examples)]
     if not sets[0]:
         raise InputError(f"no promoted tokens given for feature {feature}: the score is about these")
     if wrong := [id_ for ids in sets for id_ in ids if not 0 <= id_ < model.vocab]:
@@ -173,13 +181,16 @@ def output_score(
     directions = [sae.direction(feature), *_others(sae, feature)]
     edits = [Steer.along(site, direction, strength, name=f"feature {feature}") for direction in directions]
     odds = _odds(model, prompts, edits, check)
-    found = [_figures(model, odds, ids) for ids in sets if ids]
+    whole, *beside = [_figures(model, odds, ids) if ids else None for ids in sets]
+    assert whole is not None
+    by_effect, by_examples = (None if one is None else Effect(**one) for one in beside)
     return OutputScore(
         feature=feature,
         strength=strength,
         prompts=tuple(prompts),
-        examples=Effect(**found[1]) if len(found) > 1 else None,
-        **found[0],
+        measured=by_effect,
+        examples=by_examples,
+        **whole,
     )
 
 

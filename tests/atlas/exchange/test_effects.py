@@ -5,54 +5,28 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from gemscope.atlas.entry import Written
+from atlases import EFFECT, with_effect
 from gemscope.atlas.exchange.verbs import export, import_atlas
-from gemscope.atlas.files.manifest import Measured
 from gemscope.atlas.reader import Atlas
 from gemscope.atlas.verify import verify
-from gemscope.atlas.writer import Writer
 from gemscope.errors import CorruptFile
-
-OF = Measured(corpus="texts", corpus_digest="d", tokens=48, length=12, dtype="float32", agreement=0.9, digest="ab")
 
 
 @pytest.fixture(scope="module")
 def written(planted: Atlas, tmp_path_factory: pytest.TempPathFactory) -> Atlas:
     """The planted atlas, with an effect."""
-    manifest = planted.manifest
-    with Writer(tmp_path_factory.mktemp("written") / "atlas") as writer:
-        writer.add_rows(planted.ids(np.arange(manifest.rows * manifest.length)).reshape(-1, manifest.length))
-        for document in planted.documents():
-            writer.add_document(*document)
-        writer.add_tokens(planted.tokens(), planted.special)
-        for index in range(len(planted)):
-            one = Written(
-                promoted=np.array([20 + index, 21 + index]),
-                promoted_values=np.array([3.0, 2.0], np.float32),
-                suppressed=np.array([30 + index]),
-                suppressed_values=np.array([-1.0], np.float32),
-                spread=0.5,
-                agreement=0.95 if index % 2 else 0.5,
-                this=0.25,
-                words="sun, <b>river</b>" if index == 3 else "",
-            )
-            writer.add(replace(planted.entry(index), written=None if index == 4 else one))
-        for feature, said in planted.explanations():
-            writer.add_explanation(feature, said)
-        return writer.finish(replace(manifest, effect=OF))
+    return with_effect(planted, tmp_path_factory.mktemp("written") / "atlas")
 
 
 @pytest.mark.parametrize("format", ["neuronpedia", "anthropic"])
 def test_a_round_trip_keeps_it(written: Atlas, tmp_path: Path, format: str) -> None:
     out = export(written, tmp_path / "out", format=format)
     back = import_atlas(format, out, to=tmp_path / "back")
-    assert back.manifest.effect == OF
+    assert back.manifest.effect == EFFECT
     assert verify(back.folder) == []
     for index in range(len(written)):
         there, here = written[index].writes, back[index].writes
