@@ -73,8 +73,8 @@ class Browse(Struct, frozen=True, kw_only=True):
 
 
 class Search(Struct, frozen=True, kw_only=True):
-    """What to look for: a feature by its number, labels, tokens that features fire on or promote, or features that fire on
-    a text.
+    """What to look for: a feature by its number, labels, tokens that features fire on or promote, or features that fire
+    on a text.
     """
 
     kind: Literal["any", "label", "token", "promoted", "text"] = "any"

@@ -1,5 +1,5 @@
-"""Features by whatever a reader typed: a number, words of labels, a token that they fire on or promote, or a text on which
-they fire.
+"""Features by whatever a reader typed: a number, words of labels, a token that they fire on or promote, or a text on
+which they fire.
 """
 
 from __future__ import annotations
