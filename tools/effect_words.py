@@ -27,7 +27,8 @@ from gemscope.atlas.bundled import BUNDLED
 from gemscope.atlas.describe.effects import writings
 from gemscope.atlas.entry import AGREED, Written
 from gemscope.features.logit_lens import promoted
-from gemscope.text.printable import clipped, readable, visible
+from gemscope.pages.labels import clipped_label
+from gemscope.text.printable import visible
 
 STRENGTH = 0.11
 LEAD, TOP, SEED = 8, 20, 20261128
@@ -62,7 +63,7 @@ def _sheet(
     """The first features of the draw, whatever they are."""
     for number, feature in enumerate(chosen[:SHEET]):
         one = told[feature]
-        label = readable(clipped(labels.get(feature, "no label"), 70))
+        label = clipped_label(labels.get(feature, "no label"), 70)
         direct = _listed(model, promoted(model, sae, feature, k=6).tolist())
         measured = "—" if one is None or one.agreement < AGREED else _listed(model, one.promoted.tolist())
         row = f"| {feature} {label} | {direct} | {measured} | {one.words if one else ''} |"
@@ -70,7 +71,9 @@ def _sheet(
 
 
 def _listed(model: gs.LanguageModel, ids: list[int]) -> str:
-    return ", ".join(visible(token).replace("|", "\\|").lstrip("·") for token in model.strings(ids))
+    return ", ".join(
+        visible(token).replace("|", "\\|").replace("<", "&lt;").lstrip("·") for token in model.strings(ids)
+    )
 
 
 def _random(sae: gs.SAE) -> gs.SAE:
