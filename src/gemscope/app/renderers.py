@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -19,8 +20,10 @@ from gemscope.app.keeping import Keeping
 
 MOST = 4
 """Processes beside the server's, however many processors there are."""
-_AHEAD = 2
+_AHEAD = 8
 """Pages that a process has at a time: the next is there when one is done."""
+ROOM = 1 << 20
+"""Bytes of pages that may be on their way from a process, which else waits with its next until the server has time."""
 SIZE = 4
 """Bytes of a page's length, which go before it; 0 stands for one that could not be made."""
 
@@ -98,28 +101,29 @@ class Renderers:
         for _ in range(self._processes):
             # -P: a file in the working folder that is named like a module of ours is none.
             command = (sys.executable, "-P", "-m", "gemscope.app.renderer", *map(str, self._folders))
-            process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE)
+            process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, pipesize=ROOM, limit=ROOM)
             self._started.append(process)
-            turn = asyncio.Lock()
-            self._hands += [asyncio.create_task(self._make_there(process, turn)) for _ in range(_AHEAD)]
+            self._hands.append(asyncio.create_task(self._make_there(process)))
 
-    async def _make_there(self, process: Process, turn: asyncio.Lock) -> None:
+    async def _make_there(self, process: Process) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
-        while True:
-            wanted, answer = await self._line.get()
-            try:
-                process.stdin.write(json.dumps(asdict(wanted)).encode() + b"\n")
-                async with turn:  # first come, first served: pages come back in the order in which they were asked for
-                    size = int.from_bytes(await process.stdout.readexactly(SIZE))
-                    made = await process.stdout.readexactly(size)
-            except (OSError, EOFError):
+        sent: deque[tuple[Wanted, asyncio.Future[str | bytes]]] = deque()  # pages come back in this order
+        try:
+            while True:
+                while len(sent) < _AHEAD and not (sent and self._line.empty()):
+                    sent.append(await self._line.get())
+                    process.stdin.write(json.dumps(asdict(sent[-1][0])).encode() + b"\n")
+                size = int.from_bytes(await process.stdout.readexactly(SIZE))
+                made = await process.stdout.readexactly(size)
+                wanted, answer = sent.popleft()
+                if not made:
+                    self._answer(wanted, answer)
+                elif not answer.done():
+                    answer.set_result(made)
+        except (OSError, EOFError):  # it has ended; the others go on
+            for wanted, answer in sent:
                 self._answer(wanted, answer)
-                return  # it has ended; the others go on
-            if not made:
-                self._answer(wanted, answer)
-            elif not answer.done():
-                answer.set_result(made)
 
     async def close(self) -> None:
         """Ends the others."""
