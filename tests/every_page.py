@@ -261,7 +261,7 @@ def all_pages(label: str | None = "names of seas", token: str = " Sea") -> dict[
     search |= {"readings": [Reading("label", 3), Reading("token", 7, token), Reading("text", None)], "total": 9}
     search |= {"asked": "any", "offset": 3, "limit": 3, "glances": {0: Glance(words, 0, feature.histogram)}}
     prompt = {"manifest": manifest, "live": True, "text": typed, "look": look, "labels": {12: label or "", 7: "b"}}
-    prompt |= {"pinned": 12, "pinned_values": [0.0, 8.0, 0.0], "error": label}
+    prompt |= {"pinned": 12, "pinned_values": [0.0, 8.0, 0.0], "error": label, "start": 0, "span": 2}
     return {
         "feature": feature_page(feature, writable=True, test_text=typed),
         "dead": feature_page(DEAD),
@@ -314,6 +314,7 @@ def all_pages(label: str | None = "names of seas", token: str = " Sea") -> dict[
             found=attribution(token, label or "x"),
             labels={12: label or ""},
             hints={7: token},
+            address="/short",
             error=label,
         ),
         "explanations": render("explanations.html", links=LINKS, feature=feature, writable=True),

@@ -108,12 +108,12 @@ def test_explanation_search_gives_twenty_at_a_time(live: TestClient) -> None:
         (
             "/api/activation/source",
             {**PLACE, "customText": ["a"] * 5},
-            "length 5, expected text of 1 to 10,000 characters or a list of 1 to 4",
+            "length 5, expected text of 1 to 1,000,000 characters or a list of 1 to 4",
         ),
         (
             "/api/activation/source",
-            {**PLACE, "customText": "a" * 10_001},
-            "length 10,001, expected text of 1 to 10,000 characters or a list of 1 to 4",
+            {**PLACE, "customText": "a" * 1_000_001},
+            "length 1,000,001, expected text of 1 to 1,000,000 characters or a list of 1 to 4",
         ),
         ("/api/activation/source", {"modelId": "x", "source": "y", "customText": "a"}, "no atlas 'y'"),
         ("/api/search-all", {"modelId": "none", "text": "a"}, "no atlas of a model 'none'"),

@@ -116,13 +116,13 @@ def test_no_page_has_scripts_or_styles_of_its_own(live: TestClient) -> None:
 
 def test_a_request_that_is_too_long_is_refused_whatever_it_says_of_its_length(still: TestClient) -> None:
     path, kind = f"{AT}/3/labels", {"content-type": "application/json"}
-    long = b'{"text": "' + b"a" * 1_000_000 + b'"}'
+    long = b'{"text": "' + b"a" * 4_000_000 + b'"}'
     assert still.post(path, content=long, headers=kind).status_code == 413
     pieces = still.post(
         path, content=(long[start : start + 50_000] for start in range(0, len(long), 50_000)), headers=kind
     )
     assert pieces.status_code == 413
-    assert "1,000,000 bytes" in pieces.json()["error"]
+    assert "4,000,000 bytes" in pieces.json()["error"]
     for length in ("-1", "1e3", "٣", "9" * 30):
         answer = still.post(path, content=b"{}", headers={**kind, "content-length": length.encode()})
         assert answer.status_code in (400, 413)
@@ -152,13 +152,15 @@ def test_a_request_that_stops_half_way_is_given_up() -> None:
     assert sent[-1]["body"] == b"late"
 
 
-def test_a_text_of_a_hundred_thousand_letters_is_refused(live: TestClient) -> None:
-    answer = live.post(f"{AT}/3/test", json={"text": "a" * 100_000})
+def test_a_text_of_more_letters_than_any_model_reads_is_refused(live: TestClient) -> None:
+    answer = live.post(f"{AT}/3/test", json={"text": "a" * 1_000_001})
     assert answer.status_code == 400
     assert (
         answer.json()["error"]
-        == 'the request: field "text" has length 100,000, expected text of 1 to 10,000 characters'
+        == 'the request: field "text" has length 1,000,001, expected text of 1 to 1,000,000 characters'
     )
+    fewer = live.post(f"{AT}/3/test", json={"text": "a" * 100_000})
+    assert (fewer.status_code, "a text of 100000 tokens does not fit" in fewer.json()["error"]) == (400, True)
 
 
 @pytest.mark.parametrize(

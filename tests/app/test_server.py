@@ -160,7 +160,7 @@ def test_a_body_in_pieces_is_cut_off_by_the_real_server_too(folder: Path) -> Non
         )
         piece = b"%x\r\n" % 100_000 + b"a" * 100_000 + b"\r\n"
         with contextlib.suppress(OSError):
-            for _ in range(40):
+            for _ in range(80):
                 one.sendall(piece)
         with contextlib.suppress(OSError):
             assert b" 413 " in one.recv(65536)

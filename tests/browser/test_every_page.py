@@ -43,7 +43,7 @@ def _written(page: Page) -> None:
 
 def _explained(page: Page) -> None:
     looked(page)
-    page.locator("table.look th a").last.click()
+    page.locator("table.look th button").last.click()
     page.wait_for_selector("section.causes", timeout=LIVE)
 
 

@@ -24,7 +24,7 @@ def test_the_prompt_view_shows_each_token_and_says_why_some_do_not_count() -> No
     labels = {12: "names of seas"}
     page = render(
         "prompt.html", links=LINKS, manifest=MANIFEST, live=True, text="Sea of", look=LOOK, labels=labels, pinned=12,
-        pinned_values=[0.0, 8.0, 0.0], error=None,
+        pinned_values=[0.0, 8.0, 0.0], error=None, start=0, span=9,
     )  # fmt: skip
     tree = parse(page)
     rows = tree.one("table", class_="look").one("tbody").all("tr")
@@ -37,7 +37,7 @@ def test_the_prompt_view_shows_each_token_and_says_why_some_do_not_count() -> No
     assert "names of seas" in fired[0].text
     # Shades are relative to the strongest that counts, not to a sink.
     assert [one.all("span")[0].attributes["class"] for one in fired] == ["a9", "a5"]
-    pins = rows[1].all("button")
+    pins = rows[1].all("button", class_="pin")
     assert [(one.attributes["name"], one.attributes["value"], one.attributes["form"]) for one in pins] == [
         ("pin", "12", "prompt"),
         ("pin", "7", "prompt"),
@@ -123,7 +123,7 @@ def test_a_frame_has_the_steer_panel_where_it_is_asked_for() -> None:
 
 
 def test_causes_show_what_was_predicted_beside_what_was_measured() -> None:
-    values: dict[str, Any] = {"labels": {12: "names of seas"}, "hints": {7: " a"}, "error": None}
+    values: dict[str, Any] = {"labels": {12: "names of seas"}, "hints": {7: " a"}, "error": None, "address": ""}
     page = render("attribution.html", links=LINKS, asked=Asking(text="Sea of"), found=attribution(), **values)
     tree = parse(page)
     assert [[cell.text for cell in row.all("td")] for row in tree.one("tbody").all("tr")] == [

@@ -39,6 +39,15 @@ _NAMED = 64
 _WHERE = "the request"
 
 
+_USUAL = 3_000
+"""Characters of a text that needs no more time than others."""
+
+
+def reading_time(text: str) -> float | None:
+    """Seconds that a long text may take to be read; None: as much as any."""
+    return len(text) / 100 if len(text) > _USUAL else None
+
+
 def shelf_of(request: Request) -> Shelf:
     """The atlases that are served."""
     found: Shelf = request.app.state.shelf

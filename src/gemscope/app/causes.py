@@ -8,9 +8,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gemscope.app.asking import MEASURING, ask, pressed, query_of, source_of
-from gemscope.app.requests import Cause
-from gemscope.app.responses import data, page, wants_data, wants_part
+from gemscope.app.asking import MEASURING, ask, asked_of, pressed, reading_time, source_of
+from gemscope.app.requests import Cause, said
+from gemscope.app.responses import SHORT, data, page, shared, wants_data, wants_part
 from gemscope.app.shelf import Source
 from gemscope.app.worker import Job
 from gemscope.errors import GemscopeError
@@ -18,14 +18,19 @@ from gemscope.errors import GemscopeError
 
 async def attribute(request: Request) -> Response:
     """Which features, at which tokens of a text, cause the logit of what comes next."""
-    source, asked = source_of(request), query_of(request, Cause)
+    source, asked = source_of(request), await asked_of(request, Cause)
+    address = source.links.attribute(**said(asked))
+    if (elsewhere := shared(request, address)) is not None:
+        return elsewhere
     found, error = None, None if source.live.on else source.live.why
     labels: dict[int, str] = {}
     hints: dict[int, str] = {}
     here = not asked.text or error is not None or pressed(request)
     if asked.text and error is None and here:
         try:
-            found, labels, hints = await ask(request, lambda job: _causes(source, asked, job), seconds=MEASURING)
+            found, labels, hints = await ask(
+                request, lambda job: _causes(source, asked, job), seconds=max(MEASURING, reading_time(asked.text) or 0)
+            )
         except GemscopeError as raised:
             error = " ".join(str(raised).split())
     status = 400 if error and source.live.on else 200
@@ -45,6 +50,7 @@ async def attribute(request: Request) -> Response:
         manifest=source.manifest,
         live=source.live.on,
         asked=asked,
+        address=address if len(address) <= SHORT else "",
         found=found,
         labels=labels,
         hints=hints,

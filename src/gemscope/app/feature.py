@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from gemscope.app import api
-from gemscope.app.asking import MEASURING, ask, body_of, index_of, pressed, shelf_of, source_of
+from gemscope.app.asking import MEASURING, ask, body_of, index_of, pressed, reading_time, shelf_of, source_of
 from gemscope.app.guard import FRAMED
 from gemscope.app.keeping import keeping
 from gemscope.app.kept import lists_of
@@ -67,7 +67,9 @@ async def trial(request: Request) -> Response:
     """One feature on a text of the reader's."""
     source, index, asked = source_of(request), index_of(request), await body_of(request, Trial)
     dashboard = source[index]
-    reading = await ask(request, lambda job: source.live.read(job, asked.text, features=[index]))
+    reading = await ask(
+        request, lambda job: source.live.read(job, asked.text, features=[index]), seconds=reading_time(asked.text)
+    )
     if wants_data(request):
         return data(request, {**api.activation(reading, index, every_token=True), "counted": reading.counted})
     return page(

@@ -24,8 +24,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 """The names of this machine that nobody else can give to another."""
 
-BODY = 1_000_000
-"""Bytes that a request may bring."""
+BODY = 4_000_000
+"""Bytes that a request may bring: a text of 128,000 tokens, of whatever script, as a form writes it."""
 
 _POLICY = (
     "default-src 'self'; style-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; "

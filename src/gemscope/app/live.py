@@ -16,6 +16,8 @@ State = Literal["off", "loading", "ready"]
 
 _MEASURED = 5_000
 """Tokens that strengths are measured on where the atlas is no measure."""
+_LOOKS = 4
+"""Looks that are kept: one at a text of 8,000 tokens takes some 15 MB."""
 _PROMOTED = 10
 """Tokens that a feature promotes, by which its effect on the output is judged."""
 
@@ -34,6 +36,8 @@ class Live:
         self.loads: Callable[[], None] | None = None
         """How it is loaded: for whoever has something to be read before that was its turn."""
         self._pair: tuple[Any, Any] | None = None
+        self._looks: dict[tuple[bytes, int], Any] = {}
+        """By ids and number of features. The one that was wanted last comes last."""
         self._units: Any = None
         self._norms: dict[int, Any] = {}
 
@@ -62,12 +66,21 @@ class Live:
         return reading.read(job, *self.pair(job), _given(text, chat), features=features)
 
     def look(self, job: Job[Any], text: str, *, k: int, atlas: Atlas, chat: bool = False) -> Any:
-        """A `Look` with the labels of this SAE's atlas; with `chat` the text is a user's turn. Raises Off, and what
-        `gs.look` raises.
+        """A `Look` with the labels of this SAE's atlas; with `chat` the text is a user's turn. The last few are kept,
+        for who turns the pages of a long text or pins a feature. Raises Off, and what `gs.look` raises.
         """
         from gemscope.app import reading
 
-        return reading.look(job, *self.pair(job), _given(text, chat), k=k, atlas=atlas)
+        model, sae = self.pair(job)
+        tokens = model.tokens(_given(text, chat))
+        name = tokens.ids.numpy().tobytes(), k
+        found = self._looks.pop(name, None)
+        if found is None:
+            found = reading.look(job, model, sae, tokens, k=k, atlas=atlas)
+        self._looks[name] = found
+        if len(self._looks) > _LOOKS:
+            del self._looks[next(iter(self._looks))]
+        return found
 
     @property
     def chats(self) -> bool:

@@ -15,8 +15,10 @@ from gemscope.edits.strength import Amount
 from gemscope.edits.ways import WAYS
 from gemscope.errors import InputError
 
-TEXT, QUERY = 10_000, 1_000
-"""Characters of a text to be read by a model, and of one to search for."""
+TEXT, QUERY = 1_000_000, 1_000
+"""Characters of a text to be read by a model, and of one to search for. How many tokens a model reads is its own
+matter, and said by it: no text that it reads is longer than this.
+"""
 
 Text = Annotated[str, Meta(min_length=1, max_length=TEXT)]
 Words = Annotated[str, Meta(max_length=QUERY)]
@@ -26,6 +28,12 @@ Index = Annotated[int, Meta(ge=0, le=10**9)]
 """Of a feature, or a token's id."""
 Place = Annotated[int, Meta(ge=0, le=10**6)]
 """How far into a text or a list."""
+
+
+def said(asked: Struct) -> dict[str, Any]:
+    """As an address says it: what is as it would be anyway is left out."""
+    plain = type(asked)()
+    return {name: value for name, value in asdict(asked).items() if value != getattr(plain, name)}
 
 
 # --- the pages' ------------------------------------------------------------------------------------------------------
@@ -94,6 +102,8 @@ class Prompt(Struct, frozen=True, kw_only=True):
     """Whether the text is what a user says in a chat."""
     pin: Index | None = None
     k: Annotated[int, Meta(ge=1, le=20)] = 5
+    start: Place = 0
+    """The first token that the page shows of a long text."""
 
 
 STEERED = 2048

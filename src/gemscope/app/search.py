@@ -12,9 +12,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from gemscope.app.asking import ask, asked_of, pressed, source_of
+from gemscope.app.asking import ask, asked_of, pressed, reading_time, source_of
 from gemscope.app.lists import line
-from gemscope.app.requests import Search
+from gemscope.app.requests import Search, said
 from gemscope.app.responses import data, moved, page, shared, wants_data, wants_part
 from gemscope.app.shelf import Source
 from gemscope.app.worker import Job
@@ -40,7 +40,7 @@ class Reading(NamedTuple):
 async def search(request: Request) -> Response:
     """Features by number, by label, by a token that they fire on or promote, or by a text on which they fire."""
     source, asked = source_of(request), await asked_of(request, Search)
-    address = source.links.search(**_as_said(asked))
+    address = source.links.search(**said(asked))
     if (elsewhere := shared(request, address)) is not None:
         return elsewhere
     readings = await run_in_threadpool(_readings, source, asked) if asked.text.strip() else []
@@ -82,12 +82,6 @@ async def search(request: Request) -> Response:
         )
 
     return await run_in_threadpool(made)
-
-
-def _as_said(asked: Search) -> dict[str, Any]:
-    """As an address says it."""
-    said = {"kind": asked.kind, "text": asked.text, "token": asked.token, "offset": asked.offset}
-    return {name: value for name, value in said.items() if value not in ("any", 0)}
 
 
 _NOTHING: dict[str, Any] = {
@@ -199,7 +193,7 @@ async def _firing(request: Request, source: Source, text: str) -> dict[str, Any]
         return {"found": found, "firing": reading.firing, "strings": reading.tokens, "counted": reading.counted}
 
     try:
-        return await ask(request, work)
+        return await ask(request, work, seconds=reading_time(text))
     except GemscopeError as error:
         return {"note": " ".join(str(error).split())}
 
