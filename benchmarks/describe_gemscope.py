@@ -169,7 +169,7 @@ def one_pass(folder: str, tokens: str) -> dict[str, Any]:
     place, size = Path(folder), int(tokens)
     world = World(**json.loads((place / "world.json").read_text()))
     model, sae, corpus = load_model(world, place), gs.load_sae(place / "sae"), text(world, size)
-    config = DescribeConfig(length=world.length, batch=32)
+    config = DescribeConfig(length=world.length, batch=32, effect=0)
     with tempfile.TemporaryDirectory() as out:
         before = measure.resident_mb()
         watch = _Watch()
@@ -205,7 +205,8 @@ def bundled(tokens: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as out, _timing(model.hf, "forward", spent, "forward"):
         with _timing(SAE, "encode", spent, "encode"), _timing(run, "compose", spent, "compose"):
             watch = _Watch()
-            describe(model, sae, Corpus.sample(), to=Path(out) / "atlas", tokens=size).close()
+            without = DescribeConfig(effect=0)  # the pass itself, as others have it
+            describe(model, sae, Corpus.sample(), to=Path(out) / "atlas", tokens=size, config=without).close()
             found = watch.read()
         with gs.Atlas(Path(out) / "atlas") as atlas:
             read = atlas.manifest.rows * atlas.manifest.length
@@ -258,7 +259,7 @@ def _timing(owner: Any, name: str, spent: dict[str, float], key: str) -> Iterato
 def held_out(tokens: str, rounds: str) -> dict[str, Any]:
     """The bundled default with rows held out and without, in turns: what `describe` pays for them."""
     model, sae = gs.load_model(), gs.load_sae("smollm2")
-    configs = {"with": DescribeConfig(), "without": DescribeConfig(pool=0)}
+    configs = {"with": DescribeConfig(effect=0), "without": DescribeConfig(effect=0, pool=0)}
     spent: dict[str, list[float]] = {name: [] for name in configs}
     for number in range(int(rounds)):
         for name in sorted(configs, reverse=bool(number % 2)):

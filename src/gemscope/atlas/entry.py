@@ -14,9 +14,9 @@ Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 
 AGREED = 0.8
-"""Correlation of what the two halves of the text say of a feature, below which nothing is said of what it promotes: of
-five such features out of 250 a third of the 20 tokens most raised by steering was foretold at best, of the others
-nearly half on average (tools/effect_figures.py).
+"""Correlation of what the two halves of the text say of a feature, below which nothing is said of what it promotes. Of
+five such features out of 250 steering raised 3.6 of the 20 tokens that were foretold, of the others 7.8 and more
+(tools/effect_words.py).
 """
 
 
