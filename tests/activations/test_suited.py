@@ -208,6 +208,19 @@ def test_a_device_that_is_not_there_is_one_line_that_names_those_that_are(monkey
         gs.load_sae("smollm2", device="cuda:99")
 
 
+def test_values_on_a_device_without_float64_go_to_the_processor_and_others_stay() -> None:
+    there = torch.zeros(2, device="meta")
+    assert suited.with_float64(there) is there
+
+    class OnMPS(torch.Tensor):
+        device = torch.device("mps")  # type: ignore[assignment]
+
+        def cpu(self, *given: object, **options: object) -> torch.Tensor:
+            return torch.ones(2)
+
+    assert torch.equal(suited.with_float64(torch.zeros(2).as_subclass(OnMPS)), torch.ones(2))
+
+
 def test_a_model_that_a_device_has_no_room_for_is_one_line(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(module: torch.nn.Module, device: torch.device) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nMore.")

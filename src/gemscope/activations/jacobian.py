@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gemscope.activations.families import Point
+from gemscope.activations.suited import with_float64
 from gemscope.errors import InputError
 from gemscope.shapes import Bool, Float, Int
 from gemscope.text.tokens import Tokens
@@ -120,7 +121,8 @@ class Through:
         counted = self.counted.to(values.device)
         of_tokens = values.view(-1, *counted.shape, values.shape[-1])[:, counted]
         belongs = self.owners[self.counted.nonzero()[:, 0]].to(values.device)
-        sums = [of_tokens[:, belongs == part].sum(1, dtype=torch.float64) for part in range(self.parts)]
+        found = [with_float64(of_tokens[:, belongs == part]) for part in range(self.parts)]
+        sums = [one.sum(1, dtype=torch.float64) for one in found]
         return torch.stack(sums).cpu()
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 from rich.filesize import decimal
-from torch import nn
+from torch import Tensor, nn
 
 from gemscope.activations import measured
 from gemscope.errors import InputError
@@ -87,6 +87,11 @@ def other_format(before: object, now: object) -> str:
     """What is another about work that was begun in one format and shall go on in another, and how it goes on."""
     before, now = (str(one).removeprefix("torch.") for one in (before, now))
     return f"number format, {before} where this is {now} (load the model with --dtype {before}, dtype={before!r})"
+
+
+def with_float64(values: Tensor) -> Tensor:
+    """The values where float64 can be computed with: Apple's MPS has none, so what is there goes to the processor."""
+    return values.cpu() if values.device.type == "mps" else values
 
 
 def free_memory() -> int | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from gemscope.activations.direct import DirectPath, obstacle
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
+from gemscope.activations.suited import with_float64
 from gemscope.errors import InputError, Mismatch
 from gemscope.features.mapped import Mapped
 from gemscope.features.sae import SAE
@@ -171,10 +172,10 @@ def pieces(tokens: Tensor, W_U: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 def mean_row(W_U: Tensor, tokens: Tensor) -> Float[Tensor, "D"]:
     """Of the unembedding's rows of these tokens."""
-    total = torch.zeros(W_U.shape[1], dtype=torch.float64, device=W_U.device)
+    total = torch.zeros(W_U.shape[1], dtype=torch.float64)
     for _, some in pieces(tokens, W_U):
-        total += W_U[some].sum(0, dtype=torch.float64)
-    return (total / len(tokens)).float()
+        total += with_float64(W_U[some]).sum(0, dtype=torch.float64).cpu()
+    return (total / len(tokens)).float().to(W_U.device)
 
 
 def _path(model: LanguageModel, sae: SAE, site: Site | str | None) -> DirectPath:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gemscope.activations.model import LanguageModel
+from gemscope.activations.suited import with_float64
 from gemscope.atlas.meaning import Given, meanings
 from gemscope.edits.clamp import Ablate
 from gemscope.errors import EmptyText, InputError
@@ -222,7 +223,7 @@ def _verified(
         batch = ((), *trials[start : start + each])
         ids = tokens.ids.expand(len(batch), -1)
         with model.edited(*_ablations(sae, batch, ids.shape)):
-            values = quantity.of_rows(model.logits(ids)).double()
+            values = with_float64(quantity.of_rows(model.logits(ids))).double()
         effects += (values[0] - values[1:]).tolist()
     *single, together = effects
     return tuple(replace(row, measured=effect) for row, effect in zip(rows, single, strict=True)), together

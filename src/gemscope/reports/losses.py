@@ -12,6 +12,7 @@ from torch import Tensor
 from gemscope.activations.editing import Edit
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
+from gemscope.activations.suited import with_float64
 from gemscope.features.metrics import Predictions
 from gemscope.progress import Progress, silent
 from gemscope.shapes import Bool
@@ -65,8 +66,8 @@ class Losses:
     def add(self, losses: Tensor, divergences: Tensor | None = None) -> None:
         """Of some more tokens."""
         self.n += len(losses)
-        self.total += losses.double().sum().item()
-        self.divergence += 0.0 if divergences is None else divergences.double().sum().item()
+        self.total += with_float64(losses).double().sum().item()
+        self.divergence += 0.0 if divergences is None else with_float64(divergences).double().sum().item()
 
     @property
     def loss(self) -> float:

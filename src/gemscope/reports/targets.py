@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from gemscope.activations.model import LanguageModel
+from gemscope.activations.suited import with_float64
 from gemscope.errors import InputError, TokenOutOfRange
 from gemscope.reports.attribution import Target
 from gemscope.shapes import Float
@@ -28,7 +29,7 @@ def target_of(model: LanguageModel, given: str | int | None, logits: Float[Tenso
         if not 0 <= id_ < len(logits):
             raise TokenOutOfRange(f"no token {id_}: {model.name} has tokens 0 to {len(logits) - 1}")
     (token,) = model.strings([id_])
-    odds = logits.double().softmax(-1)
+    odds = with_float64(logits).double().softmax(-1)
     return Target(id=id_, token=token, logit=float(logits[id_]), probability=float(odds[id_]))
 
 
