@@ -1,0 +1,154 @@
+"""All features as points of a map: as few bytes for a script, as a drawing without one, and the names of its regions."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from gemscope.pages.numbers import many
+from gemscope.text.printable import clipped, readable
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+SIDE = 65536
+"""Of the map: places are whole numbers below it, y upwards."""
+TILES = 16
+"""Tiles in a row: labels come a tile at a time."""
+_GRID = 100
+"""Cells in a row of the drawing."""
+_LEVELS = (3, 6, 9)
+"""Into how many parts a side is parted for names: a few large regions, then smaller ones."""
+_LONG = 44
+"""Characters of a region's name."""
+_LEAST = 1e-6
+"""Density below which all are as rare."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of the map, and the feature whose label stands for it."""
+
+    feature: int
+    x: int
+    y: int
+    label: str
+    level: int
+    """0 for the largest."""
+
+
+def encoded(places: Array, densities: Array, maxima: Array, right: Array, labelled: Array) -> bytes:
+    """What a script draws, eight bytes a feature, a column after another: x and y (uint16, low byte first), density and
+    maximum on logarithmic scales (0: it never fired), how far the label is right (0: none), and nothing.
+    """
+    import numpy as np
+
+    fires = densities > 0
+    steps = np.zeros((4, len(places)), np.uint8)
+    steps[0, fires] = 1 + np.rint(254 * np.log(np.maximum(densities[fires], _LEAST) / _LEAST) / np.log(1 / _LEAST))
+    if fires.any():
+        sizes = np.log(np.maximum(maxima[fires], 1e-30))
+        spread = float(np.ptp(sizes)) or 1.0
+        steps[1, fires] = 1 + np.rint(254 * (sizes - sizes.min()) / spread)
+    steps[2, labelled] = 1 + np.rint(254 * (np.clip(right[labelled], 0.5, 1.0) - 0.5) * 2)
+    return places.T.astype("<u2").tobytes() + steps.tobytes()
+
+
+def tiles(places: Array) -> Array:
+    """[F] in which tile each feature lies."""
+    part = SIDE // TILES
+    found: Array = (places[:, 1] // part).astype(int) * TILES + places[:, 0] // part
+    return found
+
+
+def regions(places: Array, densities: Array, right: Array, labels: Mapping[int, str]) -> list[Region]:
+    """Names over the map, those of large regions first: in each part the feature with a short and good label that lies
+    where most do.
+    """
+    import numpy as np
+
+    named = np.array(sorted(one for one, label in labels.items() if densities[one] > 0 and label.strip()), int)
+    found: list[Region] = []
+    taken: set[int] = set()
+    if not len(named):
+        return found
+    crowd = _crowds(places)
+    short = np.array([min(1.0, 24 / len(labels[one])) for one in named.tolist()])
+    worth = (np.maximum(right[named], 0.5) - 0.45) * (0.4 + 0.6 * short) * (0.5 + crowd[named] / max(1, crowd.max()))
+    for level, parts in enumerate(_LEVELS):
+        cell = (places[named, 1].astype(int) * parts // SIDE) * parts + places[named, 0].astype(int) * parts // SIDE
+        for place in np.unique(cell).tolist():
+            some = np.flatnonzero(cell == place)
+            if len(some) < 3:
+                continue
+            for at in some[np.argsort(-worth[some], kind="stable")].tolist():
+                one = int(named[at])
+                if one not in taken:
+                    taken.add(one)
+                    x, y = places[one].tolist()
+                    found.append(Region(one, x, y, _name(labels[one]), level))
+                    break
+    return found
+
+
+def _crowds(places: Array) -> Array:
+    """[F] how many features lie in each one's cell of a coarse grid."""
+    import numpy as np
+
+    cells = (places[:, 1].astype(int) * 40 // SIDE) * 40 + places[:, 0].astype(int) * 40 // SIDE
+    _, inverse, counts = np.unique(cells, return_inverse=True, return_counts=True)
+    found: Array = counts[inverse]
+    return found
+
+
+def _name(label: str) -> str:
+    text = readable(clipped(label, 400))
+    return text if len(text) <= _LONG else f"{text[: _LONG - 1].rstrip()}…"
+
+
+def drawn(
+    places: Array, names: Sequence[Region], lit: Collection[int], *, feature: str, title: str
+) -> Markup:
+    """The map without a script: cells that hold features, the largest regions' names as links, and what is lit.
+    `feature` is the address of feature 0.
+    """
+    import numpy as np
+
+    cells = (places[:, 1].astype(int) * _GRID // SIDE) * _GRID + places[:, 0].astype(int) * _GRID // SIDE
+    held, counts = np.unique(cells, return_counts=True)
+    paths = []
+    for shade, (low, high) in enumerate(((1, 2), (2, 4), (4, 1 << 40)), 1):
+        some = held[(counts >= low) & (counts < high)]
+        data = "".join(f"M{one % _GRID} {_GRID - one // _GRID - 0.5:g}h1" for one in some.tolist())
+        paths.append(Markup('<path class="d{}" d="{}"/>').format(shade, data))
+    marks = [
+        Markup('<a href="{}" aria-label="Feature {}"><circle cx="{:.1f}" cy="{:.1f}" r=".8"/></a>').format(
+            address_of(feature, one), one, *_at(places[one])
+        )
+        for one in sorted(lit)[:500]
+    ]
+    words = [
+        Markup('<a href="{}"><text x="{:.1f}" y="{:.1f}">{}</text></a>').format(
+            address_of(feature, one.feature), *_at((one.x, one.y)), one.label
+        )
+        for one in names
+        if one.level == 0
+    ]
+    return Markup('<svg class="plane" viewBox="0 0 {0} {0}" role="group" aria-label="{1}">{2}</svg>').format(
+        _GRID, f"{title}: {many(len(places), 'feature')}", Markup("").join([*paths, *marks, *words])
+    )
+
+
+def _at(place: Any) -> tuple[float, float]:
+    x, y = (float(one) for one in place)
+    return x * _GRID / SIDE, _GRID - y * _GRID / SIDE
+
+
+def address_of(feature: str, index: int) -> str:
+    """A feature's address, from that of feature 0."""
+    return f"{feature.removesuffix('0')}{index}"
