@@ -18,6 +18,7 @@ from gemscope.atlas.dashboard import Explanation
 from gemscope.atlas.describe.compose import SUMS
 from gemscope.atlas.describe.effects import EFFECT
 from gemscope.atlas.describe.gather import DescribeConfig
+from gemscope.atlas.describe.mapping import add_map
 from gemscope.atlas.labels.rules import Weighed
 from gemscope.atlas.units import units_of
 from gemscope.cli.bars import bars
@@ -60,6 +61,8 @@ def main() -> None:
         weighed = Weighed(atlas)
         atlas.explain_all({line["feature"]: weighed(line["feature"], _label(line)) for line in read})
         print(gs.explain(atlas))
+        with bars() as progress:
+            add_map(atlas, gs.load_sae("smollm2"), progress=progress)
         print(atlas)
     # Labels are written through a log beside the file; whoever may only read needs a file that knows of none.
     with closing(sqlite3.connect(fresh / "atlas.sqlite")) as db:

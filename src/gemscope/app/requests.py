@@ -80,6 +80,14 @@ class Browse(Struct, frozen=True, kw_only=True):
         return {name: value for name, value in asdict(self).items() if name not in beside}
 
 
+class Mapped(Struct, frozen=True, kw_only=True):
+    """What to light up on the map: what labels say, a list of one's own, or a feature."""
+
+    text: Words = ""
+    list: Annotated[str, Meta(max_length=200)] = ""
+    feature: Index | None = None
+
+
 class Search(Struct, frozen=True, kw_only=True):
     """What to look for: a feature by its number, labels, tokens that features fire on or promote, or features that fire
     on a text.

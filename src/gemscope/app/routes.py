@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
-from gemscope.app import api, causes, feature, kept, lists, prompt, search, steer_view
+from gemscope.app import api, causes, feature, kept, lists, map_view, prompt, search, steer_view
 from gemscope.app.static import static
 
 _AT = "/{model}/{source}"
@@ -47,6 +47,10 @@ ROUTES: list[Route] = [
     Route(f"{_AT}/steer/units.json", steer_view.units),
     Route(f"{_AT}/attribute.json", causes.attribute, methods=["GET", "POST"]),
     Route(f"{_AT}/attribute", causes.attribute, methods=["GET", "POST"]),
+    Route(f"{_AT}/map.json", map_view.feature_map),
+    Route(f"{_AT}/map", map_view.feature_map),
+    Route(f"{_AT}/map/points", map_view.points),
+    Route(f"{_AT}/map/tiles/{{tile}}.json", map_view.tile),
     Route(f"{_AT}/browse.json", lists.browse),
     Route(f"{_AT}.json", lists.browse),
     Route(_AT, lists.browse),

@@ -27,7 +27,7 @@ OURS = frozenset({"api", "favicon.ico", "health", "lists", "queue", "search", "s
 """First parts of addresses that no model can have."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@=~-]{0,199}")
-_PAGES = frozenset({"search", "prompt", "steer", "attribute", "random"})
+_PAGES = frozenset({"search", "prompt", "steer", "attribute", "random", "map"})
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,11 @@ class Source:
     def median_norm(self) -> float | None:
         """What the atlas's activations and lengths are shares of, where that is known."""
         return None if IMPORTED in self.manifest.options else self.atlas.manifest.median_norm
+
+    @cached_property
+    def maps(self) -> dict[str, Any]:
+        """The map of all features as its page has it, under `now`."""
+        return {}
 
     @cached_property
     def scores(self) -> dict[int, Any]:

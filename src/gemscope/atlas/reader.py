@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import date
@@ -23,10 +23,10 @@ import numpy as np
 from gemscope.atlas.dashboard import Dashboard, Explanation, Glance, Summary
 from gemscope.atlas.entry import Entry, Floats, Ints
 from gemscope.atlas.feature import Features
-from gemscope.atlas.files import corpus
+from gemscope.atlas.files import corpus, plane
 from gemscope.atlas.files.database import writable
-from gemscope.atlas.files.manifest import read_manifest, write_manifest
-from gemscope.atlas.files.opening import opened
+from gemscope.atlas.files.manifest import FORMAT, Mapped, read_manifest, write_manifest
+from gemscope.atlas.files.opening import opened, upgraded
 from gemscope.atlas.files.schema import looked_up, words_of
 from gemscope.atlas.glance import glances
 from gemscope.atlas.labels import search
@@ -55,6 +55,7 @@ class Atlas:
         manifest = read_manifest(self.folder)
         rows = corpus.Corpus(self.folder / corpus.NAME, manifest.rows, manifest.length)
         self._database, self.manifest = opened(self.folder, manifest)
+        self._places: list[plane.Places | None] = []
         self._text = Text(self.manifest, rows, self._database)
         self._features = Features(self._text, self._database)
         self._explanations = Explanations(self._database, len(self))
@@ -142,6 +143,18 @@ class Atlas:
         """How many features `summaries` would list in all."""
         mask = self._lists.wanted(**wanted)
         return len(self) if mask is None else int(mask.sum())
+
+    def listed(self, features: Sequence[int]) -> list[Summary]:
+        """These features as lines of a list, in their order. Raises NotFound."""
+        return self._lists.of([self._index(one) for one in features])
+
+    @property
+    def places(self) -> plane.Places | None:
+        """[d_sae, 2] where features lie on the map: x to the right, y upwards, from 0 to 65535. None without a map."""
+        if not self._places:
+            with self._database.reading() as db, self._database.undamaged("map"):
+                self._places.append(plane.read(db, len(self)))
+        return self._places[0]
 
     def scatter(self) -> tuple[Ints, Floats, Floats]:
         """Ids, densities and maxima [n] of the features that fire somewhere."""
@@ -314,6 +327,20 @@ class Atlas:
         if writable(self.folder):
             with suppress(FileError):
                 write_manifest(self.manifest, self.folder)
+
+    def put_places(self, places: plane.Places, said: Mapped) -> None:
+        """Keeps a map, and what is said of it. Raises InputError, AccessError where nothing can be written."""
+        if places.shape != (len(self), 2):
+            raise InputError(f"places of shape {places.shape} given: expected [{len(self)}, 2]")
+        if self.manifest.format < FORMAT:
+            self.manifest = upgraded(self.folder, self.manifest, self._database)
+        with self._database.changing() as db:
+            db.execute("BEGIN IMMEDIATE")
+            plane.write(places, db)
+            db.execute("COMMIT")
+        self.manifest = replace(self.manifest, map=said, no_map=None)
+        write_manifest(self.manifest, self.folder)
+        self._places = []
 
     # --- how it shows itself ----------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from gemscope.atlas.entry import AGREED
-from gemscope.atlas.files import corpus, held_out, hits, schema, written
+from gemscope.atlas.files import corpus, held_out, hits, plane, schema, written
 from gemscope.atlas.files.database import Database
 from gemscope.atlas.files.manifest import Manifest, read_manifest
 from gemscope.atlas.files.page import Page, contradictions, unpack_page
@@ -48,6 +48,7 @@ def _problems(folder: Path) -> Iterator[str]:
         yield from _tables(db, manifest)
         yield from _pages(db, manifest, rows)
         yield from _written(db, manifest)
+        yield from _plane(db, manifest)
         yield from _labels(db)
         yield from _held_out(db, manifest, rows)
 
@@ -177,6 +178,17 @@ def _written(db: sqlite3.Connection, manifest: Manifest) -> Iterator[str]:
             yield f"token {token}: the features listed as promoting it are not those that do"
     for token in expected:
         yield f"token {token}: no features are listed as promoting it, though some do"
+
+
+def _plane(db: sqlite3.Connection, manifest: Manifest) -> Iterator[str]:
+    """Where features lie on the map, and that the manifest knows of it."""
+    try:
+        found = plane.read(db, manifest.d_sae)
+    except CorruptFile as error:
+        yield f"table plane: {error}"
+        return
+    if (found is None) != (manifest.map is None):
+        yield f"the manifest says that there is {'a' if manifest.map else 'no'} map, the tables say otherwise"
 
 
 def _labels(db: sqlite3.Connection) -> Iterator[str]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from gemscope.atlas.dashboard import Explanation
 from gemscope.atlas.entry import Entry, Ints
-from gemscope.atlas.files import corpus, held_out, hits, schema, vocabulary, written
+from gemscope.atlas.files import corpus, held_out, hits, plane, schema, vocabulary, written
 from gemscope.atlas.files.manifest import Manifest, write_manifest
 from gemscope.atlas.files.page import pack_page
 from gemscope.atlas.reader import Atlas
@@ -150,6 +150,11 @@ class Writer:
         """The rows that give no examples, and all that fires on them. Raises StorageFull."""
         with self._room():
             held_out.write(pool, self._next, self._db)
+
+    def add_places(self, places: plane.Places) -> None:
+        """[F, 2] where features lie on the map. Raises StorageFull."""
+        with self._room():
+            plane.write(places, self._db)
 
     def add_explanation(self, feature: int, said: Explanation) -> None:
         """What a feature stands for; its `id` is given here. Raises NotFinite."""

@@ -1,4 +1,4 @@
-"""Commands that work on atlases that are there: atlas verify, atlas merge, atlas effect."""
+"""Commands that work on atlases that are there: atlas verify, atlas merge, atlas effect, atlas map."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from gemscope.cli.bars import bars
 
 
 def add_to(commands: Any) -> None:
-    """atlas verify, atlas merge, atlas effect."""
-    atlas = commands.add_parser("atlas", help="work on atlases: verify, merge, effect").add_subparsers(
+    """atlas verify, atlas merge, atlas effect, atlas map."""
+    atlas = commands.add_parser("atlas", help="work on atlases: verify, merge, effect, map").add_subparsers(
         title="commands", metavar="COMMAND", required=True
     )
     verify = atlas.add_parser("verify", help="look through a whole atlas for damage")
@@ -46,6 +46,16 @@ def add_to(commands: Any) -> None:
     options.add_sae(effect)
     options.add_hub(effect)
     effect.set_defaults(run=_effect, parser=effect)
+
+    placed = atlas.add_parser(
+        "map",
+        help="place an atlas's features on a map, by the directions of its SAE",
+        description="For an atlas that was described without scikit-learn, or before there were maps.",
+    )
+    placed.add_argument("folder", metavar="ATLAS")
+    placed.add_argument("--sae", help="where the SAE lies, if elsewhere than the atlas says")
+    options.add_json(placed)
+    placed.set_defaults(run=_map, parser=placed)
 
 
 def _effect(args: argparse.Namespace) -> int:
@@ -104,4 +114,21 @@ def _merge(args: argparse.Namespace) -> int:
     print(args.out)
     options.say(str(made))
     options.lead(args, None, ("what are its features?", ["serve", str(args.out)]))
+    return 0
+
+
+def _map(args: argparse.Namespace) -> int:
+    from gemscope.atlas.describe.mapping import add_map
+    from gemscope.atlas.reader import Atlas
+    from gemscope.features.load import load_sae
+
+    with Atlas(args.folder) as atlas, bars() as progress:
+        sae = load_sae(args.sae or atlas.manifest.sae, site=atlas.manifest.site or None)
+        made = add_map(atlas, sae, progress=progress)
+    if args.json:
+        options.show({"folder": args.folder, "method": made.method, "kept": made.kept}, True)
+        return 0
+    print(args.folder)
+    options.say(f"{made.method}; of the ten features nearest to one, {made.kept:.1%} are among its fifty nearest there")
+    options.lead(args, None, ("how does it look?", ["serve", args.folder]))
     return 0

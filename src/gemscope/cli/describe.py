@@ -58,6 +58,7 @@ def add_to(commands: Any) -> None:
     options.add_model(describe)
     options.add_sae(describe)
     options.add_hub(describe)
+    describe.add_argument("--no-map", action="store_true", help="no map of the features (many take a while)")
     describe.set_defaults(run=_describe, parser=describe)
 
 
@@ -88,6 +89,7 @@ def _describe(args: argparse.Namespace) -> int:
             tokens=args.tokens,
             config=config,
             effect=effect,
+            map=not args.no_map,
             progress=progress,
         )
     atlases = made if isinstance(made, list) else [made]

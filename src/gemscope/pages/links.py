@@ -38,6 +38,7 @@ class Links(Protocol):
     def prompt(self, **query: object) -> str: ...
     def steer(self, **query: object) -> str: ...
     def attribute(self, **query: object) -> str: ...
+    def map(self, part: str = "", **query: object) -> str: ...
     def lists(self, id: str = "", what: str = "") -> str: ...
     def static(self, name: str) -> str: ...
     def json(self, url: str) -> str:
@@ -79,6 +80,10 @@ class ServerLinks:
 
     def attribute(self, **query: object) -> str:
         return self._below("/attribute", query)
+
+    def map(self, part: str = "", **query: object) -> str:
+        """The map of all features, or a part of what it is drawn from."""
+        return self._below(f"/map/{part}" if part else "/map", query)
 
     def lists(self, id: str = "", what: str = "") -> str:
         """A list, or what can be done with it; all of them."""
@@ -144,6 +149,9 @@ class SiteLinks:
     def attribute(self, **query: object) -> str:
         return ""
 
+    def map(self, part: str = "", **query: object) -> str:
+        return ""
+
     def lists(self, id: str = "", what: str = "") -> str:
         return ""
 
@@ -195,6 +203,9 @@ class NoLinks:
         return ""
 
     def attribute(self, **query: object) -> str:
+        return ""
+
+    def map(self, part: str = "", **query: object) -> str:
         return ""
 
     def lists(self, id: str = "", what: str = "") -> str:

@@ -15,6 +15,7 @@ from gemscope.pages import numbers, rows, strips
 from gemscope.pages.changes import changes
 from gemscope.pages.charts.bar import bar
 from gemscope.pages.charts.histogram import histogram
+from gemscope.pages.charts.plane import drawn as plane_of
 from gemscope.pages.charts.scatter import scatter
 from gemscope.pages.charts.spark import spark
 from gemscope.pages.glance import snippet
@@ -120,6 +121,7 @@ def _environment() -> Environment:
         "neighbour_rows": rows.neighbours,
         "partner_rows": rows.partners,
         "passed_over": passed_over,
+        "plane_of": plane_of,
         "provenance": provenance,
         "ranges_of": rows.ranges,
         "sae_of": sae_of,

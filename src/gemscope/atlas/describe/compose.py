@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from gemscope.atlas.dashboard import Explanation
 from gemscope.atlas.describe.gather import DescribeConfig, Described, Statistics
+from gemscope.atlas.describe.mapping import mapped
 from gemscope.atlas.describe.weights import present
 from gemscope.atlas.entry import Entry
 from gemscope.atlas.files import corpus
@@ -21,6 +22,7 @@ from gemscope.atlas.reader import Atlas
 from gemscope.atlas.writer import Writer
 from gemscope.features.best import Places
 from gemscope.features.examples import INTERVALS
+from gemscope.features.map import Plane
 from gemscope.progress import Progress, silent
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -41,6 +43,9 @@ class Weights(Protocol):
 
     def features(self) -> Iterator[dict[str, Any]]:
         """For each feature in order, the fields of its entry that the pass does not give."""
+
+    def plane(self, progress: Progress) -> Plane | str:
+        """The map of all features, or why there is none."""
 
     def keep(self, folder: Path) -> None:
         """Puts what is not on pages beside an atlas."""
@@ -78,6 +83,9 @@ def compose(
                 tops.update(entry.positions[:1].tolist())  # its strongest example comes first
                 writer.add(entry)
                 advance(1)
+        on_map = weights.plane(progress)
+        if isinstance(on_map, Plane):
+            writer.add_places(on_map.places)
         writer.add_pool(statistics.held_out.pool())
         for feature, one in said:
             writer.add_explanation(feature, one)
@@ -98,6 +106,8 @@ def compose(
                 crowded=_crowded(tops),
                 coactivation=f"counted on {seen:,} of {counted:,} counted tokens" if config.partners else "not counted",
                 options=asdict(config),
+                map=mapped(on_map) if isinstance(on_map, Plane) else None,
+                no_map=on_map if isinstance(on_map, str) else None,
                 median_norm=statistics.median_norm,
             )
         )

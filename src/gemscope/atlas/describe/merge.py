@@ -13,12 +13,14 @@ from gemscope.atlas.dashboard import Explanation
 from gemscope.atlas.describe.compose import SUMS, compose
 from gemscope.atlas.describe.effects import EFFECT, UNREAD, keep, measured
 from gemscope.atlas.describe.gather import DescribeConfig, Described, Statistics
+from gemscope.atlas.describe.mapping import plane_of
 from gemscope.atlas.labels.scoring import score_labels
 from gemscope.atlas.reader import Atlas
 from gemscope.checked import read_tensors
 from gemscope.errors import CorruptFile, InputError, Mismatch, NotFound
 from gemscope.features.effect import Effect
 from gemscope.features.examples import Kept
+from gemscope.features.map import Plane
 from gemscope.progress import Progress, silent
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -220,6 +222,11 @@ class _FromAtlases:
             "effect": measured(self._effect) if isinstance(self._effect, Effect) else None,
             "no_effect": self._effect if isinstance(self._effect, str) else None if self._written else UNREAD,
         }
+
+    def plane(self, progress: Progress) -> Plane | str:
+        """That of the first which has one."""
+        found = [plane_of(atlas) for atlas in self._atlases]
+        return next((one for one in found if isinstance(one, Plane)), found[0])
 
     def keep(self, folder: Path) -> None:
         """Puts the effect of all beside the atlas."""

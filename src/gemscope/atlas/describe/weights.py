@@ -15,12 +15,15 @@ from gemscope.activations.harvest import versions
 from gemscope.activations.model import LanguageModel
 from gemscope.atlas.describe.effects import keep, measured, writings
 from gemscope.atlas.describe.gather import DescribeConfig
+from gemscope.atlas.describe.mapping import plane_or_why
 from gemscope.atlas.entry import Written
 from gemscope.atlas.files.manifest import FORMAT
 from gemscope.features.effect import Effect
 from gemscope.features.logit_lens import convention, logit_effects, no_logits
+from gemscope.features.map import Plane
 from gemscope.features.neighbours import encoder_cosines, nearest
 from gemscope.features.sae import SAE
+from gemscope.progress import Progress
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -28,8 +31,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class FromModel:
     """What weights at hand say."""
 
-    def __init__(self, model: LanguageModel, sae: SAE, config: DescribeConfig, effect: Effect | str) -> None:
-        """With the effect of the site at which the SAE writes, or why there is none."""
+    def __init__(self, model: LanguageModel, sae: SAE, config: DescribeConfig, effect: Effect | str, map: bool) -> None:
+        """With the effect of the site at which the SAE writes, or why there is none; and a `map`, or none."""
+        self._map = map
         self.model, self.sae, self.config, self.effect = model, sae, config, effect
         self._no_logits = no_logits(sae) if config.logits else "none were asked for"
 
@@ -57,6 +61,10 @@ class FromModel:
             "versions": versions(),
             "neuronpedia_id": sae.info.neuronpedia_id,
         }
+
+    def plane(self, progress: Progress) -> Plane | str:
+        """The map of all features, or why there is none."""
+        return plane_or_why(self.sae, progress) if self._map else "none was asked for"
 
     def texts(self, ids: Sequence[int]) -> tuple[Mapping[int, bytes], Collection[int]]:
         """What tokens stand for, and which of them are special."""

@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from gemscope.checked import Count, Length, Numbered, Positive, read_json, shown
 from gemscope.disk import written_aside
@@ -71,6 +73,16 @@ class Measured:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mapped:
+    """The map of all features (`features/map.py`)."""
+
+    method: str
+    """In words."""
+    kept: Annotated[float, Meta(ge=0, le=1)]
+    """Of the ten features nearest by cosine, how many are among the fifty nearest on the map."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What an atlas is of."""
 
@@ -103,6 +115,9 @@ class Manifest:
     effect: Measured | None = None
     """Of the site; None where there is none: `no_effect` says why."""
     no_effect: str | None = None
+    map: Mapped | None = None
+    """None where there is none: `no_map` says why."""
+    no_map: str | None = None
     coactivation: str
     """What co-activation was measured on, in words."""
     crowded: tuple[Crowded, ...] = ()

@@ -17,7 +17,7 @@ from gemscope.errors import AccessError, CorruptFile, NotFound
 
 _CHECKED = (
     *("feature", "explanation", "token", "token_feature", "document", "source", "relabelled"),
-    *("held_row", "trial", "written", "token_written"),
+    *("held_row", "trial", "written", "token_written", "plane"),
 )
 """Looked through on opening: all but the pages, which make up nearly all of a large file."""
 _NUMBER = f"(typeof({{0}}) = 'real' AND abs({{0}}) < {schema.MOST})"
@@ -41,6 +41,7 @@ _SENSIBLE = {
     "source": "typeof(name) = 'text' AND typeof(license) = 'text'",
     "relabelled": "typeof(times) = 'integer'",
     "held_row": "position >= 0 AND typeof(counted) = 'blob'",
+    "plane": "id = 0 AND typeof(packed) = 'blob'",
     "written": "id >= 0 AND typeof(packed) = 'blob' AND typeof(words) IN ('text', 'null')",
     "token_written": f"""typeof(features) = 'integer' AND typeof(packed) = 'blob'
                         AND length(packed) IN ({", ".join(f"features * {size}" for size in written.SIZES)})""",

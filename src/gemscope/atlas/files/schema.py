@@ -14,6 +14,7 @@ held           by feature, where it fires on those rows, packed
 trial          what running explanations' rules on text came to, in counts (labels/trial.py)
 written        by feature, what it promotes by the measured effect of its site, and that in a few words (written.py);
                empty where no effect was measured
+plane          where features lie on the map, packed: one row (plane.py), or none
 token_written  by token, the features that promote it so, packed (written.py)
 """
 
@@ -75,6 +76,7 @@ _FORMAT_3 = (
 
 _FORMAT_4 = (
     "CREATE TABLE written (id INTEGER PRIMARY KEY, words TEXT, packed BLOB NOT NULL)",
+    "CREATE TABLE plane (id INTEGER PRIMARY KEY, packed BLOB NOT NULL)",
     "CREATE TABLE token_written (token INTEGER PRIMARY KEY, features INTEGER NOT NULL, packed BLOB NOT NULL)",
 )
 

@@ -1,4 +1,4 @@
-"""All features as points of a map: as few bytes for a script, as a drawing without one, and the names of its regions."""
+"""All features as points of a map: as few bytes for a script, drawn without one, and the names of its regions."""
 
 from __future__ import annotations
 
@@ -111,9 +111,7 @@ def _name(label: str) -> str:
     return text if len(text) <= _LONG else f"{text[: _LONG - 1].rstrip()}…"
 
 
-def drawn(
-    places: Array, names: Sequence[Region], lit: Collection[int], *, feature: str, title: str
-) -> Markup:
+def drawn(places: Array, names: Sequence[Region], lit: Collection[int], *, feature: str, title: str) -> Markup:
     """The map without a script: cells that hold features, the largest regions' names as links, and what is lit.
     `feature` is the address of feature 0.
     """
