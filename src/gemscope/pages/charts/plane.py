@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,6 +31,39 @@ _LONG = 44
 """Characters of a region's name."""
 _LEAST = 1e-6
 """Density below which all are as rare."""
+
+
+_WORD = re.compile(r"[^\W\d_]{3,}")
+_COMMON = frozenset(
+    [
+        "after",
+        "and",
+        "before",
+        "beginning",
+        "ending",
+        "exactly",
+        "follows",
+        "for",
+        "from",
+        "often",
+        "other",
+        "part",
+        "strong",
+        "such",
+        "that",
+        "the",
+        "then",
+        "token",
+        "tokens",
+        "weak",
+        "what",
+        "when",
+        "with",
+        "word",
+        "words",
+    ]
+)
+"""Words that labels have whatever they are about."""
 
 
 @dataclass(frozen=True)
@@ -67,42 +103,39 @@ def tiles(places: Array) -> Array:
 
 
 def regions(places: Array, densities: Array, right: Array, labels: Mapping[int, str]) -> list[Region]:
-    """Names over the map, those of large regions first: in each part the feature with a short and good label that lies
-    where most do.
+    """Names over the map, those of large regions first: in each part the feature whose label has most of the words that
+    labels have there and elsewhere have not, and is short and right.
     """
     import numpy as np
 
     named = np.array(sorted(one for one, label in labels.items() if densities[one] > 0 and label.strip()), int)
+    words = [frozenset(_WORD.findall(labels[one].lower())) - _COMMON for one in named.tolist()]
+    everywhere = Counter(word for some in words for word in some)
+    short = np.array([min(1.0, 30 / len(labels[one])) for one in named.tolist()])
+    good = np.maximum(right[named], 0.5) - 0.4
     found: list[Region] = []
     taken: set[int] = set()
-    if not len(named):
-        return found
-    crowd = _crowds(places)
-    short = np.array([min(1.0, 24 / len(labels[one])) for one in named.tolist()])
-    worth = (np.maximum(right[named], 0.5) - 0.45) * (0.4 + 0.6 * short) * (0.5 + crowd[named] / max(1, crowd.max()))
     for level, parts in enumerate(_LEVELS):
         cell = (places[named, 1].astype(int) * parts // SIDE) * parts + places[named, 0].astype(int) * parts // SIDE
         for place in np.unique(cell).tolist():
-            some = np.flatnonzero(cell == place)
+            some = np.flatnonzero(cell == place).tolist()
             if len(some) < 3:
                 continue
-            for at in some[np.argsort(-worth[some], kind="stable")].tolist():
-                one = int(named[at])
-                if one not in taken:
-                    taken.add(one)
-                    x, y = places[one].tolist()
-                    found.append(Region(one, x, y, _name(labels[one]), level))
-                    break
-    return found
-
-
-def _crowds(places: Array) -> Array:
-    """[F] how many features lie in each one's cell of a coarse grid."""
-    import numpy as np
-
-    cells = (places[:, 1].astype(int) * 40 // SIDE) * 40 + places[:, 0].astype(int) * 40 // SIDE
-    _, inverse, counts = np.unique(cells, return_inverse=True, return_counts=True)
-    found: Array = counts[inverse]
+            here = Counter(word for at in some for word in words[at])
+            share = len(some) / len(named)
+            telling = {
+                word: count * math.log(count / (everywhere[word] * share))
+                for word, count in here.items()
+                if count > 1 and count > everywhere[word] * share
+            }
+            worth = {at: max((telling[word] for word in words[at] & telling.keys()), default=0.0) for at in some}
+            most = max(worth.values()) or 1.0
+            ranked = sorted(some, key=lambda at: (-(0.15 + worth[at] / most) * short[at] * good[at], at))
+            best = next((int(named[at]) for at in ranked if int(named[at]) not in taken), None)
+            if best is not None:
+                taken.add(best)
+                x, y = places[best].tolist()
+                found.append(Region(best, x, y, _name(labels[best]), level))
     return found
 
 

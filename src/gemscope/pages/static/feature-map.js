@@ -30,6 +30,7 @@ class FeatureMap extends HTMLElement {
     }
     this.build();
     this.all();
+    for (const tile of new Set(this.lit.slice(0, 40).map((one) => this.tile(one)))) this.load(tile).then(() => this.draw());
     if (this.dataset.at !== undefined) this.go(Number(this.dataset.at), 5);
     else if (this.lit.length && this.lit.length <= 60) this.around(this.lit);
     this.draw();
@@ -333,13 +334,13 @@ class FeatureMap extends HTMLElement {
 
   words(pen, style, { ink, card, seen, size, wide, high, zoomed }) {
     const { k, ox, oy } = this;
-    const near = seen.length <= 90 && zoomed > 3;
+    const near = seen.length <= 220 && zoomed > 3;
     if (near) for (const tile of new Set(seen.map((one) => this.tile(one)))) if (!this.tiles.has(tile)) this.load(tile).then(() => this.draw());
     const said = [];
     const add = (x, y, text, weight, first) => text && said.push({ x, y, text: text.length > 44 ? `${text.slice(0, 43).trimEnd()}…` : text, weight, first });
     const spot = (one) => [this.x[one] * k + ox, this.y[one] * k + oy - size / 2 - 5];
     if (this.chosen !== undefined) add(...spot(this.chosen), this.labels.get(this.chosen) ?? `${this.chosen}`, 600, true);
-    for (const one of this.lit.slice(0, 40)) if (this.labels.has(one) && zoomed > 1.5) add(...spot(one), this.labels.get(one), 400);
+    for (const one of this.lit.slice(0, 40)) if (this.labels.has(one)) add(...spot(one), this.labels.get(one), 400);
     if (near) for (const one of [...seen].sort((a, b) => this.by.label[b] - this.by.label[a])) add(...spot(one), this.labels.get(one), 400);
     else {
       const level = zoomed < 1.5 ? 0 : zoomed < 3 ? 1 : 2;
