@@ -107,10 +107,14 @@ def at_hand(
 
 @pytest.fixture
 def little_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bundled corpus is its first three texts, 300 characters of each; and what is written is five tokens long."""
+    """The bundled corpus is its first three texts, 300 characters of each; what is written is five tokens long; and maps
+    are by two axes, where t-SNE of the bundled SAE takes forty seconds.
+    """
     from gemscope.activations.model import LanguageModel
+    from gemscope.features import map as maps
     from gemscope.text.corpus import Corpus
 
+    monkeypatch.setattr(maps, "FEW", 1 << 30)
     few = Corpus.of([document.text[:300] for document in Corpus.sample().take(3)])
     monkeypatch.setattr(Corpus, "sample", lambda: few)
     generate = LanguageModel.generate

@@ -36,7 +36,7 @@ from gemscope.atlas.lists import Filter, Lists
 from gemscope.atlas.striking import striking
 from gemscope.atlas.text import Text
 from gemscope.atlas.tokens import ByToken, Promoter, TokenHit
-from gemscope.errors import FileError, InputError, NotFound
+from gemscope.errors import AccessError, FileError, InputError, NotFound
 from gemscope.features.pool import Pool
 from gemscope.pages.labels import meaning
 from gemscope.text.rows import passed_over
@@ -332,6 +332,8 @@ class Atlas:
         """Keeps a map, and what is said of it. Raises InputError, AccessError where nothing can be written."""
         if places.shape != (len(self), 2):
             raise InputError(f"places of shape {places.shape} given: expected [{len(self)}, 2]")
+        if not writable(self.folder):
+            raise AccessError(f"nothing can be written in {self.folder}: copy the atlas elsewhere to give it a map")
         if self.manifest.format < FORMAT:
             self.manifest = upgraded(self.folder, self.manifest, self._database)
         with self._database.changing() as db:

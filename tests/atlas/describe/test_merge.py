@@ -17,6 +17,7 @@ from gemscope.atlas.reader import Atlas
 from gemscope.atlas.verify import verify
 from gemscope.checked import read_tensors
 from gemscope.errors import CorruptFile, InputError, Mismatch, NotFound
+from gemscope.features.map import plane
 from gemscope.features.sae import SAE
 from gemscope.testing import planted_sae
 from gemscope.text.corpus import Corpus
@@ -37,6 +38,21 @@ def test_merged_atlases_equal_one_pass_over_all_texts(
     again = merge([pair, others[1].folder], to=tmp_path / "again")
     assert content(again.folder) == content(whole.folder)
     assert verify(merged.folder) == []
+    assert merged.places is not None
+    assert (merged.places == plane(sae.W_dec).places).all()
+
+
+def test_an_atlas_without_a_map_says_why_and_gets_that_of_another(
+    model: LanguageModel, sae: SAE, corpora: list[Corpus], atlas: Atlas, tmp_path: Path
+) -> None:
+    bare = describe(model, sae, corpora[1], to=tmp_path / "bare", config=CONFIG, map=False)
+    assert bare.places is None
+    assert (bare.manifest.map, bare.manifest.no_map) == (None, "none was asked for")
+    merged = merge([bare, atlas], to=tmp_path / "merged")
+    assert merged.manifest.map == atlas.manifest.map
+    assert (merged.places == atlas.places).all()
+    twice = merge([bare, bare], to=tmp_path / "twice")
+    assert (twice.places, twice.manifest.no_map) == (None, "none was asked for")
 
 
 def test_merged_with_an_atlas_that_never_gathered_norms_none_is_said(

@@ -34,34 +34,12 @@ _LEAST = 1e-6
 
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
+_RESERVE = re.compile(r" \((?:when strong|in part)\)$")
 _COMMON = frozenset(
-    [
-        "after",
-        "and",
-        "before",
-        "beginning",
-        "ending",
-        "exactly",
-        "follows",
-        "for",
-        "from",
-        "often",
-        "other",
-        "part",
-        "strong",
-        "such",
-        "that",
-        "the",
-        "then",
-        "token",
-        "tokens",
-        "weak",
-        "what",
-        "when",
-        "with",
-        "word",
-        "words",
-    ]
+    _WORD.findall(
+        "after and before beginning ending exactly follows for from often other part strong such that the then token "
+        "tokens weak what when with word words"
+    )
 )
 """Words that labels have whatever they are about."""
 
@@ -140,7 +118,7 @@ def regions(places: Array, densities: Array, right: Array, labels: Mapping[int, 
 
 
 def _name(label: str) -> str:
-    text = readable(clipped(label, 400))
+    text = _RESERVE.sub("", readable(clipped(label, 400)))
     return text if len(text) <= _LONG else f"{text[: _LONG - 1].rstrip()}…"
 
 

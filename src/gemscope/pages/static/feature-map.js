@@ -343,7 +343,7 @@ class FeatureMap extends HTMLElement {
     for (const one of this.lit.slice(0, 40)) if (this.labels.has(one)) add(...spot(one), this.labels.get(one), 400);
     if (near) for (const one of [...seen].sort((a, b) => this.by.label[b] - this.by.label[a])) add(...spot(one), this.labels.get(one), 400);
     else {
-      const level = zoomed < 1.5 ? 0 : zoomed < 3 ? 1 : 2;
+      const level = zoomed < 1.4 ? 1 : 2;
       for (const one of this.names) if (one.level <= level) add(one.x * k + ox, one.y * k + oy, one.text, one.level ? 400 : 600);
     }
     const taken = [[wide - 240, 0, wide, 44], [0, high - 36, wide, high]];
