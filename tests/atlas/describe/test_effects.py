@@ -30,6 +30,7 @@ from gemscope.text.corpus import Corpus
 from texts import CONFIG
 
 WITH = replace(CONFIG, effect=48)
+OLDER = (*(f"DROP TABLE {name}" for name in ("written", "token_written", "plane")), "PRAGMA user_version = 3")
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +45,9 @@ def whole(model: LanguageModel, sae: SAE, corpora: list[Corpus], tmp_path_factor
 
 def older(folder: Path) -> None:
     """As a version that knew of no effects left it."""
-    change_sql(folder, "DROP TABLE written", "DROP TABLE token_written", "PRAGMA user_version = 3")
+    change_sql(folder, *OLDER)
     document = json.loads((folder / "manifest.json").read_text())
-    for name in ("effect", "no_effect"):
+    for name in ("effect", "no_effect", "map", "no_map"):
         document.pop(name)
     document["options"].pop("effect", None)
     (folder / "manifest.json").write_text(json.dumps(document | {"format": 3}))
@@ -224,7 +225,7 @@ def test_an_atlas_of_before_is_read_as_it_is_and_gets_one_without_its_text_being
 
 
 def test_an_atlas_of_before_can_be_read_where_nothing_can_be_written(planted: Atlas, reachable: Path) -> None:
-    change_sql(reachable, "DROP TABLE written", "DROP TABLE token_written", "PRAGMA user_version = 3")
+    change_sql(reachable, *OLDER)
     with contextlib.closing(sqlite3.connect(reachable / "atlas.sqlite")) as db:
         db.execute("PRAGMA journal_mode = DELETE")
     change_json(reachable, format=3)

@@ -162,7 +162,7 @@ def test_what_a_rule_s_score_was_in_format_2_is_its_confidence_since(copy: Path)
         db.execute("UPDATE feature SET label = '“of”' WHERE id = 5")  # as the order was
         for column in ("control", "confidence"):
             db.execute(f"ALTER TABLE explanation DROP COLUMN {column}")
-        for table in ("held_row", "held", "trial", "written", "token_written"):
+        for table in ("held_row", "held", "trial", "written", "token_written", "plane"):
             db.execute(f"DROP TABLE {table}")
         db.execute("PRAGMA user_version = 2")
     change_json(copy, format=2, options={"top": 20})
