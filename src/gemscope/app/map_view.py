@@ -93,6 +93,7 @@ async def feature_map(request: Request) -> Response:
         note=note,
         lists=list(lists_of(request)),
         summaries=source.atlas.listed(lit[:_FOUND]),
+        glances=source.atlas.glances(lit[:_FOUND]),
     )
 
 
