@@ -63,7 +63,7 @@ def as_read(
 def test_the_python_of_the_atlas_s_page_runs(
     tmp_path: Path, as_read: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nothing = functools.partial(gs.DescribeConfig, logits=0, neighbours=0, partners=0, effect=0)  # of what weights alone say
+    nothing = functools.partial(gs.DescribeConfig, logits=0, neighbours=0, partners=0, effect=0)  # of weights
     monkeypatch.setattr(gs, "DescribeConfig", nothing)
     out = as_read("\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)))
     assert "8,192 features" in out
