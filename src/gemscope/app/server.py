@@ -27,7 +27,7 @@ from gemscope.atlas.reader import Atlas
 from gemscope.errors import GemscopeError, InputError
 
 _HEAD = 128_000
-"""Bytes of a request's address and headers: a text of 10,000 characters may stand in an address."""
+"""Bytes of a request's address and headers: programs may put a text of 10,000 characters into an address."""
 _CONNECTIONS = 512
 
 _EVERYWHERE = ("0.0.0.0", "::", "")

@@ -32,6 +32,5 @@ def snippet(one: Glance | None) -> Markup:
     before = readable("".join(one.tokens[:peak])[-_LEFT:])
     token = readable(clipped(one.tokens[peak], _TOKEN)) or "◦"  # a piece of a character that none completes
     after = readable("".join(one.tokens[peak + 1 :])[:_RIGHT])
-    return Markup(
-        f'<span class="snip" dir="auto">{escape(before)}<mark class="a7">{escape(token)}</mark>{escape(after)}</span>'
-    )
+    marked = f'<mark class="a7">{escape(token)}</mark>'
+    return Markup(f'<span class="snip" dir="auto"><i>{escape(before)}</i>{marked}{escape(after)}</span>')

@@ -21,12 +21,11 @@ def spark(data: Histogram | None) -> Markup:
     counts = [sum(data.counts[start : start + each]) for start in range(0, len(data.counts), each)]
     unit = HIGH / math.log1p(max(counts))
     heights = [math.ceil(unit * math.log1p(count) - 1e-9) for count in counts]
-    wide = len(heights)
     while not heights[-1]:
         heights.pop()
     path = "".join(f"V{HIGH - height}h{len([*same])}" for height, same in groupby(heights))
     return Markup(
-        f'<svg class="spark" viewBox="0 0 {wide} {HIGH}" role="img" aria-label="{_in_words(data)}">'
+        f'<svg class="spark" viewBox="0 0 {BINS} {HIGH}" role="img" aria-label="{_in_words(data)}">'
         f'<path d="M0 {HIGH}{path}V{HIGH}"/></svg>'
     )
 
