@@ -22,6 +22,8 @@ def test_a_document_holds_all_it_needs_and_allows_nothing_else() -> None:
         assert f"{name} 'sha256-{digest}'" in policy
     assert policy.startswith("default-src 'none'")
     assert len((style + script).encode()) <= 25_000
+    assert ".keep" not in style  # a form that writes to a server
+    assert ".embed" in style
     assert "url(" not in style
     assert "@import" not in style
     assert "</" not in script

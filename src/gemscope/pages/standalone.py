@@ -107,6 +107,7 @@ def _assets() -> tuple[str, str, str]:
 
 
 def _lean(css: str) -> str:
+    css = re.sub(r"/\* On the server alone.*?/\* Everywhere again \*/", "", css, flags=re.DOTALL)
     css = re.sub(r"/\*.*?\*/", "", css, flags=re.DOTALL)
     return re.sub(r"\s*\n\s*", "", re.sub(r"\s*([{};,])\s*", r"\1", css))
 
