@@ -186,6 +186,19 @@ def test_where_there_is_none_it_is_said_why(
     assert verify(made.folder) == []
 
 
+def test_a_model_that_gives_no_gradient_does_not_cost_the_atlas(
+    model: LanguageModel, sae: SAE, corpora: list[Corpus], atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("derivative for aten::packed is not implemented\nand more")
+
+    monkeypatch.setattr(run, "measure", refuse)
+    made = describe(model, sae, corpora[0], to=tmp_path / "made", config=WITH)
+    said = "the model gave no gradient: derivative for aten::packed is not implemented"
+    assert made.manifest.no_effect == said
+    assert made[3] == atlas[3]
+
+
 def replace_site(sae: SAE, site: str) -> SAE:
     other = planted_sae(site=site, seed=3).sae
     assert other.d_sae == sae.d_sae

@@ -30,6 +30,7 @@ from gemscope.features.fit import require_fit, sites_of
 from gemscope.features.sae import SAE
 from gemscope.progress import Progress, silent
 from gemscope.text.corpus import Corpus
+from gemscope.text.files import first_line
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -182,6 +183,9 @@ class _Effects:
             found = measure(self._model, writes, self._corpus, tokens=self._config.effect, progress=self._progress)
         except (InputError, SiteNotFound) as error:  # of a site computed on the side, or of next to no text
             return " ".join(str(error).split())
+        except RuntimeError as error:  # torch's: kernels without a gradient, memory that does not suffice
+            # The pass over the text is done, and an atlas can be given an effect later.
+            return f"the model gave no gradient: {first_line(error)}"
         found.save(path)
         return found
 
