@@ -1,9 +1,10 @@
-"""How well an effect predicts steering, for the table of docs/effect.md: rank correlation over the vocabulary and shared
-top tokens, of what an `Effect` says and of what a small push along the feature's direction does to text that it was not
-measured on. Beside it half of its text, its parts, the direct path, and another feature's effect as the control.
+"""How well an effect predicts steering, for the tables of docs/effect.md: rank correlation over the vocabulary and shared
+top tokens, of what an `Effect` says and of what a small push along a direction does to text that it was not measured on.
+Beside it half of its text, its parts, the direct path, and another direction's effect as the control. At the bundled SAE's
+site directions are those of random living features, elsewhere random ones. One line of a table for each file and strength.
 
-    gemscope effect --features 263 --file 15-res.safetensors --tokens 128
-    python tools/effect_figures.py 15-res.safetensors --features 30
+    gemscope effect --features 263 --file 15-res.safetensors --tokens 128 --dtype float32
+    python tools/effect_figures.py 15-res.safetensors --directions 30
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 import gemscope as gs
+from gemscope.activations import products
 from gemscope.activations.direct import DirectPath
 from gemscope.atlas.bundled import BUNDLED
 
@@ -28,37 +30,45 @@ LEAD, TOP, SEED = 8, 20, 20261128
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, help="of an effect of the bundled model at the bundled SAE's site")
-    parser.add_argument("--features", type=int, default=30, help="drawn among the living ones (default 30)")
+    parser.add_argument("files", nargs="+", type=Path, help="of effects of the bundled model")
+    parser.add_argument("--directions", type=int, default=30, help="features, or random ones (default 30)")
+    parser.add_argument("--rows", type=int, default=4, help="of text that is steered (default 4)")
     args = parser.parse_args()
-    model, sae, effect = gs.load_model("smollm2", dtype="float32"), gs.load_sae("smollm2"), gs.Effect.load(args.file)
-    site = sae.site
-    assert site is not None
-    rows = next(model.rows(gs.Corpus.sample().skip(300), length=32, batch=4))
+    model, sae = gs.load_model("smollm2", dtype="float32"), gs.load_sae("smollm2")
+    rows = next(model.rows(gs.Corpus.sample().skip(300), length=32, batch=args.rows))
+    for file in args.files:
+        _figures(model, sae, gs.Effect.load(file), rows, args.directions)
+
+
+def _figures(model: gs.LanguageModel, sae: gs.SAE, effect: gs.Effect, rows: gs.Tokens, n: int) -> None:
+    site = gs.Site.parse(effect.of.site)
     acts = model.capture(rows, [site])[site]
     counted = acts.counted.clone()
     counted[:, :LEAD] = False
     norm = acts.rows.norm(dim=-1).median().item()
     clean = model.logits(rows)[counted]
-    with gs.Atlas(BUNDLED) as atlas:
-        living = torch.from_numpy(atlas.scatter()[0])
-    chosen = living[torch.randperm(len(living), generator=torch.Generator().manual_seed(SEED))[: args.features]]
-    directions = torch.stack([sae.direction(feature).float() for feature in chosen.tolist()])
+    dice = torch.Generator().manual_seed(SEED)
+    directions = torch.randn(n, model.width(site), generator=dice)
+    if site == sae.site:
+        with gs.Atlas(BUNDLED) as atlas:
+            living = torch.from_numpy(atlas.scatter()[0])
+        chosen = living[torch.randperm(len(living), generator=dice.manual_seed(SEED))[:n]]
+        directions = torch.stack([sae.direction(feature).float() for feature in chosen.tolist()])
     directions = directions / directions.norm(dim=-1, keepdim=True)
     predicted = _predictions(model, site, effect, directions)
-    print(effect)
+    print(effect, f"median norm {norm:.0f}", " | ".join(predicted), sep=chr(10))
     for strength in STRENGTHS:
         told: dict[str, list[tuple[float, int]]] = {name: [] for name in predicted}
         for index, direction in enumerate(directions):
-            with model.edited(gs.Steer.along(site, direction, strength * norm)):
+            with model.edited(gs.Steer.along(site, direction, strength * norm)), products.quick():
                 moved = (model.logits(rows)[counted] - clean).mean(0)
             for name, logits in predicted.items():
                 told[name].append(_agreement(logits[index], moved[: logits.shape[1]]))
-        figures = ", ".join(
-            f"{name} {median(rank for rank, _ in both):.3f} {fmean(shared for _, shared in both):.1f}"
-            for name, both in told.items()
+        figures = " | ".join(
+            f"{median(rank for rank, _ in both):.3f}, {fmean(shared for _, shared in both):.1f}"
+            for both in told.values()
         )
-        print(f"{strength} × median norm: {figures}", flush=True)
+        print(f"| {site} | {strength:.2f} | {figures} |", flush=True)
 
 
 def _predictions(model: gs.LanguageModel, site: gs.Site, effect: gs.Effect, directions: Tensor) -> Mapping[str, Tensor]:
@@ -74,7 +84,7 @@ def _predictions(model: gs.LanguageModel, site: gs.Site, effect: gs.Effect, dire
         "this": effect.logits(model, directions, part="this"),
         "later": effect.logits(model, directions, part="later"),
         "direct": direct - direct.mean(-1, keepdim=True),
-        "another feature": every.roll(1, 0),
+        "another direction": every.roll(1, 0),
     }
 
 

@@ -21,6 +21,7 @@ from gemscope.atlas.labels.journal import journal_of, read_journal
 from gemscope.atlas.verify import verify
 from gemscope.cli.learn import _settings as chosen
 from gemscope.errors import GemscopeError, InputError
+from gemscope.features.jacobian_sums import unfinished
 from gemscope.features.sae import SAE
 from gemscope.progress import silent
 from gemscope.text.labelled import labelled as texts_with_labels
@@ -288,6 +289,14 @@ def _effect(folder: Path) -> None:
     read = gs.Effect.load(folder / "effect.safetensors")
     assert str(read)
     assert read.to_dict()
+
+
+@_reads("measuring")
+def _measuring(folder: Path) -> None:
+    with unfinished(folder / "effect", samples.MEASURING) as kept:
+        sums = kept.resumed((samples.D, samples.D))
+    if all(sums.counts):
+        assert sums.mean("this").shape == (2, samples.D, samples.D)
 
 
 assert set(READERS) >= set(samples.SAMPLES), set(samples.SAMPLES) - set(READERS)

@@ -19,6 +19,7 @@ import gemscope as gs
 from atlases import Plan as Planted
 from atlases import planted_atlas
 from gemscope.activations.capture import Activations
+from gemscope.activations.jacobian import Jacobian
 from gemscope.activations.site import Site
 from gemscope.activations.store import FORMAT, Manifest
 from gemscope.activations.writer import Writer
@@ -28,6 +29,8 @@ from gemscope.features.crosscoder import Crosscoder
 from gemscope.features.effect import Effect, Measured
 from gemscope.features.files.crosscoder import save_crosscoder
 from gemscope.features.files.tensors import stream_of, write_safetensors
+from gemscope.features.jacobian_sums import Sums
+from gemscope.features.jacobian_sums import unfinished as begun
 from gemscope.features.sae import SAE, SAEInfo
 from gemscope.progress import silent
 from gemscope.testing import planted_sae, tiny_model
@@ -496,3 +499,16 @@ def effect(folder: Path) -> None:
         halves=(22, 21), dropped={"padding": 0, "first": 4},
     )  # fmt: skip
     Effect(of=of, this=values, later=values.flip(0)).save(folder / "effect.safetensors")
+
+
+MEASURING = {"site": str(SITE), "length": 12, "batch": 2}
+"""Settings of an effect that is not measured to its end."""
+
+
+@_sample
+def measuring(folder: Path) -> None:
+    values = torch.linspace(-1, 1, D * D, dtype=torch.float64).view(D, D)
+    sums = Sums()
+    sums.add(2, [Jacobian(values, -values, 11, {"padding": 0, "first": 1}) for _ in range(2)])
+    with begun(folder / "effect", MEASURING) as kept:
+        kept.save(sums)

@@ -67,6 +67,18 @@ def _effect(folder: Path) -> None:
 SEALS["effect"] = _effect
 
 
+def _sums(folder: Path) -> None:
+    path = folder / "effect.partial"
+    tensors, beside = read_tensors(path)
+    said = json_of(beside["gemscope_unfinished_effect"], dict[str, Any], where="")
+    said.pop("checksum", None)
+    said["checksum"] = checksum_of(tensors, said)
+    _put_beside(path, {"gemscope_unfinished_effect": said})
+
+
+SEALS["measuring"] = _sums
+
+
 def _put_beside(path: Path, said: dict[str, Any]) -> None:
     """In a safetensors file, beside the tensors that it has."""
     data = path.read_bytes()

@@ -5,6 +5,7 @@ paths.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 import gemscope as gs
 from by_hand import MAIN, TEXT, blockwise, kinds_of, model_of, output_by_hand, random_sae
 from gemscope.activations.model import LanguageModel
+from gemscope.disk import claimed
 from gemscope.edits.steer import Steer
-from gemscope.errors import CorruptFile, FileError, InputError, Mismatch, NotFound, SiteNotFound
+from gemscope.errors import AccessError, CorruptFile, FileError, InputError, Mismatch, NotFound, SiteNotFound
 from gemscope.features.effect import Effect, effect
 from gemscope.testing import tiny_model
 from gemscope.text.corpus import Corpus
@@ -281,6 +283,14 @@ def test_it_is_read_as_it_was_saved(tmp_path: Path) -> None:
     found.save(path)  # in place of what was there
 
 
+def test_a_file_that_says_nothing_of_rows_asked_for_is_read(tmp_path: Path) -> None:
+    found = measured()
+    silent = Effect(of=replace(found.of, rows=0), this=found.this, later=found.later)
+    path = silent.save(tmp_path / "older")
+    assert b"rows" not in path.read_bytes()
+    assert Effect.load(path).of == silent.of
+
+
 def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     path = measured().save(tmp_path / "effect")
     sound = path.read_bytes()
@@ -300,6 +310,121 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
         Effect.load(tmp_path / "nowhere")
     with pytest.raises(FileError):
         measured().save(tmp_path)
+
+
+# --- stopped and gone on ------------------------------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    """As a signal that ends the process would be."""
+
+
+def stops(*_: object) -> None:
+    raise Stopped
+
+
+def test_measuring_that_was_stopped_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("llama")
+    how = {"tokens": 48, "length": 12, "batch": 2}
+    at_once = effect(model, "1.res", CORPUS, **how)
+    wanted = at_once.save(tmp_path / "at-once").read_bytes()
+    path, real, read = tmp_path / "kept", LanguageModel.jacobians, []
+
+    def dies_within(self: LanguageModel, *given: object, **options: object) -> object:
+        if len(read) == 1:
+            raise Stopped
+        read.append(given[0])
+        return real(self, *given, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LanguageModel, "jacobians", dies_within)
+        with pytest.raises(Stopped):
+            effect(model, "1.res", CORPUS, **how, to=path)
+    assert [file.name for file in sorted(tmp_path.iterdir())] == ["at-once", "kept.partial"]
+    with pytest.raises(InputError, match=r"kept\.partial holds an unfinished effect measured with another site: go on"):
+        effect(model, "2.res", CORPUS, **how, to=path)
+    with pytest.raises(InputError, match="another rows, batch"):
+        effect(model, "1.res", CORPUS, tokens=72, length=12, batch=4, to=path)
+
+    def counted(self: LanguageModel, *given: object, **options: object) -> object:
+        read.append(given[0])
+        return real(self, *given, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LanguageModel, "jacobians", counted)
+    found = effect(model, "1.res", CORPUS, **how, to=path)
+    assert len(read) == 2  # the first batch was not read again
+    assert found.of == at_once.of
+    assert path.read_bytes() == wanted
+    assert [file.name for file in sorted(tmp_path.iterdir())] == ["at-once", "kept"]
+    again = effect(model, "1.res", CORPUS, **how, to=path)
+    assert len(read) == 2
+    assert torch.equal(again.this, found.this)
+    with pytest.raises(InputError, match="holds an effect of another site: name another file"):
+        effect(model, "2.res", CORPUS, **how, to=path)
+    with pytest.raises(InputError, match="another rows"):
+        effect(model, "1.res", CORPUS, tokens=24, length=12, to=path)
+
+
+def test_damaged_sums_are_one_line_and_not_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, path = model_of("llama"), tmp_path / "kept"
+    how = {"tokens": 48, "length": 12, "batch": 2, "to": path}
+    with monkeypatch.context() as patch:
+        patch.setattr(Effect, "save", stops)
+        with pytest.raises(Stopped):
+            effect(model, "1.res", CORPUS, **how)
+    partial = tmp_path / "kept.partial"
+    sound = partial.read_bytes()
+    flipped = bytearray(sound)
+    flipped[-5] ^= 1
+    other = sound.replace(b"gemscope_unfinished", b"gemscope_unfinishe_")
+    fewer = sound.replace(b'\\"rows\\": 4', b'\\"rows\\": 2')
+    assert len({sound, bytes(flipped), other, fewer}) == 4
+    for data in (bytes(flipped), other, fewer, sound[:-9], b"", b"\x80\x04pickled"):
+        partial.write_bytes(data)
+        with pytest.raises(CorruptFile, match=r"kept\.partial is damaged .*remove it to begin anew") as raised:
+            effect(model, "1.res", CORPUS, **how)
+        assert "\n" not in str(raised.value)
+    partial.write_bytes(sound)
+    with monkeypatch.context() as patch:
+        patch.setattr(LanguageModel, "jacobians", None)  # all rows were read
+        effect(model, "1.res", CORPUS, **how)
+    assert not partial.exists()
+
+
+def test_two_do_not_measure_one_file(tmp_path: Path) -> None:
+    with claimed(tmp_path / "kept.partial"), pytest.raises(AccessError, match="being written by another process"):
+        effect(model_of("llama"), "1.res", CORPUS, tokens=24, length=12, to=tmp_path / "kept")
+
+
+# --- some directions alone ------------------------------------------------------------------------------------------
+
+
+def test_an_effect_along_some_directions_says_of_them_what_the_whole_one_says() -> None:
+    model, whole = model_of("llama"), measured()
+    some = torch.randn(3, 32, generator=torch.Generator().manual_seed(4))
+    few = effect(model, "1.res", CORPUS, tokens=48, length=12, directions=some)
+    assert few.of == whole.of
+    for part in ("all", "this", "later"):
+        wanted = whole.logits(model, some, part=part)
+        torch.testing.assert_close(few.logits(model, some, part=part), wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(few.logits(model, some[[2, 0, 2]]), whole.logits(model, some[[2, 0, 2]]))
+    assert "along 3 directions alone" in str(few)
+
+
+def test_an_effect_along_some_directions_is_taken_for_no_other(tmp_path: Path) -> None:
+    model = model_of("llama")
+    few = effect(model, "1.res", CORPUS, tokens=24, length=12, directions=torch.eye(32)[:2])
+    with pytest.raises(Mismatch, match="of other directions alone"):
+        few.logits(model, torch.eye(32)[1:3])
+    with pytest.raises(Mismatch, match="7 numbers given"):
+        few.logits(model, torch.zeros(2, 7))
+    with pytest.raises(InputError, match="some directions alone"):
+        few.save(tmp_path / "few")
+    with pytest.raises(InputError, match="some directions alone"):
+        Effect.over([few, few])
+    with pytest.raises(InputError, match="is not kept"):
+        effect(model, "1.res", CORPUS, directions=torch.eye(32)[:2], to=tmp_path / "few")
+    assert not list(tmp_path.iterdir())
 
 
 # --- mistakes -------------------------------------------------------------------------------------------------------

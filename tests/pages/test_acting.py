@@ -16,7 +16,7 @@ from gemscope.pages.changes import STEPS, changes
 from gemscope.pages.embed import Embed
 from gemscope.pages.render import render
 from gemscope.pages.standalone import article
-from gemscope.reports.output_score import Effect, OutputScore
+from gemscope.reports.output_score import Outcome, OutputScore
 from html_tree import parse
 
 
@@ -152,7 +152,7 @@ def test_an_output_score_says_what_it_is_of() -> None:
         tokens=(" Ocean",),
         strength=Strength(8.0, 1.0, 0.25),
         prompts=("This is the", "We found a"),
-        examples=Effect(tokens=(" Sea",), **{**figures, "mass": 0.5}),
+        examples=Outcome(tokens=(" Sea",), **{**figures, "mass": 0.5}),
         **figures,
     )
     tree = parse(render("output_score.html", links=LINKS, score=score, why=""))

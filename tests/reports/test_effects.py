@@ -38,6 +38,17 @@ def test_it_stands_beside_the_direct_path() -> None:
     assert "later positions" in str(effects(model, sae, measured, [3], part="later"))
 
 
+def test_of_text_the_features_alone_are_measured_and_say_the_same() -> None:
+    model = tiny_model("llama")
+    sae = random_sae(model)
+    whole = effects(model, sae, effect(model, "1.res", CORPUS, tokens=24, length=12), [3, 7], k=5)
+    few = effects(model, sae, CORPUS, [3, 7], k=5, tokens=24, length=12)
+    for one, other in zip(few.features, whole.features, strict=True):
+        assert (one.effect.promoted, one.effect.suppressed) == (other.effect.promoted, other.effect.suppressed)
+        assert one.effect.promoted_values == pytest.approx(other.effect.promoted_values, abs=1e-5)
+        assert one.effect.agreement == pytest.approx(other.effect.agreement, abs=1e-4)
+
+
 def test_where_there_is_no_direct_path_the_effect_is_there_all_the_same() -> None:
     model = tiny_model("llama")
     sae = random_sae(model, "1.transcoder")
@@ -81,6 +92,11 @@ def test_the_shell_measures_keeps_and_reads(tmp_path: Path, capsys: pytest.Captu
     assert json.loads(capsys.readouterr().out) == first
     assert main([*words[:-1], "--part", "this"]) == 0
     assert "this position" in capsys.readouterr().out
+    (tmp_path / "text.txt").write_text("the sun and the moon in the air, a light in the sea and on the land " * 3)
+    at = words.index("--file")
+    assert main(words[:at] + words[at + 2 :]) == 0  # nothing is kept: these features alone
+    few = json.loads(capsys.readouterr().out)
+    assert [one["promoted"] for one in few["features"]] == [one["promoted"] for one in first["features"]]
     for wrong, says in (("3,x", "expected whole numbers"), ("4800", "4800")):
         assert main([*words[:5], wrong, *words[6:]]) == 1
         assert says in capsys.readouterr().err

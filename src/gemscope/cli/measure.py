@@ -45,14 +45,15 @@ def add_to(commands: Any) -> None:
         usage="gemscope effect [MODEL SAE [CORPUS]] --features NUMBERS [options]",
         description="The mean Jacobian from the site where the SAE writes to the logits over text (default: the "
         "bundled model, SAE and sample), and the tokens that features promote by it, beside those of the direct path. "
-        "Measuring takes minutes: name a --file to keep it in.",
+        "Without a --file these features alone are measured, in seconds; with one every feature of the site, in a "
+        "minute or more, and it is kept there: stopped, it goes on when called again.",
     )
     effect.add_argument("words", nargs="*", metavar="[MODEL SAE [CORPUS]]")
     effect.add_argument("--features", required=True, metavar="NUMBERS", help="parted by commas, as in 263,8029")
     effect.add_argument(
         "--file",
         metavar="FILE",
-        help="the effect is read from there if it is there, else measured and kept there",
+        help="the effect of the whole site is read from there if it is there, else measured and kept there",
     )
     effect.add_argument("--tokens", type=int, default=160, help="about how many tokens are read (default 160)")
     effect.add_argument("--length", type=int, default=32, help="tokens of a row of text (default 32)")
@@ -144,19 +145,20 @@ def _effect(args: argparse.Namespace) -> int:
     name, address, *rest = args.words or (options.DEFAULT, options.DEFAULT)
     features = _numbers("--features", args.features)
     with bars() as progress:
-        kept = Effect.load(args.file) if args.file and existing(args.file) else None
-        text = Corpus.read(rest) if rest else Corpus.sample()
+        kept: Effect | Corpus = Corpus.read(rest) if rest else Corpus.sample()
+        how = {"tokens": args.tokens, "length": args.length}
+        if there := args.file and existing(args.file):
+            kept = Effect.load(there)
         model = options.model_of(args, name, progress)
         sae = options.sae_of(args, address, progress, model)
         require_fit(model, sae)
         for feature in features:
             sae.direction(feature)  # what is wrong with a number comes out before minutes have gone by
-        if kept is None:
-            how = {"tokens": args.tokens, "length": args.length}
-            kept = effect(model, sites_of(sae)[1], text, progress=progress, **how)
-            if args.file:
-                kept.save(args.file)
-        found = effects(model, sae, kept, features, k=args.k, part=args.part, atlas=args.atlas)
+        if args.file and isinstance(kept, Corpus):
+            kept = effect(model, sites_of(sae)[1], kept, to=args.file, progress=progress, **how)
+        found = effects(
+            model, sae, kept, features, k=args.k, part=args.part, atlas=args.atlas, progress=progress, **how
+        )
     options.show(found, args.json)
     options.lead(args, features[0] if found.named else None)
     return 0

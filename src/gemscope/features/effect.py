@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from gemscope.activations.direct import unembedding
-from gemscope.activations.jacobian import Jacobian
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site, logit_divisor
 from gemscope.activations.store import require_names
@@ -25,6 +24,7 @@ from gemscope.checked import Count, Form, Positive, as_read, checksum_of, json_o
 from gemscope.disk import written_aside
 from gemscope.errors import CorruptFile, InputError, Mismatch
 from gemscope.features.fit import sites_of
+from gemscope.features.jacobian_sums import Sums, Unfinished, unfinished
 from gemscope.features.logit_lens import mean_row, pieces, vocabulary
 from gemscope.features.sae import SAE
 from gemscope.progress import Progress, silent
@@ -52,6 +52,8 @@ class Measured:
     corpus_digest: str
     length: Positive
     """Tokens per row of text: how far later positions reach."""
+    rows: Count = 0
+    """Rows of text that were asked for; 0: nobody asked."""
     halves: tuple[Positive, Positive]
     """Counted tokens in each half of the text, to which its rows belong in turn."""
     dropped: dict[str, Count]
@@ -61,6 +63,11 @@ class Measured:
     def tokens(self) -> int:
         """Tokens that the means are over."""
         return sum(self.halves)
+
+    def to_dict(self) -> dict[str, object]:
+        """As a file says it: nothing of rows where nobody asked for any, as files before said nothing of them."""
+        said: dict[str, object] = as_read(asdict(self))
+        return said if self.rows else {name: value for name, value in said.items() if name != "rows"}
 
     def __post_init__(self) -> None:
         """Raises ValueError for what is no site's name."""
@@ -101,6 +108,8 @@ class Effect:
     this: Float[Tensor, "halves H O"]
     """Of each half of the text, float32 on the CPU."""
     later: Float[Tensor, "halves H O"]
+    along: Float[Tensor, "O width"] | None = None
+    """Directions, where the effect was measured of these alone: O of them, as the columns of the matrices."""
 
     def jacobian(self, part: Part = "all") -> Float[Tensor, "H O"]:
         """Over the whole text. Raises InputError for a part that there is not."""
@@ -112,7 +121,7 @@ class Effect:
     @property
     def digest(self) -> str:
         """Of the matrices and what they are of."""
-        return checksum_of(self._tensors, as_read(asdict(self.of)))
+        return checksum_of(self._tensors, self.of.to_dict())
 
     @property
     def _tensors(self) -> dict[str, Tensor]:
@@ -135,7 +144,7 @@ class Effect:
         another model or width.
         """
         self._require_of(model, directions.shape[-1])
-        return self._read(model, directions.detach().float().cpu() @ self.jacobian(part).T)
+        return self._read(model, self._hidden(directions.detach().float().cpu(), self.jacobian(part)))
 
     @torch.no_grad()
     def promoted(
@@ -156,8 +165,8 @@ class Effect:
         each = max(1, _EFFECTS // model.vocab)
         for start in range(0, len(features), each):
             some = directions[start : start + each]
-            effects = self._read(model, some @ whole.T)
-            halves = [self._read(model, some @ half.T) for half in self.halves(part)]
+            effects = self._read(model, self._hidden(some, whole))
+            halves = [self._read(model, self._hidden(some, half)) for half in self.halves(part)]
             agreements = _correlations(*halves)
             high, low = (effects.topk(min(k, effects.shape[1]), largest=largest) for largest in (True, False))
             ids = self._ids(model)
@@ -186,18 +195,22 @@ class Effect:
         of = self.of
         left_out = ", ".join(f"{count} {reason}" for reason, count in of.dropped.items() if count) or "none"
         norms = [self.jacobian(part).double().norm().item() for part in get_args(Part)[1:]]
+        alone = "" if self.along is None else f", along {len(self.along)} directions alone"
         return (
-            f"effect of {of.site} of {of.model} on the logits: mean Jacobian over {of.tokens:,} tokens of {of.corpus} "
-            f"in rows of {of.length} (left out: {left_out}); its halves agree to {self.agreement:.3f}; norm on this "
-            f"position {norms[0]:.3g}, on later ones {norms[1]:.3g}"
+            f"effect of {of.site} of {of.model} on the logits{alone}: mean Jacobian over {of.tokens:,} tokens of "
+            f"{of.corpus} in rows of {of.length} (left out: {left_out}); its halves agree to {self.agreement:.3f}; "
+            f"norm on this position {norms[0]:.3g}, on later ones {norms[1]:.3g}"
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """One safetensors file, written aside and moved there when it is whole. Raises FileError, StorageFull."""
+        """One safetensors file, written aside and moved there when it is whole. Raises FileError, StorageFull, and
+        InputError for one of some directions alone.
+        """
         from safetensors.torch import save_file
 
+        self._require_whole()
         target = Path(path)
-        said = {"format": FORMAT, "of": as_read(asdict(self.of)), "checksum": self.digest}
+        said = {"format": FORMAT, "of": self.of.to_dict(), "checksum": self.digest}
         with written_aside(target) as aside:
             save_file(self._tensors, aside, {"gemscope_effect": json.dumps(said)})
         return target
@@ -216,7 +229,7 @@ class Effect:
         require_forms(tensors, {part: Form((2, None, None)) for part in ("this", "later")}, where=name)
         if tensors["this"].shape != tensors["later"].shape:
             raise CorruptFile(f"{name}: this and later are of different shapes: {_REMEDY}")
-        if checksum_of(tensors, as_read(asdict(said.of))) != said.checksum:
+        if checksum_of(tensors, said.of.to_dict()) != said.checksum:
             raise CorruptFile(f"{name} is damaged: its checksum is another: {_REMEDY}")
         return cls(of=said.of, this=tensors["this"], later=tensors["later"])
 
@@ -226,6 +239,8 @@ class Effect:
         Raises Mismatch where they are not of one site of one model, in one number format and rows of one length.
         """
         first = effects[0].of
+        for one in effects:
+            one._require_whole()
         for other in effects[1:]:
             for name in ("model", "revision", "site", "dtype", "length"):
                 ours, theirs = getattr(first, name), getattr(other.of, name)
@@ -240,8 +255,9 @@ class Effect:
         dropped = sum((Counter(one.of.dropped) for one in effects), Counter[str]())
         names = list(dict.fromkeys((one.of.corpus, one.of.corpus_digest) for one in effects))
         corpus, digest = (" + ".join(part) for part in zip(*names, strict=True))
+        rows = sum(one.of.rows for one in effects)
         a, b = (int(count) for count in weights.sum(0).tolist())
-        of = replace(first, corpus=corpus, corpus_digest=digest, halves=(a, b), dropped=dict(dropped))
+        of = replace(first, corpus=corpus, corpus_digest=digest, halves=(a, b), dropped=dict(dropped), rows=rows)
         return cls(of=of, this=this, later=later)
 
     def halves(self, part: Part = "all") -> Float[Tensor, "halves H O"]:
@@ -258,12 +274,26 @@ class Effect:
         self._require_of(model, sae.d_out)
 
     def _require_of(self, model: LanguageModel, width: int) -> None:
-        here, there = (self.of.model, self.of.revision), (model.name, model.revision)
-        if here != there:
-            names = [name if revision is None else f"{name} at {revision}" for name, revision in (here, there)]
+        ours, theirs = (self.of.model, self.of.revision), (model.name, model.revision)
+        if ours != theirs:
+            names = [name if revision is None else f"{name} at {revision}" for name, revision in (ours, theirs)]
             raise Mismatch(f"this effect is of {names[0]}, not of {names[1]}: measure that one's")
-        if width != self.this.shape[-1]:
-            raise Mismatch(f"directions of {width} numbers given, {self.of.site} has {self.this.shape[-1]}")
+        there = (self.this if self.along is None else self.along).shape[-1]
+        if width != there:
+            raise Mismatch(f"directions of {width} numbers given, {self.of.site} has {there}")
+
+    def _hidden(self, directions: Float[Tensor, "F width"], matrix: Float[Tensor, "H O"]) -> Float[Tensor, "F H"]:
+        """What directions written at the site do to what the unembedding reads."""
+        if self.along is None:
+            return directions @ matrix.T
+        same = (directions[:, None] == self.along).all(-1)
+        if not same.any(-1).all():
+            raise Mismatch("this effect was measured of other directions alone: measure that of the whole site")
+        return matrix.T[same.int().argmax(-1)]
+
+    def _require_whole(self) -> None:
+        if self.along is not None:
+            raise InputError("this effect is of some directions alone: measure that of the whole site")
 
     def _ids(self, model: LanguageModel) -> Tensor:
         with unembedding(model.hf) as W_U:
@@ -298,41 +328,32 @@ def effect(
     *,
     tokens: int = 160,
     length: int = 32,
-    batch: int = 8,
+    batch: int = 4,
+    directions: Float[Tensor, "F O"] | None = None,
+    to: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
 ) -> Effect:
     """Measures what writing at a site does to the logits, over the first rows of a corpus: about `tokens` tokens in
     rows of `length`, `batch` rows at a time, which memory grows with. The same text always gives the same.
 
-    It takes two backward passes over the text for each coordinate of the last hidden states. Special tokens, first
-    positions, padding and attention sinks are in no mean. Raises SiteNotFound, InputError for a site that the model
-    does not read itself and for text that has no counted tokens in two rows, TextTooLong, NotFinite.
+    It takes two backward passes over the text for each coordinate of the last hidden states; with `directions`, two
+    forward passes for each of them, and the effect is that of these directions alone. Special tokens, first positions,
+    padding and attention sinks are in no mean.
+
+    `to` is a file to keep it in. Stopped, it goes on there after the last whole batch of rows when called again with
+    the same arguments, to the same bytes; an effect that is there already is returned where it is this one.
+
+    Raises SiteNotFound, Mismatch for directions of another width, InputError for a site that the model does not read
+    itself, for text that has no counted tokens in two rows and where `to` holds another effect, AccessError while
+    another process measures the same file, TextTooLong, NotFinite, StorageFull, FileError, CorruptFile.
     """
     if tokens < 1 or length < 2 or batch < 1:
         raise InputError(f"tokens={tokens}, length={length}, batch={batch}: expected at least 1, 2 and 1")
+    if to is not None and directions is not None:
+        raise InputError("an effect along some directions alone is not kept: give `to` or directions")
     place = Site.parse(site)
     rows = max(2, math.ceil(tokens / length))
-    each = 2 * max(1, min(batch, rows) // 2)
-    sums: list[list[Jacobian]] = [[], []]
-    dropped = Counter[str]()
-    left = rows
-    with progress("effect", None, "coordinates") as advance:
-        for packed in model.rows(corpus, length=length, batch=each):
-            part = packed.first(left, length)
-            for half, found in enumerate(model.jacobians(part, place, 2, advance=advance)):
-                sums[half].append(found)
-                dropped.update(found.dropped)
-            left -= len(part)
-            if not left:
-                break
-    counts = [sum(one.n for one in half) for half in sums]
-    if not all(counts):
-        raise InputError(
-            f"{corpus.name} gave {sum(counts)} tokens that count, in rows of {length}: expected some in each of two "
-            "halves of its rows: give more text, or a smaller length"
-        )
-    this, later = (torch.stack([_mean(half, part) for half in sums]) for part in ("this", "later"))
-    of = Measured(
+    asked = _Asked(
         model=model.name,
         revision=model.revision,
         site=str(place),
@@ -340,12 +361,72 @@ def effect(
         corpus=corpus.name,
         corpus_digest=corpus.digest,
         length=length,
-        halves=(counts[0], counts[1]),
-        dropped=dict(dropped),
+        rows=rows,
+        batch=2 * max(1, min(batch, rows) // 2),
     )
-    return Effect(of=of, this=this, later=later)
+    if to is None:
+        return _measured(model, corpus, asked, directions=directions, progress=progress)
+    file = Path(to)
+    if file.exists():
+        found = Effect.load(file)
+        if other := [name for name in ("rows", *_SAME) if getattr(found.of, name) != getattr(asked, name)]:
+            raise InputError(f"{shown(file)} holds an effect of another {', '.join(other)}: name another file")
+        return found
+    with unfinished(file, asdict(asked)) as kept:
+        found = _measured(model, corpus, asked, kept=kept, progress=progress)
+        found.save(file)
+        kept.discard()
+    return found
 
 
-def _mean(found: Sequence[Jacobian], part: str) -> Float[Tensor, "H O"]:
-    total: Tensor = torch.stack([getattr(one, part) for one in found]).sum(0) / sum(one.n for one in found)
-    return total.float()
+def _measured(
+    model: LanguageModel,
+    corpus: Corpus,
+    asked: _Asked,
+    *,
+    directions: Float[Tensor, "F O"] | None = None,
+    kept: Unfinished | None = None,
+    progress: Progress,
+) -> Effect:
+    sums = Sums() if kept is None else kept.resumed((model.d_model, model.width(asked.site)))
+    columns = model.d_model if directions is None else len(directions)
+    with progress("effect", 2 * columns * math.ceil(asked.rows / asked.batch), "passes") as advance:
+        advance(2 * columns * (sums.rows // asked.batch))
+        begun, seen = sums.rows, 0
+        for packed in model.rows(corpus, length=asked.length, batch=asked.batch):
+            part, seen = packed.first(asked.rows - seen, asked.length), seen + len(packed)
+            if seen > begun:
+                found = model.jacobians(part, asked.site, 2, directions=directions, advance=advance)
+                sums.add(len(part), found)
+                if kept is not None:
+                    kept.save(sums)
+            if seen >= asked.rows:
+                break
+    if not all(sums.counts):
+        raise InputError(
+            f"{corpus.name} gave {sum(sums.counts)} tokens that count, in rows of {asked.length}: expected some in "
+            "each of two halves of its rows: give more text, or a smaller length"
+        )
+    facts = {name: getattr(asked, name) for name in ("rows", *_SAME)}
+    of = Measured(**facts, halves=(sums.counts[0], sums.counts[1]), dropped=dict(sums.dropped))
+    along = None if directions is None else directions.detach().float().cpu()
+    return Effect(of=of, this=sums.mean("this"), later=sums.mean("later"), along=along)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What makes an effect what it is, before it is measured."""
+
+    model: str
+    revision: str | None
+    site: str
+    dtype: str
+    corpus: str
+    corpus_digest: str
+    length: int
+    rows: int
+    batch: int
+
+
+_SAME = ("model", "revision", "site", "dtype", "corpus", "corpus_digest", "length")
+"""What an effect says of itself before it is measured, and after."""

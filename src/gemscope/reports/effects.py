@@ -6,15 +6,21 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from gemscope.activations.model import LanguageModel
 from gemscope.atlas.meaning import Given, labels
 from gemscope.features import logit_lens
 from gemscope.features.effect import Effect, Part, Promoted
+from gemscope.features.effect import effect as measure
+from gemscope.features.fit import sites_of
 from gemscope.features.sae import SAE
 from gemscope.pages.labels import STANDS, short_label
 from gemscope.pages.numbers import figure
 from gemscope.pages.plain import Shown, known
 from gemscope.pages.tables import Row, Table
+from gemscope.progress import Progress, silent
+from gemscope.text.corpus import Corpus
 from gemscope.text.printable import visible
 
 if TYPE_CHECKING:
@@ -109,17 +115,26 @@ class Effects(Shown):
 def effects(
     model: LanguageModel,
     sae: SAE,
-    effect: Effect,
+    effect: Effect | Corpus,
     features: Sequence[int],
     *,
     k: int = 8,
     part: Part = "all",
     atlas: Given = None,
+    tokens: int = 160,
+    length: int = 32,
+    progress: Progress = silent,
 ) -> Effects:
-    """Reads some features by an effect of the site at which the SAE writes, `k` tokens each way. Labels are those of an
-    atlas of the SAE (None: the bundled one, where it is this SAE's). Raises what `Effect.promoted` raises, and what
-    opening an atlas raises.
+    """Reads some features by an effect of the site at which the SAE writes, `k` tokens each way. With text in its place
+    theirs alone is measured, over about `tokens` tokens in rows of `length`: forward passes for each feature, where the
+    whole effect takes backward ones for each coordinate of the model. Labels are those of an atlas of the SAE (None:
+    the bundled one, where it is this SAE's). Raises what `Effect.promoted` and `effect` raise, and what opening an
+    atlas raises.
     """
+    if isinstance(effect, Corpus):
+        directions = torch.stack([sae.direction(feature).detach().float().cpu() for feature in features])
+        site = sites_of(sae)[1]
+        effect = measure(model, site, effect, tokens=tokens, length=length, directions=directions, progress=progress)
     found = effect.promoted(model, sae, features, k=k, part=part)
     obstacle = logit_lens.no_logits(sae)
     direct = [

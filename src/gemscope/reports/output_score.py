@@ -34,7 +34,7 @@ next to nothing, from the other on mostly something (tools/output_score.py).
 
 
 @dataclass(frozen=True, kw_only=True)
-class Effect:
+class Outcome:
     """What becomes of some tokens as the next one; every figure is a mean over the prompts."""
 
     tokens: tuple[str, ...]
@@ -81,17 +81,17 @@ class Effect:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputScore(Effect):
+class OutputScore(Outcome):
     """What `output_score` found: the effect on the tokens that the feature promotes, and on those of its examples."""
 
     feature: int
     strength: Strength
     prompts: tuple[str, ...]
-    measured: Effect | None = None
+    measured: Outcome | None = None
     """On the tokens that it promotes by the measured effect of its site, which is what steering is expected to do,
     where these were given.
     """
-    examples: Effect | None
+    examples: Outcome | None
     """On the tokens on which the feature's strongest examples fire, where these were given."""
 
     @property
@@ -183,7 +183,7 @@ def output_score(
     odds = _odds(model, prompts, edits, check)
     whole, *beside = [_figures(model, odds, ids) if ids else None for ids in sets]
     assert whole is not None
-    by_effect, by_examples = (None if one is None else Effect(**one) for one in beside)
+    by_effect, by_examples = (None if one is None else Outcome(**one) for one in beside)
     return OutputScore(
         feature=feature,
         strength=strength,
@@ -209,7 +209,7 @@ def _odds(
 
 
 def _figures(model: LanguageModel, odds: Float[Tensor, "prompts variants V"], ids: Sequence[int]) -> dict[str, Any]:
-    """What an `Effect` holds of these tokens."""
+    """What an `Outcome` holds of these tokens."""
     mass = odds[..., ids].sum(-1).mean(0)
     turned_up = odds[:, 1]
     best = turned_up[:, ids].amax(-1)

@@ -176,18 +176,16 @@ class _Effects:
             return "none was asked for"
         if self._corpus is None:
             return "the atlas was made of a harvest, and no text was read"
-        path = self._unfinished.effect_of(writes)
+        path, tokens = self._unfinished.effect_of(writes), self._config.effect
         if path.exists():
             return Effect.load(path)
         try:
-            found = measure(self._model, writes, self._corpus, tokens=self._config.effect, progress=self._progress)
+            return measure(self._model, writes, self._corpus, tokens=tokens, to=path, progress=self._progress)
         except (InputError, SiteNotFound) as error:  # of a site computed on the side, or of next to no text
             return " ".join(str(error).split())
         except RuntimeError as error:  # torch's: kernels without a gradient, memory that does not suffice
             # The pass over the text is done, and an atlas can be given an effect later.
             return f"the model gave no gradient: {first_line(error)}"
-        found.save(path)
-        return found
 
 
 def _require_use(effect: Effect, model: LanguageModel, saes: Sequence[SAE]) -> None:
