@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ import gemscope as gs
 from gemscope.errors import InputError
 from gemscope.features import neighbours
 from gemscope.features.kernels import choice
-from gemscope.features.neighbours import encoder_cosines, nearest
+from gemscope.features.neighbours import closest, encoder_cosines, nearest
 from gemscope.features.sae import SAE
 
 _RUNNING = [name for name, load in choice._KNOWN.items() if load(torch.device("cpu")) is not None]
@@ -178,3 +179,27 @@ def test_the_encoder_cosine_is_one_for_tied_weights_and_nothing_between_widths(m
     assert cosines.min() == -1  # nothing lies beyond, however sums are rounded
     assert encoder_cosines(SAE(48, 10, 60, site="1.transcoder", site_out="1.mlp")) is None
     assert encoder_cosines(SAE(48, 10, 32, site="1.transcoder", site_out="1.mlp")) is None
+
+
+@pytest.mark.parametrize("tile", [1 << 24, 48 * 4 * 100])
+def test_closest_rows_of_two_matrices_are_those_of_every_pair(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "_TILE", tile)
+    one, other = directions(300, seed=1), directions(450, seed=2)
+    one[7], other[11] = 0, 0
+    units = [rows.double() / rows.double().norm(dim=1, keepdim=True).clamp(min=1e-30) for rows in (one, other)]
+    cosines = (units[0] @ units[1].T).numpy()
+    for found, table in zip(closest(one, other), (cosines, cosines.T), strict=True):
+        assert found.values == pytest.approx(table.max(1), abs=1e-6)
+        known = np.flatnonzero(found.ids >= 0)
+        assert table[known, found.ids[known]] == pytest.approx(table.max(1)[known], abs=1e-6)
+        assert [row for row in range(len(table)) if row not in known] == [row for row in (7, 11) if not table[row].any()]
+
+
+def test_features_that_were_shuffled_and_turned_a_little_are_found_again() -> None:
+    W_dec = directions(200)
+    draw = torch.Generator().manual_seed(5)
+    order = torch.randperm(200, generator=draw)
+    turned = W_dec[order] * 3 + 0.01 * W_dec.norm(dim=1).mean() * torch.randn(200, 48, generator=draw)
+    there, back = closest(W_dec, turned)
+    assert order[there.ids].tolist() == list(range(200))
+    assert back.ids.tolist() == order.tolist()

@@ -275,6 +275,10 @@ class Atlas:
         """Per token the text that it completes: "" for one that ends within a character."""
         return self._text.vocabulary.text(map(int, ids))
 
+    def token(self, id_: int) -> str:
+        """A token by itself; bytes that are no text are written `\\xe2`."""
+        return self._text.vocabulary.alone(id_)
+
     def row(self, position: int) -> list[int]:
         """Ids of the whole row of the corpus around a flat position; -1 where there is no token. Raises NotFound."""
         return self._text.row(position)

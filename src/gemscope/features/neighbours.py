@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +14,8 @@ from gemscope.features.kernels.choice import choose
 from gemscope.features.kernels.rows import beside, by_strength, empty
 from gemscope.features.mapped import Mapped
 from gemscope.features.sae import SAE
+from gemscope.features.together import Best
+from gemscope.progress import Progress, silent
 from gemscope.shapes import Float, Int
 
 _TILE = 1 << 24
@@ -90,6 +95,42 @@ def _strongest(rows: Rows, floor: Tensor, k: int) -> tuple[Rows, Tensor]:
     kept = torch.zeros(len(order), dtype=torch.bool, device=order.device)
     kept[order[rank < k]] = True
     return rows.where(kept), floor
+
+
+@torch.no_grad()
+def closest(
+    W_one: Float[Tensor, "F O"], W_other: Float[Tensor, "G O"], *, progress: Progress = silent
+) -> tuple[Best, Best]:
+    """For each row of one matrix the row of another whose cosine with it is largest, and the reverse; of equal ones the
+    lower id. A row of zeros is close to none. Memory holds a tile of both, and its cosines.
+    """
+    found, back = _none(len(W_one)), _none(len(W_other))
+    each, maps = max(64, _TILE // W_one.shape[1] // 4), [Mapped.of(some.detach()) for some in (W_one, W_other)]
+    with progress("compare decoders", len(W_one), "features") as advance:
+        for start in range(0, len(W_one), each):
+            mine = _units(W_one.detach()[start : start + each].cpu())
+            for there in range(0, len(W_other), each):
+                tile = mine @ _units(W_other.detach()[there : there + each].cpu()).T
+                tile.masked_fill_(~torch.isfinite(tile), 0).clamp_(-1, 1)
+                _keep(found, slice(start, start + len(tile)), tile.max(1), there)
+                _keep(back, slice(there, there + tile.shape[1]), tile.max(0), start)
+            for mapped in maps:
+                if mapped is not None:
+                    mapped.release()
+            advance(len(mine))
+    return found, back
+
+
+def _none(rows: int) -> Best:
+    return Best(np.full(rows, -1, np.int64), np.zeros(rows, np.float32))
+
+
+def _keep(best: Best, rows: slice, found: Any, first: int) -> None:
+    """Takes the largest of a tile where it is larger than what there was."""
+    values = found.values.numpy()
+    better = values > best.values[rows]
+    best.ids[rows][better] = found.indices.numpy()[better] + first
+    best.values[rows][better] = values[better]
 
 
 def encoder_cosines(sae: SAE) -> Float[Tensor, "F"] | None:

@@ -40,6 +40,9 @@ class Links(Protocol):
     def attribute(self, **query: object) -> str: ...
     def map(self, part: str = "", **query: object) -> str: ...
     def lists(self, id: str = "", what: str = "") -> str: ...
+    def compare(self, one: int, other: int) -> str:
+        """Two features side by side."""
+
     def static(self, name: str) -> str: ...
     def json(self, url: str) -> str:
         """Where the data of the page at `url` lies."""
@@ -88,6 +91,14 @@ class ServerLinks:
     def lists(self, id: str = "", what: str = "") -> str:
         """A list, or what can be done with it; all of them."""
         return "/".join([f"{self.root}/lists", *(quote(one, safe=".") for one in (id, what) if one)])
+
+    def compare(self, one: int, other: int) -> str:
+        names = [f"{self.model_id}/{self.source_id}/{index}" for index in (one, other)]
+        return f"{self.root}/compare{_query({'a': names[0], 'b': names[1]})}" if self.model_id else ""
+
+    def texts(self, **query: object) -> str:
+        """Two texts side by side."""
+        return self._below("/compare", query)
 
     def static(self, name: str) -> str:
         return f"{self.root}/static/{name}?v={static_digest()}"
@@ -153,6 +164,7 @@ class SiteLinks:
         return ""
 
     def lists(self, id: str = "", what: str = "") -> str:
+    def compare(self, one: int, other: int) -> str:
         return ""
 
     def static(self, name: str) -> str:
@@ -209,6 +221,7 @@ class NoLinks:
         return ""
 
     def lists(self, id: str = "", what: str = "") -> str:
+    def compare(self, one: int, other: int) -> str:
         return ""
 
     def static(self, name: str) -> str:
@@ -242,5 +255,5 @@ def _query(query: dict[str, object]) -> str:
         for name, value in query.items()
         if value is not None and value != ""
     }
-    said = urlencode(kept, doseq=True, errors="replace")
+    said = urlencode(kept, doseq=True, safe="/", errors="replace")
     return f"?{said}" if said else ""
