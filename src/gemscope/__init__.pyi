@@ -44,6 +44,8 @@ from gemscope.features.files.saelens_write import save_sae as save_sae
 from gemscope.features.load import load_sae as load_sae
 from gemscope.features.sae import SAE as SAE
 from gemscope.features.sae import SAEInfo as SAEInfo
+from gemscope.reports.atlas_pair import AtlasPair as AtlasPair
+from gemscope.reports.atlas_pair import compare_atlases as compare_atlases
 from gemscope.reports.attribute import attribute as attribute
 from gemscope.reports.attribution import Attribution as Attribution
 from gemscope.reports.check import Check as Check
@@ -51,6 +53,8 @@ from gemscope.reports.checking import check as check
 from gemscope.reports.dose import Dose as Dose
 from gemscope.reports.effects import Effects as Effects
 from gemscope.reports.effects import effects as effects
+from gemscope.reports.feature_pair import FeaturePair as FeaturePair
+from gemscope.reports.feature_pair import compare_features as compare_features
 from gemscope.reports.look import Look as Look
 from gemscope.reports.look import look as look
 from gemscope.reports.probe import Probe as Probe
@@ -61,6 +65,8 @@ from gemscope.reports.steer import Steered as Steered
 from gemscope.reports.steer import steer as steer
 from gemscope.reports.sweep import Comparison as Comparison
 from gemscope.reports.sweep import compare as compare
+from gemscope.reports.text_pair import TextPair as TextPair
+from gemscope.reports.text_pair import compare_texts as compare_texts
 from gemscope.reports.training import TrainingReport as TrainingReport
 from gemscope.reports.training import training_report as training_report
 from gemscope.text.corpus import Corpus as Corpus

@@ -190,3 +190,58 @@ def test_features_are_found_by_a_token_alone(folder: Path, capsys: pytest.Captur
     assert "Whose label says so" not in out
     with pytest.raises(SystemExit):
         main(["search", "sea", "--on", "river"])
+
+
+# --- compare ----------------------------------------------------------------------------------------------------------
+
+
+def test_two_features_are_compared_by_number_and_by_address(
+    folder: Path, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = printed(capsys, "compare", "3", "4", "--atlas", folder)
+    assert out.startswith("3 · sea and words like it\n4 · ")
+    assert page_lines(out) == [f"page         {server.url}/compare?a=tiny-model/1-res-tiny/3&b=tiny-model/1-res-tiny/4"]
+    found = json.loads(printed(capsys, "compare", f"{folder}/3", f"{folder}/4", "--json"))
+    assert (found["a"]["index"], found["b"]["index"]) == ("3", "4")
+    other = planted(tmp_path / "other", source_id="1-res-other")
+    out = printed(capsys, "compare", f"{folder}/3", f"{other}/4")
+    assert "1-res-tiny/3 · " in out
+    assert "1-res-other/4 · " in out
+
+
+def test_two_saes_are_compared_by_their_atlases(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = planted(tmp_path / "other", source_id="1-res-other")
+    out = printed(capsys, "compare", folder, other)
+    assert re.search(r"^living +\d+ +\d+$", out, re.MULTILINE)
+    assert "the weights are not at hand, and the atlases hold out no text in common" in " ".join(out.split())
+    assert json.loads(printed(capsys, "compare", folder, other, "--json"))["matching"] is None
+
+
+@pytest.mark.usefixtures("at_hand")
+def test_two_texts_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = "I went to the bank of the river.", "I went to the bank of England."
+    out = printed(capsys, "compare", "--text", *texts, "-k", 3)
+    assert "In the first text alone" in out
+    assert "·river" in out
+    found = json.loads(printed(capsys, "compare", "--text", *texts, "-k", 3, "--json"))
+    assert "".join(found["one"]["tokens"]) == texts[0]
+    assert "".join(found["one"]["tokens"][: found["same"]]) == "I went to the bank of"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["compare"],
+        ["compare", "3"],
+        ["compare", "3", "no/such/folder"],
+        ["compare", "3", "4", "5"],
+        ["compare", "one", "--text", "a", "b"],
+        ["compare", "--text", "a"],
+    ],
+)
+def test_what_cannot_be_compared_is_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "usage: gemscope compare" in capsys.readouterr().err

@@ -29,6 +29,8 @@ COMMANDS = {
     "search": ["search", "money"],
     "search-on": ["search", "--on", "money"],
     "search-text": ["search", "--text", TEXT],
+    "compare": ["compare", "8029", "263"],
+    "compare-texts": ["compare", "--text", "the bank of the river is wet", "the bank of England is rich", "-k", "3"],
     "catalog": ["catalog", "--offline", "--limit", "3"],
     "info": ["info", "smollm2"],
 }
@@ -72,7 +74,11 @@ def _once(known: dict[tuple[str, str], Any], key: tuple[str, str], find: Any, *g
     ("command", "columns"),
     [
         *((name, 80) for name in COMMANDS),
-        *((name, wide) for name in ("look", "sweep", "feature", "search-on") for wide in (60, 160)),
+        *(
+            (name, wide)
+            for name in ("look", "sweep", "feature", "search-on", "compare", "compare-texts")
+            for wide in (60, 160)
+        ),
     ],
 )
 def test_no_line_is_longer_than_the_terminal_is_wide(
@@ -89,7 +95,9 @@ def test_no_line_is_longer_than_the_terminal_is_wide(
 
 
 @pytest.mark.usefixtures("at_hand")
-@pytest.mark.parametrize("command", ["look", "steer", "sweep", "attribute", "feature", "search", "search-on"])
+@pytest.mark.parametrize(
+    "command", ["look", "steer", "sweep", "attribute", "feature", "search", "search-on", "compare"]
+)
 def test_a_pipe_gets_neither_colours_nor_bars_nor_boxes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(COMMANDS[command]) == 0
     found = capsys.readouterr().out

@@ -192,7 +192,9 @@ def test_closest_rows_of_two_matrices_are_those_of_every_pair(tile: int, monkeyp
         assert found.values == pytest.approx(table.max(1), abs=1e-6)
         known = np.flatnonzero(found.ids >= 0)
         assert table[known, found.ids[known]] == pytest.approx(table.max(1)[known], abs=1e-6)
-        assert [row for row in range(len(table)) if row not in known] == [row for row in (7, 11) if not table[row].any()]
+        assert [row for row in range(len(table)) if row not in known] == [
+            row for row in (7, 11) if not table[row].any()
+        ]
 
 
 def test_features_that_were_shuffled_and_turned_a_little_are_found_again() -> None:

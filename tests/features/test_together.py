@@ -34,7 +34,9 @@ def rows(count: int, seed: int = 0) -> np.ndarray:
 def test_rows_are_found_again_in_another_order_and_among_others() -> None:
     ids = rows(5)
     one = pool(ids[:4], {0: {(1, 2): 4.0, (3, 0): 2.0, (0, 5): 1.0}})
-    other = pool(np.concatenate([rows(2, 9), ids[[4, 3, 1]]]), {7: {(3, 0): 0.5, (4, 2): 8.0, (2, 2): 8.0, (0, 0): 1.0}})
+    other = pool(
+        np.concatenate([rows(2, 9), ids[[4, 3, 1]]]), {7: {(3, 0): 0.5, (4, 2): 8.0, (2, 2): 8.0, (0, 0): 1.0}}
+    )
     both = Together(one, other)
     assert both.ids.tolist() == ids[[1, 3]].tolist()
     assert both.tokens == 2 * LENGTH

@@ -25,8 +25,8 @@ def add_to(commands: Any) -> None:
         "[options]\n       gemscope compare ATLAS ATLAS [options]",
         description="Two features: FEATURE is a number, of the bundled atlas or of --atlas, or ATLAS/NUMBER. Two texts "
         "through a model and an SAE (default: the bundled ones). Two SAEs, by an atlas of each: features are matched "
-        "by their decoders where the SAEs are on this machine, else by where they fire. (Figures of several SAEs on the "
-        "same text: gemscope score.)",
+        "by their decoders where the SAEs are on this machine, else by where they fire. (Figures of several SAEs on "
+        "the same text: gemscope score.)",
     )
     compare.add_argument("words", nargs="*", metavar="FEATURE | ATLAS")
     compare.add_argument("--text", nargs=2, metavar="TEXT", help="two texts")
@@ -72,7 +72,7 @@ def _features(args: argparse.Namespace, named: list[tuple[str | None, int]]) -> 
         from gemscope.pages.feature import linked
 
         print()
-        options.show(linked("  page  ", url), False)
+        options.show(linked(f"  {'page':<13}", url), False)
     options.lead(args, one if first is None else None)
     return 0
 

@@ -15,7 +15,21 @@ from io import TextIOWrapper
 from types import FrameType
 
 from gemscope import __version__
-from gemscope.cli import atlas, compare, describe, exchange, explain, features, find, learn, lists, measure, read, serve, steer
+from gemscope.cli import (
+    atlas,
+    compare,
+    describe,
+    exchange,
+    explain,
+    features,
+    find,
+    learn,
+    lists,
+    measure,
+    read,
+    serve,
+    steer,
+)
 from gemscope.disk import is_full
 from gemscope.errors import GemscopeError
 
@@ -29,7 +43,21 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"gemscope {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in (read, steer, find, learn, features, compare, lists, explain, measure, describe, serve, atlas, exchange):
+    for group in (
+        read,
+        steer,
+        find,
+        learn,
+        features,
+        compare,
+        lists,
+        explain,
+        measure,
+        describe,
+        serve,
+        atlas,
+        exchange,
+    ):
         group.add_to(commands)
     return top
 

@@ -164,6 +164,8 @@ class SiteLinks:
         return ""
 
     def lists(self, id: str = "", what: str = "") -> str:
+        return ""
+
     def compare(self, one: int, other: int) -> str:
         return ""
 
@@ -221,6 +223,8 @@ class NoLinks:
         return ""
 
     def lists(self, id: str = "", what: str = "") -> str:
+        return ""
+
     def compare(self, one: int, other: int) -> str:
         return ""
 

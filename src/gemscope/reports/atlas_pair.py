@@ -21,7 +21,7 @@ from gemscope.pages.numbers import figure, percent
 from gemscope.pages.plain import Shown
 from gemscope.pages.tables import Cell, Table
 from gemscope.progress import Progress, silent
-from gemscope.text.printable import readable
+from gemscope.text.printable import readable, visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -62,6 +62,7 @@ class Match(NamedTuple):
     other: int
     value: float
     label: str | None
+    """What it stands for and promotes; without a label, the token on which it fires most."""
     label_other: str | None
 
 
@@ -342,7 +343,7 @@ def _told(
     right = [atlas.right() for atlas in atlases]
     equal = nearest[there.values[nearest] >= SAME[by]] if len(same) >= k else nearest
     pairs = equal[np.argsort(-right[0][equal] - right[1][there.ids[equal]], kind="stable")][:k]
-    names = [atlas.labels(ids.tolist()) for atlas, ids in zip(atlases, (pairs, there.ids[pairs]), strict=True)]
+    names = [_names(atlas, ids.tolist()) for atlas, ids in zip(atlases, (pairs, there.ids[pairs]), strict=True)]
     kept = [np.zeros(len(atlas), np.bool_) for atlas in atlases]
     kept[0][same], kept[1][there.ids[same]] = True, True
     alone, lonely = [], []
@@ -351,7 +352,7 @@ def _told(
         lonely.append(len(left))
         lowest = left[np.argsort(found.values[left], kind="stable")][: max(k, len(left) // 4)]
         shown = lowest[np.argsort(-known_right[lowest], kind="stable")][:k]
-        labels = atlas.labels(shown.tolist())
+        labels = _names(atlas, shown.tolist())
         alone.append(
             tuple(
                 Alone(feature, int(found.ids[feature]), float(found.values[feature]), labels.get(feature))
@@ -381,6 +382,13 @@ def _told(
         alone=(alone[0], alone[1]),
         lonely=(lonely[0], lonely[1]),
     )
+
+
+def _names(atlas: Atlas, features: Sequence[int]) -> dict[int, str]:
+    """What is known of features, in words."""
+    known = atlas.meanings(features)
+    tokens = atlas.strongest_on(set(features) - known.keys())
+    return {one: f"no label; strongest on {visible(token)}" for one, token in tokens.items()} | known
 
 
 def _facts(manifest: Manifest) -> dict[str, Any]:

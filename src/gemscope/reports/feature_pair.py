@@ -150,8 +150,7 @@ class FeaturePair(Shown):
     def own(self) -> tuple[list[str], list[str]]:
         """Tokens that one promotes and the other does not, among those that their pages name."""
         one, other = (
-            [logit.token for logit in page.promoted if logit.token not in self.promoted]
-            for page in (self.one, self.other)
+            [token for token in tokens if token not in self.promoted] for tokens in _promoted(self.one, self.other)
         )
         return one, other
 
@@ -189,7 +188,7 @@ class FeaturePair(Shown):
         width = options.max_width
         pages = (self.one, self.other)
         for name, page in zip(self.names, pages, strict=True):
-            yield Text(f"{name} · {readable(page.label) if page.label else 'no label'}", style="bold")
+            yield Text(f"{name} · {readable(page.meaning) if page.meaning else 'no label'}", style="bold")
         if self.telling:
             yield Padding(Text(readable(self.telling)), (0, 0, 0, 2))
         yield Text()
@@ -310,7 +309,7 @@ def compare_features(
         shares = Shares(tokens=together.tokens, one=len(fired[0][0]), other=len(fired[1][0]), both=len(both))
         contrasts = _by_firings(atlas, together, fired, pages) or contrasts
         places = _places(atlas, together, fired)
-    promoted = {logit.token for logit in pages[1].promoted}
+    first, second = _promoted(*pages)
     return FeaturePair(
         one=pages[0],
         other=pages[1],
@@ -318,9 +317,21 @@ def compare_features(
         cosine_below=below,
         shares=shares,
         contrasts=contrasts,
-        promoted=tuple(logit.token for logit in pages[0].promoted if logit.token in promoted),
+        promoted=tuple(token for token in first if token in second),
         places=places,
     )
+
+
+def _promoted(one: Dashboard, other: Dashboard) -> tuple[list[str], list[str]]:
+    """The tokens that each promotes most: by the measured effect of the site where there is one of both and it says
+    something, else by the direct path.
+    """
+    if one.writes and other.writes and one.writes.agreed and other.writes.agreed:
+        lists = one.writes.promoted, other.writes.promoted
+    else:
+        lists = one.promoted, other.promoted
+    first, second = ([logit.token for logit in some] for some in lists)
+    return first, second
 
 
 def _one_model(atlas: Atlas, other: Atlas) -> bool:

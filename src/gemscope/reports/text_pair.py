@@ -207,7 +207,7 @@ def compare_texts(
         chosen = [differing(fires[0] & ~fires[1]), differing(fires[1] & ~fires[0]), differing(fires[0] & fires[1])]
         aligned = tuple(_aligned(read, same, known_of))
         beside = {feature for row in aligned for feature in (*row.only_one, *row.only_other)}
-        labels = {} if known_of is None else known_of.atlas.labels(beside.union(*chosen))
+        labels = {} if known_of is None else known_of.atlas.meanings(beside.union(*chosen))
 
         def described(feature: int) -> Differing:
             at = [int(places[feature]) if top[feature] > 0 else None for top, places in tops]
