@@ -60,6 +60,7 @@ def app(
     served = shelf(_opened(atlases, opened), off=None if models else _NO_MODEL)
     made = _App(routes=ROUTES, exception_handlers=dict(HANDLERS), lifespan=_lifespan)
     made.guard = {"hosts": hosts, "token": token}
+    made.state.compared = {}
     made.state.shelf, made.state.worker, made.state.models = served, worker or Worker(), models
     made.state.opened, made.state.lists = opened, Lists() if lists is None else lists
     return made

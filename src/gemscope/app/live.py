@@ -82,6 +82,20 @@ class Live:
             del self._looks[next(iter(self._looks))]
         return found
 
+    def compare(self, job: Job[Any], atlas: Atlas, asked: Any) -> Any:
+        """The `TextPair` of a `requests.Texts`. Raises Off, and what `compare_texts` raises."""
+        from gemscope.reports.text_pair import compare_texts
+
+        model, sae = self.pair(job)
+        texts = (_given(text, asked.chat) for text in (asked.text, asked.other))
+        with model.watched(job.check):
+            return compare_texts(model, sae, *texts, k=asked.k, atlas=atlas)
+
+    @property
+    def sae(self) -> Any:
+        """Its SAE where that is loaded already, else None: for pages, which do not wait for it."""
+        return None if self._pair is None else self._pair[1]
+
     @property
     def chats(self) -> bool:
         """Whether its model has a chat template; not where no model is ready."""

@@ -114,6 +114,25 @@ class Prompt(Struct, frozen=True, kw_only=True):
     """The first token that the page shows of a long text."""
 
 
+class Compare(Struct, frozen=True, kw_only=True):
+    """Two features (MODEL/SAE/FEATURE), or two SAEs (MODEL/SAE), to see side by side."""
+
+    a: Annotated[str, Meta(max_length=500)] = ""
+    b: Annotated[str, Meta(max_length=500)] = ""
+    match: bool = False
+    """Whether to look for features of one SAE in the other, which takes a while."""
+
+
+class Texts(Struct, frozen=True, kw_only=True):
+    """Two texts to see side by side."""
+
+    text: Typed = ""
+    other: Typed = ""
+    chat: bool = False
+    """Whether each is what a user says in a chat."""
+    k: Annotated[int, Meta(ge=1, le=50)] = 12
+
+
 STEERED = 2048
 """Characters of a text to be continued."""
 EDITED = 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
-from gemscope.app import api, causes, feature, kept, lists, map_view, prompt, search, steer_view
+from gemscope.app import api, causes, compare, feature, kept, lists, map_view, prompt, search, steer_view
 from gemscope.app.static import static
 
 _AT = "/{model}/{source}"
@@ -21,6 +21,8 @@ ROUTES: list[Route] = [
     Route("/static/{name:path}", static),
     Route("/favicon.ico", static),
     *api.ROUTES,
+    Route("/compare.json", compare.pair),
+    Route("/compare", compare.pair),
     Route("/lists.json", kept.all_lists),
     Route("/lists", kept.all_lists),
     Route("/lists/new", kept.new, methods=["POST"]),
@@ -45,6 +47,8 @@ ROUTES: list[Route] = [
     Route(f"{_AT}/steer", steer_view.steer, methods=["GET", "POST"]),
     Route(f"{_AT}/steer/stream", steer_view.stream),
     Route(f"{_AT}/steer/units.json", steer_view.units),
+    Route(f"{_AT}/compare.json", compare.texts, methods=["GET", "POST"]),
+    Route(f"{_AT}/compare", compare.texts, methods=["GET", "POST"]),
     Route(f"{_AT}/attribute.json", causes.attribute, methods=["GET", "POST"]),
     Route(f"{_AT}/attribute", causes.attribute, methods=["GET", "POST"]),
     Route(f"{_AT}/map.json", map_view.feature_map),

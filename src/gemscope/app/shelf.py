@@ -23,11 +23,11 @@ from gemscope.pages.charts.scatter import Cells, gathered
 from gemscope.pages.links import ServerLinks
 
 MANIFEST = "manifest.json"
-OURS = frozenset({"api", "favicon.ico", "health", "lists", "queue", "search", "static"})
+OURS = frozenset({"api", "compare", "favicon.ico", "health", "lists", "queue", "search", "static"})
 """First parts of addresses that no model can have."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@=~-]{0,199}")
-_PAGES = frozenset({"search", "prompt", "steer", "attribute", "random", "map"})
+_PAGES = frozenset({"search", "prompt", "steer", "attribute", "compare", "random", "map"})
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,7 @@ def _environment() -> Environment:
         "shade": strips.shade,
         "snippet": snippet,
         "spark": spark,
+        "example_of": strips.example,
         "strip": strips.strip,
         "strongest_of": rows.strongest,
         "ways": WAYS,

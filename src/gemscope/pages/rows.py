@@ -107,9 +107,14 @@ def _heading(interval: Interval) -> str:
     )
 
 
-def neighbours(ones: Iterable[Neighbour], links: Links) -> Markup:
-    """Features with their cosines."""
-    return _rows((_named(one, links), figure(one.cosine)) for one in ones)
+def neighbours(of: int, ones: Iterable[Neighbour], links: Links) -> Markup:
+    """Features with their cosines, each with a link to it beside the feature that they are neighbours `of`."""
+    return _rows((_named(one, links), figure(one.cosine), *_beside(of, one, links)) for one in ones)
+
+
+def _beside(of: int, one: Neighbour, links: Links) -> tuple[str, ...]:
+    url = links.compare(of, one.feature)
+    return (f'<a href="{escape(url)}" aria-label="Compare with {one.feature}">compare</a>',) if url else ()
 
 
 def partners(ones: Iterable[Partner], links: Links) -> Markup:

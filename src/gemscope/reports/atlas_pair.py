@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from gemscope.atlas.files.manifest import Manifest
-from gemscope.atlas.meaning import misfit
 from gemscope.atlas.reader import Atlas
 from gemscope.errors import InputError, Mismatch
 from gemscope.features.together import Best, Together
@@ -266,6 +265,7 @@ def opened(manifest: Manifest) -> SAE:
     """The SAE that an atlas names, from this machine. Raises what `load_sae` raises, and Mismatch where it is none of
     the atlas's.
     """
+    from gemscope.atlas.meaning import misfit
     from gemscope.features.load import load_sae
 
     if not manifest.sae:
@@ -301,6 +301,8 @@ def _matching(
     if one.manifest.model != other.manifest.model:
         return None, f"{one.manifest.model} and {other.manifest.model} are two models: their features are not matched"
     if saes is not None:
+        from gemscope.atlas.meaning import misfit  # brings torch, without which figures are there
+
         for atlas, sae in zip(atlases, saes, strict=True):
             if amiss := misfit(atlas.manifest, sae):
                 raise Mismatch(f"the atlas at {atlas.folder} {amiss}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup, escape
 
-from gemscope.features.histogram import Histogram
+from gemscope.features.histogram import Histogram, is_logarithmic
 from gemscope.pages.charts.axes import BOTTOM, LEFT, RIGHT, TOP, WIDE, steps
 from gemscope.pages.numbers import figure, short
 
@@ -22,17 +22,21 @@ _NARROW = 1e-300
 """What cannot be parted further: bins of no width, or lost beside where they begin."""
 
 
-def histogram(data: Histogram, *, title: str, across: str, things: str) -> Markup:
-    """Bars. `across` names the horizontal axis, `things` what is counted ("firings", "tokens").
+def histogram(data: Histogram, *, title: str, across: str, things: str, until: float | None = None) -> Markup:
+    """Bars. `across` names the horizontal axis, `things` what is counted ("firings", "tokens"); `until` is where the
+    axis ends, so that two charts can have one.
 
     Where the fullest bin holds more than 50 times what the emptiest holds that is not empty, bars show the logarithm of
     their counts, and the axis says so.
     """
     counts, low, step = data.counts, data.low, data.step
+    if until is not None and step > 0 and until > low:
+        counts = counts[: math.ceil((until - low) / step)]
     high, top = low + step * len(counts), max(counts, default=0)
     if not top or not high - low > _NARROW:
         return Markup("")
-    logarithmic = data.logarithmic
+    logarithmic = is_logarithmic(counts)
+    end, high = high, high if until is None else until
     width, height = WIDE - LEFT - RIGHT, HIGH - TOP - BOTTOM
 
     def x(value: float) -> float:
@@ -44,7 +48,7 @@ def histogram(data: Histogram, *, title: str, across: str, things: str) -> Marku
     def y(count: float) -> float:
         return floor - unit * (math.log10(1 + count) if logarithmic else count)
 
-    starts, ends = _bars(len(counts))
+    starts, ends = _bars(len(counts), (end - low) / (high - low))
     bars = "".join([f"{start}{y(count):.1f}{ends}" for start, count in zip(starts, counts, strict=True) if count])
     out = [f'<path class="axis" d="M{LEFT} {floor:.1f}h{width}"/>']
     for value in steps(low, high, 5):
@@ -66,9 +70,9 @@ def histogram(data: Histogram, *, title: str, across: str, things: str) -> Marku
 
 
 @lru_cache(maxsize=64)
-def _bars(count: int) -> tuple[list[str], str]:
-    """What draws each of so many bars up to its height, and what draws the rest of it."""
-    wide, floor = (WIDE - LEFT - RIGHT) / count, HIGH - BOTTOM
+def _bars(count: int, share: float) -> tuple[list[str], str]:
+    """What draws each of so many bars, which take a share of the axis, up to its height, and what draws the rest."""
+    wide, floor = (WIDE - LEFT - RIGHT) * share / count, HIGH - BOTTOM
     starts = [f"M{LEFT + index * wide:.1f} {floor}V" for index in range(count)]
     return starts, f"h{max(wide - 0.8, wide / 2):.2f}V{floor}z"
 
