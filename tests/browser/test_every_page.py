@@ -57,6 +57,11 @@ def _tested(page: Page) -> None:
     page.wait_for_selector(".test mark", timeout=LIVE)
 
 
+def _compared(page: Page) -> None:
+    page.click("form.texts button")
+    page.wait_for_selector(".aligned", timeout=LIVE)
+
+
 def _tried(page: Page) -> None:
     page.click(".test summary")
     page.fill(".test textarea", "Her sister is here.")
@@ -92,6 +97,13 @@ PAGES: dict[str, tuple[str, Callable[[Page], object]]] = {
     "steer-found": (f"{AT}/steer?add=words&feature=22", lambda page: page.wait_for_selector(".suggestions")),
     "steer-off": (f"{PLANTED}/steer", lambda page: None),
     "causes": (f"{AT}/prompt?text={quote('My mother and my')}", _explained),
+    "compare": (f"/compare?a={AT[1:]}/{SISTER}&b={AT[1:]}/{GREETINGS}", lambda page: None),
+    "compare-which": ("/compare", lambda page: None),
+    "compare-saes": (f"/compare?a={AT[1:]}&b={PLANTED[1:]}", lambda page: None),
+    "compare-texts": (
+        f"{AT}/compare?text={quote('The bank of the river')}&other={quote('The bank of England')}",
+        _compared,
+    ),
     "prompt-off": (f"{PLANTED}/prompt", lambda page: None),
     "embed": (f"{AT}/{SISTER}?embed=true&defaulttesttext=A+sister", _tested),
     "embed-fixed": (f"{AT}/{SISTER}?embed=true&embedtestfield=false&defaulttesttext=A+sister", lambda page: None),
