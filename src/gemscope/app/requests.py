@@ -11,6 +11,7 @@ from msgspec.structs import asdict
 
 from gemscope.atlas.notes import kept
 from gemscope.checked import Finite
+from gemscope.edits import defaults
 from gemscope.edits.strength import Amount
 from gemscope.edits.ways import WAYS
 from gemscope.errors import InputError
@@ -139,14 +140,15 @@ EDITED = 20
 """Features that are steered with at most."""
 STRONG = 1e6
 """Greatest size of a strength, in whatever unit."""
-FULL = Amount(1.0, "max")
-"""What a feature is steered with unless something is said."""
+TURNS = 16
+"""Of a chat that were answered before, at most."""
 Row = tuple[int, Amount, float]
 """A feature, its strength and its factor."""
 
 Strong = Annotated[float, Meta(ge=-STRONG, le=STRONG)]
 Written = Annotated[int, Meta(ge=1, le=256)]
 """Tokens to write."""
+Replies = Annotated[tuple[Typed, ...], Meta(max_length=TURNS)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 Seed = Annotated[int, Meta(ge=-100_000_000, le=100_000_000)]
 
@@ -163,18 +165,24 @@ class Steering(
 
     features: Annotated[tuple[Index, ...], Meta(max_length=EDITED)] = ()
     strengths: Annotated[tuple[Strong | Annotated[str, Meta(max_length=100)], ...], Meta(max_length=EDITED)] = ()
-    """Each with its unit, raw without; where there are fewer than features, each one's greatest activation."""
+    """Each with its unit, raw without; 0.5norm where there are fewer than features."""
     factors: Annotated[tuple[Annotated[float, Meta(ge=-1000, le=1000)], ...], Meta(max_length=EDITED)] = ()
     """For what takes a factor instead (`scale`, `project`); 0 where there are fewer."""
     prompt: Annotated[str, Meta(max_length=STEERED)] = ""
     chat: bool = False
     """Whether the prompt is what a user says in a chat, to be replied to."""
+    said: Annotated[tuple[Annotated[str, Meta(max_length=STEERED)], ...], Meta(max_length=TURNS)] = ()
+    """What the user said before, turn by turn."""
+    alone: Replies = ()
+    """What the model as it is replied to each."""
+    steered: Replies = ()
+    """What it replied to each when it was steered: both sides of a chat go on in their own words."""
     how: Way = next(iter(WAYS))
     at: Literal["all", "prompt", "generated"] = "all"
-    temperature: Temperature = 0.5
-    seed: Seed = 16
-    tokens: Written = 40
-    n: Annotated[int, Meta(ge=1, le=8)] = 1
+    temperature: Temperature = defaults.TEMPERATURE
+    seed: Seed = defaults.SEED
+    tokens: Written = defaults.TOKENS
+    n: Annotated[int, Meta(ge=1, le=8)] = defaults.SAMPLES
     """Texts of each kind."""
     random: bool = False
     """Whether other features, as strong, are tried as well: a control."""
@@ -186,12 +194,31 @@ class Steering(
     """A feature to take in: its number, or words of its label."""
 
     def __post_init__(self) -> None:
-        """Raises InputError for a feature that is named twice, and for what is no strength."""
+        """Raises InputError for a feature that is named twice, for what is no strength, and for half a chat."""
         if len(set(self.features)) < len(self.features):
             raise InputError("feature is named twice: give each feature once, with one strength")
         for amount in self._amounts:
             if abs(amount.value) > STRONG:
                 raise InputError(f"strength={amount}: expected a strength from {-STRONG:,.0f} to {STRONG:,.0f}")
+        if not len(self.said) == len(self.alone) == len(self.steered):
+            raise InputError(
+                f"{len(self.said)} turns said, {len(self.alone)} replies alone and {len(self.steered)} steered: "
+                "expected as many of each"
+            )
+        if self.said and (not self.chat or self.n > 1 or self.random or self.noise):
+            raise InputError(
+                "a chat that goes on has one sample and no controls: say chat=true, n=1, no random or noise"
+            )
+
+    @property
+    def texts(self) -> tuple[Any, Any]:
+        """What the model as it is goes on from, and what it does steered: texts, or the turns of a chat."""
+        if not self.chat:
+            return self.prompt, self.prompt
+        from gemscope.text.chat import history  # brings torch, and is asked by who has a model
+
+        said = [*self.said, self.prompt]
+        return history(said, self.alone), history(said, self.steered)
 
     @property
     def _amounts(self) -> list[Amount]:
@@ -200,7 +227,7 @@ class Steering(
     @property
     def rows(self) -> list[Row]:
         """Each feature with its strength and its factor."""
-        strengths, factors = (*self._amounts, *[FULL] * EDITED), (*self.factors, *[0.0] * EDITED)
+        strengths, factors = (*self._amounts, *[defaults.STRENGTH] * EDITED), (*self.factors, *[0.0] * EDITED)
         return list(zip(self.features, strengths, factors, strict=False))
 
     def query(self, rows: list[Row] | None = None) -> dict[str, Any]:
@@ -215,8 +242,8 @@ class Steering(
 
     @property
     def state(self) -> dict[str, Any]:
-        """All but the features and what is to be done now."""
-        beside = ("features", "strengths", "factors", "run", "add")
+        """All but the features, what was said before, and what is to be done now."""
+        beside = ("features", "strengths", "factors", "said", "alone", "steered", "run", "add")
         return {name: value for name, value in asdict(self).items() if name not in beside}
 
 

@@ -45,7 +45,7 @@ ROUTES: list[Route] = [
     Route(f"{_AT}/prompt", prompt.prompt, methods=["GET", "POST"]),
     Route(f"{_AT}/steer.json", steer_view.steer, methods=["GET", "POST"]),
     Route(f"{_AT}/steer", steer_view.steer, methods=["GET", "POST"]),
-    Route(f"{_AT}/steer/stream", steer_view.stream),
+    Route(f"{_AT}/steer/stream", steer_view.stream, methods=["GET", "POST"]),
     Route(f"{_AT}/steer/units.json", steer_view.units),
     Route(f"{_AT}/compare.json", compare.texts, methods=["GET", "POST"]),
     Route(f"{_AT}/compare", compare.texts, methods=["GET", "POST"]),

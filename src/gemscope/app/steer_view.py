@@ -17,11 +17,12 @@ from starlette.responses import Response
 from gemscope.app.asking import MEASURING, ask, body_of, pressed, query_of, source_of
 from gemscope.app.events import Events
 from gemscope.app.lists import line
-from gemscope.app.requests import EDITED, FULL, Steering
+from gemscope.app.requests import EDITED, Steering
 from gemscope.app.responses import data, page, wants_data, wants_part
 from gemscope.app.shelf import Source, summarised
 from gemscope.app.worker import Job
 from gemscope.atlas.dashboard import Dashboard, Summary
+from gemscope.edits import defaults
 from gemscope.edits.strength import Amount, Strength
 from gemscope.edits.ways import require_added
 from gemscope.errors import GemscopeError, InputError, NotFound
@@ -43,6 +44,12 @@ class Dial:
     norm: float | None
     """Its greatest activation as a share of the median norm, where that is known already."""
     without: str
+
+    @property
+    def share(self) -> float:
+        """Where its slider stands: the amount as a share of the median norm, 0 where that is not known."""
+        known = self.strength and self.strength.of_norm
+        return known or (self.amount.value if self.amount.unit == "norm" else 0.0)
 
     @property
     def strength(self) -> Strength | None:
@@ -67,7 +74,13 @@ def dials(source: Source, asked: Steering) -> list[Dial]:
 
 
 def dial(
-    source: Source, asked: Steering, one: Dashboard, amount: Amount = FULL, factor: float = 0.0, *, norm: float | None
+    source: Source,
+    asked: Steering,
+    one: Dashboard,
+    amount: Amount = defaults.STRENGTH,
+    factor: float = 0.0,
+    *,
+    norm: float | None,
 ) -> Dial:
     """The one of a feature. Where nobody knows the median `norm` yet, shares of it are left out: pages do not wait."""
     share = one.max * one.decoder_norm / norm if norm and one.decoder_norm else None
@@ -185,12 +198,13 @@ def _runs(runs: Sequence[Any]) -> list[dict[str, Any]]:
 
 async def stream(request: Request) -> Response:
     """The texts as they come, as server-sent events: `wait`, `frame`, and at last `done` or `failed`."""
-    source, asked = source_of(request), query_of(request, Steering)
+    source = source_of(request)
+    asked = await body_of(request, Steering) if request.method == "POST" else query_of(request, Steering)
     _check(source, asked)
 
     def work(job: Job[Any]) -> dict[str, Any]:
         runs = source.live.steer(job, source.atlas, asked)
-        html = render("steer_result.html", links=source.links, runs=runs)
+        html = render("steer_result.html", links=source.links, runs=runs, asked=asked)
         shares = {str(one.summary.feature): one.norm for one in dials(source, asked)}
         return {"runs": _runs(runs), "url": source.links.steer(**asked.query()), "html": html, "shares": shares}
 

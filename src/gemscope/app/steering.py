@@ -19,7 +19,6 @@ from gemscope.edits.ways import WAYS
 from gemscope.features.sae import SAE
 from gemscope.reports.steer import Frame, Steered
 from gemscope.reports.steer import stream as writing
-from gemscope.text.chat import turn_of
 
 
 @dataclass(frozen=True)
@@ -72,10 +71,12 @@ def stream(
 
 
 def _run(job: Job[Any], model: LanguageModel, asked: Steering, one: Variant, atlas: Atlas) -> Run:
+    alone, steered = asked.texts
     news = writing(
         model,
-        turn_of(asked.prompt) if asked.chat else asked.prompt,
+        steered,
         one.edits,
+        default=alone if asked.said else None,
         n=asked.n,
         max_new_tokens=asked.tokens,
         temperature=asked.temperature,

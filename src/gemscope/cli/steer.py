@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from gemscope.cli import options
 from gemscope.cli.bars import bars
-from gemscope.cli.steering import SAMPLES, Wanted, Work
+from gemscope.cli.steering import Wanted, Work
+from gemscope.edits import defaults
 from gemscope.edits.strength import Amount
 from gemscope.edits.ways import WAYS
 from gemscope.errors import InputError
@@ -36,11 +37,13 @@ def add_to(commands: Any) -> None:
         "TEXT - reads stdin.",
         epilog="Example: gemscope steer 2852=2max 'I live in'. Strengths: 2max is twice the feature's largest "
         "activation, 0.5norm adds a vector half as long as activations are there (the median norm), 30 or 30raw is in "
-        "units of its activation, as a number alone is everywhere; all three are reported. Around 0.5norm text changes "
-        "and mostly stays text; far above it breaks down.",
+        "units of its activation, as a number alone is everywhere; all three are reported. A feature alone is set to "
+        f"{defaults.STRENGTH}: there text changes and mostly stays text; from {defaults.BREAKS}norm on it breaks down.",
     )
     steer.add_argument("words", nargs="+", metavar="[MODEL SAE] FEATURE=STRENGTH ... TEXT")
-    steer.add_argument("-n", type=int, help=f"samples of each (default {SAMPLES}; 1 at temperature 0)")
+    steer.add_argument(
+        "-n", type=int, help=f"samples of each (default {defaults.SAMPLES}; with --sweep {defaults.SWEPT})"
+    )
     act = steer.add_argument_group("the edit")
     act.add_argument(
         "--how",
@@ -57,9 +60,15 @@ def add_to(commands: Any) -> None:
     )
     act.add_argument("--every-token", action="store_true", help="special tokens, first positions and sinks too")
     text = steer.add_argument_group("the text")
-    text.add_argument("--temperature", type=float, default=0.5, help="default 0.5; 0 takes the likeliest token")
-    text.add_argument("--seed", type=int, default=16, help="of the dice that both texts are drawn with (default 16)")
-    text.add_argument("--max-new-tokens", type=int, default=40, metavar="N", help="default 40")
+    plain = defaults
+    text.add_argument(
+        "--temperature",
+        type=float,
+        default=plain.TEMPERATURE,
+        help=f"default {plain.TEMPERATURE}; 0: the likeliest token",
+    )
+    text.add_argument("--seed", type=int, default=plain.SEED, help=f"of both texts' dice (default {plain.SEED})")
+    text.add_argument("--max-new-tokens", type=int, default=plain.TOKENS, metavar="N", help=f"default {plain.TOKENS}")
     options.add_chat(steer)
     control = steer.add_argument_group("controls, beside the edit").add_mutually_exclusive_group()
     control.add_argument(
@@ -138,7 +147,7 @@ def _wanted(args: argparse.Namespace, word: str) -> tuple[int, Amount | None]:
     assert found is not None
     feature, given = int(found[1]), found[2]
     if given is None:
-        return feature, None
+        return feature, defaults.STRENGTH if WAYS[args.how].takes == "a strength" else None
     try:
         amount = Amount.read(given)
     except InputError as error:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from gemscope.edits import defaults
 from gemscope.edits.strength import Amount
 from gemscope.edits.ways import WAYS
 from gemscope.errors import InputError
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from gemscope.reports.dose import Dose
     from gemscope.reports.steer import Steered
     from gemscope.text.chat import OneText
-
-
-SAMPLES = 3
 
 
 Wanted = Mapping[int, Amount | None]
@@ -102,8 +100,9 @@ class Work:
 
     def _options(self) -> dict[str, Any]:
         args = self.args
+        n = defaults.SWEPT if args.sweep and args.temperature else defaults.SAMPLES
         return {
-            "n": args.n if args.n is not None else SAMPLES if args.temperature else 1,
+            "n": n if args.n is None else args.n,
             "max_new_tokens": args.max_new_tokens,
             "temperature": args.temperature,
             "seed": args.seed,
@@ -147,9 +146,8 @@ class Work:
                     found[feature] = 0.0
                 case "a factor" if amount is None:
                     raise InputError(f"feature {feature}: --how {how} needs a factor, as in {feature}=0.5")
-                case _ if amount is None:
-                    raise InputError(f"feature {feature} has no strength: write {feature}=2max, =0.5norm or =30 (raw)")
                 case takes:
+                    assert amount is not None
                     found[feature] = amount if takes == "a strength" else amount.value
         return found
 

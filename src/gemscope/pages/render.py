@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from gemscope.edits import defaults
 from gemscope.edits.ways import WAYS
 from gemscope.pages import numbers, rows, strips
 from gemscope.pages.changes import changes
@@ -132,6 +133,7 @@ def _environment() -> Environment:
         "example_of": strips.example,
         "strip": strips.strip,
         "strongest_of": rows.strongest,
+        "usual": defaults,
         "ways": WAYS,
     }
     return made

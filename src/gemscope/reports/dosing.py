@@ -13,6 +13,7 @@ from torch import Tensor
 from gemscope.activations.editing import Edit
 from gemscope.activations.model import LanguageModel
 from gemscope.atlas.meaning import Given, labels_of
+from gemscope.edits import defaults
 from gemscope.errors import InputError, TokenOutOfRange
 from gemscope.progress import Progress, silent
 from gemscope.reports.dose import Dose, Response
@@ -31,10 +32,10 @@ def dose(
     strengths: Sequence[float],
     *,
     target: int | Sequence[int],
-    n: int = 3,
-    max_new_tokens: int = 40,
-    temperature: float = 0.5,
-    seed: int = 16,
+    n: int = defaults.SWEPT,
+    max_new_tokens: int = defaults.TOKENS,
+    temperature: float = defaults.TEMPERATURE,
+    seed: int = defaults.SEED,
     control: Callable[[float], Sequence[Edit]] | None = None,
     control_name: str | None = None,
     atlas: Given = None,
@@ -82,7 +83,7 @@ def dose(
             for _ in writing:
                 advance(1)
             found += [_written(writing, variant, ids) for variant in range(len(writing.variants))]
-    prompt = groups[0].prompt
+    (prompt,) = groups[0].prompts[:1]
     with model.watched(check):
         logits = [_after(model, prompt, ids, edits) for _, edits in asked]
     responses = [

@@ -8,14 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from gemscope.activations.editing import Edit
 from gemscope.activations.model import LanguageModel
 from gemscope.atlas.meaning import Given, labels_of
+from gemscope.edits import defaults
 from gemscope.edits.strength import Strength
 from gemscope.pages.labels import said_of
 from gemscope.pages.marked import SHOWN, notebook, terminal
 from gemscope.pages.plain import Shown, harmless
 from gemscope.reports.writing import Continuation, Writing, positions_of
+from gemscope.shapes import Int
 from gemscope.text.chat import OneText
 from gemscope.text.printable import clipped, readable
 
@@ -63,6 +67,8 @@ class Steered(Shown):
     """What each edit's feature stands for, by the atlas that was at hand."""
     control: str | None = None
     """What stands in a feature's place here, if this run is a control."""
+    default_prompt: str | None = None
+    """What the model as it is went on from, where that was another text."""
     computed: str = ""
     """Number format and device, and why where they were chosen."""
 
@@ -84,7 +90,8 @@ class Steered(Shown):
 
         figures = console.no_color or console.color_system is None
         yield Text(self._title(), style="bold")
-        yield Text(f"prompt: {readable(clipped(self.prompt, 400))}")
+        for line in self._prompts():
+            yield Text(line)
         for line in self._conditions():
             yield Text(line)
         yield Text()
@@ -112,9 +119,9 @@ class Steered(Shown):
             return f"<td {cell}>{notebook(one.tokens, one.change)}<br><small>{harmless(_figures(one))}</small></td>"
 
         body = "".join(f"<tr>{shown(pair.default)}{shown(pair.steered)}</tr>" for pair in self.pairs)
-        lines = "<br>".join(map(harmless, self._conditions()))
+        lines = "<br>".join(map(harmless, [*self._prompts(None), *self._conditions()]))
         return (
-            f"<div><p><b>{harmless(self._title())}</b><br>prompt: {harmless(self.prompt)}<br>{lines}</p>"
+            f"<div><p><b>{harmless(self._title())}</b><br>{lines}</p>"
             f"<table style='width:100%;table-layout:fixed'><thead><tr><th style='text-align:left'>default</th>"
             f"<th style='text-align:left'>{other}</th></tr></thead><tbody>{body}</tbody></table>"
             f"<p><small>{harmless(self._legend(False))}</small></p></div>"
@@ -122,6 +129,12 @@ class Steered(Shown):
 
     def _title(self) -> str:
         return f"{self.model}, as it is and {'with a control' if self.control else 'edited'}"
+
+    def _prompts(self, most: int | None = 400) -> list[str]:
+        both = [("prompt", self.prompt)]
+        if self.default_prompt is not None:
+            both = [("prompt of the default", self.default_prompt), ("prompt of the steered", self.prompt)]
+        return [f"{name}: {text if most is None else readable(clipped(text, most))}" for name, text in both]
 
     def _conditions(self) -> list[str]:
         edits = [f"edit: {line}" for line in said_of(self.edits, self.labels)] or ["edit: none"]
@@ -154,15 +167,19 @@ def stream(
     text: OneText,
     edits: Sequence[Edit],
     *,
-    n: int = 1,
-    max_new_tokens: int = 40,
-    temperature: float = 0.5,
-    seed: int = 16,
+    default: OneText | None = None,
+    n: int = defaults.SAMPLES,
+    max_new_tokens: int = defaults.TOKENS,
+    temperature: float = defaults.TEMPERATURE,
+    seed: int = defaults.SEED,
     control: str | None = None,
     atlas: Given = None,
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[Frame | Steered]:
     """A `Frame` after each token, at last the `Steered`.
+
+    `default` is what the model as it is goes on from, where that is not the same `text`: in a chat each side has
+    replied in its own words before (`gemscope.text.chat.history`).
 
     `n` samples of both models are written in one batch, pairs of them with the same noise. `check` is called as each
     block of the model runs; what it raises ends the work. `control` names what stands in a feature's place, if
@@ -172,7 +189,7 @@ def stream(
     Raises, when called: InputError, EmptyText, TextTooLong, TokenOutOfRange, SiteNotFound, Mismatch. While iterated:
     NotFinite where an edit leaves no probabilities.
     """
-    edits = tuple(edits)
+    edits, begun = tuple(edits), default
     labels = labels_of(edits, atlas)
     writing = Writing(
         model,
@@ -183,6 +200,7 @@ def stream(
         temperature=temperature,
         seed=seed,
         check=check,
+        own={} if begun is None else {0: begun},
     )
 
     def frames() -> Iterator[Frame | Steered]:
@@ -192,7 +210,8 @@ def stream(
         wrote = [_continuations(writing, variant, edits) for variant in (0, 1)]
         yield Steered(
             model=model.name,
-            prompt=text if isinstance(text, str) else "".join(model.texts(writing.prompt[0].tolist())),
+            prompt=_said(model, text, writing.prompts[1]),
+            default_prompt=None if begun is None else _said(model, begun, writing.prompts[0]),
             edits=tuple(map(str, edits)),
             strengths=tuple(getattr(edit, "strength", None) for edit in edits),
             pairs=tuple(Pair(default=one, steered=other) for one, other in zip(*wrote, strict=True)),
@@ -213,10 +232,11 @@ def steer(
     text: OneText,
     edits: Sequence[Edit],
     *,
-    n: int = 1,
-    max_new_tokens: int = 40,
-    temperature: float = 0.5,
-    seed: int = 16,
+    default: OneText | None = None,
+    n: int = defaults.SAMPLES,
+    max_new_tokens: int = defaults.TOKENS,
+    temperature: float = defaults.TEMPERATURE,
+    seed: int = defaults.SEED,
     control: str | None = None,
     atlas: Given = None,
     check: Callable[[], None] = lambda: None,
@@ -226,6 +246,7 @@ def steer(
         model,
         text,
         edits,
+        default=default,
         n=n,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -236,6 +257,10 @@ def steer(
     )
     assert isinstance(last, Steered)
     return last
+
+
+def _said(model: LanguageModel, text: OneText, ids: Int[Tensor, "1 T"]) -> str:
+    return text if isinstance(text, str) else "".join(model.texts(ids[0].tolist()))
 
 
 def _continuations(writing: Writing, variant: int, edits: Sequence[Edit]) -> list[Continuation]:

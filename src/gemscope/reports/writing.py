@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import codecs
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from gemscope.errors import EmptyText, InputError
 from gemscope.pages.plain import known
 from gemscope.shapes import Float, Int
 from gemscope.text.chat import OneText
+from gemscope.text.tokens import Tokens
 
 _ENTRIES = 1 << 27
 """Logits held at a time: 512 MB in float32."""
@@ -140,9 +142,12 @@ class Writing:
         temperature: float,
         seed: int,
         check: Callable[[], None],
+        own: Mapping[int, OneText] = MappingProxyType({}),
     ) -> None:
-        """Raises InputError, EmptyText, TextTooLong, TokenOutOfRange, SiteNotFound, Mismatch: everything that can be
-        known to be wrong before the first token.
+        """`own` are the texts of those variants, by number, that go on from another than the others.
+
+        Raises InputError, EmptyText, TextTooLong, TokenOutOfRange, SiteNotFound, Mismatch: everything that can be known
+        to be wrong before the first token.
         """
         if n < 1:
             raise InputError(f"n={n}: at least 1 sample must be asked for")
@@ -152,14 +157,16 @@ class Writing:
             require_text_edits(edits)
             with model.edited(*edits):  # what is wrong with the edits shows here
                 pass
-        self.prompt = one_text(model, text)
-        self.columns = self.prompt.shape[-1]
+        first = one_text(model, text)
+        self.prompts = [one_text(model, own[place]) if place in own else first for place in range(len(variants))]
+        """[1, T] each: what a variant goes on from."""
         self._options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
         self.rows = [Row() for _ in range(n * len(self.variants))]
         self._steps = self._begun()
 
     def _begun(self) -> Iterator[Step]:
-        tokens = self.model.tokens(self.prompt.expand(len(self.rows), -1))
+        rows = [ids for prompt in self.prompts for ids in prompt.tolist() * self.n]
+        tokens = Tokens.of(rows, special=self.model.special_ids, pad=rows[0][-1], side="left")
         return self.model.stream(tokens, draws=list(range(self.n)) * len(self.variants), **self._options)  # type: ignore[arg-type]
 
     def of(self, variant: int) -> list[Row]:
@@ -190,7 +197,7 @@ class Writing:
         """
         rows = self.of(variant)
         with self.model.watched(self._check):
-            scores = logprobs(self.model, self.prompt, [row.ids for row in rows], edits)
+            scores = logprobs(self.model, self.prompts[variant], [row.ids for row in rows], edits)
         return [tuple(line[: len(row.ids)]) for row, line in zip(rows, scores.tolist(), strict=True)]
 
 

@@ -23,6 +23,15 @@ def turn_of(text: str) -> list[Turn]:
     return [{"role": "user", "content": text}]
 
 
+def history(said: Sequence[str], replies: Sequence[str]) -> list[Turn]:
+    """A chat: what a user said, each time with the reply to it, and last what is to be replied to."""
+    turns: list[Turn] = []
+    for words, reply in zip(said, [*replies, None], strict=True):
+        turns += turn_of(words)
+        turns += [] if reply is None else [{"role": "assistant", "content": reply}]
+    return turns
+
+
 def chats_of(given: Any) -> list[list[Turn]] | None:
     """Each chat's turns; None for what is no chat. Raises InputError for turns that are none."""
     if is_one_chat(given):

@@ -1,11 +1,12 @@
 // <steer-panel>: strengths in all their units, texts that arrive while they are written, the whole state in the address.
 {
   const figure = (value) => `${value < 0 ? "−" : ""}${Number(Math.abs(value).toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 })}`;
+  const before = ["said", "alone", "steered"];
   const named = { default: "The model alone", steered: "Steered", random: "Control: other features", noise: "Control: noise" };
   const parts = (text) => new DOMParser().parseFromString(text, "text/html").body.childNodes; // its scripts never run
 
-  async function* events(url, signal) {
-    const answer = await fetch(url, { signal, headers: { accept: "text/event-stream, application/json" } });
+  async function* events(url, body, signal) {
+    const answer = await fetch(url, { method: "POST", body, signal, headers: { accept: "text/event-stream, application/json" } });
     if (!answer.ok) throw new Error((await answer.json()).error);
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     for (let kept = ""; ; ) {
@@ -29,7 +30,7 @@
       this.rows = this.querySelector("[data-rows]");
       this.form.addEventListener("submit", (event) => this.submitted(event));
       this.form.addEventListener("input", (event) => this.turned(event.target));
-      this.form.addEventListener("click", (event) => this.clicked(event));
+      this.addEventListener("click", (event) => this.clicked(event));
       this.form.addEventListener("keydown", (event) => {
         if (event.key !== "Enter" || event.target.name !== "add") return;
         event.preventDefault(); // else the first button of the form is pressed
@@ -47,7 +48,7 @@
     // --- strengths
 
     ready() {
-      for (const range of this.querySelectorAll("input[type=range]")) range.hidden = false;
+      for (const range of this.querySelectorAll(".scale, input[type=range]")) range.hidden = false;
       for (const dial of this.querySelectorAll(".dial")) this.read(dial);
     }
 
@@ -55,7 +56,7 @@
       const by = field.closest(".by");
       if (by) {
         const [number, range] = by.querySelectorAll("input");
-        if (field === range) number.value = by.matches(".strength") ? `${range.value}max` : range.value;
+        if (field === range) number.value = by.matches(".strength") ? `${range.value}norm` : range.value;
         else if (by.matches(".factor") && field.value !== "") range.value = field.value;
         this.read(field.closest(".dial"), field !== range);
       }
@@ -71,7 +72,11 @@
       const said = [[raw, "raw"], [raw / max, "× max"], [(raw / max) * share, "× median norm"]];
       const known = said.filter(([value]) => Number.isFinite(value)).map(([value, word]) => ` = ${figure(value)} ${word}`);
       dial.querySelector(".strength output").textContent = known.join("").trim();
-      if (follow && Number.isFinite(raw / max)) dial.querySelector(".strength input[type=range]").value = raw / max;
+      const range = dial.querySelector(".strength input[type=range]");
+      const norms = unit === "norm" ? Number(number) : (raw / max) * share;
+      if (follow && Number.isFinite(norms)) range.value = norms;
+      const breaks = Math.abs(range.value) >= range.dataset.breaks;
+      range.setAttribute("aria-valuetext", `${range.value} × norm${breaks ? ", where text breaks down" : ""}`);
     }
 
     // --- which features
@@ -80,6 +85,12 @@
       const { target } = event;
       if (target.closest("[data-cancel]")) this.stop("Cancelled.");
       if (target.closest("[data-share]")) this.share();
+      if (target.closest("[data-over]")) {
+        event.preventDefault();
+        this.stop("");
+        this.outcome.replaceChildren();
+        this.form.elements.prompt.focus();
+      }
       const gone = target.closest("[data-remove]");
       if (!gone) return;
       event.preventDefault();
@@ -91,20 +102,27 @@
     }
 
     async add(button) {
-      const before = this.querySelectorAll(".dial").length;
+      const many = this.querySelectorAll(".dial").length;
       const answer = await fetch(`${this.form.action}?${this.state(button)}`, { headers: { "hx-request": "true", accept: "text/html" } });
       this.rows.replaceChildren(...parts(await answer.text()));
       this.ready();
       this.address();
-      const added = this.querySelectorAll(".dial").length > before;
+      const added = this.querySelectorAll(".dial").length > many;
       const next = added ? ".dial:last-child input[type=range]:not([hidden])" : ".suggestions button, [name=add]";
       this.rows.querySelector(next)?.focus();
     }
 
     // --- the state
 
-    state(button) {
+    get chat() {
+      return this.form.elements.chat?.checked;
+    }
+
+    // With what was said before where a chat goes on: a link opens with what is set alone.
+    state(button, said) {
       const state = new FormData(this.form, button);
+      if (!said) for (const name of before) state.delete(name);
+      if (this.chat) for (const name of ["n", "random", "noise"]) state.delete(name); // of texts that stand alone
       if (!["scale", "project"].includes(state.get("how"))) state.delete("factor");
       if (button?.name !== "add" && button?.dataset.add === undefined) state.delete("add");
       state.delete("run");
@@ -150,13 +168,16 @@
       this.stop();
       const running = (this.running = new AbortController());
       const mine = () => this.running === running;
-      const state = this.state();
+      const state = this.state(undefined, this.chat);
       this.address();
       this.busy(true);
       this.say("Asking the model…");
-      this.outcome.replaceChildren();
+      this.rest();
+      if (!this.chat) this.outcome.replaceChildren();
+      this.writing = this.outcome.appendChild(document.createElement("div"));
+      if (this.chat) this.writing.append(Object.assign(document.createElement("p"), { className: "said", textContent: state.get("prompt") }));
       try {
-        for await (const [kind, news] of events(`${this.dataset.stream}?${state}`, running.signal)) {
+        for await (const [kind, news] of events(this.dataset.stream, state, running.signal)) {
           if (!mine()) return;
           if (kind === "wait") this.say(news.ahead ? `Waiting: ${news.ahead} before you.` : "Writing…");
           else if (kind === "frame") this.frame(news, state);
@@ -170,6 +191,12 @@
         if (mine() || !this.running) this.busy(false);
         if (mine()) this.running = null;
       }
+    }
+
+    // What a chat held before stays when a turn came to nothing.
+    rest() {
+      for (const one of this.outcome.querySelectorAll(":scope > .notice")) one.remove();
+      if (this.chat) this.writing?.remove();
     }
 
     busy(on) {
@@ -190,12 +217,13 @@
     }
 
     text(sample, name, samples) {
-      while (this.outcome.children.length <= sample) {
+      const rows = this.writing.getElementsByClassName("texts");
+      while (rows.length <= sample) {
         const made = document.createElement("div");
         made.className = "texts";
-        this.outcome.append(made);
+        this.writing.append(made);
       }
-      const row = this.outcome.children[sample];
+      const row = rows[sample];
       let cell = row.querySelector(`:scope > [data-run="${name}"]`);
       if (!cell) {
         cell = document.createElement("div");
@@ -216,6 +244,10 @@
       for (const dial of this.querySelectorAll(".dial")) dial.dataset.norm = shares[dial.dataset.feature] ?? "";
       this.ready();
       this.outcome.replaceChildren(...parts(html));
+      if (this.chat) {
+        this.form.elements.prompt.value = "";
+        this.form.elements.prompt.focus({ preventScroll: true });
+      }
       const [{ default: alone, steered }] = runs[0].pairs;
       const same = runs[0].pairs.every((pair) => pair.default.text === pair.steered.text);
       this.say(same ? "Done: the edit changed no word." : `Done: ${Math.max(alone.ids.length, steered.ids.length)} tokens.`);
@@ -226,7 +258,9 @@
       notice.className = "notice";
       notice.setAttribute("role", "alert");
       notice.textContent = error.message || "the server does not answer";
-      this.outcome.replaceChildren(notice);
+      this.rest();
+      if (this.chat) this.outcome.append(notice);
+      else this.outcome.replaceChildren(notice);
       this.say("");
     }
   }
