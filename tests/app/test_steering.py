@@ -189,7 +189,7 @@ def test_a_form_alone_gives_a_whole_page_with_what_was_written(live: TestClient)
 def test_a_feature_is_added_by_its_number_or_by_its_label(live: TestClient) -> None:
     found = live.get(f"{STEER}.json", params={**ASKED, "add": "12", "run": True}).json()
     assert [(one["index"], one["strength"]) for one in found["features"]] == [
-        ("5", "2max"), ("9", "-1.5max"), ("12", "1max"),
+        ("5", "2max"), ("9", "-1.5max"), ("12", "0.5norm"),
     ]  # fmt: skip
     assert found["runs"] is None
     by_label = live.get(f"{STEER}.json", params={**ASKED, "add": "sea words"}).json()
@@ -259,7 +259,7 @@ def test_a_norm_that_cannot_be_is_refused_with_the_atlas(norm: float, tmp_path: 
     ("state", "status", "said"),
     [
         ({"feature": 99}, 404, "no feature 99"),
-        ({"feature": 6}, 400, "feature 6 fires on none"),
+        ({"feature": 6, "strength": "1max"}, 400, "feature 6 fires on none"),
         ({"feature": "x"}, 400, "expected a whole number"),
         ({"feature": [5, 5]}, 400, "named twice"),
         ({"feature": list(range(21))}, 400, '"feature" has length 21, expected a list of at most 20'),
@@ -330,7 +330,7 @@ def test_a_feature_s_page_has_a_panel_that_leads_to_the_steer_view(live: TestCli
     assert found["prompt"]
     # A form alone leads there as well, and writes.
     fields = dict(re.findall(r'name="(feature|strength|seed|tokens)"[^>]*value="([^"]*)"', page))
-    assert fields == {"feature": "5", "strength": "1max", "seed": "16", "tokens": "40"}
+    assert fields == {"feature": "5", "strength": "0.5norm", "seed": "16", "tokens": "40"}
     assert "<steer-panel" not in live.get(f"{AT}/6").text  # a dead one has no strength to be measured in
 
 

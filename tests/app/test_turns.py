@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -9,7 +10,9 @@ from urllib.parse import urlsplit
 import pytest
 from starlette.testclient import TestClient
 
-from served import AT, MODEL, PROMPT, STEER, TEXT, told
+from gemscope.edits.steer import Steer
+from gemscope.reports.steer import steer as run_steer
+from served import AT, MODEL, PROMPT, SAE, STEER, TEXT, told
 
 _TEMPLATE = (
     "{% for turn in messages %}<|im_start|>{{ turn['role'] }}\n{{ turn['content'] }}<|im_end|>\n{% endfor %}"
@@ -81,3 +84,58 @@ def test_where_the_model_has_no_chat_template_no_box_is_there_and_a_link_is_one_
         answer = live.get(f"{AT}/{path}.json", params=asked)
         assert answer.status_code == 400
         assert "has no chat template" in answer.json()["error"]
+
+
+def _went_on(said: list[str], replies: list[str]) -> list[dict[str, str]]:
+    turns = [("user", said[0])]
+    for reply, then in zip(replies, said[1:], strict=True):
+        turns += [("assistant", reply), ("user", then)]
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def test_each_side_of_a_chat_goes_on_in_its_own_words_with_the_same_dice(chats: TestClient) -> None:
+    said, alone, steered = ["the sea", "and the sun", PROMPT], ["the cat", "a"], ["the sun and the sea and", "the"]
+    asked = {"feature": 5, "strength": 4, "prompt": said[-1], "tokens": 6, "seed": 3, "chat": "true"}
+    before = {"said": said[:-1], "alone": alone, "steered": steered}
+    (run,) = chats.post(f"{STEER}.json", data={**asked, **before}).json()["runs"]
+    edits, how = [Steer(SAE, 5, 4.0)], {"max_new_tokens": 6, "seed": 3}
+    for name, replies in (("default", alone), ("steered", steered)):
+        (expected,) = run_steer(MODEL, _went_on(said, replies), edits, **how).pairs
+        assert run["pairs"][0][name]["ids"] == list(getattr(expected, name).ids)
+        assert run["pairs"][0][name]["logprobs"] == pytest.approx(getattr(expected, name).logprobs, abs=1e-4)
+    assert "the sun and the sea" in run["prompt"]
+    assert "the cat" in run["default_prompt"]
+    ended = told(chats.post(f"{STEER}/stream", data={**asked, **before}))[-1]
+    assert (ended[0], ended[1]["runs"]) == ("done", [run])
+
+
+def test_a_chat_goes_on_by_a_form_alone(chats: TestClient) -> None:
+    asked = {"feature": "5", "prompt": "the sea", "tokens": "4", "chat": "true", "run": "true"}
+    page = chats.get(STEER, params=asked).text
+    assert re.search(r"<textarea[^>]*></textarea>", page)  # for what is said next
+    for turn in (1, 2):
+        kept = {
+            name: [html.unescape(one) for one in re.findall(f'form="steering" name="{name}" value="([^"]*)"', page)]
+            for name in ("said", "alone", "steered")
+        }
+        assert [len(one) for one in kept.values()] == [turn] * 3
+        page = chats.get(STEER, params={**asked, **kept, "prompt": "and then?"}).text
+    assert page.count('class="said"') == 3
+    assert 'name="said"' not in chats.get(STEER, params={**asked, "chat": ""}).text
+
+
+@pytest.mark.parametrize(
+    ("state", "told_so"),
+    [
+        ({"alone": []}, "1 turns said, 0 replies alone and 1 steered"),
+        ({"n": 2}, "one sample and no controls"),
+        ({"noise": True}, "one sample and no controls"),
+        ({"chat": ""}, "one sample and no controls"),
+        ({name: ["a"] * 17 for name in ("said", "alone", "steered")}, "has length 17, expected a list of at most 16"),
+    ],
+)
+def test_what_is_no_chat_is_one_line(chats: TestClient, state: dict[str, object], told_so: str) -> None:
+    asked = {"feature": 5, "prompt": PROMPT, "chat": "true", "said": ["a"], "alone": ["b"], "steered": ["c"], **state}
+    answer = chats.post(f"{STEER}.json", data=asked)
+    assert answer.status_code == 400
+    assert told_so in answer.json()["error"]

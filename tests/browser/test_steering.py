@@ -20,13 +20,17 @@ def test_a_feature_is_steered_with_from_its_page_and_the_texts_come_as_they_are_
     panel = page.locator("steer-panel")
     panel.scroll_into_view_if_needed()
     output = panel.locator(".strength output")
+    slider = panel.locator(".strength input[type=range]")
+    assert (slider.get_attribute("min"), slider.input_value(), slider.get_attribute("max")) == ("-1.0", "0.5", "1.0")
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    assert panel.locator("[name=strength]").input_value() == "0.45norm"
+    assert slider.get_attribute("aria-valuetext") == "0.45 × norm"
+    page.keyboard.press("End")
+    assert slider.get_attribute("aria-valuetext") == "1 × norm, where text breaks down"
     with gs.Atlas(BUNDLED) as atlas:
         most = atlas[GREETINGS].max
-    assert f"{most:.3g} raw = 1 × max" in shown(output)
-    panel.locator(".strength input[type=range]").focus()
-    for _ in range(10):
-        page.keyboard.press("ArrowRight")
-    assert panel.locator("[name=strength]").input_value() == "2max"
+    panel.locator("[name=strength]").fill("2max")
     assert f"{2 * most:.3g} raw = 2 × max" in shown(output)
     assert "strength=2max" in (panel.locator("[data-open]").get_attribute("href") or "")
     panel.locator("[name=tokens]").fill("10")
@@ -122,7 +126,7 @@ def test_two_features_are_steered_with_and_the_address_opens_with_all_of_it(
             for name in ("feature", "strength", "prompt", "how", "at", "temperature", "seed", "tokens", "n")
         }
         assert state == {
-            "feature": [str(GREETINGS), str(SISTER)], "strength": ["1max", "-1.5max"], "prompt": ["We met at noon & said"],
+            "feature": [str(GREETINGS), str(SISTER)], "strength": ["0.5norm", "-1.5max"], "prompt": ["We met at noon & said"],
             "how": ["add"], "at": ["generated"], "temperature": ["0.8"], "seed": ["7"], "tokens": ["8"], "n": ["2"],
         }  # fmt: skip
         assert other.locator("[name=random]").is_checked()
@@ -138,6 +142,22 @@ def test_two_features_are_steered_with_and_the_address_opens_with_all_of_it(
         other.click(f"[aria-label='Remove feature {GREETINGS}']")
         assert other.locator(".dial").count() == 1
         assert f"feature={GREETINGS}" not in other.url
+
+
+def test_a_chat_goes_on_each_side_in_its_own_words(page: Page) -> None:
+    page.goto(f"{AT}/steer?feature={GREETINGS}&tokens=6&chat=true")
+    for turn, words in enumerate(("What is the sea?", "And the sky?"), 1):
+        page.fill("[name=prompt]", words)
+        page.keyboard.press("Tab")
+        page.click("button.main")
+        page.locator("input[name=said]").nth(turn - 1).wait_for(state="attached", timeout=LIVE)
+        assert page.locator("p.said").all_text_contents()[-1] == words
+        assert page.locator(".outcome .texts").count() == turn
+        assert page.locator("[name=prompt]").input_value() == ""
+    assert "said=" not in page.url
+    assert not page.locator("[name=n]").is_visible()
+    page.click("[data-over]")
+    assert page.locator(".outcome *").count() == 0
 
 
 def test_what_cannot_be_written_is_said_on_the_panel(watched: tuple[Page, Watch]) -> None:

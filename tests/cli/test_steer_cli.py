@@ -62,7 +62,7 @@ def test_the_shell_sweeps(tmp_path: object, capsys: pytest.CaptureFixture[str]) 
         (["2510=nan", "I live in"], "2510=nan: 'nan' is no strength"),
         (["2510=2Max", "I live in"], "'2Max' is no strength"),
         (["2510=abc", "I live in"], "'abc' is no strength"),
-        (["2510", "I live in"], "has no strength"),
+        (["2510", "I live in", "--how", "scale"], "needs a factor"),
         (["2510=2", "2510=3", "I live in"], "named twice"),
         (["2510=2", ""], "the prompt is empty"),
         (["2510=2", "I live in", "-n", "0"], "n=0"),
@@ -124,3 +124,27 @@ def test_every_way_to_edit_can_be_asked_for(how: str, capsys: pytest.CaptureFixt
     feature = {"ablate": "2510", "project": "2510=0", "scale": "2510=3"}.get(how, "2510=1max")
     assert main(["steer", feature, "In October", "--how", how, "-n", "1", "--max-new-tokens", "3", "--json"]) == 0
     assert "2510" in json.loads(capsys.readouterr().out)["edits"][0]
+
+
+def test_the_shell_and_the_browser_steer_alike_where_nothing_is_said() -> None:
+    import argparse
+
+    from gemscope.app.requests import Steering
+    from gemscope.cli import steer
+    from gemscope.cli.steer import _read
+    from gemscope.edits import defaults
+
+    parser = argparse.ArgumentParser()
+    steer.add_to(parser.add_subparsers())
+    args = parser.parse_args(["steer", "5", "I live in"])
+    asked = Steering(features=(5,))
+    (row,) = asked.rows
+    assert _read(args)[2] == {5: row[1]} == {5: defaults.STRENGTH}
+    assert (args.temperature, args.seed, args.max_new_tokens, args.how, args.at) == (
+        asked.temperature,
+        asked.seed,
+        asked.tokens,
+        asked.how,
+        asked.at,
+    )
+    assert asked.n == defaults.SAMPLES

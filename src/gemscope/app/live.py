@@ -98,8 +98,8 @@ class Live:
 
     @property
     def chats(self) -> bool:
-        """Whether its model has a chat template; not where no model is ready."""
-        return self._pair is not None and bool(getattr(self._pair[0].tokenizer, "chat_template", None))
+        """Whether its model has a chat template; while it is loaded it may have one."""
+        return self.on if self._pair is None else bool(getattr(self._pair[0].tokenizer, "chat_template", None))
 
     def units(self, job: Job[Any], atlas: Atlas) -> Any:
         """The `Units` of its SAE, by its atlas, or measured where that is no measure: made once. Raises Off."""
