@@ -36,6 +36,7 @@ BOUNDS = (0.0, AGREED, 0.85, 0.9, 0.93, 1.01)
 """Of the agreement of halves, between which figures are told."""
 SHEET, ROWS = 25, 10
 """Features printed to be read, and in the table."""
+_MARKDOWN = str.maketrans({"|": "\\|", "]": "&#93;", "<": "&lt;"})
 
 
 def main() -> None:
@@ -71,9 +72,7 @@ def _sheet(
 
 
 def _listed(model: gs.LanguageModel, ids: list[int]) -> str:
-    return ", ".join(
-        visible(token).replace("|", "\\|").replace("<", "&lt;").lstrip("·") for token in model.strings(ids)
-    )
+    return ", ".join(visible(token).translate(_MARKDOWN).lstrip("·") for token in model.strings(ids))
 
 
 def _random(sae: gs.SAE) -> gs.SAE:
