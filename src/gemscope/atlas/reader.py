@@ -133,7 +133,8 @@ class Atlas:
 
     def striking(self, many: int = 5) -> list[Summary]:
         """A few features to begin with, the same while labels are: rare ones with good labels in somebody's words that
-        fire on several different words, no two on the same (`atlas/striking.py`). Raises CorruptFile.
+        fire on several different words, no two on the same, and promote words of what they read
+        (`atlas/striking.py`). Raises CorruptFile.
         """
         return self._lists.of(
             striking(many, lists=self._lists, explanations=self._explanations, text=self._text, database=self._database)
