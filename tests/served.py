@@ -3,6 +3,7 @@
 import contextlib
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from atlases import planted_atlas
+from gemscope.activations.site import blocks
 from gemscope.app.application import app
 from gemscope.app.worker import Worker
 from gemscope.testing import planted_sae, tiny_model
@@ -100,6 +102,29 @@ def parsed(text: str) -> list[tuple[str, Any]]:
         if lines:
             found.append((lines.get("event", ""), json.loads(lines["data"])))
     return found
+
+
+class Slow:
+    """The first pass through the model takes as long as it is let: an event stands for its seconds."""
+
+    def __init__(self) -> None:
+        self.begun, self.over = threading.Event(), threading.Event()
+        self.passes = 0
+
+    @contextlib.contextmanager
+    def of(self, model: Any) -> Iterator[None]:
+        hook = blocks(model.hf)[0].register_forward_pre_hook(self._within)
+        try:
+            yield
+        finally:
+            self.over.set()
+            hook.remove()
+
+    def _within(self, *_: Any) -> None:
+        self.passes += 1
+        if self.passes == 1:
+            self.begun.set()
+            assert self.over.wait(120)
 
 
 STEER = f"{AT}/steer"

@@ -5,17 +5,15 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
 
-from gemscope.activations.site import blocks
 from gemscope.app.application import app
 from gemscope.app.worker import Worker
-from served import AT, MODEL, TEXT, here, planted, reader, until
+from served import AT, MODEL, TEXT, Slow, here, planted, reader, until
 
 
 def test_when_too_many_wait_the_next_reader_is_told_so(folder: Path) -> None:
@@ -43,29 +41,6 @@ def test_a_text_that_takes_too_long_is_given_up_within_the_pass(folder: Path) ->
         assert answer.status_code == 503
         assert "took longer than 0 seconds" in answer.json()["error"]
         assert not any(module._forward_hooks for module in MODEL.hf.modules())
-
-
-class Slow:
-    """The first pass through the model takes as long as it is let: an event stands for its seconds."""
-
-    def __init__(self) -> None:
-        self.begun, self.over = threading.Event(), threading.Event()
-        self.passes = 0
-
-    @contextlib.contextmanager
-    def of(self, model: Any) -> Iterator[None]:
-        hook = blocks(model.hf)[0].register_forward_pre_hook(self._within)
-        try:
-            yield
-        finally:
-            self.over.set()
-            hook.remove()
-
-    def _within(self, *_: Any) -> None:
-        self.passes += 1
-        if self.passes == 1:
-            self.begun.set()
-            assert self.over.wait(120)
 
 
 def test_a_measure_that_takes_long_gives_way_within_its_pass_to_whoever_asks_and_is_finished_afterwards(
