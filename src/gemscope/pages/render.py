@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from gemscope.activations.site import KINDS
 from gemscope.edits import defaults
 from gemscope.edits.ways import WAYS
 from gemscope.pages import numbers, rows, strips
@@ -87,6 +88,12 @@ def described(site: str, site_out: str) -> str:
     return site if site == site_out else f"{site} → {site_out}"
 
 
+def placed(site: str, site_out: str) -> str:
+    """The same for somebody who does not know the names of sites."""
+    known = KINDS.get(site.rpartition(".")[2])
+    return described(site, site_out) + (f" ({known})" if known else "")
+
+
 @cache
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -122,6 +129,7 @@ def _environment() -> Environment:
         "neighbour_rows": rows.neighbours,
         "partner_rows": rows.partners,
         "passed_over": passed_over,
+        "placed": placed,
         "plane_of": plane_of,
         "provenance": provenance,
         "ranges_of": rows.ranges,
