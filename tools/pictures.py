@@ -78,7 +78,7 @@ def pages(browser, url: str) -> None:
     page.goto(f"{AT}/prompt?text={quote('In the evening we sat by the fire: my mother and my')}")
     page.click("button:has-text('Look')")
     page.wait_for_selector("table.look", timeout=LIVE)
-    page.locator("table.look th a").last.click()
+    page.locator("table.look th button").last.click()
     page.wait_for_selector("section.causes", timeout=LIVE)
     page.evaluate("document.querySelector('section.causes').scrollIntoView()")
     take(page, "causes")
