@@ -16,6 +16,7 @@ from gemscope.features.activations import FeatureActivations
 from gemscope.features.fit import require_fit
 from gemscope.features.sae import SAE
 from gemscope.pages.labels import STANDS, short_label
+from gemscope.pages.numbers import many
 from gemscope.pages.plain import Shown, known
 from gemscope.pages.tables import Cell, Table
 from gemscope.text.chat import OneText
@@ -132,9 +133,9 @@ class TextPair(Shown):
         """How alike they are, in a sentence."""
         if not self.one.features and not self.other.features:
             return "no token that counts sets the texts apart"
-        begin = f"behind the {self.same} tokens that both begin with " if self.same else ""
+        begin = f"after the {many(self.same, 'token')} that both begin with, " if self.same else ""
         return (
-            f"{begin}{self.one.features:,} features fire in the first and {self.other.features:,} in the second, "
+            f"{begin}{many(self.one.features, 'feature')} fire in the first and {self.other.features:,} in the second, "
             f"{self.shared:,} of them in both"
         )
 

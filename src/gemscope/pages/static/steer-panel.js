@@ -2,7 +2,7 @@
 {
   const figure = (value) => `${value < 0 ? "−" : ""}${Number(Math.abs(value).toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 })}`;
   const before = ["said", "alone", "steered"];
-  const named = { default: "The model alone", steered: "Steered", random: "Control: other features", noise: "Control: noise" };
+  const named = { default: "The model alone", steered: "Steered", random: "Control: other features", noise: "Control: random directions" };
   const parts = (text) => new DOMParser().parseFromString(text, "text/html").body.childNodes; // its scripts never run
 
   async function* events(url, body, signal) {
