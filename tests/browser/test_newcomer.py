@@ -230,3 +230,23 @@ def test_without_scripts_a_page_says_what_it_has(chromium: Browser, served: str,
         assert page.goto(url).status == 200  # type: ignore[union-attr]
         assert re.search(re.escape(STILL[url]), shown(page.locator("h1")))
         assert len(shown(page.locator("main"))) > 60
+
+
+@pytest.mark.parametrize("width", [1280, 860, 700, 600, 561, 390, 375])
+def test_on_every_width_the_ways_stand_in_a_line_and_what_unfolds_stays_on_the_page(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    for url in ("/", AT, f"{AT}/search?text=sister", f"{AT}/{SISTER}"):
+        page.goto(url)
+        ways = page.locator(".top nav a")
+        tops = {round(one.bounding_box()["y"]) for one in ways.all()}  # type: ignore[index]
+        assert len(tops) == 1, url
+        assert max(one.bounding_box()["height"] for one in ways.all()) < 40, url  # type: ignore[index]
+    page.click(".keep summary")
+    panel = page.locator(".keep .panel").bounding_box()
+    assert panel
+    assert panel["x"] >= 0
+    assert panel["x"] + panel["width"] <= width
+    page.goto(f"{AT}?text=sister")
+    label = page.locator("table.features td.label").first.bounding_box()
+    assert label
+    assert label["width"] > 230
