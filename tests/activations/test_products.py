@@ -54,13 +54,15 @@ def test_a_jacobian_is_made_by_them_and_is_the_same(by_onednn: list[tuple[int, .
     torch.testing.assert_close(found.later, plain.later, atol=1e-5, rtol=0)
 
 
-def test_what_is_not_in_float32_or_empty_is_left_to_torch(by_onednn: list[tuple[int, ...]]) -> None:
+def test_what_is_not_in_float32_or_empty_or_one_number_for_many_is_left_to_torch(by_onednn: list[tuple[int, ...]]) -> None:
     with products.quick():
         for first, second in (
             (torch.ones(2, 3, dtype=torch.float64), torch.ones(3, 2, dtype=torch.float64)),
             (torch.ones(2, 3, dtype=torch.bfloat16), torch.ones(3, 2, dtype=torch.bfloat16)),
             (torch.ones(0, 3), torch.ones(3, 2)),
             (torch.ones(2, 0), torch.ones(0, 2)),
+            (torch.ones(2, 3), torch.zeros(1).expand(3, 2)),  # as forward mode has them of weights
+            (torch.ones(1).expand(2, 3), torch.ones(3, 2)),
         ):
             assert (first @ second).shape == (len(first), 2)
     assert not by_onednn
