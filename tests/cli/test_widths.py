@@ -25,6 +25,7 @@ COMMANDS = {
     "sweep": ["steer", "2852=200max", "I live in", "--sweep", "0,200", "--random-feature", *QUICK],
     "probe": ["probe", "sample", "--limit", "60", "--length", "8"],
     "probe-two": ["probe", "sample", "--limit", "40", "--length", "8", "--labels", "sqlite-docs,python-docs"],
+    "effect": ["effect", "--features", "263,8029", "--tokens", "48", "--length", "16"],
     "feature": ["feature", "263", "5", "455"],
     "search": ["search", "money"],
     "search-on": ["search", "--on", "money"],

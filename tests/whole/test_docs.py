@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
+from torch import Tensor
 
 import gemscope as gs
 from gemscope.cli.main import parser
@@ -96,6 +98,27 @@ def test_the_python_of_the_edits_page_runs(as_read: Callable[[str], str]) -> Non
     (code,) = re.findall(r"```python\n(.*?)```", EDITS, re.DOTALL)
     line = as_read(code)
     assert re.match(r"add feature 8029 \([\d.]+ raw = [\d.]+ × max = 0.5 × median norm\) at 15.res", line)
+
+
+def test_the_python_of_the_effect_page_runs(
+    tmp_path: Path, as_read: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", EFFECT, re.DOTALL)
+    # Of the whole matrix a coordinate in 64: the tests show that the code runs, not how long it takes.
+    through = importlib.import_module("gemscope.activations.jacobian").Through
+    backward = through.backward
+
+    def little(self: object, h: Tensor, x: Tensor, advance: Callable[[int], None]) -> Tensor:
+        found = torch.zeros(2, h.shape[-1], x.shape[-1], dtype=torch.float64)
+        found[:, ::64] = backward(self, h[..., ::64], x, advance)
+        return found
+
+    monkeypatch.setattr(through, "backward", little)
+    out = as_read(code)
+    assert "along 2 directions alone" in out
+    assert re.search(r"effect of 15\.res of \S+ on the logits: mean Jacobian over \d+ tokens of texts", out)
+    assert out.count("263") >= 3
+    assert (tmp_path / "15.effect").exists()
 
 
 @pytest.mark.slow
