@@ -54,7 +54,9 @@ def test_a_jacobian_is_made_by_them_and_is_the_same(by_onednn: list[tuple[int, .
     torch.testing.assert_close(found.later, plain.later, atol=1e-5, rtol=0)
 
 
-def test_what_is_not_in_float32_or_empty_or_one_number_for_many_is_left_to_torch(by_onednn: list[tuple[int, ...]]) -> None:
+def test_what_is_not_in_float32_or_empty_or_one_number_for_many_is_left_to_torch(
+    by_onednn: list[tuple[int, ...]],
+) -> None:
     with products.quick():
         for first, second in (
             (torch.ones(2, 3, dtype=torch.float64), torch.ones(3, 2, dtype=torch.float64)),
