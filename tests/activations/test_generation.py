@@ -282,7 +282,7 @@ def test_a_text_that_ended_stays_ended_and_the_others_go_on(monkeypatch: pytest.
         torch.testing.assert_close(
             torch.stack([step.logprobs[row] for step in steps[:stop]]), chances[row, :stop], atol=2e-4, rtol=1e-4
         )
-        assert texts[row].removesuffix(model.strings([end])[0]) == model.tokenizer.decode(
+        assert texts[row].removesuffix(model.tokenizer.decode([end])) == model.tokenizer.decode(
             [id_ for id_ in wanted[:stop] if id_ != end], skip_special_tokens=True
         )
     assert steps[-1].ended.tolist() == [end in row for row in free.tolist()]
