@@ -203,7 +203,7 @@ def dialled(label: str | None = "names of seas", token: str | None = " Sea") -> 
 def steer_page(**values: Any) -> str:
     found: dict[str, Any] = {
         "manifest": MANIFEST, "live": True, "why": "", "several": True, "asked": ASKED, "rows": dialled(),
-        "suggestions": [], "suggestions_note": "", "runs": None, "error": None, "note": "",
+        "suggestions": [], "suggestions_note": "", "presets": [], "runs": None, "error": None, "note": "",
     }  # fmt: skip
     return render("steer.html", links=LINKS, **{**found, **values})
 

@@ -15,7 +15,7 @@ from gemscope.app.application import app
 from gemscope.atlas.notes.kept import Kept
 from gemscope.atlas.notes.lists import Lists
 from html_tree import Element, parse
-from served import AT, BASE, HOSTILE, as_json, planted
+from served import AT, BASE, HOSTILE, as_json, here, planted
 
 TINY = "tiny-model@1-res-tiny"
 
@@ -258,3 +258,24 @@ def test_a_frame_and_a_dead_feature_and_a_broken_list_do_no_harm(client: TestCli
     assert "broken.json is not JSON" in page
     assert "Bookmarks" in page
     assert client.get("/lists/broken", headers={"accept": "application/json"}).status_code == 500
+
+
+def test_a_list_of_two_or_three_is_there_to_steer_with(two: list[Path], lists: Lists) -> None:
+    made = app(two, lists=lists, models=here)
+    with TestClient(made, base_url=BASE, raise_server_exceptions=False) as client:
+        for name, features in (("two seas", (3, 5)), ("one", (7,)), ("four", (1, 2, 3, 4))):
+            asked = {"list": name, "feature": [f"{TINY}:{index}" for index in features]}
+            assert client.post("/lists/keep", data=asked, follow_redirects=False).status_code == 303
+        page = parse(client.get(f"{AT}/steer?chat=true&prompt=hello").text)
+        urls = {
+            one.text.split("  ")[0]: one.attributes["href"]
+            for one in page.one("section", **{"class": "presets"}).all("a")
+        }
+        found = next(url for name, url in urls.items() if name.startswith("two seas"))
+        assert not any(name.startswith(("one", "four")) for name in urls)
+        state = client.get(found.replace("/steer?", "/steer.json?")).json()
+        assert [(one["index"], one["strength"]) for one in state["features"]] == [("3", "0.25norm"), ("5", "0.25norm")]
+        assert (state["chat"], state["prompt"]) == (True, "hello")
+        assert "presets" not in client.get(found).text  # features are chosen
+    for atlas in made.state.opened:
+        atlas.close()

@@ -16,7 +16,9 @@ from starlette.responses import Response
 
 from gemscope.app.asking import MEASURING, ask, body_of, pressed, query_of, source_of
 from gemscope.app.events import Events
+from gemscope.app.kept import lists_of
 from gemscope.app.lists import line
+from gemscope.app.presets import presets
 from gemscope.app.requests import EDITED, Steering
 from gemscope.app.responses import data, page, wants_data, wants_part
 from gemscope.app.shelf import Source, summarised
@@ -137,6 +139,7 @@ async def steer(request: Request) -> Response:
         rows=rows,
         suggestions=suggestions,
         suggestions_note=said,
+        presets=[] if rows else await run_in_threadpool(presets, source, asked, lists_of(request)),
         runs=runs,
         error=error,
         note=note,
