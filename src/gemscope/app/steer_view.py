@@ -106,7 +106,6 @@ async def steer(request: Request) -> Response:
     asked = await body_of(request, Steering) if posted else query_of(request, Steering)
     wanted = (asked.run or posted) and not asked.add
     asked, suggestions, said = await run_in_threadpool(_taken_in, source, asked)
-    rows = await run_in_threadpool(dials, source, asked)
     runs, error, note = None, None, ""
     if wanted and not pressed(request):
         note = "Press Generate: a link shows what to write, and does not write it."
@@ -116,6 +115,7 @@ async def steer(request: Request) -> Response:
             runs = await ask(request, lambda job: source.live.steer(job, source.atlas, asked), seconds=WRITING)
         except GemscopeError as raised:
             error = " ".join(str(raised).split())
+    rows = await run_in_threadpool(dials, source, asked)  # whoever steers first has the norm measured
     status = 400 if error else 200
     if wants_data(request):
         found = _data(source, asked, rows)
