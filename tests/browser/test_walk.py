@@ -167,7 +167,7 @@ def test_a_label_is_added_found_by_search_and_taken_away(page: Page, served: str
     page.fill(".find input[type=search]", "zith")  # from any page, by the beginning of a word
     page.keyboard.press("Enter")
     page.wait_for_url("**/search?**")
-    assert shown(page.locator(".found .what")) == "sisters & <i>zithers</i>"
+    assert shown(page.locator(".found .what")) == "sisters & <i>zithers</i>; promotes brother, brotherhood"
     page.click(".found a.number")
     page.wait_for_url(f"**{AT}/{SISTER}")
     page.click("button:has-text('Remove')")
@@ -202,7 +202,7 @@ def test_a_slash_goes_to_the_search_box_from_anywhere_but_not_from_a_field(page:
 
 def test_features_are_found_by_a_token_of_the_corpus(page: Page) -> None:
     page.goto(f"{AT}/search")
-    page.locator(".modes label", has_text="Tokens").click()
+    page.locator(".modes label").get_by_text("Tokens", exact=True).click()
     page.fill("form.search input[type=search]", "sister")
     page.click("form.search button")
     page.wait_for_selector(".hits tbody tr")
@@ -234,7 +234,7 @@ def test_a_prompt_shows_each_token_s_features_and_one_that_is_pinned(page: Page)
     row = rows.filter(has=page.locator("th", has_text="sister"))
     assert str(SISTER) in row.locator(".fired a").all_text_contents()
     hint = row.locator(".fired li", has=page.locator(f"a[href$='/{SISTER}']")).locator(".label")
-    assert shown(hint) == label_of(SISTER)
+    assert shown(hint) == f"{label_of(SISTER)}; promotes brother, brotherhood"
     page.click(f"[aria-label='Pin feature {SISTER}']")
     page.wait_for_selector(".pinned mark")
     assert "sister" in shown(page.locator(".pinned mark.p"))
@@ -277,7 +277,7 @@ def test_the_output_score_is_measured_when_it_is_asked_for(page: Page) -> None:
     page.goto(f"{AT}/{GREETINGS}")
     page.click(".effect button")
     page.locator(".effect", has_text="Output score").wait_for(timeout=LIVE)
-    assert page.locator(".effect tbody tr").count() == 2  # tokens of its examples, and promoted ones
+    assert page.locator(".effect tbody tr").count() == 3  # tokens of its examples, and promoted ones: as measured, and by the direct path
 
 
 def test_the_choice_of_dark_is_remembered(page: Page) -> None:
