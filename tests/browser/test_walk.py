@@ -277,7 +277,8 @@ def test_the_output_score_is_measured_when_it_is_asked_for(page: Page) -> None:
     page.goto(f"{AT}/{GREETINGS}")
     page.click(".effect button")
     page.locator(".effect", has_text="Output score").wait_for(timeout=LIVE)
-    assert page.locator(".effect tbody tr").count() == 3  # tokens of its examples, and promoted ones: as measured, and by the direct path
+    # tokens of its examples, and promoted ones: as measured, and by the direct path
+    assert page.locator(".effect tbody tr").count() == 3
 
 
 def test_the_choice_of_dark_is_remembered(page: Page) -> None:
