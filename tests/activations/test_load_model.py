@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from gemscope.activations import load
+from gemscope.activations import load, measured
 from gemscope.activations.load import load_model, load_tokenizer
 from gemscope.errors import (
     CorruptFile,
@@ -74,7 +74,8 @@ def test_a_folder_gives_the_model_that_was_saved_there(saved, family, capfd):
     assert transformers.utils.logging.is_progress_bar_enabled()
 
 
-def test_weights_keep_their_number_format_unless_another_is_asked_for(damaged):
+def test_weights_keep_their_number_format_where_that_is_quick_unless_another_is_asked_for(damaged, monkeypatch):
+    monkeypatch.setattr(measured, "relative_time", lambda dtype: 0.3)
     small = tiny_model("llama", dtype=torch.bfloat16)
     small.hf.save_pretrained(damaged)
     assert load_model(damaged).dtype == torch.bfloat16
