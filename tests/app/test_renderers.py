@@ -1,6 +1,7 @@
 """Pages that processes beside the server's make: the same as its own, whatever becomes of them."""
 
 import asyncio
+import gc
 import os
 import signal
 import time
@@ -129,3 +130,28 @@ def test_the_processes_end_with_the_server(folder: Path) -> None:
         (pid,) = crowd()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_where_no_process_can_be_started_the_server_makes_all_pages(
+    served: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    async def refused(*command: str, **how: object) -> None:
+        asked.append(command)
+        raise BlockingIOError(11, "no more processes")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refused)
+    failed: list[object] = []
+
+    async def use(renderers: Renderers) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context))
+        for index, html in enumerate(await asyncio.gather(*(renderers.page(wanted(index)) for index in range(8)))):
+            assert html == feature.made(served, wanted(index))
+        await asyncio.sleep(0)
+        renderers._hands = [hand for hand in renderers._hands if not hand.done()]  # what it raised is told when it goes
+        gc.collect()
+
+    with_another(served, use)
+    assert len(asked) == 1
+    assert failed == []

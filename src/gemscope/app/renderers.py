@@ -101,7 +101,12 @@ class Renderers:
         for _ in range(self._processes):
             # -P: a file in the working folder that is named like a module of ours is none.
             command = (sys.executable, "-P", "-m", "gemscope.app.renderer", *map(str, self._folders))
-            process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, pipesize=ROOM, limit=ROOM)
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *command, stdin=PIPE, stdout=PIPE, pipesize=ROOM, limit=ROOM
+                )
+            except OSError:  # the system gives no more processes: those that there are do it
+                return
             self._started.append(process)
             self._hands.append(asyncio.create_task(self._make_there(process)))
 
