@@ -1,0 +1,164 @@
+"""A device that is not there, so that a mixed-device operation cannot hide where there is none to run on: tensors that
+say that they are on it, whose numbers a processor computes, under the rules of a real one. What goes to it and comes
+from it is counted, and whatever makes the processor wait for it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import backend_registration
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
+
+aten = torch.ops.aten
+
+NAME = "pretended"
+_INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
+_COPIES = {aten._to_copy, aten.copy_}
+_MAY_BE_APART = _INDEXED | _COPIES
+"""What takes tensors of two devices: copies, and indices that the processor holds."""
+_WAITS = {
+    aten._local_scalar_dense: "item",
+    aten.equal: "equal",
+    aten.nonzero: "nonzero",
+    aten.masked_select: "masked_select",
+    aten._unique2: "unique",
+    aten.unique_dim: "unique",
+    aten.unique_consecutive: "unique",
+    aten.bincount: "bincount",
+}
+"""Whose answer, or its size, the processor needs before it goes on: it waits until all that was asked for is done."""
+
+
+class Traffic(Counter[str]):
+    """How often what happened: "to" and "from" the device, and what waited for it, by name."""
+
+    @property
+    def waits(self) -> int:
+        """How often the processor waited: copies from the device are waited for, too."""
+        return sum(number for name, number in self.items() if name != "to")
+
+
+@contextmanager
+def pretended() -> Iterator[tuple[torch.device, Traffic]]:
+    """A device that exists while the block runs, and what is told of it."""
+    _register()
+    traffic = Traffic()
+    _open.append(traffic)
+    # Or torch.tensor(..., device=...) would copy where no mode sees it.
+    torch._C._set_only_lift_cpu_tensors(True)
+    try:
+        with _Device(traffic):
+            yield torch.device(NAME, 0), traffic
+    finally:
+        torch._C._set_only_lift_cpu_tensors(False)
+        _open.pop()
+
+
+_open: list[Traffic] = []
+
+
+@cache
+def _register() -> None:
+    class Hook(backend_registration._DummyPrivateUse1Hook):
+        def is_available(self) -> bool:
+            return bool(_open)  # for other tests in this process there is none
+
+    backend_registration._setup_privateuseone_for_python_backend(NAME, hook=Hook())
+
+
+class _There(Tensor):
+    """A tensor that says that it is on the device; `here` has its numbers."""
+
+    here: Tensor
+
+    @staticmethod
+    def __new__(cls, here: Tensor) -> _There:
+        made: _There = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls,
+            here.shape,
+            strides=here.stride(),
+            storage_offset=here.storage_offset(),
+            dtype=here.dtype,
+            layout=here.layout,
+            device=torch.device(NAME, 0),
+            requires_grad=here.requires_grad,
+        )
+        made.here = here
+        return made
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["here"], None
+
+    @classmethod
+    def __tensor_unflatten__(cls, inner: Mapping[str, Tensor], _: None, size: Any, stride: Any) -> _There:
+        return cls(inner["here"])
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()  # torch has none of its own for such tensors
+
+    def __repr__(self, *, tensor_contents: object = None) -> str:
+        return f"{self.here!r} on {NAME}"
+
+    @classmethod
+    def __torch_dispatch__(cls, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(operation, args, kwargs or {}, Traffic())
+
+
+class _Device(TorchDispatchMode):
+    def __init__(self, traffic: Traffic) -> None:
+        super().__init__()
+        self.traffic = traffic
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(operation, args, kwargs or {}, self.traffic)
+
+
+def _run(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any], traffic: Traffic) -> Any:
+    tensors = [one for one in tree_flatten((args, kwargs))[0] if isinstance(one, Tensor)]
+    there = [one for one in tensors if isinstance(one, _There)]
+    asked = kwargs.get("device")
+    to_there = asked is not None and torch.device(asked).type == NAME
+    if not there and not to_there:
+        return operation(*args, **kwargs)
+    packet = operation._overloadpacket
+    _require_one_device(operation, packet, tensors, traffic)
+    if packet in _WAITS:
+        traffic[_WAITS[packet]] += 1
+    elif packet is aten.repeat_interleave and kwargs.get("output_size") is None:
+        traffic["repeat_interleave"] += 1
+    elif packet in _INDEXED and any(isinstance(one, _There) and one.dtype == torch.bool for one in args[1]):
+        traffic["mask"] += 1
+    plain = dict(kwargs)
+    if asked is not None:
+        plain["device"] = torch.device("cpu")
+    stays = bool(there) if asked is None else to_there
+    if packet is aten._to_copy and asked is not None and bool(there) != to_there:
+        traffic["to" if to_there else "from"] += 1
+    if packet is aten.copy_ and isinstance(args[0], _There) != isinstance(args[1], _There):
+        traffic["to" if isinstance(args[0], _There) else "from"] += 1
+        stays = isinstance(args[0], _There)
+    inner_args, inner_kwargs = tree_map_only(_There, lambda one: one.here, (list(args), plain))
+    out = operation(*inner_args, **inner_kwargs)
+    if not stays:
+        return args[0] if packet is aten.copy_ else out
+    wrapped = tree_map(lambda one: _There(one) if isinstance(one, Tensor) else one, out)
+    return return_and_correct_aliasing(operation, tuple(args), dict(kwargs), wrapped)
+
+
+def _require_one_device(operation: Any, packet: Any, tensors: Sequence[Tensor], traffic: Traffic) -> None:
+    """As torch has it: numbers of no dimension may be the processor's."""
+    here = [one for one in tensors if not isinstance(one, _There) and one.dim() > 0]
+    if not here or len(here) == len(tensors):
+        return
+    if packet not in _MAY_BE_APART:
+        raise RuntimeError(f"{operation}: expected all tensors on one device, found {NAME} and {here[0].device}")
+    if packet not in _COPIES:
+        traffic["to"] += len(here)
