@@ -19,7 +19,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gemscope.features.catalog import catalog, order
-from gemscope.features.published import Entry, mark_canonical, read_names
+from gemscope.features.entry import Entry
+from gemscope.features.gemma_scope_names import mark_canonical, read_names
 
 TARGET = Path(__file__).parent.parent / "src/gemscope/data/catalog/gemma_scope.csv.gz"
 
@@ -55,7 +56,7 @@ def from_table(table: Path) -> list[Entry]:
 
 def from_hub() -> list[Entry]:
     """What the Hub lists today, in the repositories that the snapshot knows; raises where it cannot be reached."""
-    return list(catalog(online=True))
+    return [entry for entry in catalog(online=True) if entry.generation is not None]
 
 
 def write(entries: Iterable[Entry], target: Path) -> None:

@@ -36,3 +36,12 @@ def test_a_terminal_gets_whole_addresses_however_narrow(
         assert lines[0].split() == ["address", "model", "site", "width", "L0", "Neuronpedia"]
     else:  # below each other: no line is wider than what it has to say
         assert lines[0] == shown[0].address
+
+
+def test_what_cannot_be_opened_is_marked_and_never_proposed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["catalog", "--offline", "--model", "gpt2-small", "--width", "24k", "--limit", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[1].split("\t")[2] == "(not opened here)"
+    assert main(["catalog", "--offline", "--model", "gpt2-small", "--width", "24k", "--limit", "2"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[2].split("\t")[0] in err

@@ -9,16 +9,18 @@ import pytest
 from gemscope.activations.site import Site
 from gemscope.errors import HubUnreachable, InputError, ModelNotFound, SiteNotFound
 from gemscope.features.catalog import catalog
+from gemscope.features.gemma_scope_names import gemma_scope
 from gemscope.features.published import entry_of, find, nearest, parse_files, snapshot
+from gemscope.features.registry import registry
 
 TUTORIAL = "google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71"
 
 
 def test_the_snapshot_lists_every_file_once():
     addresses = [entry.address for entry in snapshot()]
-    assert len(addresses) == len(set(addresses)) == 11_214
+    assert len(addresses) == len(set(addresses)) == 11_214 + 2_214
     generations = Counter(entry.generation for entry in snapshot())
-    assert generations == {1: 2_430, 2: 8_784}
+    assert generations == {1: 2_430, 2: 8_784, None: 2_214}
     per_repo = Counter(entry.repo for entry in snapshot())
     assert per_repo["google/gemma-scope-2b-pt-res"] == 316
     assert per_repo["google/gemma-scope-9b-pt-att"] == 492
@@ -44,6 +46,71 @@ def test_every_name_leads_back_to_its_entry():
         assert entry.neuronpedia_id is None or find(entry.neuronpedia_id) is entry
 
 
+def test_all_names_of_saelens_s_registry_are_known():
+    names = {name for entry in snapshot() for name in entry.saelens_names}
+    unlisted = 2  # two groups have no canonical one there
+    assert len(names) - unlisted == 13_857
+    assert len({name.split()[0] for name in names}) == 170
+    assert len({entry.release for entry in registry()}) == 78
+    assert sum(entry.neuronpedia_id is not None for entry in registry()) == 1_552
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "model", "site", "site_out", "width", "l0"),
+    [
+        ("gpt2-small-res-jb blocks.8.hook_resid_pre", "jbloom/GPT2-Small-SAEs-Reformatted/blocks.8.hook_resid_pre",
+         "openai-community/gpt2", "7.res", "7.res", 24_576, None),
+        ("gpt2-small/6-att-kk", "ckkissane/attn-saes-gpt2-small-all-layers/gpt2-small_L6_Hcat_z_lr1.20e-03_l11.10e+00_"
+         "ds24576_bs4096_dc1.00e-06_rsanthropic_rie25000_nr4_v9.pt", "openai-community/gpt2", "6.att", "6.att", 24_576, 17),
+        ("llama_scope_lxa_32x l16a_32x", "fnlp/Llama3_1-8B-Base-LXA-32x/Llama3_1-8B-Base-L16A-32x",
+         "meta-llama/Llama-3.1-8B", "16.att_out", "16.att_out", 131_072, 50),
+        ("qwen3-4b/18-transcoder-hp", "mwhanna/qwen3-4b-transcoders/layer_18.safetensors", "Qwen/Qwen3-4B",
+         "18.transcoder", "18.mlp", None, None),
+        ("qwen-scope-3.5-27b-w80k-l50 layer32", "Qwen/SAE-Res-Qwen3.5-27B-W80K-L0_50/layer32.sae.pt",
+         "Qwen/Qwen3.5-27B", "32.res", "32.res", 81_920, 50),
+        ("gemma-2-2b/19-sae_bench-topk-res-4k__trainer_3_step_final", "canrager/saebench_gemma-2-2b_width-2pow12_"
+         "date-1109/gemma-2-2b_topk_width-2pow12_date-1109/resid_post_layer_19/trainer_3", "google/gemma-2-2b",
+         "19.res", "19.res", 4_096, None),
+        ("pythia-70m-deduped-res-sm blocks.0.hook_resid_pre", "ctigges/pythia-70m-deduped__res-sm_processed/e-res-sm",
+         "EleutherAI/pythia-70m-deduped", "embed", "embed", None, None),
+        ("deepseek-r1-distill-llama-8b/16-llamascope-slimpj-openr1-res-32k", "fnlp/Llama-Scope-R1-Distill/"
+         "400M-Slimpajama-400M-OpenR1-Math-220k/L16R", "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "16.res", "16.res",
+         32_768, None),
+        ("goodfire-llama-3.3-70b-instruct layer_50", "Goodfire/Llama-3.3-70B-Instruct-SAE-l50/"
+         "Llama-3.3-70B-Instruct-SAE-l50.pt", "meta-llama/Llama-3.3-70B-Instruct", "50.res", "50.res", 65_536, 121),
+    ],
+)  # fmt: skip
+def test_others_than_gemma_scope_are_known_too(name, address, model, site, site_out, width, l0):
+    entry = find(name)
+    assert entry is not None
+    assert (entry.address, entry.model, str(entry.site), str(entry.site_out)) == (address, model, site, site_out)
+    assert entry.width == width
+    assert l0 is None or entry.l0 == l0
+    assert find(entry.address) is entry
+
+
+def test_what_cannot_be_opened_says_why():
+    closed = Counter(entry.layout for entry in registry() if entry.closed)
+    assert closed == {"circuit_tracer_clt": 26, "temporal": 3, "saelens": 1}
+    assert "no site" in find("gpt2-small-res-jb blocks.0.hook_resid_pre").closed
+    assert find("gpt2-small-mlp-tm blocks.6.hook_mlp_out").factor == pytest.approx(1.3237742807210804)
+
+
+def test_models_are_found_by_any_of_their_names():
+    for name in ("openai-community/gpt2", "gpt2", "gpt2-small"):
+        assert {entry.model for entry in catalog(name, online=False)} == {"openai-community/gpt2"}
+    assert len(catalog("llama3.1-8b", site="att_out", width="32k", online=False)) == 32
+    assert len(catalog("Qwen/Qwen3.5-27B", width="81k", layer=3, online=False)) == 2
+
+
+def test_a_listing_of_the_hub_keeps_what_is_still_there():
+    listed = parse_files("mwhanna/qwen3-4b-transcoders", ["layer_18.safetensors", "config.yaml"])
+    assert [entry.sae_id for entry in listed] == ["layer_18"]
+    folder = "Llama3_1-8B-Base-L16A-32x"
+    listed = parse_files("fnlp/Llama3_1-8B-Base-LXA-32x", [f"{folder}/hyperparams.json", "README.md"])
+    assert [entry.path for entry in listed] == [folder]
+
+
 def test_canonical_is_the_l0_closest_to_100_of_its_group():
     groups = {}
     for entry in snapshot():
@@ -54,7 +121,7 @@ def test_canonical_is_the_l0_closest_to_100_of_its_group():
         assert abs(canonical.l0 - 100) == min(abs(entry.l0 - 100) for entry in group)
     # 429 have a canonical name in SAELens, two of its groups lack one, and there is one transcoder a layer
     assert len(groups) == 429 + 2 + 26
-    assert not any(entry.canonical for entry in snapshot() if entry.generation == 2 or entry.layer is None)
+    assert not any(entry.canonical for entry in snapshot() if entry.generation != 1 or entry.layer is None)
 
 
 def test_where_two_are_as_close_to_100_saelens_decides():
@@ -200,7 +267,7 @@ def test_entries_are_plain_values_to_dict():
 def test_listing_needs_no_torch():
     code = (
         "import sys; from gemscope.features.catalog import catalog; "
-        "assert len(catalog(online=False)) == 11214; assert 'torch' not in sys.modules"
+        "assert len(catalog(online=False)) == 13428; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -212,5 +279,5 @@ def test_the_snapshot_can_be_made_again_from_its_own_entries(tmp_path):
     spec = spec_from_file_location("catalog_snapshot", Path(__file__).parents[2] / "tools/catalog_snapshot.py")
     tool = module_from_spec(spec)
     spec.loader.exec_module(tool)
-    tool.write(snapshot(), tmp_path / "again.csv.gz")
+    tool.write(gemma_scope(), tmp_path / "again.csv.gz")
     assert (tmp_path / "again.csv.gz").read_bytes() == tool.TARGET.read_bytes()

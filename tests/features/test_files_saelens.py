@@ -164,7 +164,7 @@ def test_what_cannot_be_done_rightly_is_refused_in_one_line(tmp_path, config, me
     ("metadata", "message"),
     [
         ({"hook_name": "blocks.7.mlp.hook_post"}, r"blocks\.7\.mlp\.hook_post"),
-        ({"hook_name": "blocks.0.hook_resid_pre"}, "hook_resid_pre"),
+        ({"hook_name": "blocks.0.hook_resid_pre", "model_name": "gpt2-small"}, "hook_resid_pre"),  # positions are added
         ({"hook_name": "blocks.3.hook_mlp_in"}, "hook_mlp_in"),  # TransformerLens and its users mean different tensors
         ({"hf_hook_name": "model.layers.7.mystery"}, "mystery"),
         ({"hook_name": None}, "does not say where"),

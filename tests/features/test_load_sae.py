@@ -7,7 +7,7 @@ import torch
 
 import gemscope as gs
 from gemscope import load_sae
-from gemscope.errors import HubUnreachable, InputError, NotFound, SAENotFound, UnsafeFile
+from gemscope.errors import FileError, HubUnreachable, InputError, NotFound, SAENotFound, UnsafeFile
 from gemscope.features import load
 from gemscope.features.kernels import choice
 from gemscope.features.several import is_pattern, matching
@@ -247,7 +247,15 @@ def test_what_is_no_sae_says_what_was_expected(here):
             SAENotFound,
             "nearest: gemma-scope-2b-pt-res-canonical",
         ),
-        ("gpt2-small-res-jb blocks.8.hook_resid_pre", SAENotFound, "expected REPO/path"),
+        ("gpt2-small-res-jb blocks.8.hook_resid_pre", HubUnreachable, "jbloom/GPT2-Small-SAEs-Reformatted/blocks.8"),
+        (
+            "gpt2-small-res-jb blocks.8.hook_resid_pro",
+            SAENotFound,
+            "nearest: gpt2-small-res-jb blocks.8.hook_resid_pre",
+        ),
+        ("temporal-sae-gemma-2-2b blocks.12.hook_resid_post", FileError, "depend on earlier tokens"),
+        ("gemma-2-2b/13-clt-hp", FileError, "cross-layer"),
+        ("gpt2-small-res-jb blocks.0.hook_resid_pre", FileError, "no site"),
         (TUTORIAL, HubUnreachable, "offline"),
         (TUTORIAL.replace("71", "70"), SAENotFound, f"nearest: {TUTORIAL}"),
     ):

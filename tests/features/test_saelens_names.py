@@ -52,6 +52,27 @@ def test_modules_are_read_as_their_family_means_them(name, model, site):
     assert str(site_of_module(name, model, "a file")) == site
 
 
+@pytest.mark.parametrize(
+    ("model", "site"),
+    [
+        ("pythia-70m-deduped", "embed"),
+        ("gemma-2-2b", "embed"),
+        ("meta-llama/Llama-3.1-8B", "embed"),
+        ("gpt2-small", None),
+        ("facebook/opt-125m", None),
+        ("bigscience/bloom-560m", None),
+        ("ibm-granite/granite-3.0-2b-base", None),
+        (None, None),
+    ],
+)
+def test_what_goes_into_the_first_block_is_the_embedding_where_nothing_is_added_to_it(model, site):
+    if site is not None:
+        assert str(site_of_hook("blocks.0.hook_resid_pre", model, "a file")) == site
+        return
+    with pytest.raises(FileError, match=r"blocks\.0\.hook_resid_pre"):
+        site_of_hook("blocks.0.hook_resid_pre", model, "a file")
+
+
 PUBLISHED = {
     "bigscience/bloom-560m": "bloom", "tiiuae/falcon-7b": "falcon", "google/gemma-2b": "gemma", "gemma-1.1-7b-it": "gemma",
     "gemma-2-9b": "gemma2", "google/gemma-3-270m": "gemma3", "gpt2-small": "gpt2", "pythia-70m-deduped": "gpt_neox",

@@ -13,14 +13,14 @@ from gemscope.cli import options
 from gemscope.progress import silent
 
 if TYPE_CHECKING:
-    from gemscope.features.published import Entry
+    from gemscope.features.entry import Entry
 
 
 def add_to(commands: Any) -> None:
     """catalog, info."""
     catalog = commands.add_parser(
         "catalog",
-        help="published SAEs: Gemma Scope 1 and 2",
+        help="published SAEs: Gemma Scope 1 and 2, and all of SAELens's registry",
         description="Lists what exists, from the Hub where it answers, else from the bundled snapshot.",
     )
     catalog.add_argument("--model", help="such as gemma-2-2b")
@@ -82,7 +82,7 @@ def _catalog(args: argparse.Namespace) -> int:
     beside = None if sys.stdout.isatty() else sys.stderr
     print(f"\n{len(found):,} SAEs{more}, from {found.source}", file=beside)
     if found:
-        one = next((entry for entry in shown if entry.canonical), shown[0])
+        one = next((entry for entry in shown if entry.canonical), next((e for e in shown if not e.closed), shown[0]))
         look = ["look", one.model, one.address, "Your text"]
         options.lead(args, None, ("what does it see in a text?", look), aside=beside is not None)
     return 0
@@ -92,9 +92,11 @@ _COLUMNS = ("address", "model", "site", "width", "L0", "Neuronpedia")
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
-    site = str(entry.site) if entry.site == entry.site_out else f"{entry.site} → {entry.site_out}"
+    site = str(entry.site or "") if entry.site == entry.site_out else f"{entry.site} → {entry.site_out}"
+    if entry.closed:
+        site = f"{site} (not opened here)".strip()
     l0 = ("" if entry.l0 is None else str(entry.l0)) + (" canonical" if entry.canonical else "")
-    return entry.address, entry.model, site, entry.width_label, l0.strip(), entry.neuronpedia_id or ""
+    return entry.address, entry.model, site, entry.width_label or "", l0.strip(), entry.neuronpedia_id or ""
 
 
 def _in_columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:

@@ -12,7 +12,8 @@ from typing import overload
 
 from gemscope.activations.site import Site
 from gemscope.errors import HubUnreachable, InputError, ModelNotFound, SAENotFound
-from gemscope.features.published import Entry, parse_files, snapshot, width_of
+from gemscope.features.entry import Entry
+from gemscope.features.published import parse_files, snapshot, width_of
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ def catalog(
         return (
             (
                 kind is None
-                or entry.site.kind == kind
-                or (kind == "transcoder" and entry.site.kind == "transcoder_nogain")
+                or (entry.site is not None and entry.site.kind == kind)
+                or (entry.site is not None and kind == "transcoder" and entry.site.kind == "transcoder_nogain")
             )
             and layer in (None, entry.layer)
             and n_features in (None, entry.width)
@@ -90,9 +91,13 @@ def catalog(
     return replace(listed, entries=tuple(sorted(filter(fits, listed), key=order)))
 
 
-def order(entry: Entry) -> tuple[str, Site, int, int, str]:
+def order(entry: Entry) -> tuple[str, Site, int, int, str, str]:
     """What entries are sorted by."""
-    return entry.model, entry.site, entry.width, entry.l0 or 0, entry.path
+    place = _EMBED if entry.site is None else entry.site
+    return entry.model, place, entry.width or 0, entry.l0 or 0, entry.repo, entry.path
+
+
+_EMBED = Site(None, "embed")
 
 
 def _place(site: Site | str | None, layer: int | None) -> tuple[str | None, int | None]:
@@ -125,11 +130,16 @@ def _range(
 
 
 def _model_id(model: str, known: Iterable[Entry]) -> str:
-    models = sorted({entry.model for entry in known})
-    for each in models:
-        if model in (each, each.removeprefix("google/")):
-            return each
-    raise ModelNotFound(f"no published SAE reads {model!r}: the models are {', '.join(models)}")
+    """The full id, of one with the owner or without, or as Neuronpedia has it."""
+    known = list(known)
+    names = {entry.neuronpedia_id.split("/", 1)[0]: entry.model for entry in known if entry.neuronpedia_id}
+    names |= {entry.model.split("/", 1)[1]: entry.model for entry in known}
+    models = {entry.model for entry in known}
+    if model in models:
+        return model
+    if model not in names:
+        raise ModelNotFound(f"no published SAE reads {model!r}: the models are {', '.join(sorted(models))}")
+    return names[model]
 
 
 # --- the Hub --------------------------------------------------------------------------------------------------------

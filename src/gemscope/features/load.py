@@ -19,11 +19,12 @@ from gemscope.activations.bundled import cache_dir as own_cache_dir
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
 from gemscope.checked import existing
-from gemscope.errors import HubUnreachable, SAENotFound, UnsafeFile
+from gemscope.errors import FileError, HubUnreachable, SAENotFound, UnsafeFile
+from gemscope.features.entry import Entry
 from gemscope.features.files import gemma_scope_1, gemma_scope_2, saelens, saelens_config
 from gemscope.features.files.contents import Contents, Folder, build
 from gemscope.features.kernels.choice import place_for
-from gemscope.features.published import Entry, entry_of, find, nearest
+from gemscope.features.published import entry_of, find, nearest
 from gemscope.features.sae import SAE
 from gemscope.features.several import below
 from gemscope.progress import Progress, silent
@@ -89,6 +90,8 @@ def load_sae(
         contents = read(*_local(local), source=name, place=str(local.resolve()))
     else:
         published = _published(name)
+        if published.entry is not None and published.entry.closed:
+            raise FileError(f"{name} cannot be opened here: {published.entry.closed}")
         found = _Remote(published, revision or published.revision, token, cache_dir, offline)
         try:
             contents = read(found, published.entry, source=name, place=published.repo)
@@ -115,7 +118,7 @@ def _read(
 ) -> Contents:
     """In the format whose files are there."""
     # What the names promise comes first; a repository that they say nothing of may be laid out in any of the ways.
-    for weights in (entry.file,) if entry else _CONFIGS:
+    for weights in (entry.file,) if entry and entry.file else _CONFIGS:
         config = _CONFIGS[weights]
         if weights == saelens_config.WEIGHTS:
             if folder(saelens_config.CONFIG) is not None or folder(saelens_config.WEIGHTS) is not None:

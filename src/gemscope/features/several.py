@@ -12,8 +12,9 @@ from pathlib import Path
 
 from gemscope.checked import existing
 from gemscope.errors import SAENotFound
+from gemscope.features.entry import Entry
 from gemscope.features.files import gemma_scope_1, gemma_scope_2, saelens_config
-from gemscope.features.published import Entry, nearest, snapshot
+from gemscope.features.published import nearest, snapshot
 
 _DEEP = 6
 _MANY = 1000

@@ -15,9 +15,9 @@ from torch import Tensor
 from gemscope.activations.site import Site
 from gemscope.activations.suited import put
 from gemscope.errors import CorruptFile, NotFinite
+from gemscope.features.entry import Entry
 from gemscope.features.files.tensors import dtype_for
 from gemscope.features.mapped import Mapped
-from gemscope.features.published import Entry
 from gemscope.features.sae import SAE, SAEInfo
 from gemscope.features.weights import Gate
 

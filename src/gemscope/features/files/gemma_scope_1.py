@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from gemscope.activations.site import Site
+from gemscope.features.entry import Entry
 from gemscope.features.files.contents import Contents, info_of, renamed
 from gemscope.features.files.npz import read_npz
-from gemscope.features.published import Entry
 from gemscope.progress import Progress, silent
 
 WEIGHTS = "params.npz"

@@ -10,10 +10,10 @@ from torch import Tensor
 from gemscope.activations.site import Site
 from gemscope.checked import Positive, read_json
 from gemscope.errors import CorruptFile, FileError
+from gemscope.features.entry import Entry
 from gemscope.features.files.contents import Contents, info_of, renamed
 from gemscope.features.files.hook_names import site_of_module
 from gemscope.features.files.tensors import read_safetensors
-from gemscope.features.published import Entry
 
 WEIGHTS = "params.safetensors"
 CONFIG = "config.json"

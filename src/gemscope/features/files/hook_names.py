@@ -43,12 +43,16 @@ _OF_STACK = {"transformer.h": "gpt2", "gpt_neox.layers": "gpt_neox", "model.deco
 """Whose modules they are taken for where the model is not known."""
 _LAYER_NORM = re.compile(r"gpt-?2|pythia|neox", re.IGNORECASE)
 _RMS_NORM = re.compile(r"gemma|llama|smollm|mi(s|x|nis)tral|qwen|olmo-?2|phi-?[34]|granite|gpt-?oss", re.IGNORECASE)
+_POSITIONS_ADDED = re.compile(r"gpt-?2|(^|/)opt-", re.IGNORECASE)
+"""Models that add a vector for each position to the embedding."""
 _NO_VALUE_BIASES = re.compile(r"gemma|llama|smollm|mi(s|x|nis)tral|qwen-?3|olmo-?2", re.IGNORECASE)
 
 
 def site_of_hook(hook: str, model: str | None, source: str) -> Site:
     """The site of a TransformerLens hook point. Raises FileError, naming `source`, for one that has no site here."""
     if hook == "hook_embed" and not any(case.after_embed for case in _built(model)):
+        return Site(None, "embed")
+    if hook == "blocks.0.hook_resid_pre" and _streams_embedding(model):
         return Site(None, "embed")
     if match := _HOOK.fullmatch(hook):
         layer, point = int(match[1]), match[2]
@@ -97,6 +101,15 @@ def has_norm_behind_mlp(model: str | None) -> bool:
 def scales_embedding(model: str | None) -> bool:
     """Whether it is a Gemma, which multiplies embeddings by the root of d_model."""
     return any(case.embed_scale is not None and case.one_plus for case in _built(model))
+
+
+def _streams_embedding(model: str | None) -> bool:
+    """Whether the embedding goes into the first block as TransformerLens hands it out: nothing normed, scaled or added,
+    such as positions.
+    """
+    built = _built(model)
+    plain = (not case.after_embed and (case.embed_scale is None or case.one_plus) for case in built)
+    return bool(built) and all(plain) and _POSITIONS_ADDED.search(model or "") is None
 
 
 def _built(model: str | None) -> tuple[Family, ...]:

@@ -56,7 +56,7 @@ def source_of(place: Path, source: dict[str, Any], model_id: object, model: str 
         "site": str(ours.get("site") or (entry.site if entry else _site(source_id))),
         "site_out": str(ours.get("site_out") or (entry.site_out if entry else _site(source_id))),
         "effect": measured_read(ours.get("effect"), str(place)),
-        "gate": str(ours.get("gate") or ("jumprelu" if entry else "unknown")),
+        "gate": str(ours.get("gate") or ("jumprelu" if entry and entry.generation else "unknown")),
     }
     return Source(
         names,
