@@ -6,6 +6,7 @@ OLD := $(VENV)/transformers-4
 PEER := .venv-peer
 MUTANTS := .venv-mutants
 BENCH := .venv-bench
+SITE := .venv-site
 PEER_DASHBOARD := .venv-peer-dashboard
 CORES := --numprocesses auto --maxprocesses 4 --dist worksteal
 # What is compiled is kept beside its source, whatever the surroundings say: the tests start many processes.
@@ -14,7 +15,7 @@ PROMPT := Would you be able to travel through time using a wormhole?
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 BENCH_PIP := $(BENCH)/bin/pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test test-browser test-hub test-old check format docs peer corpus own-words default-sae mutants clean \
+.PHONY: help setup demo test test-browser test-hub test-old check format docs site peer corpus own-words default-sae mutants clean \
 	bench-startup bench-encode bench-train bench-scaling bench-describe bench-pages bench-edits bench-train-real bench-toy bench-smoke
 
 help:  ## this list
@@ -79,6 +80,16 @@ format: setup  ## mend what can be mended
 # The pictures of docs/atlas.md need a browser: `.venv/bin/python tools/pictures.py`, by hand.
 docs: setup  ## the parts of docs/ that come out of running things (but for docs/pictures: tools/pictures.py)
 	$(BIN)/python tools/docs.py
+
+# Its builders say with each build that another tool will follow them.
+site: $(SITE)/ready  ## the documentation site, in site/; a warning is an error, and nothing in it is fetched from elsewhere
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --quiet --clean
+
+$(SITE)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	$(SITE)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --group docs
+	touch $@
 
 peer: setup $(PEER)/ready  ## SAELens in an environment of its own, and the tests against it
 	$(BIN)/pytest -m peer
@@ -170,4 +181,4 @@ mutants: $(MUTANTS)/ready  ## would the tests notice? by hand, with MODULES="fea
 	nice $(BIN)/python tools/mutants.py $(MODULES) --tests $(TESTS) --tools $(MUTANTS) -o $(MUTANTS)/results.jsonl $(OPTIONS)
 
 clean:  ## removes the environments (corpora and runs stay)
-	rm -rf $(VENV) $(PEER) $(PEER_DASHBOARD) $(BENCH) $(MUTANTS) benchmarks/.cache
+	rm -rf $(VENV) $(PEER) $(PEER_DASHBOARD) $(BENCH) $(MUTANTS) $(SITE) site benchmarks/.cache
