@@ -58,7 +58,7 @@ test-old: setup $(OLD)/ready
 # client, and one reading of each kind through them. What is made of the numbers is the same whoever gave them.
 # The long files first, then the long ones of the second half: with two cores that is where the second one starts.
 OLD_TESTS := $(addprefix tests/,whole/test_hub_end_to_end.py whole/test_hub_server.py \
-	$(addprefix activations/test_,$(addsuffix .py,site families capture load_model suited bundled model llamacpp adapters)) \
+	$(addprefix activations/test_,$(addsuffix .py,site families capture load_model suited bundled model llamacpp adapters handed)) \
 	features/test_load_sae.py reports/test_look.py text/test_chat.py \
 	features/test_effect.py::test_it_is_torch_s_jacobian_with_this_position_and_later_ones_apart \
 	reports/test_score.py::test_every_figure_equals_that_of_a_model_rebuilt_with_the_sae_inside \

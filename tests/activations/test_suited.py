@@ -163,8 +163,10 @@ def test_quantised_weights_are_left_to_those_who_quantised_them() -> None:
     assert [load._stored(config) for config in ({}, {"dtype": "nn"}, {"dtype": None})] == [None] * 3
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT's own use of transformers
 def test_an_adapter_is_put_on_a_model_in_the_format_that_is_quick_here(tmp_path: Path, slow: None) -> None:
-    peft = pytest.importorskip("peft", reason="peft, which makes adapters, is not installed")
+    import peft
+
     model = tiny_model("llama", dtype=BF16)
     model.hf.save_pretrained(tmp_path / "base")
     model.tokenizer.save_pretrained(tmp_path / "base")

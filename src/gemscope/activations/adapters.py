@@ -18,11 +18,9 @@ def unwrapped(hf: nn.Module) -> nn.Module:
     """The model of transformers' that a wrapper of PEFT's holds, its adapters as active as they are; any other model as
     it is. Raises InputError for adapters that are no part of it.
     """
-    tuner = getattr(hf, "base_model", None)
-    configs = getattr(hf, "peft_config", None)
-    if not isinstance(configs, dict) or not isinstance(tuner, nn.Module) or "base_model" not in hf._modules:
-        return hf  # transformers' own way of adding adapters wraps nothing
-    for config in configs.values():
+    if not _wraps(hf):
+        return hf
+    for config in hf.peft_config.values():  # type: ignore[operator]
         kind = str(getattr(config.peft_type, "value", config.peft_type))
         outside = any(getattr(config, mark, None) for mark in ("is_prompt_learning", "is_adaption_prompt"))
         if outside or kind == "XLORA" or getattr(config, "alora_invocation_tokens", None):
@@ -30,7 +28,19 @@ def unwrapped(hf: nn.Module) -> nn.Module:
                 f"an adapter of type {kind} works outside of the modules that it adapts, where no site sees it: give "
                 "the model without it, or merged with it"
             )
-    return tuner.get_submodule("model")
+    return hf.get_submodule("base_model.model")
+
+
+def active(hf: nn.Module) -> tuple[str, ...]:
+    """The names of the adapters that are active on a model, in PEFT's wrapper or added by transformers itself."""
+    if _wraps(hf):
+        return tuple(hf.active_adapters)  # type: ignore[arg-type]
+    return tuple(hf.active_adapters()) if getattr(hf, "_hf_peft_config_loaded", False) else ()  # type: ignore[operator]
+
+
+def _wraps(hf: nn.Module) -> bool:
+    """Whether it is PEFT's wrapper. transformers' own way of adding adapters wraps nothing."""
+    return isinstance(getattr(hf, "peft_config", None), dict) and "base_model" in hf._modules
 
 
 @dataclass(frozen=True)

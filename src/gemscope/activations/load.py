@@ -1,4 +1,6 @@
-"""Models by name: a Hub id, a local folder, or the bundled default. The only file that imports transformers."""
+"""Models by name (a Hub id, a local folder, the bundled default), or in memory already. The only file that imports
+transformers.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ import torch
 from gemscope.activations import families, hub, suited
 from gemscope.activations.adapters import Adapter, adapter_at
 from gemscope.activations.bundled import SMOLLM2, smollm2_folder
+from gemscope.activations.handed import Handed
 from gemscope.activations.llamacpp import gguf_at, gguf_of, unpacked, with_bos_as_said
 from gemscope.activations.model import LanguageModel
 from gemscope.checked import shown
@@ -33,8 +36,9 @@ from gemscope.text.files import first_line
 
 
 def load_model(
-    name: str | Path = "smollm2",
+    name: str | Path | Any = "smollm2",
     *,
+    tokenizer: Any = None,
     revision: str | None = None,
     token: str | bool | None = None,
     dtype: str | torch.dtype = "auto",
@@ -51,7 +55,12 @@ def load_model(
     cache; from the Hub, with a warning, where that package is missing). `.origin` of the result says which it was. A
     folder may hold an adapter of PEFT's, which is put on the model that it names (needs `peft`). A GGUF file, or a
     folder with one, is unpacked into plain weights, to float32 unless `dtype` says otherwise (needs `gguf` and
-    `accelerate`). A model that is loaded already goes to `LanguageModel(model, tokenizer, name=...)`.
+    `accelerate`).
+
+    A model that is in memory already is taken as it is, where it is, whatever wraps it: a causal language model of
+    transformers, one of PEFT's, nnsight's or TransformerLens's. Its tokenizer is the one that the wrapper carries, else
+    the one of the name that it was loaded by, else `tokenizer`, which goes before both.
+
     `device` "auto" is the first there is of CUDA, Apple's MPS and the processor; `device_map` splits a model over
     devices (needs `accelerate`). `dtype` "auto" keeps the number format that the weights are stored in, but for a
     half-width one on a processor that is slow in it: there it is float32, which holds the same weights (`suited.py`).
@@ -61,6 +70,19 @@ def load_model(
     Raises ModelNotFound, GatedRepository, HubUnreachable, MissingDependency, CorruptFile, UnsafeFile (pickled weights,
     code of its own), StorageFull, and InputError for a kind of model not known here or for options that cannot be.
     """
+    if not isinstance(name, str | Path):
+        options: dict[str, Any] = {
+            "revision": revision,
+            "dtype": None if dtype == "auto" else dtype,
+            "device": None if device == "auto" else device,
+            "device_map": device_map,
+            "attn_implementation": attn_implementation,
+        }
+        if said := [f"{key}={value!r}" for key, value in options.items() if value is not None]:
+            raise InputError(f"{', '.join(said)} given for a model that is in memory already: it is taken as it is")
+        return _handed(name, tokenizer, token=token, cache_dir=cache_dir, offline=offline)
+    if tokenizer is not None:
+        raise InputError(f"a tokenizer given for {shown(name)}, which brings its own: it is for models in memory")
     _require_name(name)
     if device_map is not None and device not in (None, "auto"):
         raise InputError(f"device={device!r} and device_map={device_map!r} given: choose one")
@@ -82,7 +104,7 @@ def load_model(
     source, called, origin = _source(name, progress)
     near = bool(offline) or Path(source).exists() or not _reachable()
     where = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": near}
-    options: dict[str, Any] = {"device_map": device_map, "attn_implementation": attn_implementation}
+    options = {"device_map": device_map, "attn_implementation": attn_implementation}
     options = {key: value for key, value in options.items() if value is not None}
     gguf, why = gguf_at(source), ""
     try:
@@ -159,12 +181,27 @@ def load_tokenizer(
         raise _explained(error, called, source, revision) from error
 
 
+def _handed(given: object, tokenizer: Any, **where: Any) -> LanguageModel:
+    """A model that is in memory already."""
+    found = Handed.of(given)
+    tokenizer = found.tokenizer if tokenizer is None else tokenizer
+    if tokenizer is None and found.source is None:
+        raise InputError(
+            f"this {type(found.hf).__name__} does not say what it was loaded by: give its tokenizer, as in "
+            "load_model(model, tokenizer=tokenizer)"
+        )
+    if tokenizer is None:
+        try:
+            tokenizer = load_tokenizer(str(found.source), revision=found.revision, **where)
+        except GemscopeError as error:
+            raise type(error)(f"{error}; or give it, as in load_model(model, tokenizer=tokenizer)") from error
+    name = found.name or type(found.hf).__name__
+    return LanguageModel(given, tokenizer, name=name, revision=found.revision)
+
+
 def _require_name(name: object) -> None:
     if not isinstance(name, str | Path):
-        raise InputError(
-            f"load_model takes a name, a {type(name).__name__} was given: what is loaded already goes to "
-            "LanguageModel(model, tokenizer, name='...')"
-        )
+        raise InputError(f"a tokenizer is named by a Hub id or a local folder, a {type(name).__name__} was given")
     try:
         Path(name).expanduser().stat()
     except (FileNotFoundError, NotADirectoryError, PermissionError):  # a Hub id, or for others to say

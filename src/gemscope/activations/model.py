@@ -13,15 +13,15 @@ from functools import cached_property
 from typing import Any, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gemscope.activations import jacobian, products, sinks
 from gemscope.activations import site as places
-from gemscope.activations.adapters import unwrapped
 from gemscope.activations.capture import Activations, Captured
 from gemscope.activations.editing import Edit, Session, in_force
 from gemscope.activations.families import Point
 from gemscope.activations.generation import Dice, Step, continued
+from gemscope.activations.handed import unwrapped
 from gemscope.activations.hooks import Enough, grasping, pushing, reading, telling, watching
 from gemscope.activations.passes import announced
 from gemscope.activations.reader import Reader
@@ -34,13 +34,13 @@ from gemscope.text.tokens import Tokens
 
 
 class LanguageModel(Reader):
-    """A causal language model as transformers loads it (`hf`, untouched) and its tokenizer. Of a model that PEFT has
-    wrapped, `hf` is the one inside, with its adapters as active as they are.
+    """A causal language model as transformers loads it (`hf`, untouched) and its tokenizer. Of a model in the hands of
+    nnsight, PEFT or TransformerLens, `hf` is the one inside, with adapters as active as they are.
     """
 
     def __init__(
         self,
-        hf: nn.Module,
+        hf: Any,
         tokenizer: Any,
         *,
         name: str,

@@ -89,9 +89,8 @@ def family_of(model: nn.Module) -> Family:
     """How a transformers model is built. Raises InputError for a type of model, or a way of building it, that is not
     known here.
     """
-    config = text_config(model)
     for case in family(_kind(model)):
-        if (case.fits is None or case.fits(config)) and _has(model, case):
+        if (case.fits is None or case.fits(text_config(model))) and _has(model, case):
             return case
     raise InputError(
         f"this {_kind(model)} model is not built as those known here: {UNLIKE.get(str(_kind(model)), 'other modules')}"
@@ -113,7 +112,7 @@ def _found(model: nn.Module, path: str) -> nn.Module | None:
 
 
 def _kind(model: nn.Module) -> str | None:
-    return getattr(model.config, "model_type", None)
+    return getattr(getattr(model, "config", None), "model_type", None)
 
 
 def _first(model: nn.Module, paths: tuple[str, ...]) -> str:

@@ -23,11 +23,20 @@ _ROUNDING = 1e-3
 """Of the largest number: what centring in half precision may leave of a mean, and far from what others have."""
 
 
+def is_bridge(given: object) -> bool:
+    """Whether it is one of its bridges to a model of transformers', which is its `original_model`."""
+    return _is_of_its_own(given) and isinstance(getattr(given, "original_model", None), nn.Module)
+
+
+def _is_of_its_own(given: object) -> bool:
+    return any(kind.__module__.partition(".")[0] == "transformer_lens" for kind in type(given).__mro__)
+
+
 def require_as_it_was(hf: nn.Module) -> None:
     """Raises InputError for one of TransformerLens's own models, for a transformers model whose weights it has
     rewritten, and for a family that is not known here. A model that a bridge of its merely looks at is what it was.
     """
-    if any(kind.__module__.partition(".")[0] == "transformer_lens" for kind in type(hf).__mro__):
+    if _is_of_its_own(hf):
         raise InputError(
             f"a {type(hf).__name__} of TransformerLens given: give the transformers model, such as the bridge's "
             "original_model (before enable_compatibility_mode) or what gs.load_model loads"

@@ -1,0 +1,43 @@
+"""The code of docs/libraries.md runs as it stands there, on a model of a few kilobytes in GPT-2's place; what it gives is
+held by the tests that the page names.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import transformers
+
+import gemscope as gs
+from gemscope.testing import tiny_model
+
+PAGE = (Path(__file__).parents[2] / "docs" / "libraries.md").read_text(encoding="utf-8")
+SECTIONS = dict(re.findall(r"^## ([^\n]+)\n+```python\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE))
+KNOWN: dict[str, Any] = {"gs": gs, "transformers": transformers, "peft": peft}
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> dict[str, Any]:
+    """What the page's code sees, one section after the other."""
+    tiny = tiny_model("gpt2", layers=7)
+    tiny.hf.save_pretrained(tmp_path / "gpt2")
+    tiny.tokenizer.save_pretrained(tmp_path / "gpt2")
+    return {**KNOWN, "folder": str(tmp_path / "gpt2")}
+
+
+def run(section: str, names: dict[str, Any]) -> None:
+    code = SECTIONS[section].replace('"openai-community/gpt2"', "folder")
+    exec(compile(code, section, "exec"), names)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:fan_in_fan_out")  # PEFT's own use of transformers
+def test_the_page_s_code_reads_models_of_transformers_and_peft(page: dict[str, Any]) -> None:
+    for section in ("transformers", "PEFT"):
+        run(section, page)
+        assert page["acts"].site == gs.Site(6, "res")
+        assert page["acts"].values.shape[-1] == 32
+    assert page["model"].name.endswith(" with the adapter default")
