@@ -10,6 +10,7 @@ from typing import Any
 
 import peft
 import pytest
+import torch
 import transformers
 
 import gemscope as gs
@@ -41,3 +42,13 @@ def test_the_page_s_code_reads_models_of_transformers_and_peft(page: dict[str, A
         assert page["acts"].site == gs.Site(6, "res")
         assert page["acts"].values.shape[-1] == 32
     assert page["model"].name.endswith(" with the adapter default")
+
+
+def test_the_page_s_code_hands_feature_activations_on(at_hand: None) -> None:
+    names = dict(KNOWN)
+    run("Arrays and data frames", names)
+    acts = names["acts"]
+    assert torch.equal(names["again"].to_dense(), acts.to_dense())
+    assert torch.equal(torch.from_numpy(names["matrix"].toarray()), acts.to_dense().reshape(-1, acts.d_sae))
+    dense = acts.to_dense().reshape(-1, acts.d_sae).max(0).values
+    assert torch.equal(torch.tensor(names["strongest"].to_numpy()), dense[names["strongest"].index.to_numpy()])

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from gemscope import checked
+from gemscope.checked import Count, Positive
 from gemscope.errors import InputError
-from gemscope.features.kernels.rows import by_strength
+from gemscope.features import arrays
+from gemscope.features.kernels.rows import Rows, by_strength
 from gemscope.shapes import Bool, Float, Int
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_SAID = b"gemscope"
+"""Under what an Arrow table keeps what its columns do not say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Said:
+    """What an Arrow table keeps beside its columns."""
+
+    d_sae: Positive | None = None
+    lead: tuple[Count, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -120,3 +140,95 @@ class FeatureActivations:
             values=self.values.to(device),
             counted=counted,
         )
+
+    # --- other libraries' ---------------------------------------------------------------------------------------
+
+    @property
+    def _rows(self) -> Rows:
+        return Rows(self.offsets, self.features, self.values)
+
+    def to_scipy(self) -> Any:
+        """A `scipy.sparse.csr_array` [n_tokens, d_sae] on the same memory, but for the offsets (which are few): what is
+        written into it is written here. Raises MissingDependency.
+        """
+        return arrays.to_scipy(self._rows, self.d_sae)
+
+    @classmethod
+    def from_scipy(
+        cls, matrix: Any, *, lead: Sequence[int] | None = None, counted: Bool[Tensor, "..."] | None = None
+    ) -> FeatureActivations:
+        """Of any sparse matrix [n_tokens, d_sae]; on its memory where its rows are compressed and sorted. `lead` is
+        (n_tokens,) unless given. Raises InputError.
+        """
+        rows, d_sae = arrays.of_scipy(matrix)
+        return cls._of(rows, d_sae, lead, counted)
+
+    def to_arrow(self) -> pa.Table:
+        """An Arrow table with a row for every token: lists of its `features` and their `values` on the same memory, and
+        `counted` where that is known. It keeps `d_sae` and `lead`, also through parquet. Raises MissingDependency.
+        """
+        columns: dict[str, Any] = dict(arrays.to_lists(self._rows))
+        if self.counted is not None:
+            columns["counted"] = arrays.array(self.counted.reshape(-1))
+        said = json.dumps({"d_sae": self.d_sae, "lead": self.lead})
+        table: pa.Table = arrays.library("pyarrow", '"gemscope[parquet]"').table(columns)
+        return table.replace_schema_metadata({_SAID: said})
+
+    @classmethod
+    def from_arrow(
+        cls, table: pa.Table, *, d_sae: int | None = None, lead: Sequence[int] | None = None
+    ) -> FeatureActivations:
+        """Of a table like that of `to_arrow`; on its memory where a column is in one piece and its lists are sorted.
+        `d_sae` has to be given for a table that does not keep it; `lead` is (rows,) for one that does not fit it any
+        more. Raises InputError.
+        """
+        if missing := [name for name in ("features", "values") if name not in table.column_names]:
+            raise InputError(f"a table without {' and '.join(missing)}: expected a list of each for every token")
+        said = checked.json_of((table.schema.metadata or {}).get(_SAID, b"{}"), _Said, where="what the table says")
+        d_sae = said.d_sae if d_sae is None else d_sae
+        if d_sae is None:
+            raise InputError("this table does not say how many features there are: give d_sae=...")
+        if lead is None and said.lead is not None and prod(said.lead) == table.num_rows:
+            lead = said.lead
+        counted = None
+        if "counted" in table.column_names:
+            counted = arrays.tensor(table["counted"].to_numpy())
+            if counted.dtype != torch.bool:
+                raise InputError(f"the column counted is of type {table['counted'].type}: expected bool")
+        return cls._of(arrays.of_lists(table["features"], table["values"], d_sae), d_sae, lead, counted)
+
+    def to_pandas(self) -> Any:
+        """A data frame with a row for every active feature: `token` (flat index), `feature`, `value`, by token and then
+        feature; and `counted` where that is known. On the same memory but for `token` and `counted`. A token without
+        active features has no row. Raises MissingDependency.
+        """
+        return arrays.library("pandas", "pandas").DataFrame(self._entries, copy=False)
+
+    def to_polars(self) -> Any:
+        """The same as `to_pandas`, as a frame of polars. Raises MissingDependency."""
+        return arrays.library("polars", "polars").DataFrame(self._entries)
+
+    @classmethod
+    def from_frame(
+        cls, frame: Any, *, d_sae: int, lead: Sequence[int], counted: Bool[Tensor, "..."] | None = None
+    ) -> FeatureActivations:
+        """Of a data frame of pandas or polars like those of `to_pandas` and `to_polars`, its rows in any order. How
+        many features and tokens there are it cannot say. Raises InputError.
+        """
+        return cls._of(arrays.of_entries(frame, prod(lead), d_sae), d_sae, lead, counted)
+
+    @property
+    def _entries(self) -> dict[str, Any]:
+        columns = dict(zip(arrays.COLUMNS, (self.tokens, self.features, self.values), strict=True))
+        if self.counted is not None:
+            columns["counted"] = self.counted.reshape(-1)[self.tokens]
+        return {name: arrays.array(column) for name, column in columns.items()}
+
+    @classmethod
+    def _of(
+        cls, rows: Rows, d_sae: int, lead: Sequence[int] | None, counted: Bool[Tensor, "..."] | None
+    ) -> FeatureActivations:
+        shape = (len(rows.offsets) - 1,) if lead is None else tuple(map(int, lead))
+        if counted is not None and counted.numel() == prod(shape):
+            counted = counted.reshape(shape)
+        return cls(rows.offsets, rows.ids, rows.values.float(), d_sae, shape, counted)
