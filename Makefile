@@ -81,9 +81,9 @@ format: setup  ## mend what can be mended
 docs: setup  ## the parts of docs/ that come out of running things (but for docs/pictures: tools/pictures.py)
 	$(BIN)/python tools/docs.py
 
-# Its builders say with each build that another tool will follow them.
+# Not --quiet, which would take warnings for nothing. Its builders say with each build that another tool will follow them.
 site: $(SITE)/ready  ## the documentation site, in site/; a warning is an error, and nothing in it is fetched from elsewhere
-	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --quiet --clean
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --clean
 
 $(SITE)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(SITE)
