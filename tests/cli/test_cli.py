@@ -10,10 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import shtab
 
 from gemscope.cli import main as shell_main
-from gemscope.cli.main import main, parser
+from gemscope.cli.main import main
 
 PROMPT = "Would you be able to travel through time using a wormhole?"
 
@@ -22,14 +21,6 @@ def shell(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "gemscope", *words], capture_output=True, text=True, check=False, **options
     )  # type: ignore[call-overload,no-any-return]
-
-
-@pytest.mark.parametrize("kind", ["bash", "zsh"])
-def test_a_shell_can_be_taught_to_complete_words(kind: str) -> None:
-    """As README says: shtab reads the parser."""
-    script = shtab.complete(parser(), kind)
-    for word in ("look", "catalog", "train", "--sae-revision", "at-least", "gemma-scope-2"):
-        assert word in script
 
 
 def test_look_at_a_text_with_the_bundled_model_and_sae(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from gemscope import __version__
 from gemscope.cli import (
     atlas,
     compare,
+    completion,
     describe,
     exchange,
     explain,
@@ -59,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
         exchange,
     ):
         group.add_to(commands)
+    completion.add_to(commands, of=top)
     return top
 
 
