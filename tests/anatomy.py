@@ -6,13 +6,18 @@ from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
 
 from by_hand import MAIN
 from gemscope.activations.model import LanguageModel
 from gemscope.testing import TINY, tiny_model
 
-OTHERS = [family for family in TINY if family not in MAIN]
+OTHERS = [family for family in TINY if family not in MAIN and hasattr(transformers, TINY[family].model)]
+"""Transformers 4 does not have all of them."""
+
+
+NEWER = [family for family in OTHERS if family == "qwen3_5_text"]
 
 
 LAYERS = 3
@@ -55,6 +60,21 @@ def values(attention: nn.Module, x: Tensor) -> Tensor:
 
 def shared_by_four(heads: Tensor) -> Tensor:
     return heads.repeat_interleave(4 // heads.shape[2], dim=2).flatten(2)
+
+
+def gated_values(attention: nn.Module, x: Tensor) -> Tensor:
+    """Qwen 3.5: beside the queries lie gates; or a gated delta rule, whose state is empty before the first token."""
+    if hasattr(attention, "o_proj"):
+        gates = linear(attention.q_proj, x).reshape(1, 1, 4, 2, -1)[..., 1, :]
+        return values(attention, x) * gates.flatten(2).sigmoid()
+    at_once = linear(attention.in_proj_qkv, x) * attention.conv1d.weight[:, 0, -1].double()  # nothing came before
+    query, key, value = F.silu(at_once).split([24, 24, 40], dim=-1)
+    query, key = (
+        (one := each.reshape(2, 12)) / (one.square().sum(-1, keepdim=True) + 1e-6).sqrt() for each in (query, key)
+    )
+    overlap = ((query * key).sum(-1) / 12**0.5).repeat_interleave(2) * linear(attention.in_proj_b, x).sigmoid()
+    read = rms(attention.norm, overlap[..., None] * value.reshape(1, 1, 4, 10))
+    return (read * F.silu(linear(attention.in_proj_z, x).reshape(1, 1, 4, 10))).flatten(2)
 
 
 def fused_values(start: int, attention: nn.Module, x: Tensor) -> Tensor:
@@ -114,11 +134,14 @@ def mixture(renormalised: bool, mlp: nn.Module, x: Tensor) -> Tensor:
     return sum(share * expert(mlp, int(number), x) for share, number in zip(shares, chosen, strict=True))
 
 
-def mixture_and_shared(mlp: nn.Module, x: Tensor) -> Tensor:
-    routed = mixture(False, mlp, x)
+def mixture_and_shared(mlp: nn.Module, x: Tensor, renormalised: bool = False) -> Tensor:
+    routed = mixture(renormalised, mlp, x)
     if not hasattr(mlp, "experts"):
         return routed
     return routed + linear(mlp.shared_expert_gate, x).sigmoid() * gated(mlp.shared_expert, x)
+
+
+renormalised_and_shared = partial(mixture_and_shared, renormalised=True)
 
 
 def clamped_mixture(mlp: nn.Module, x: Tensor) -> Tensor:
@@ -178,6 +201,8 @@ ANATOMY = {
     "mixtral": Anatomy(norm=partial(rms, eps=1e-5), feed=partial(mixture, True)),
     "qwen2_moe": Anatomy(feed=mixture_and_shared),
     "qwen3_moe": Anatomy(feed=partial(mixture, True)),
+    "qwen3_5_text": Anatomy(norm=partial(rms, plus=1.0), heads=gated_values),
+    "qwen3_5_moe_text": Anatomy(norm=partial(rms, plus=1.0), heads=gated_values, feed=renormalised_and_shared),
     "gpt_oss": Anatomy(norm=partial(rms, eps=1e-5), heads=sink_values, feed=clamped_mixture),
     "granite": Anatomy(embed_scale=3.0, added_scale=0.7, logit_divisor=4.0),
     "olmo2": Anatomy(norm=partial(rms, eps=1e-5), order="norms behind"),
@@ -209,8 +234,10 @@ ANATOMY = {
 def block_by_hand(family: str, layer: int, x: Tensor, see: See) -> Tensor:
     a = ANATOMY[family]
     block = model_of(family).hf.get_submodule(f"{a.blocks}.{layer}")
-    attention, mlp = block.get_submodule(a.attention), block if a.mlp is None else _mlp(block)
-    project = partial(linear, attention.get_submodule(a.project))
+    linearly = hasattr(block, "linear_attn")  # Qwen 3.5
+    attention = block.linear_attn if linearly else block.get_submodule(a.attention)
+    mlp = block if a.mlp is None else _mlp(block)
+    project = partial(linear, attention.out_proj if linearly else attention.get_submodule(a.project))
     if a.order == "norms behind":
         added = a.norm(block.post_attention_layernorm, project(see("att", a.heads(attention, x))))
         mid = see("mid", x + see("att_out", added))

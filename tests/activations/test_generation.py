@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import gemscope as gs
+from anatomy import NEWER
 from by_hand import TEXT, hooks, model_of, random_sae
 from continued import AT, NEW, PROMPTS, assert_same, edited, ending_with, every_family, push, slowly, vector, written
 from gemscope.activations.generation import Dice
@@ -42,7 +43,7 @@ def test_pitfall_6_with_the_cache_the_same_is_written_as_without(family: str, en
 
 
 @pytest.mark.parametrize("kind", ["att", "att_out", "mid", "transcoder", "mlp", "res"])
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", *NEWER])
 def test_at_every_site_the_cache_changes_nothing(family: str, kind: str, endless: None) -> None:
     model = model_of(family)
     site = f"1.{kind}"

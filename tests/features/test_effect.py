@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import gemscope as gs
+from anatomy import NEWER
 from by_hand import MAIN, TEXT, blockwise, kinds_of, model_of, output_by_hand, random_sae
 from gemscope.activations.model import LanguageModel
 from gemscope.disk import claimed
@@ -46,7 +47,9 @@ def final(family: str, model: LanguageModel) -> nn.Module:
 # --- the truth ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "bloom", "falcon_sequential", "opt", "qwen2_moe"])
+@pytest.mark.parametrize(
+    "family", ["llama", "gpt2", "gemma3", "bloom", "falcon_sequential", "opt", "qwen2_moe", *NEWER]
+)
 def test_it_is_torch_s_jacobian_with_this_position_and_later_ones_apart(family: str) -> None:
     exact = family in ("gpt2", "opt")  # the others compute norms, or attention, in float32
     model = tiny_model(family, dtype=torch.float64 if exact else torch.float32)
@@ -128,7 +131,7 @@ def test_it_says_what_a_small_push_does_to_the_logits_at_every_kind_of_site(fami
         torch.testing.assert_close(predicted, change, rtol=0, atol=0.03 * change.abs().max().item())
 
 
-@pytest.mark.parametrize("family", [*MAIN, "falcon_sequential", "opt", "qwen2_moe"])
+@pytest.mark.parametrize("family", [*MAIN, "falcon_sequential", "opt", "qwen2_moe", *NEWER])
 def test_some_directions_alone_forward_are_what_the_whole_backward_says_of_them(family: str) -> None:
     model = model_of(family)
     for kind in kinds_of(family) if family in MAIN else ("res", "mlp"):

@@ -81,12 +81,13 @@ PUBLISHED = {
     "mistralai/Mixtral-8x7B-v0.1": "mixtral", "allenai/OLMo-2-0425-1B": "olmo2", "facebook/opt-125m": "opt",
     "microsoft/phi-1_5": "phi", "microsoft/phi-4": "phi3", "Qwen/Qwen2.5-1.5B": "qwen2", "Qwen/Qwen3-8B": "qwen3",
     "Qwen/Qwen1.5-MoE-A2.7B": "qwen2_moe", "Qwen/Qwen3-30B-A3B": "qwen3_moe", "HuggingFaceTB/SmolLM3-3B": "smollm3",
-    "stabilityai/stablelm-2-1_6b": "stablelm", "bigcode/starcoder2-3b": "starcoder2",
+    "Qwen/Qwen3.5-27B": "qwen3_5", "stabilityai/stablelm-2-1_6b": "stablelm", "bigcode/starcoder2-3b": "starcoder2",
 }  # fmt: skip
 
 
 def test_a_name_is_told_for_every_family() -> None:
-    assert {*PUBLISHED.values(), "gemma3_text"} == set(FAMILIES)
+    built_alike = {"gemma3_text", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"}
+    assert {*PUBLISHED.values(), *built_alike} == set(FAMILIES)
 
 
 @pytest.mark.parametrize("model", PUBLISHED)
@@ -100,6 +101,14 @@ def test_every_place_that_a_module_has_leads_back_in_every_family(model) -> None
     for kind in kinds - {"transcoder_nogain"}:
         module = module_of(Site(5, kind), model)
         assert module is None or site_of_module(module, model, "a file") == Site(5, kind)
+
+
+def test_where_blocks_differ_both_modules_are_the_place_and_neither_is_its_name() -> None:
+    for module in ("self_attn.o_proj", "linear_attn.out_proj"):
+        assert site_of_module(f"model.layers.5.{module}.input", "Qwen/Qwen3.5-27B", "a file") == Site(5, "att")
+        assert site_of_module(f"model.layers.5.{module}", "Qwen/Qwen3.5-27B", "a file") == Site(5, "att_out")
+    assert module_of(Site(5, "att"), "Qwen/Qwen3.5-27B") is None
+    assert module_of(Site(5, "mlp"), "Qwen/Qwen3.5-27B") == "model.layers.5.mlp.output"
 
 
 def test_a_place_whose_values_are_scaled_or_normed_is_not_taken_for_another() -> None:

@@ -52,6 +52,8 @@ class Family:
     """Whether a configuration describes a model built like this; that the modules are there is looked at besides."""
     one_plus: bool = False
     """Whether a norm's gain is 1 + its weight."""
+    instead: Mapping[str, str] = field(default_factory=dict)
+    """Modules of a block that other blocks of the model have in the place of those named, by these."""
     after_embed: tuple[str, ...] = ()
     """Modules between the embedding and the residual stream."""
     embed_scale: Callable[[Any], float] | None = None
@@ -130,6 +132,9 @@ _GEMMA = replace(
     },
     final_norm=("model.norm", "model.language_model.norm"),
 )
+# Most blocks of Qwen 3.5 have a gated delta rule, a linear attention, in the place of attention. What stands in its
+# multimodal configurations is loaded as the text model alone.
+_QWEN_3_5 = replace(_LLAMA, one_plus=True, instead={"self_attn.o_proj": "linear_attn.out_proj"})
 _GPT2 = Family(
     layers=("transformer.h",),
     embed=("transformer.wte",),
@@ -248,6 +253,10 @@ FAMILIES: Mapping[str, tuple[Family, ...]] = {
     "qwen2": (_LLAMA,),
     "qwen2_moe": (_LLAMA,),
     "qwen3": (_LLAMA,),
+    "qwen3_5": (_QWEN_3_5,),
+    "qwen3_5_moe": (_QWEN_3_5,),
+    "qwen3_5_moe_text": (_QWEN_3_5,),
+    "qwen3_5_text": (_QWEN_3_5,),
     "qwen3_moe": (_LLAMA,),
     "smollm3": (_LLAMA,),
     "stablelm": (_LLAMA, _STABLELM_BESIDE),
@@ -259,6 +268,8 @@ model fits is taken."""
 UNLIKE: Mapping[str, str] = {
     "bloom": "those keep the stream apart from its norm, in one piece (apply_residual_connection_post_layernorm and "
     "slow_but_exact false)",
+    "qwen3_5": "those are the text models alone, as load_model loads them",
+    "qwen3_5_moe": "those are the text models alone, as load_model loads them",
     "opt": "those put their norms before attention and MLP and embed at full width (do_layer_norm_before true, "
     "word_embed_proj_dim equal to hidden_size), so that the stream is a sum",
 }

@@ -101,7 +101,13 @@ def _has(model: nn.Module, case: Family) -> bool:
     """Whether the modules are there that the case names, in the first block as an example of all."""
     stack = next((path for path in case.layers if _found(model, path) is not None), None)
     first = None if stack is None else _found(model, f"{stack}.0")
-    return first is not None and all(_found(first, point.module) is not None for point in case.points.values())
+    return first is not None and all(_in_block(first, case, point.module) is not None for point in case.points.values())
+
+
+def _in_block(block: nn.Module, case: Family, path: str) -> str | None:
+    """The path in this block of the module that the family has at `path`, the one in its place here included."""
+    there = (one for one in (path, case.instead.get(path)) if one is not None and _found(block, one) is not None)
+    return next(there, None)
 
 
 def _found(model: nn.Module, path: str) -> nn.Module | None:
@@ -152,9 +158,10 @@ def locate(model: nn.Module, site: Site) -> Point:
         known = f"in a {_kind(model)} model: it has embed, {kinds}"
         raise SiteNotFound(f"no site {str(site)!r}{f': {why}' if (why := case.absent.get(site.kind)) else f' {known}'}")
     block = f"{stack}.{site.layer}"
+    module = _in_block(model.get_submodule(block), case, point.module)
     return replace(
         point,
-        module=f"{block}.{point.module}" if point.module else block,
+        module=f"{block}.{module}" if module else block,
         scale=residual_scale(model) if site.kind in ("att_out", "mlp") else 1.0,
         flat=None if point.flat is None else f"{block}.{point.flat}" if point.flat else block,
     )
@@ -171,8 +178,9 @@ def onward(model: nn.Module, site: Site) -> tuple[str, ...] | None:
     through = case.onward.get(site.kind)
     if through is None:
         return None
-    block = f"{_first(model, case.layers)}.{site.layer}"
-    return tuple(f"{block}.{module}" for module in through)
+    path = f"{_first(model, case.layers)}.{site.layer}"
+    block = model.get_submodule(path)
+    return tuple(f"{path}.{_in_block(block, case, module)}" for module in through)
 
 
 def final_norm(model: nn.Module) -> str:

@@ -166,8 +166,19 @@ _MISTRAL_TOKENS = partial(sentence_piece, "<unk>", "<s>", "</s>", bos="<s>", dum
 _ROPE: Mapping[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
 
 
-def _in_llamas_words(name: str, **options: Any) -> _Recipe:
-    return _Recipe(f"{name}ForCausalLM", _rotary(f"{name}Config", options), _CHAT_TOKENS, _CHAT_SPECIAL)
+_DELTA: Mapping[str, Any] = {
+    "head_dim": 16,
+    "linear_key_head_dim": 12,
+    "linear_value_head_dim": 10,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "full_attention_interval": 3,
+}
+"""Of three blocks the last alone has attention; a linear attention of other widths stands in its place in the others."""
+
+
+def _in_llamas_words(name: str, *, kind: str | None = None, **options: Any) -> _Recipe:
+    return _Recipe(f"{name}ForCausalLM", _rotary(kind or f"{name}Config", options), _CHAT_TOKENS, _CHAT_SPECIAL)
 
 
 TINY: Mapping[str, _Recipe] = {
@@ -211,6 +222,16 @@ TINY: Mapping[str, _Recipe] = {
     ),
     "qwen3_moe": _in_llamas_words(
         "Qwen3Moe", head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, norm_topk_prob=True
+    ),
+    "qwen3_5_text": _in_llamas_words("Qwen3_5", kind="Qwen3_5TextConfig", **_DELTA),
+    "qwen3_5_moe_text": _in_llamas_words(
+        "Qwen3_5Moe",
+        kind="Qwen3_5MoeTextConfig",
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=24,
+        shared_expert_intermediate_size=40,
+        **_DELTA,
     ),
     "gpt_oss": _in_llamas_words(
         "GptOss",

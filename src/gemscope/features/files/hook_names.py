@@ -36,6 +36,7 @@ _PUBLISHED = {
     "granite": r"granite",
     "stablelm": r"stablelm",
     "mixtral": r"mixtral",
+    "qwen3_5": r"qwen-?3[._]5",
     "llama": r"llama|smollm|mistral|ministral|qwen|phi-?[34]|starcoder2|gpt-?oss",
 }
 """How published models of a family are called; one of several families with the same modules stands for all."""
@@ -72,7 +73,8 @@ def site_of_module(name: str, model: str | None, source: str) -> Site:
         plain = "gemma2" if "feedforward_layernorm" in (module or "") else "llama"
         for case in _built(model) or FAMILIES[_OF_STACK.get(stack, plain)]:
             for kind, point in _at_modules(case).items():
-                if stack in case.layers and (point.module, point.end) == (module or "", end or "output"):
+                named = (point.module, case.instead.get(point.module, point.module))
+                if stack in case.layers and (module or "") in named and point.end == (end or "output"):
                     return Site(int(layer), kind)
     raise _unknown(name, source)
 
@@ -86,9 +88,12 @@ def hook_of(site: Site) -> str:
 
 
 def module_of(site: Site, model: str | None) -> str | None:
-    """The Hugging Face module path of a site; None where the model's family is not known or no module's end is it."""
+    """The Hugging Face module path of a site; None where the model's family is not known, no module's end is it, or
+    blocks differ in which.
+    """
     for case in _built(model):
-        if site.layer is not None and (point := _at_modules(case).get(site.kind)) is not None:
+        point = _at_modules(case).get(site.kind)
+        if site.layer is not None and point is not None and point.module not in case.instead:
             return ".".join(filter(None, (case.layers[0], str(site.layer), point.module, point.end)))
     return None
 
