@@ -174,7 +174,7 @@ _DELTA: Mapping[str, Any] = {
     "linear_num_value_heads": 4,
     "full_attention_interval": 3,
 }
-"""Of three blocks the last alone has attention; a linear attention of other widths stands in its place in the others."""
+"""Of three blocks the last has attention; a linear attention of other widths stands in its place in the others."""
 
 
 def _in_llamas_words(name: str, *, kind: str | None = None, **options: Any) -> _Recipe:
