@@ -297,7 +297,7 @@ def test_missing_parts_are_named(tmp_path):
         load(folder / "sae_weights.safetensors")
     folder = folder_of(tmp_path / "b", weights())
     (folder / "sae_weights.safetensors").unlink()
-    with pytest.raises(CorruptFile, match="no sae_weights"):
+    with pytest.raises(CorruptFile, match="and no weights beside it"):
         load(folder)
     incomplete = weights()
     del incomplete["b_dec"]

@@ -93,12 +93,19 @@ def test_only_one_file_touches_the_hooks_of_torch() -> None:
     assert users == ["activations/hooks.py"]
 
 
-def test_nothing_is_ever_unpickled() -> None:
+def test_pickles_are_read_in_one_place_as_tensors_alone() -> None:
     for path in _modules():
         text = path.read_text()
-        assert "import pickle" not in text
+        assert "import pickle\n" not in text
         assert "allow_pickle=True" not in text
         assert "weights_only=False" not in text
+        calls = [
+            node
+            for node in ast.walk(_tree(path))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
+        ]
+        assert len(calls) == (path.relative_to(ROOT).as_posix() == "features/files/pickled.py"), path
+        assert all("weights_only=True" in ast.unparse(call) for call in calls)
 
 
 PARSERS = {"json": {"load", "loads", "JSONDecoder"}, "tomllib": {"load", "loads"}, "ast": {"literal_eval"}}

@@ -68,6 +68,50 @@ def list_files(repo: str, *, revision: str | None = None, token: str | bool | No
         return list(huggingface_hub.HfApi(token=token).list_repo_files(repo, revision=revision))
 
 
+def list_folder(
+    repo: str,
+    folder: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> list[str] | None:
+    """The names of the files in a folder of a repository ("" is the repository's own), whatever lies in the cache; None
+    where there is no such folder. Raises as `find` does.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    reach()
+    with _translated(repo, revision):
+        try:
+            tree = huggingface_hub.HfApi(token=token).list_repo_tree(repo, folder or None, revision=revision)
+            files = [one.path for one in tree if isinstance(one, huggingface_hub.hf_api.RepoFile)]
+        except errors.EntryNotFoundError:
+            return None
+    return [path.rsplit("/", 1)[-1] for path in files]
+
+
+def cached_names(
+    repo: str,
+    folder: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> list[str] | None:
+    """Those of them that lie in the cache, with no word to the network; None where none does."""
+    from huggingface_hub import constants
+
+    home = Path(cache_dir or constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+    with _translated(repo, revision):
+        named = home / "refs" / (revision or "main")
+        commit = named.read_text().strip() if named.is_file() else revision
+        place = home / "snapshots" / (commit or "") / folder
+        if not commit or not place.is_dir():
+            return None
+        return [path.name for path in place.iterdir() if path.is_file()]
+
+
 def is_offline(offline: bool | None = None) -> bool:
     """What was asked for, or else what HF_HUB_OFFLINE says."""
     if offline is not None:

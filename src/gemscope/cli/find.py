@@ -148,6 +148,7 @@ def _described(args: argparse.Namespace) -> dict[str, Any]:
     info = sae.info
     return {
         "name": info.name,
+        "format": info.format,
         "model": info.model,
         "site": str(sae.site),
         "site_out": str(sae.site_out),

@@ -5,11 +5,13 @@ are in `files/`, the names of what is published in `published`.
 from __future__ import annotations
 
 import os
+import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import TypedDict
 from urllib.parse import unquote, urlsplit
 
 import torch
@@ -19,28 +21,22 @@ from gemscope.activations.bundled import cache_dir as own_cache_dir
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
 from gemscope.checked import existing
-from gemscope.errors import FileError, HubUnreachable, SAENotFound, UnsafeFile
+from gemscope.errors import CorruptFile, FileError, HubUnreachable, SAENotFound, UnsafeFile
 from gemscope.features.entry import Entry
-from gemscope.features.files import gemma_scope_1, gemma_scope_2, saelens, saelens_config
-from gemscope.features.files.contents import Contents, Folder, build
+from gemscope.features.files import saelens_config
+from gemscope.features.files.contents import Contents, build
+from gemscope.features.files.format import Folder, Found
+from gemscope.features.files.formats import WEIGHTS, expected, is_beside, is_weights, recognised, weights_among
+from gemscope.features.files.pickled import OTHERS
 from gemscope.features.kernels.choice import place_for
 from gemscope.features.published import entry_of, find, nearest
 from gemscope.features.sae import SAE
-from gemscope.features.several import below
+from gemscope.features.several import below, some_of
 from gemscope.progress import Progress, silent
 
 BUNDLED = "smollm2"
 """The address of the SAE that ships with this package."""
 _BUNDLED_FOLDER = Path(__file__).parent.parent / "data" / "smollm2-15-res"
-
-_CONFIGS = {
-    saelens_config.WEIGHTS: saelens_config.CONFIG,
-    gemma_scope_1.WEIGHTS: None,
-    gemma_scope_2.WEIGHTS: gemma_scope_2.CONFIG,
-}
-"""The weights of each format, and the configuration beside them."""
-_FILES = frozenset(filter(None, (*_CONFIGS, *_CONFIGS.values())))
-_PICKLES = frozenset({".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt"})
 
 
 def load_sae(
@@ -82,107 +78,111 @@ def load_sae(
     name = os.fspath(address).strip()
     given = None if site is None else Site.parse(site)
     cache = (own_cache_dir() if cache_dir is None else Path(cache_dir) / "gemscope") / "unpacked"
-    read = partial(_read, site=given, model=model, cache=cache, progress=progress)
-    local = existing(name)
+    found = partial(Found, source=name, site=given, model=model, cache=cache, progress=progress)
+    local = existing(name) or existing(f"{name}.safetensors")
     if name == BUNDLED:
-        contents = read(_bundled(), None, source=BUNDLED, place=BUNDLED)
+        contents = _read(found(**_bundled()))
     elif local is not None:
-        contents = read(*_local(local), source=name, place=str(local.resolve()))
+        contents = _read(found(**_local(local, name)))
     else:
         published = _published(name)
         if published.entry is not None and published.entry.closed:
             raise FileError(f"{name} cannot be opened here: {published.entry.closed}")
-        found = _Remote(published, revision or published.revision, token, cache_dir, offline)
+        remote = _Remote(published, revision or published.revision, token, cache_dir, offline)
         try:
-            contents = read(found, published.entry, source=name, place=published.repo)
+            contents = _read(found(**remote.located()))
         except HubUnreachable as error:
             if published.is_known or not (near := _near(name)):
                 raise
             raise SAENotFound(
                 f"no SAE at {name!r} in the bundled catalogue, and the Hub cannot be reached to look further{near}"
             ) from error
-        contents = replace(contents, info=replace(contents.info, revision=found.commit))
+        contents = replace(contents, info=replace(contents.info, revision=remote.commit))
     return build(contents, dtype=dtype, device=where)
 
 
-def _read(
-    folder: Folder,
-    entry: Entry | None,
-    *,
-    source: str,
-    place: str,
-    site: Site | None,
-    model: LanguageModel | None,
-    cache: Path,
-    progress: Progress,
-) -> Contents:
-    """In the format whose files are there."""
-    # What the names promise comes first; a repository that they say nothing of may be laid out in any of the ways.
-    for weights in (entry.file,) if entry and entry.file else _CONFIGS:
-        config = _CONFIGS[weights]
-        if weights == saelens_config.WEIGHTS:
-            if folder(saelens_config.CONFIG) is not None or folder(saelens_config.WEIGHTS) is not None:
-                return saelens.read(folder, source=source, place=place, site=site, model=model)
-        elif (path := folder(weights)) is not None:
-            if config is None:
-                return gemma_scope_1.read(path, entry=entry, source=source, cache=cache, site=site, progress=progress)
-            return gemma_scope_2.read(path, folder(config, needed=False), entry=entry, source=source, site=site)
-    inside = below(Path(place)) if entry is None else []
-    found = f"; there are SAEs in it: {', '.join(inside)}" if inside else _near(source)
-    raise SAENotFound(f"no SAE at {source!r}: expected {' or '.join(_CONFIGS)} there{found}")
+def _read(found: Found) -> Contents:
+    """In the format that it is of."""
+    format = recognised(found)
+    contents = format.read(found)
+    return replace(contents, info=replace(contents.info, format=format.name))
+
+
+def _one_of(weights: list[str], source: str) -> str:
+    """The one file with weights. Raises SAENotFound for none and for several."""
+    if len(weights) == 1:
+        return weights[0]
+    if weights:
+        raise SAENotFound(f"no SAE at {source!r}: there are SAEs in it: {some_of(weights)}")
+    raise SAENotFound(f"no SAE at {source!r}: expected {expected()}{_near(source)}")
 
 
 # --- here -----------------------------------------------------------------------------------------------------------
 
 
-def _bundled() -> Folder:
+class _Lie(TypedDict):
+    """Where the files lie: what `Found` takes of it."""
+
+    folder: Folder
+    place: PurePosixPath
+    weights: str
+    entry: Entry | None
+    repo: str | None
+
+
+def _bundled() -> _Lie:
     if not (_BUNDLED_FOLDER / saelens_config.CONFIG).exists():
         raise SAENotFound(
             f"the bundled SAE {BUNDLED!r} is not part of this installation: reinstall gemscope, or give an address"
         )
-    return _here(_BUNDLED_FOLDER)
+    return _local(_BUNDLED_FOLDER, BUNDLED)
 
 
 def _here(folder: Path) -> Folder:
-    return _only({name: folder / name for name in (*_FILES, saelens_config.SCALER, saelens_config.WHITENING)})
-
-
-def _only(files: Mapping[str, Path]) -> Folder:
-    """A folder of these files, as far as they are there."""
-
     def find(name: str, *, needed: bool = True) -> Path | None:
-        path = files.get(name)
-        return path if path is not None and path.is_file() else None
+        path = folder / name
+        return path if path.is_file() else None
 
     return find
 
 
-def _local(path: Path) -> tuple[Folder, Entry | None]:
-    """The files that a path means, and what the names on the way to it say."""
+def _local(path: Path, source: str) -> _Lie:
+    """What a path means, and what the names on the way to it say."""
+    folder = path if path.is_dir() else path.parent
     if path.is_dir():
-        return _here(path), _entry_of_path(path)
-    folder = path.parent
-    if path.name in (saelens_config.CONFIG, saelens_config.WEIGHTS):
-        return _here(folder), None
-    if path.suffix in _PICKLES:
-        raise UnsafeFile(f"{path} may hold a pickle, which can run anything: expected .safetensors or .npz")
-    # Of whatever name: npz is Gemma Scope's, safetensors Gemma Scope 2's.
-    if path.suffix == ".npz":
-        return _only({gemma_scope_1.WEIGHTS: path}), _entry_of_path(folder)
-    weights = folder / gemma_scope_2.WEIGHTS if path.name == gemma_scope_2.CONFIG else path
-    if weights.suffix != ".safetensors":
-        raise SAENotFound(f"{path} is no file of an SAE: expected .npz, .safetensors, or a folder")
-    files = {gemma_scope_2.WEIGHTS: weights, gemma_scope_2.CONFIG: folder / gemma_scope_2.CONFIG}
-    return _only(files), _entry_of_path(folder)
+        here = weights_among(names := os.listdir(path))
+        if not here and (inside := below(path)):
+            raise SAENotFound(f"no SAE at {source!r}: there are SAEs in it: {some_of(inside)}")
+        if not here and (alone := [name for name in names if is_beside(name) and name != "config.json"]):
+            raise CorruptFile(f"{source} has {alone[0]} and no weights beside it: no {expected()}")
+        weights = _one_of(here, source)
+    elif is_weights(path.name):
+        weights = path.name
+    elif is_beside(path.name):
+        weights = _one_of(weights_among(os.listdir(folder), beside=path.name), source)
+    elif path.suffix in OTHERS:
+        raise UnsafeFile(
+            f"{path} may hold a pickle, which can run anything: expected .safetensors, .npz, or plain tensors in a .pt"
+        )
+    else:
+        raise SAENotFound(f"{path} is no file of an SAE: expected {', '.join(sorted(WEIGHTS))}, or a folder")
+    whole = folder.resolve()
+    repo = next((part.removeprefix("models--") for part in whole.parts if part.startswith("models--")), None)
+    return {
+        "folder": _here(folder),
+        "place": PurePosixPath(whole.as_posix()),
+        "weights": weights,
+        "entry": _entry_of_path(whole),
+        "repo": None if repo is None else repo.replace("--", "/", 1),
+    }
 
 
 def _entry_of_path(path: Path) -> Entry | None:
     """What a folder's own names say, when it lies as in its repository or in the Hub's cache."""
-    parts = path.resolve().parts
-    for start, part in enumerate(parts):
+    for start, part in enumerate(path.parts):
         if part.startswith("models--"):  # models--google--gemma-scope-2b-pt-res/snapshots/COMMIT/path
-            return entry_of(part.removeprefix("models--").replace("--", "/", 1), "/".join(parts[start + 3 :]))
-        if entry := entry_of(f"google/{part}", "/".join(parts[start + 1 :])):
+            return entry_of(part.removeprefix("models--").replace("--", "/", 1), "/".join(path.parts[start + 3 :]))
+        if entry := entry_of(f"google/{part}", "/".join(path.parts[start + 1 :])):
             return entry
     return None
 
@@ -220,8 +220,55 @@ class _Remote:
         self.revision = revision
         self.commit: str | None = None
 
-    def __call__(self, name: str, *, needed: bool = True) -> Path | None:
-        path = str(PurePosixPath(self.published.path) / name)
+        self.folder = published.path
+        """In the repository."""
+
+    def located(self) -> _Lie:
+        """Which folder, and which file in it, the address means."""
+        entry, repo = self.published.entry, self.published.repo
+        weights = (None if entry is None else entry.file) or self._weights()
+        if entry is not None and self.find(weights) is None:
+            raise SAENotFound(f"no SAE at {self._address!r}: it has no {weights}{_near(self._address)}")
+        place = PurePosixPath(repo) / self.folder
+        return {"folder": self.find, "place": place, "weights": weights, "entry": entry, "repo": repo}
+
+    def _weights(self) -> str:
+        path = PurePosixPath(self.published.path)
+        known = self._meant(path, hub.cached_names)  # what was loaded once needs no network
+        if len(known) == 1:
+            return known[0]
+        if hub.is_offline(self.offline):
+            raise HubUnreachable(f"{self._address} is not in the cache, and offline mode is on: go online to fetch it")
+        return _one_of(self._meant(path, partial(hub.list_folder, token=self.token)), self._address)
+
+    def _meant(self, path: PurePosixPath, listed: Callable[..., list[str] | None]) -> list[str]:
+        """The weights that a path may mean: a file, the files of a folder, a file without its suffix."""
+        if is_weights(path.name) or is_beside(path.name):
+            names = self._names(path.parent, listed) or []
+            if path.name in names:
+                return [path.name] if is_weights(path.name) else weights_among(names, path.name)
+        inside = self._names(path, listed)
+        if inside is not None:
+            return weights_among(inside)
+        return [name for name in self._names(path.parent, listed) or [] if name.startswith(f"{path.name}.")]
+
+    def _names(self, folder: PurePosixPath, listed: Callable[..., list[str] | None]) -> list[str] | None:
+        """The files of a folder, which is then the one meant; None for no folder, or none that is known here."""
+        self.folder = "" if folder == PurePosixPath() else str(folder)
+        try:
+            revision = self.commit or self.revision
+            return listed(self.published.repo, self.folder, revision=revision, cache_dir=self.cache_dir)
+        except SAENotFound as error:
+            raise SAENotFound(f"{error}{_near(self._address)}") from error
+
+    @property
+    def _address(self) -> str:
+        return f"{self.published.repo}/{self.published.path}"
+
+    def find(self, name: str, *, needed: bool = True) -> Path | None:
+        path = posixpath.normpath(posixpath.join(self.folder, name))
+        if path.startswith(".."):
+            return None
         try:
             found = hub.find(
                 self.published.repo,
@@ -236,7 +283,7 @@ class _Remote:
                 raise
             return None
         except SAENotFound as error:
-            raise SAENotFound(f"{error}{_near(self.published.repo + '/' + self.published.path)}") from error
+            raise SAENotFound(f"{error}{_near(self._address)}") from error
         if found is None:
             return None
         local, self.commit = found
@@ -251,7 +298,7 @@ def _published(name: str) -> _Published:
     if name.startswith(("/", "./", "../", "~")):
         raise SAENotFound(f"no file or folder {name}")
     address, revision, from_neuronpedia = _without_url(name)
-    if entry := find(address):
+    if entry := find(address) or find(_without_file(address)):
         return _Published(entry.repo, entry.path, entry, revision)
     if len(words := address.split()) == 2 and "/" in words[0]:  # SAELens's way to name a repository it does not list
         return _named(words[0], words[1], revision)
@@ -272,7 +319,15 @@ def _published(name: str) -> _Published:
 
 
 def _named(repo: str, path: str, revision: str | None) -> _Published:
-    return _Published(repo, path, entry_of(repo, path), revision)
+    folder = _without_file(path)
+    entry = entry_of(repo, folder)
+    return _Published(repo, path if entry is None else folder, entry, revision)
+
+
+def _without_file(path: str) -> str:
+    """A path's folder, where its last name is one that a file of an SAE has."""
+    folder, _, file = path.rpartition("/")
+    return folder if is_weights(file) or is_beside(file) else path
 
 
 def _without_url(name: str) -> tuple[str, str | None, bool]:
@@ -289,10 +344,9 @@ def _without_url(name: str) -> tuple[str, str | None, bool]:
             parts = parts[:2] + parts[4:]
         name = "/".join(parts)
     name = name.rstrip("/")
-    folder, _, file = name.rpartition("/")
-    return (folder if file in _FILES else name), revision, False
+    return name, revision, False
 
 
 def _near(name: str) -> str:
-    near = nearest(_without_url(name)[0])
+    near = nearest(_without_file(_without_url(name)[0]))
     return f"; nearest: {', '.join(near)}" if near else ""

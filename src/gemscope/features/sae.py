@@ -27,6 +27,8 @@ class SAEInfo:
 
     name: str = "unnamed"
     """The address that it was loaded by, such as google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71."""
+    format: str | None = None
+    """Whose files it was read from, as docs/formats.md names the formats."""
     model: str | None = None
     """Hugging Face id of the model whose activations it was trained on."""
     revision: str | None = None

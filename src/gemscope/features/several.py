@@ -13,12 +13,11 @@ from pathlib import Path
 from gemscope.checked import existing
 from gemscope.errors import SAENotFound
 from gemscope.features.entry import Entry
-from gemscope.features.files import gemma_scope_1, gemma_scope_2, saelens_config
+from gemscope.features.files.formats import natural, weights_among
 from gemscope.features.published import nearest, snapshot
 
 _DEEP = 6
 _MANY = 1000
-_WEIGHTS = (saelens_config.WEIGHTS, gemma_scope_1.WEIGHTS, gemma_scope_2.WEIGHTS)
 
 
 def is_pattern(address: str) -> bool:
@@ -39,29 +38,33 @@ def matching(pattern: str) -> list[str]:
         near = nearest(pattern.replace("*", ""))
         hint = f"; nearest: {', '.join(near)}" if near else ""
         raise SAENotFound(f"no SAE matches {pattern!r}, neither here nor in the bundled catalogue{hint}")
-    return sorted(found, key=_natural)
+    return sorted(found, key=natural)
 
 
-def below(folder: Path, most: int = 5) -> list[str]:
-    """SAEs in the folders below one, by their paths from it: the first few, and how many more where there are more.
-    Neither links nor folders deep down are followed.
-    """
+def below(folder: Path) -> list[str]:
+    """SAEs in the folders below one, by their paths from it. Neither links nor folders deep down are followed."""
     found: list[str] = []
-    for place, inside, _ in os.walk(folder):
+    for place, inside, names in os.walk(folder):
         path = Path(place).relative_to(folder)
         if len(path.parts) == _DEEP or len(found) >= _MANY:
             inside.clear()
-        elif path.parts and _holds_sae(folder / path):
-            found.append(str(path))
-        inside.sort(key=_natural)
-    rest = f"{len(found) - most:,}{'+' if len(found) >= _MANY else ''} more"
-    return found[:most] + ([rest] if len(found) > most else [])
+        weights = weights_among(names) if len(found) < _MANY else []
+        found += [str(path)] if len(weights) == 1 and path.parts else [str(path / name) for name in weights]
+        inside.sort(key=natural)
+    return found
+
+
+def some_of(names: list[str], most: int = 5) -> str:
+    """The first few of many names, and how many more there are."""
+    rest = f"{len(names) - most:,}{'+' if len(names) >= _MANY else ''} more"
+    return ", ".join(names[:most] + ([rest] if len(names) > most else []))
 
 
 def _holds_sae(path: Path) -> bool:
+    """Whether it is an SAE: a folder with the weights of one, or a file of some."""
     if path.is_dir():
-        return any((path / name).is_file() for name in _WEIGHTS)
-    return path.name in _WEIGHTS or path.suffix == ".npz"
+        return len(weights_among(os.listdir(path))) == 1
+    return bool(weights_among([path.name])) or path.suffix == ".npz"
 
 
 def _named(entry: Entry, parts: list[re.Pattern[str]]) -> bool:
@@ -71,8 +74,3 @@ def _named(entry: Entry, parts: list[re.Pattern[str]]) -> bool:
 
 def _matches(name: list[str], parts: list[re.Pattern[str]]) -> bool:
     return len(name) == len(parts) and all(want.fullmatch(part) for part, want in zip(name, parts, strict=True))
-
-
-def _natural(name: str) -> list[tuple[int, int | str]]:
-    """2 before 10."""
-    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name)]

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,15 +21,6 @@ from gemscope.features.weights import Gate
 
 _PIECE = 1 << 22
 """Numbers looked at at a time."""
-
-
-@runtime_checkable
-class Folder(Protocol):
-    """Where the files of one SAE lie, on this disk or on the Hub."""
-
-    def __call__(self, name: str, *, needed: bool = True) -> Path | None:
-        """A file of the folder by its name, fetched if need be; None where there is none. With `needed=False` also
-        None where that cannot be found out now."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Arithmetic of folding: in float64, and what comes of it never rounded below float32, whatever a file is in. Half
-precision would move features across their thresholds.
+precision would move features across their thresholds. What several formats do before or behind their weights is folded
+into weights here, of the names and shapes that SAE has.
 """
 
 from __future__ import annotations
@@ -29,3 +30,39 @@ def through(vector: Float[Tensor, "D"], W: Float[Tensor, "D F"]) -> Float[Tensor
     for rows, part in zip(torch.split(W, _ROWS), torch.split(vector, _ROWS), strict=True):
         out += part.double() @ rows.double()
     return out
+
+
+def fold_input_bias(tensors: dict[str, Tensor]) -> None:
+    """(x − b_dec) @ W_enc + b_enc = x @ W_enc + (b_enc − b_dec @ W_enc)."""
+    W_enc, b_dec = tensors["W_enc"], tensors["b_dec"]
+    tensors["b_enc"] = rounded(tensors["b_enc"].double() - through(b_dec, W_enc), tensors["b_enc"])
+
+
+def fold_decoder_norms(tensors: dict[str, Tensor]) -> None:
+    """Pre-activations times the norm of their decoder row, and that row of norm 1: the same is written, in its units. A
+    threshold stays: whoever calls this knows on which side of it the norms are.
+    """
+    norm = tensors["W_dec"].double().norm(dim=1)
+    tensors["W_enc"] = times(tensors["W_enc"], norm)
+    tensors["b_enc"] = times(tensors["b_enc"], norm)
+    tensors["W_dec"] = times(tensors["W_dec"], torch.where(norm > 0, 1 / norm, 0.0).unsqueeze(1))
+
+
+def fold_scales(tensors: dict[str, Tensor], scale_in: float, scale_out: float) -> None:
+    """(s·x) @ W_enc = x @ (s·W_enc), and what comes out is in units of the other scale: features as they were."""
+    tensors["W_enc"] = times(tensors["W_enc"], scale_in)
+    tensors["W_dec"] = times(tensors["W_dec"], 1 / scale_out)
+    tensors["b_dec"] = times(tensors["b_dec"], 1 / scale_out)
+
+
+def fold_gate(tensors: dict[str, Tensor]) -> None:
+    """A gated SAE (of b_gate, b_mag, r_mag) as a JumpReLU one (Rajamanoharan et al. 2024, appendix H).
+
+    Active where x @ W_enc + b_gate > 0, of strength relu(x @ (W_enc · e^r) + b_mag). Multiplying the gate by e^r > 0
+    makes it a threshold on the strength's own pre-activation: z > b_mag − b_gate · e^r.
+    """
+    grown = tensors.pop("r_mag").double().exp()
+    b_gate, b_mag = tensors.pop("b_gate"), tensors.pop("b_mag")
+    tensors["W_enc"] = times(tensors["W_enc"], grown)
+    tensors["b_enc"] = b_mag
+    tensors["threshold"] = rounded(b_mag.double() - b_gate.double() * grown, b_mag)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from torch import Tensor
 
@@ -12,8 +12,8 @@ from gemscope.checked import Positive, read_json
 from gemscope.errors import CorruptFile, FileError
 from gemscope.features.entry import Entry
 from gemscope.features.files.contents import Contents, info_of, renamed
+from gemscope.features.files.format import Format, Found
 from gemscope.features.files.hook_names import site_of_module
-from gemscope.features.files.tensors import read_safetensors
 
 WEIGHTS = "params.safetensors"
 CONFIG = "config.json"
@@ -34,16 +34,16 @@ class Config:
     hf_hook_point_out: str | None = None
 
 
-def read(
-    path: Path, config_path: Path | None, *, entry: Entry | None, source: str, site: Site | None = None
-) -> Contents:
-    """A params.safetensors and its configuration. Without one, `entry` (what the names said) stands in.
+def read(found: Found) -> Contents:
+    """A params.safetensors and its configuration. Without one, what the names said stands in.
 
     Raises CorruptFile, FileError for a kind that is not read here (crosscoders, cross-layer transcoders).
     """
-    config = Config() if config_path is None else read_json(config_path, Config, remedy="fetch it again")
+    source, entry = found.source, found.entry
+    beside = found.folder(CONFIG, needed=False)
+    config = Config() if beside is None else read_json(beside, Config, remedy="fetch it again")
     _refuse_others(config, source)
-    tensors = _oriented(read_safetensors(path))
+    tensors = _oriented(found.stored)
     width = config.width
     if width is not None and "b_enc" in tensors and width != tensors["b_enc"].numel():
         raise CorruptFile(f"{source}: {CONFIG} says {width} features, the weights have {tensors['b_enc'].numel()}")
@@ -56,7 +56,7 @@ def read(
         info = replace(info, model=config.model_name)
     if config.l0 is not None:
         info = replace(info, declared_l0=config.l0)
-    read_at, write_at = _sites(config, info.model, entry, source, site)
+    read_at, write_at = _sites(config, info.model, entry, source, found.site)
     return Contents(source=source, tensors=tensors, site=read_at, site_out=write_at, info=info)
 
 
@@ -82,9 +82,23 @@ def _refuse_others(config: Config, source: str) -> None:
         raise FileError(f"{source} has the architecture {config.architecture!r}: Gemma Scope 2's jump_relu is read")
 
 
-def _oriented(stored: dict[str, Tensor]) -> dict[str, Tensor]:
+def _oriented(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our names; the skip as W_skip [d_out, d_in], where the file has [d_in, d_out]."""
     tensors = renamed(stored, _NAMES)
     if "affine_skip_connection" in stored:
         tensors["W_skip"] = tensors["W_skip"].T
     return tensors
+
+
+def _is_its(found: Found) -> bool:
+    return found.file.suffix == ".safetensors" and (found.has("w_enc") or found.has("W_enc", "threshold"))
+
+
+FORMAT = Format(
+    name="Gemma Scope 2",
+    called=WEIGHTS,
+    weights=r"params\.safetensors",
+    beside={CONFIG: None},
+    is_its=_is_its,
+    read=read,
+)

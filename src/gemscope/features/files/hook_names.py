@@ -1,12 +1,18 @@
-"""Sites under the names that files give them, both ways: TransformerLens's hook points, Hugging Face's modules."""
+"""Sites under the names that files give them, both ways: TransformerLens's hook points, Hugging Face's modules; and
+what files call models.
+"""
 
 from __future__ import annotations
 
 import re
 
 from gemscope.activations.families import FAMILIES, Family, Point
-from gemscope.activations.site import Site
+from gemscope.activations.model import LanguageModel
+from gemscope.activations.site import Site, family_of
 from gemscope.errors import FileError
+
+Builds = tuple[Family, ...]
+"""The ways in which a model may be built; none where nothing is known of it."""
 
 _HOOKS = {
     "hook_resid_post": "res",
@@ -42,6 +48,10 @@ _PUBLISHED = {
 """How published models of a family are called; one of several families with the same modules stands for all."""
 _OF_STACK = {"transformer.h": "gpt2", "gpt_neox.layers": "gpt_neox", "model.decoder.layers": "opt"}
 """Whose modules they are taken for where the model is not known."""
+_MLPS = ("mlp", "block_sparse_moe")
+"""Modules that read what their block's norm gives, and nothing else."""
+_ATTENTIONS = ("self_attn", "attn", "attention")
+"""Modules that give what their projection gives, and nothing else."""
 _LAYER_NORM = re.compile(r"gpt-?2|pythia|neox", re.IGNORECASE)
 _RMS_NORM = re.compile(r"gemma|llama|smollm|mi(s|x|nis)tral|qwen|olmo-?2|phi-?[34]|granite|gpt-?oss", re.IGNORECASE)
 _POSITIONS_ADDED = re.compile(r"gpt-?2|(^|/)opt-", re.IGNORECASE)
@@ -117,7 +127,68 @@ def _streams_embedding(model: str | None) -> bool:
     return bool(built) and all(plain) and _POSITIONS_ADDED.search(model or "") is None
 
 
-def _built(model: str | None) -> tuple[Family, ...]:
+def site_of_hookpoint(path: str, end: str, builds: Builds, source: str) -> Site:
+    """The site at the "input" or "output" of a module that is named from the model without its head, as in layers.5.mlp
+    or h.3. Where nothing is known of the model, only what is the same in all that have such a module.
+
+    Raises FileError for a place that is no site, or may be either of two.
+    """
+    kinds = set()
+    layer = 0
+    for case in builds or tuple(case for cases in FAMILIES.values() for case in cases):
+        for stack in case.layers:
+            inside = "|".join(re.escape(one) for one in (stack, stack.partition(".")[2]))
+            if match := re.fullmatch(rf"(?:{inside})\.(\d+)(?:\.(.+))?", path):
+                layer = int(match[1])
+                kinds.add(_kind_at(case, match[2] or "", end))
+    if kinds == {"before"} and layer > 0:
+        return Site(layer - 1, "res")
+    if len(kinds) > 1:
+        raise FileError(
+            f"{source} is for {path!r}, which is another place in some models than in others, and does not name its "
+            "model: give it, as in load_sae(..., model=model)"
+        )
+    kind = next(iter(kinds), None)
+    if kind in (None, "before"):
+        raise _unknown(f"{path}.{end}", source)
+    return Site(layer, str(kind))
+
+
+def _kind_at(case: Family, module: str, end: str) -> str | None:
+    """The kind of site at one end of a module of a block; "before" for what comes into the block."""
+    if not module:
+        return "res" if end == "output" else "before"
+    for kind, point in _at_modules(case).items():
+        if (point.module, point.end) == (module, end):
+            return kind
+    mlps = [point for kind, point in case.points.items() if kind in ("mlp", "mlp_raw") and point.module == module]
+    if end == "input" and module in _MLPS and mlps and "transcoder" in case.points:
+        return "transcoder"
+    projected = case.points.get("att_out") if case.residual_scale is None else None
+    if end == "output" and module in _ATTENTIONS and projected and projected.module.rpartition(".")[0] == module:
+        return "att_out"
+    return None
+
+
+def model_id(name: str | None) -> str | None:
+    """A model's name on the Hub, where TransformerLens leaves the owner off."""
+    if name is None or "/" in name:
+        return name
+    if name.startswith("gemma-"):
+        return f"google/{name}"
+    if name.startswith("gpt2"):
+        return f"openai-community/{name.removesuffix('-small')}"
+    if name.startswith("pythia-"):
+        return f"EleutherAI/{name}"
+    return name
+
+
+def builds_of(model: LanguageModel | None, name: str | None) -> Builds:
+    """How a model is built, by itself where it is given, else by its name."""
+    return _built(name) if model is None else (family_of(model.hf),)
+
+
+def _built(model: str | None) -> Builds:
     """How models of that name are built; nothing for a name that says nothing."""
     for kind, pattern in _PUBLISHED.items():
         if model and re.search(pattern, model, re.IGNORECASE):

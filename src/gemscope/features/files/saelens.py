@@ -5,16 +5,19 @@ weights exactly is refused: nothing that changes the arithmetic is passed over.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from gemscope import checked
-from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
 from gemscope.checked import declared
 from gemscope.errors import CorruptFile, FileError
-from gemscope.features.files.contents import Contents, Folder
-from gemscope.features.files.hook_names import scales_embedding, site_of_hook, site_of_module
+from gemscope.features.files.contents import Contents
+from gemscope.features.files.format import Folder, Format, Found
+from gemscope.features.files.hook_names import model_id, scales_embedding, site_of_hook, site_of_module
 from gemscope.features.files.json_file import read_json
 from gemscope.features.files.saelens_config import (
     CONFIG,
@@ -52,17 +55,16 @@ _BY_A_FACTOR = "expected_average_only_in"
 _WHITENED = "covariance_whitening"
 
 
-def read(
-    folder: Folder, *, source: str, place: str, site: Site | None = None, model: LanguageModel | None = None
-) -> Contents:
-    """What a folder holds, which was found at `place` (a repository, a path). `site` stands in for the hook name that
-    it gives, `model` is the one that it is for, where that is needed.
+def read(found: Found) -> Contents:
+    """What a folder holds. A site that the user gave stands in for the hook name in it, a model is asked where one is
+    needed.
 
     Raises FileError for an architecture, a normalisation or a hook that is not read here, CorruptFile.
     """
-    config_path, weights_path = folder(CONFIG), folder(WEIGHTS)
-    if config_path is None or weights_path is None:
-        raise CorruptFile(f"{source} has no {CONFIG if config_path is None else WEIGHTS}: an SAELens folder has both")
+    folder, source, model = found.folder, found.source, found.model
+    config_path = folder(CONFIG)
+    if config_path is None:
+        raise CorruptFile(f"{source} has no {CONFIG}: an SAELens folder has it beside {WEIGHTS}")
     stored = read_json(config_path)
     if stored.get("architecture") == CROSSCODER:
         raise FileError(f"{source} is a crosscoder, which reads several sites together: load it with load_crosscoder")
@@ -74,12 +76,12 @@ def read(
             f"{source} is of the architecture {checked.quoted(config.architecture)}, which is not read here: "
             f"read are {', '.join(_GATES)}"
         )
-    name = _model_id(metadata.model_name)
-    read_at, write_at = _sites(metadata, name, source, site)
+    name = model_id(metadata.model_name)
+    read_at, write_at = _sites(metadata, name, source, found.site)
     _refuse_what_cannot_be_folded(config, source)
-    tensors = read_safetensors(weights_path)
+    tensors: Mapping[str, Tensor] = found.stored
     require_complete(tensors, config, source)
-    scale = _input_scale(config, folder, source)
+    scale = _input_scale(config, found)
     if read_at.layer is None and scales_embedding(name):
         # TransformerLens hands Gemma's embedding out multiplied by √d_model; our site is before that.
         scale *= math.sqrt(tensors["W_enc"].shape[0])
@@ -88,7 +90,7 @@ def read(
         metadata.model_from_pretrained_kwargs or Said(),
         version=metadata.sae_lens_training_version or metadata.sae_lens_version,
         model_class=metadata.model_class_name,
-        place=place,
+        place=str(found.place),
         undone_before=metadata.encoder_is_centred,
     )
     tensors, centred = processing.undone(tensors, (read_at, write_at), name=name, model=model, source=source)
@@ -130,19 +132,6 @@ def _info(metadata: Metadata, everything: Mapping[str, Any], model: str | None, 
     )
 
 
-def _model_id(name: str | None) -> str | None:
-    """TransformerLens leaves the owner off."""
-    if name is None or "/" in name:
-        return name
-    if name.startswith("gemma-"):
-        return f"google/{name}"
-    if name.startswith("gpt2"):
-        return f"openai-community/{name.removesuffix('-small')}"
-    if name.startswith("pythia-"):
-        return f"EleutherAI/{name}"
-    return name
-
-
 def _refuse_what_cannot_be_folded(config: Config, source: str) -> None:
     if config.metadata.hook_head_index is not None:
         raise FileError(f"{source} reads a single attention head: SAEs over all heads are read")
@@ -175,14 +164,16 @@ def _k(config: Config, source: str) -> int:
     return int(config.k)
 
 
-def _input_scale(config: Config, folder: Folder, source: str) -> float:
+def _input_scale(config: Config, found: Found) -> float:
     """What activations are multiplied by before the encoder, and divided by behind the decoder."""
     if config.normalize_activations != _BY_A_FACTOR:
         return 1.0
-    factor = config.norm_scaling_factor or config.metadata.norm_scaling_factor or _scaler(folder).scaling_factor
+    factor = config.norm_scaling_factor or config.metadata.norm_scaling_factor or _scaler(found.folder).scaling_factor
+    if factor is None and found.entry is not None:
+        factor = found.entry.factor
     if factor is None:
         raise FileError(
-            f"{source} has normalize_activations={_BY_A_FACTOR!r} and no usable factor: its activations cannot be "
+            f"{found.source} has normalize_activations={_BY_A_FACTOR!r} and no usable factor: activations cannot be "
             f"scaled rightly without norm_scaling_factor in {CONFIG} or scaling_factor in {SCALER}"
         )
     return factor
@@ -210,3 +201,17 @@ def _whitening(config: Config, folder: Folder, source: str) -> Whitening | None:
         if name not in found or tuple(found[name].shape) != shape or not found[name].isfinite().all():
             raise CorruptFile(f"{source}: {WHITENING} has no {name} of shape {shape} in finite numbers: fetch it again")
     return Whitening(*(found[name].double() for name in shapes))
+
+
+def _is_its(found: Found) -> bool:
+    return found.file.name == WEIGHTS and (found.folder(CONFIG) is not None or found.has("W_dec"))
+
+
+FORMAT = Format(
+    name="SAELens",
+    called=f"{CONFIG} and {WEIGHTS}",
+    weights=re.escape(WEIGHTS),
+    beside={CONFIG: None},
+    is_its=_is_its,
+    read=read,
+)

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from gemscope.errors import CorruptFile, FileError
-from gemscope.features.files.fold import rounded, through, times
+from gemscope.features.files.fold import (
+    fold_decoder_norms,
+    fold_gate,
+    fold_input_bias,
+    fold_scales,
+    rounded,
+    times,
+)
 from gemscope.features.files.saelens_config import CONFIG, Config
 
 
@@ -29,7 +35,7 @@ def folded(
     tensors = dict(stored)
     _drop_scaling_factor(tensors, source)
     if config.architecture == "gated":
-        _fold_gate(tensors)
+        fold_gate(tensors)
     if "log_threshold" in tensors:
         stored_log = tensors.pop("log_threshold")
         tensors["threshold"] = rounded(stored_log.double().exp(), stored_log)
@@ -43,10 +49,7 @@ def folded(
         _fold_whitening(tensors, whitening)
         return tensors
     if scale != 1.0:
-        # (s·x) @ W_enc = x @ (s·W_enc), and what comes out is in units of s·x
-        tensors["W_enc"] = times(tensors["W_enc"], scale)
-        tensors["W_dec"] = times(tensors["W_dec"], 1 / scale)
-        tensors["b_dec"] = times(tensors["b_dec"], 1 / scale)
+        fold_scales(tensors, scale, scale)
     if config.rescale_acts_by_decoder_norm:
         _fold_decoder_norms(tensors, scale)
     return tensors
@@ -54,10 +57,7 @@ def folded(
 
 def _fold_decoder_norms(tensors: dict[str, Tensor], scale: float) -> None:
     """Pre-activations are multiplied by their decoder row's norm, and features divided by it again: as if it were 1."""
-    norm = tensors["W_dec"].double().norm(dim=1)
-    tensors["W_enc"] = times(tensors["W_enc"], norm)
-    tensors["b_enc"] = times(tensors["b_enc"], norm)
-    tensors["W_dec"] = times(tensors["W_dec"], torch.where(norm > 0, 1 / norm, 0.0).unsqueeze(1))
+    fold_decoder_norms(tensors)
     if "threshold" in tensors:
         # It was learned beside the norm of W_dec as stored, which `scale` has divided since.
         tensors["threshold"] = times(tensors["threshold"], 1 / scale)
@@ -111,24 +111,10 @@ def require_complete(tensors: Mapping[str, Tensor], config: Config, source: str)
             raise CorruptFile(f"{source}: {CONFIG} says {key}={stated}, the weights have {actual}")
 
 
-def _fold_gate(tensors: dict[str, Tensor]) -> None:
-    """A gated SAE as a JumpReLU one (Rajamanoharan et al. 2024, appendix H).
-
-    Active where x @ W_enc + b_gate > 0, of strength relu(x @ (W_enc · e^r) + b_mag). Multiplying the gate by e^r > 0
-    makes it a threshold on the strength's own pre-activation: z > b_mag − b_gate · e^r.
-    """
-    grown = tensors.pop("r_mag").double().exp()
-    b_gate, b_mag = tensors.pop("b_gate"), tensors.pop("b_mag")
-    tensors["W_enc"] = times(tensors["W_enc"], grown)
-    tensors["b_enc"] = b_mag
-    tensors["threshold"] = rounded(b_mag.double() - b_gate.double() * grown, b_mag)
-
-
 def _fold_input_bias(tensors: dict[str, Tensor], source: str) -> None:
-    """(x − b_dec) @ W_enc + b_enc = x @ W_enc + (b_enc − b_dec @ W_enc)."""
     W_enc, b_dec = tensors["W_enc"], tensors["b_dec"]
     if b_dec.numel() != W_enc.shape[0]:
         raise CorruptFile(
             f"{source}: apply_b_dec_to_input takes b_dec of {b_dec.numel()} from inputs of {W_enc.shape[0]}"
         )
-    tensors["b_enc"] = rounded(tensors["b_enc"].double() - through(b_dec, W_enc), tensors["b_enc"])
+    fold_input_bias(tensors)
