@@ -91,13 +91,15 @@ $(SITE)/ready: pyproject.toml constraints.txt
 	$(SITE)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --group docs
 	touch $@
 
-peer: setup $(PEER)/ready  ## SAELens in an environment of its own, and the tests against it
+peer: setup $(PEER)/ready  ## SAELens, nnsight and others in an environment of their own, and the tests against them
 	$(BIN)/pytest -m peer
+	$(PEER)/bin/pytest -m peer tests/peer/inside
 
 $(PEER)/ready: constraints.txt
 	$(PYTHON) -m venv $(PEER)
 	$(PEER)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(PEER)/bin/pip install --quiet --disable-pip-version-check sae-lens==6.54.12
+	$(PEER)/bin/pip install --quiet --disable-pip-version-check sae-lens==6.54.12 nnsight==0.8.1 peft==0.21.2 polars==2.1.0
+	$(PEER)/bin/pip install --quiet --disable-pip-version-check -e . pytest pytest-timeout beartype hypothesis
 	touch $@
 
 # torchvision and torchaudio, which only its cross-layer transcoders want, come built for another torch than the CPU's.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from gemscope.errors import InputError, Mismatch, NotFinite
 from gemscope.features.activations import FeatureActivations
 from gemscope.features.decode import decode_sparse
 from gemscope.features.encode import encode_rows, encode_subset
+from gemscope.features.files.saelens_described import live
 from gemscope.features.kernels import Rows
 from gemscope.features.kernels.choice import choose
 from gemscope.features.prepared import Prepared
@@ -257,6 +259,12 @@ class SAE(nn.Module):
         if content != self._digested[0]:
             self._digested = content, self.weights.digest
         return self._digested[1]
+
+    def to_saelens(self) -> Any:
+        """The same as an `sae_lens.SAE`, with copies of the weights, on the same device. Raises MissingDependency,
+        InputError for an SAE without a site and for one that SAELens has no architecture for.
+        """
+        return live(self)
 
     def extra_repr(self) -> str:
         sites = str(self.site) if not self.is_transcoder else f"{self.site} → {self.site_out}"

@@ -61,14 +61,20 @@ def read(found: Found) -> Contents:
 
     Raises FileError for an architecture, a normalisation or a hook that is not read here, CorruptFile.
     """
-    folder, source, model = found.folder, found.source, found.model
-    config_path = folder(CONFIG)
+    config_path = found.folder(CONFIG)
     if config_path is None:
-        raise CorruptFile(f"{source} has no {CONFIG}: an SAELens folder has it beside {WEIGHTS}")
-    stored = read_json(config_path)
-    if stored.get("architecture") == CROSSCODER:
-        raise FileError(f"{source} is a crosscoder, which reads several sites together: load it with load_crosscoder")
-    modern = modernised(stored)
+        raise CorruptFile(f"{found.source} has no {CONFIG}: an SAELens folder has it beside {WEIGHTS}")
+    config = read_json(config_path)
+    if config.get("architecture") == CROSSCODER:
+        raise FileError(
+            f"{found.source} is a crosscoder, which reads several sites together: load it with load_crosscoder"
+        )
+    return described(found, modernised(config), found.stored)
+
+
+def described(found: Found, modern: Mapping[str, Any], stored: Mapping[str, Tensor]) -> Contents:
+    """Of a configuration of version 6, and the weights that it describes. Raises what `read` raises."""
+    folder, source, model = found.folder, found.source, found.model
     config = declared(modern, Config, where=f"{source}: {CONFIG}")
     metadata = config.metadata
     if config.architecture not in _GATES:
@@ -79,13 +85,12 @@ def read(found: Found) -> Contents:
     name = model_id(metadata.model_name)
     read_at, write_at = _sites(metadata, name, source, found.site)
     _refuse_what_cannot_be_folded(config, source)
-    tensors: Mapping[str, Tensor] = found.stored
-    require_complete(tensors, config, source)
+    require_complete(stored, config, source)
     scale = _input_scale(config, found)
     if read_at.layer is None and scales_embedding(name):
         # TransformerLens hands Gemma's embedding out multiplied by √d_model; our site is before that.
-        scale *= math.sqrt(tensors["W_enc"].shape[0])
-    tensors = folded(tensors, config, scale, _whitening(config, folder, source), source)
+        scale *= math.sqrt(stored["W_enc"].shape[0])
+    tensors = folded(stored, config, scale, _whitening(config, folder, source), source)
     processing = Processing.of(
         metadata.model_from_pretrained_kwargs or Said(),
         version=metadata.sae_lens_training_version or metadata.sae_lens_version,

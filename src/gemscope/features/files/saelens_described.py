@@ -1,0 +1,143 @@
+"""An SAE as SAELens 6 describes it, and its weights as SAELens has them: for a folder, and for an SAE of SAELens's own
+in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from gemscope.activations.site import Site
+from gemscope.errors import InputError, MissingDependency
+from gemscope.features.files.fold import times
+from gemscope.features.files.hook_names import hook_of, module_of, scales_embedding
+from gemscope.features.files.saelens_config import OWN
+from gemscope.features.weights import Gate
+
+_FORMAT_VERSION = "6.54.12"
+"""The SAELens whose format is written."""
+
+_KWARGS = "model_from_pretrained_kwargs"
+
+
+@runtime_checkable
+class Described(Protocol):
+    """What is said here of an `SAE`."""
+
+    d_in: int
+    d_sae: int
+    d_out: int
+    gate: Gate
+    k: int | None
+    centred: bool
+    site: Site | None
+    site_out: Site | None
+    info: Any
+    W_skip: Any
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether it writes somewhere else than it reads."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Its weights."""
+
+
+def weights_of(sae: Described) -> dict[str, Tensor]:
+    """Its weights in the units of TransformerLens's hooks. Raises InputError for an SAE without a site."""
+    if sae.site is None or sae.site_out is None:
+        raise InputError(f"{sae} has no site: SAELens's say where they read; give SAE(..., site='20.res')")
+    state = sae.state_dict()
+    if sae.site.layer is None and scales_embedding(sae.info.model):
+        scale = math.sqrt(sae.d_in)  # TransformerLens hands the embedding out multiplied by this
+        state["W_enc"] = times(state["W_enc"], 1 / scale)
+        state["W_dec"] = times(state["W_dec"], scale)
+        state["b_dec"] = times(state["b_dec"], scale)
+    return state
+
+
+def live(sae: Described) -> Any:
+    """An SAE of SAELens's with copies of the weights, on the same device, in float32 at least: SAELens computes in the
+    format that it keeps them in. Raises MissingDependency, InputError.
+    """
+    state = {
+        name: weight.detach().to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+        for name, weight in weights_of(sae).items()
+    }
+    config = config_of(sae, {weight.dtype for weight in state.values()})
+    try:
+        import sae_lens
+    except ImportError as error:
+        raise MissingDependency("SAELens is not installed: pip install sae-lens") from error
+    # Made without weights: drawing some would move everybody's random numbers.
+    made = sae_lens.SAE.from_dict({**config, "device": "meta"})
+    made.load_state_dict(state, assign=True)
+    device = state["W_enc"].device
+    made.cfg.device = str(device)
+    return made.to(device=device, dtype=getattr(torch, config["dtype"]))
+
+
+def config_of(sae: Described, dtypes: set[torch.dtype]) -> dict[str, Any]:
+    """`cfg.json`, for weights in these number formats. Raises InputError for what SAELens has no architecture for."""
+    architecture = _architecture(sae)
+    # SAELens loads every tensor as the one dtype named here.
+    widest = max(dtypes, key=lambda dtype: dtype.itemsize)
+    config: dict[str, Any] = {
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "dtype": str(widest).removeprefix("torch."),
+        "device": "cpu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "reshape_activations": "hook_z" if sae.site is not None and sae.site.kind == "att" else "none",
+        "metadata": _metadata(sae),
+        "architecture": architecture,
+    }
+    if architecture == "topk":
+        config |= {"k": sae.k, "rescale_acts_by_decoder_norm": False}
+    if architecture.endswith("transcoder"):
+        config["d_out"] = sae.d_out
+    return config
+
+
+def _architecture(sae: Described) -> str:
+    gate: Literal["", "jumprelu", "topk"] = "" if sae.gate == "relu" else sae.gate
+    if not (sae.is_transcoder or sae.W_skip is not None or sae.d_in != sae.d_out):
+        return gate or "standard"
+    if gate == "topk":
+        raise InputError(f"{sae} is a transcoder with gate='topk', for which SAELens has no format")
+    return "_".join(filter(None, (gate, "skip" if sae.W_skip is not None else "", "transcoder")))
+
+
+def _metadata(sae: Described) -> dict[str, Any]:
+    info, model = sae.info, sae.info.model
+    assert sae.site is not None
+    assert sae.site_out is not None
+    metadata: dict[str, Any] = {
+        "sae_lens_version": _FORMAT_VERSION,
+        "sae_lens_training_version": None,
+        "model_name": model,
+        "model_class_name": "HookedTransformer",
+        "hook_name": hook_of(sae.site),
+        "hook_head_index": None,
+        "prepend_bos": info.prepend_bos,
+        "context_size": info.context_size,
+        "neuronpedia_id": info.neuronpedia_id,
+        "l0": info.declared_l0,
+    }
+    if module := module_of(sae.site, model):
+        metadata["hf_hook_name"] = module
+    if sae.is_transcoder:
+        metadata["hook_name_out"] = hook_of(sae.site_out)
+        if module := module_of(sae.site_out, model):
+            metadata["hf_hook_name_out"] = module
+    metadata |= {key: value for key, value in info.metadata.items() if key not in OWN}
+    said = metadata.get(_KWARGS)
+    if sae.centred or said or metadata["sae_lens_training_version"]:
+        # What TransformerLens had done to the model, as far as the SAE still reads it that way.
+        now = {"center_writing_weights": sae.centred, "fold_value_biases": False}
+        metadata[_KWARGS] = (said if isinstance(said, dict) else {}) | now
+    return metadata | ({"encoder_is_centred": True} if sae.centred else {})
