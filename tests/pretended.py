@@ -5,6 +5,7 @@ from it is counted, and whatever makes the processor wait for it.
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,12 @@ _WAITS = {
 class Traffic(Counter[str]):
     """How often what happened: "to" and "from" the device, and what waited for it, by name."""
 
+    room: int | None = None
+    """Bytes that are left; None: endless."""
+
+    def give_back(self, size: int) -> None:
+        self.room = (self.room or 0) + size
+
     @property
     def waits(self) -> int:
         """How often the processor waited: copies from the device are waited for, too."""
@@ -47,10 +54,13 @@ class Traffic(Counter[str]):
 
 
 @contextmanager
-def pretended() -> Iterator[tuple[torch.device, Traffic]]:
-    """A device that exists while the block runs, and what is told of it."""
+def pretended(room: int | None = None) -> Iterator[tuple[torch.device, Traffic]]:
+    """A device that exists while the block runs, with `room` for so many bytes (None: endless), and what is told of
+    it.
+    """
     _register()
     traffic = Traffic()
+    traffic.room = room
     _open.append(traffic)
     # Or torch.tensor(..., device=...) would copy where no mode sees it.
     torch._C._set_only_lift_cpu_tensors(True)
@@ -81,13 +91,13 @@ class _There(Tensor):
 
     @staticmethod
     def __new__(cls, here: Tensor) -> _There:
+        strided = here.layout == torch.strided  # a sparse one passes for it: nothing asks where its numbers lie
         made: _There = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls,
             here.shape,
-            strides=here.stride(),
-            storage_offset=here.storage_offset(),
+            strides=here.stride() if strided else torch.empty(here.shape, device="meta").stride(),
+            storage_offset=here.storage_offset() if strided else None,
             dtype=here.dtype,
-            layout=here.layout,
             device=torch.device(NAME, 0),
             requires_grad=here.requires_grad,
         )
@@ -149,8 +159,23 @@ def _run(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any], traffic
     out = operation(*inner_args, **inner_kwargs)
     if not stays:
         return args[0] if packet is aten.copy_ else out
+    _take_room(traffic, inner_args, out)
     wrapped = tree_map(lambda one: _There(one) if isinstance(one, Tensor) else one, out)
     return return_and_correct_aliasing(operation, tuple(args), dict(kwargs), wrapped)
+
+
+def _take_room(traffic: Traffic, given: Any, made: Any) -> None:
+    """What is new takes room until it is gone."""
+    if traffic.room is None:
+        return
+    before = {one.untyped_storage().data_ptr() for one in tree_flatten(given)[0] if isinstance(one, Tensor)}
+    for one in tree_flatten(made)[0]:
+        if isinstance(one, Tensor) and (storage := one.untyped_storage()).data_ptr() not in before:
+            size = storage.nbytes()
+            if size > traffic.room:
+                raise torch.OutOfMemoryError(f"{NAME} out of memory. Tried to allocate {size / 1024:.2f} KiB.")
+            traffic.room -= size
+            weakref.finalize(storage, traffic.give_back, size)
 
 
 def _require_one_device(operation: Any, packet: Any, tensors: Sequence[Tensor], traffic: Traffic) -> None:
@@ -159,6 +184,8 @@ def _require_one_device(operation: Any, packet: Any, tensors: Sequence[Tensor], 
     if not here or len(here) == len(tensors):
         return
     if packet not in _MAY_BE_APART:
-        raise RuntimeError(f"{operation}: expected all tensors on one device, found {NAME} and {here[0].device}")
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but found {NAME} and {here[0].device} in {operation}"
+        )
     if packet not in _COPIES:
         traffic["to"] += len(here)

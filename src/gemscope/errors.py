@@ -6,6 +6,7 @@ expected, what to do. Nothing here knows how the errors come about.
     │   ├── EmptyText
     │   ├── TextTooLong
     │   ├── TokenOutOfRange
+    │   ├── OutOfMemory       a device has no room for it                          (also a MemoryError)
     │   └── NotFinite         NaN or Inf in weights or activations
     ├── NotFound              nothing by that name                                 (also a LookupError)
     │   ├── ModelNotFound
@@ -59,6 +60,10 @@ class TextTooLong(InputError):
 
 class TokenOutOfRange(InputError):
     """A token id that the model's vocabulary does not have."""
+
+
+class OutOfMemory(InputError, MemoryError):
+    """A device has no room for it; the message says what would fit."""
 
 
 class NotFinite(InputError):

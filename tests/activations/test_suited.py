@@ -221,12 +221,3 @@ def test_values_on_a_device_without_float64_go_to_the_processor_and_others_stay(
             return torch.ones(2)
 
     assert torch.equal(suited.with_float64(torch.zeros(2).as_subclass(OnMPS)), torch.ones(2))
-
-
-def test_a_model_that_a_device_has_no_room_for_is_one_line(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(module: torch.nn.Module, device: torch.device) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nMore.")
-
-    monkeypatch.setattr(torch.nn.Module, "to", full)
-    with pytest.raises(InputError, match=r"^\S+ takes [\d.]+ kB, for which cpu has no room: run it on another"):
-        gs.load_model(stored)

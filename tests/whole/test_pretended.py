@@ -17,7 +17,7 @@ def test_what_is_there_does_not_mix_with_what_is_here() -> None:
             lambda: here.index_add_(0, torch.zeros(6, dtype=torch.int64, device=device), here),
             lambda: torch.where(there > 2, here, there),
         ):
-            with pytest.raises(RuntimeError, match="expected all tensors on one device"):
+            with pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
                 mixed()
         with pytest.raises(RuntimeError, match="not supported"):
             there.numpy()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
+from gemscope.activations import memory
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
 from gemscope.activations.store import FORMAT, Manifest, Store
@@ -41,8 +42,8 @@ def harvest(
     completes `tokens`. Special tokens, first positions and attention sinks are left out, the same ones at every site:
     row i is the same token everywhere, as transcoders and crosscoders need it. `to` must not exist; it appears when the
     harvest is whole. One that was cut off goes on from its last whole shard when started again, and ends with the same
-    bytes. Raises InputError, SiteNotFound, NotFinite, StorageFull (before it begins, where it will not fit), and
-    Mismatch where an unfinished harvest of something else is in the way.
+    bytes. Raises InputError, SiteNotFound, NotFinite, OutOfMemory, StorageFull (before it begins, where it will not
+    fit), and Mismatch where an unfinished harvest of something else is in the way.
     """
     sites = sorted(set(map(Site.parse, [sites] if isinstance(sites, str | Site) else sites)))
     if tokens is not None and tokens < length:
@@ -66,7 +67,7 @@ def harvest(
     read = 0
     passed: Passed = Counter()
     identity = {**asdict(manifest), "tokens": tokens, "batch": batch}
-    with Writer(to, identity, stored=dtype) as writer:
+    with memory.fewer("a harvest", batch, model.device), Writer(to, identity, stored=dtype) as writer:
         expected = expected_tokens(model, corpus) if tokens is None else tokens
         if expected is not None:
             _require_room(Path(to), expected, row, done=writer.read)

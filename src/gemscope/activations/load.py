@@ -7,12 +7,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.filesize import decimal
 
-from gemscope.activations import families, hub, suited
+from gemscope.activations import families, hub, memory, suited
 from gemscope.activations.adapters import Adapter, adapter_at
 from gemscope.activations.bundled import SMOLLM2, smollm2_folder
 from gemscope.activations.handed import Handed
@@ -146,7 +148,7 @@ def load_model(
         raise CorruptFile(f"{called} lacks {len(missing)} weights, such as {missing[0]}: get or save it again")
     hf.requires_grad_(False)
     if device_map is None:
-        suited.put(hf, place, called)
+        memory.put(hf, place, called, smaller=partial(_in_half, hf))
     commit = None if Path(source).exists() else _commit(source, revision, cache_dir)
     return LanguageModel(hf, tokenizer, name=called, revision=commit, origin=origin, why=why)
 
@@ -247,6 +249,14 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     if found != "auto" and not (isinstance(found, torch.dtype) and found.is_floating_point):
         raise InputError(f"no number format {str(dtype)!r} for weights: use auto, float32, bfloat16 or float16")
     return found
+
+
+def _in_half(hf: Any, free: int) -> str:
+    """What is to be asked for where its weights do not fit."""
+    half = 2 * sum(weight.numel() for weight in hf.parameters())
+    if hf.dtype.itemsize > 2 and half < free:
+        return f"in bfloat16 (dtype='bfloat16', --dtype bfloat16) it takes {decimal(half)} and fits; or take"
+    return "take a smaller model, several devices (device_map='auto', --device-map auto), or"
 
 
 def _stored(config: dict[str, Any]) -> torch.dtype | None:

@@ -6,7 +6,7 @@ Loading is `load.py`'s work, its tokenizer `reader.py`'s; where a site lies is `
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from functools import cached_property
@@ -15,14 +15,14 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from gemscope.activations import jacobian, products, sinks
+from gemscope.activations import jacobian, memory, products, sinks
 from gemscope.activations import site as places
 from gemscope.activations.capture import Activations, Captured
 from gemscope.activations.editing import Edit, Session, in_force
 from gemscope.activations.families import Point
 from gemscope.activations.generation import Dice, Step, continued
 from gemscope.activations.handed import unwrapped
-from gemscope.activations.hooks import Enough, grasping, pushing, reading, telling, watching
+from gemscope.activations.hooks import Enough, aside, grasping, pushing, reading, telling, watching
 from gemscope.activations.passes import announced
 from gemscope.activations.reader import Reader
 from gemscope.activations.site import Site
@@ -95,7 +95,7 @@ class LanguageModel(Reader):
     @property
     def computed(self) -> str:
         """The number format and the device of what it computes, as reports say them, and why where it was chosen."""
-        said = f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
+        said = f"{_named(self.dtype)} on {self.device}"
         return f"{said} ({self.why})" if self.why else said
 
     def width(self, site: Site | str) -> int:
@@ -307,9 +307,45 @@ class LanguageModel(Reader):
         # Asked for by a model's own config, these would have transformers 4 patch modules that `Enough` leaves patched.
         never = {"output_hidden_states": False, "output_attentions": False}
         inputs = {name: value for name, value in inputs.items() if name not in self._not_taken}
-        out = self.hf(**inputs, **never, use_cache=use_cache, return_dict=True)
+        inputs |= never | {"use_cache": use_cache, "return_dict": True}
+        size = f"{len(tokens)} × {tokens.ids.shape[1]} tokens through {self.name} in {_named(self.dtype)}"
+        with memory.room(size, self.device, lambda: self._fitting(inputs)):
+            try:
+                out = self.hf(**inputs)
+            except RuntimeError as error:
+                self._require_together(error)
+                raise
         self._require_finite(out.logits, tokens, "in its logits")
         return out
+
+    def _require_together(self, error: RuntimeError) -> None:
+        """Raises Mismatch where an error is for weights that were moved apart by hand."""
+        where = sorted({str(weight.device) for weight in self.hf.parameters()})
+        if "same device" in str(error) and len(where) > 1:
+            raise Mismatch(
+                f"the weights of {self.name} lie on {' and '.join(where)}: move them together, as in "
+                "model.hf.to('cpu'), or load the model with device_map"
+            ) from error
+
+    def _fitting(self, inputs: Mapping[str, Any]) -> str:
+        """How much of what found no room fits, as a try shows, and what else can be done."""
+        other = f"take {memory.elsewhere(self.device)}"
+        if self.dtype.itemsize > 2:
+            other = f"load the model in half the bytes (dtype='bfloat16', --dtype bfloat16), or {other}"
+        rows, length = inputs["input_ids"].shape
+        if torch.is_grad_enabled() or "past_key_values" in inputs:  # the pass is not all that needs room
+            return f"take fewer or shorter texts at a time, {other}"
+
+        def fits(rows: int, length: int) -> bool:
+            some = {name: one[:rows, :length] if isinstance(one, Tensor) else one for name, one in inputs.items()}
+            with aside():
+                return memory.succeeds(lambda: self.hf(**some))
+
+        if (found := memory.most(lambda some: fits(some, length), rows)) > 0:
+            return f"{found} at a time fit (batch={found}, --batch {found}); or {other}"
+        if (found := memory.most(lambda some: fits(1, some), length)) > 0:
+            return f"one row of {found} fits (a shorter text, or length={found}, batch=1); or {other}"
+        return other
 
     @cached_property
     def _not_taken(self) -> frozenset[str]:
@@ -335,7 +371,7 @@ class LanguageModel(Reader):
             raise NotFinite(f"NaN or Inf {where}, under {edits[0]}{more}: use less strength")
         raise NotFinite(
             f"{self.name} computes NaN or Inf {where}: its weights are damaged, or too large for "
-            f"{str(self.dtype).removeprefix('torch.')}: get it again, or load it as float32"
+            f"{_named(self.dtype)}: get it again, or load it as float32"
         )
 
     @contextmanager
@@ -387,7 +423,7 @@ class LanguageModel(Reader):
         Raises InputError, and TextTooLong where the model's context cannot hold what is asked for, before it begins;
         NotFinite while iterated, where the model computes NaN or Inf.
         """
-        tokens = text if isinstance(text, Tokens) else self.tokens(text, side="left", reply=True)
+        tokens = text.here if isinstance(text, Tokens) else self.tokens(text, side="left", reply=True)
         rows, length = tokens.ids.shape
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens={max_new_tokens}: at least 1 token must be asked for")
@@ -447,3 +483,7 @@ class LanguageModel(Reader):
         written = [row[: len(row) - max(0, int(over.sum()) - 1)] for row, over in zip(ids, ended, strict=True)]
         texts = [str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in written]
         return texts[0] if isinstance(text, str) or is_one_chat(text) else texts
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

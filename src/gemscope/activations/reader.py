@@ -77,6 +77,7 @@ class Reader:
         for a chat where there is no template, and for one that the template refuses.
         """
         if isinstance(text, Tokens):
+            text = text.here
             self._check_rows(text.ids.tolist())
             return text.every_token if every_token else text
         rows = self._rows(text, reply)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 from rich.filesize import decimal
-from torch import Tensor, nn
+from torch import Tensor
 
 from gemscope.activations import measured
 from gemscope.errors import InputError
@@ -53,18 +53,6 @@ def devices() -> list[str]:
     """All that a model can run on here, the first choice first."""
     found = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return [*found, *["mps"] * torch.backends.mps.is_available(), "cpu"]
-
-
-def put(module: nn.Module, device: torch.device, name: str) -> None:
-    """Moves weights. Raises InputError where there is no room for them."""
-    try:
-        module.to(device)
-    except torch.OutOfMemoryError as error:
-        size = sum(weight.nbytes for weight in module.parameters())
-        raise InputError(
-            f"{name} takes {decimal(size)}, for which {device} has no room: run it on another device "
-            f"({', '.join(devices())}), or a model on several (device_map)"
-        ) from error
 
 
 def dtype_for(stored: torch.dtype, device: torch.device, numbers: int | None) -> Suited:

@@ -88,6 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _forget_output()  # the reader (head, less) has gone
         return 0
+    except (MemoryError, RuntimeError) as error:
+        if not _is_memory(error):
+            raise
+        print(f"gemscope: out of memory: {' '.join(str(error).split())[:200]}", file=sys.stderr)
+        return 1
     except OSError as error:  # the disk's or the network's word, where nobody had a better one
         what = f"{error.filename}: " if error.filename else ""
         said = "no room left on the disk: free some" if is_full(error) else error.strerror or error
@@ -95,6 +100,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not error.filename:  # it may be the output that found no room
             _forget_output()
         return 1
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether there was no room in memory, where nobody had a better word for it."""
+    if isinstance(error, MemoryError) or "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from gemscope.activations.memory import lacking
+
+    return lacking(error) is not None
 
 
 def _forget_output() -> None:

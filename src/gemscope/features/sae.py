@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gemscope.activations.capture import Activations
+from gemscope.activations.memory import elsewhere, free_on, most, room, succeeds
 from gemscope.activations.site import Site
 from gemscope.errors import InputError, Mismatch, NotFinite
 from gemscope.features.activations import FeatureActivations
@@ -123,13 +124,13 @@ class SAE(nn.Module):
         short by more. With `features`, only those are looked at, at their cost alone (a topk gate asks for all).
 
         Raises Mismatch when `x` has another width, NotFinite when it holds NaN or Inf, InputError for features that
-        there are not.
+        there are not, OutOfMemory.
         """
         values = self._input(x)
-        flat = values.reshape(-1, self.d_in)
-        ready = self._ready()
-        rows = encode_rows(ready, flat) if features is None else encode_subset(ready, flat, self._ids(features))
-        return self._found(rows, x)
+        if features is None:
+            return self._found(self._roomy(lambda flat: encode_rows(self._ready(), flat), values), x)
+        ids = self._ids(features)
+        return self._found(self._roomy(lambda flat: encode_subset(self._ready(), flat, ids), values), x)
 
     def encode_dense(self, x: Activations | Float[Tensor, "... D"]) -> Float[Tensor, "... F"]:
         """[..., d_sae] with the zeros, differentiable in `x` and the weights. The tutorial's own arithmetic.
@@ -141,6 +142,7 @@ class SAE(nn.Module):
 
     def gated(self, pre: Float[Tensor, "... F"]) -> Float[Tensor, "... F"]:
         """Pre-activations to activations."""
+        pre = pre.to(self.device)
         positive = torch.relu(pre)
         if self.threshold is not None:
             return positive * (pre > self.threshold.float())
@@ -152,10 +154,11 @@ class SAE(nn.Module):
     def decode(self, features: FeatureActivations | Float[Tensor, "... F"]) -> Float[Tensor, "... O"]:
         """The activations that the features stand for, without what goes past them (`forward` adds it)."""
         if isinstance(features, FeatureActivations):
-            return decode_sparse(self._ready(), features)
+            with room(self._work(features.n_tokens), self.device, self._narrower):
+                return decode_sparse(self._ready(), features)
         if features.shape[-1] != self.d_sae:
             raise Mismatch(f"{features.shape[-1]} features given to an SAE of {self.d_sae}")
-        return features @ self.W_dec.float() + self.b_dec.float()
+        return features.to(self.device) @ self.W_dec.float() + self.b_dec.float()
 
     def forward(self, x: Activations | Float[Tensor, "... D"]) -> Float[Tensor, "... O"]:
         """Encode, decode, and what goes past the features where something does. Differentiable where gradients are
@@ -170,8 +173,7 @@ class SAE(nn.Module):
     @torch.no_grad()
     def read(self, x: Activations | Float[Tensor, "... D"]) -> tuple[FeatureActivations, Float[Tensor, "... O"]]:
         """Both at once: the active features, and what `forward` makes of them."""
-        values = self._input(x)
-        features = self._found(encode_rows(self._ready(), values.reshape(-1, self.d_in)), x)
+        values, features = self._input(x), self.encode(x)
         return features, self._whole(self.decode(features), values)
 
     def skipped(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... O"] | None:
@@ -199,6 +201,30 @@ class SAE(nn.Module):
             self.prepared = Prepared(weights, kernels, content)
         return self.prepared
 
+    def _roomy(self, work: Callable[[Tensor], Rows], values: Float[Tensor, "... D"]) -> Rows:
+        """Some work on tokens, flattened; of how many at a time would fit where it finds no room."""
+        flat = values.reshape(-1, self.d_in)
+
+        def remedy() -> str:
+            self.prepared = None
+            found = most(lambda some: succeeds(lambda: work(flat[:some])), len(flat))
+            return f"{found:,} tokens at a time fit: take a smaller batch" if found else self._narrower()
+
+        with room(self._work(len(flat)), self.W_enc.device, remedy):
+            return work(flat)
+
+    def _work(self, tokens: int) -> str:
+        return f"{tokens:,} tokens through {self.info.name} with its {self.d_sae:,} features"
+
+    def _narrower(self) -> str:
+        """What would fit in the place of this one: its weights, and the copies of them that computing keeps."""
+        self.prepared = None
+        own = sum(weight.nbytes for weight in self.parameters())
+        each = own / self.d_sae + 6 * self.d_in + 4 * self.d_out
+        free = free_on(self.W_enc.device)
+        fits = "" if free is None else f" (one of up to about {int((free + own) / each):,} fits)"
+        return f"take an SAE of fewer features{fits}, or put it on {elsewhere(self.W_enc.device)}"
+
     def _ids(self, features: Sequence[int]) -> Tensor:
         for feature in features:
             if not 0 <= feature < self.d_sae:
@@ -222,7 +248,7 @@ class SAE(nn.Module):
             at = f" at {x.site}" if isinstance(x, Activations) else ""
             width = f"{values.shape[-1]}{at}"
             raise Mismatch(f"activations of width {width} given to an SAE that reads {self.d_in}: {self}")
-        values = values.to(self.W_enc.device, torch.float32)
+        values = values.to(self.device, torch.float32)
         # A sum is finite where all are, but for overflow: many times cheaper than looking at each.
         if not values.sum().isfinite() and not values.isfinite().all():
             raise NotFinite(f"NaN or Inf in activations given to {self.info.name}: check the model's dtype and weights")
@@ -244,6 +270,15 @@ class SAE(nn.Module):
             k=self.k,
             centred=self.centred,
         )
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes. Raises Mismatch where its weights lie apart, which moving some by hand does."""
+        where = {weight.device for weight in self.parameters()}
+        if len(where) > 1:
+            places = " and ".join(sorted(map(str, where)))
+            raise Mismatch(f"the weights of {self.info.name} lie on {places}: move them together, as in sae.to('cpu')")
+        return where.pop()
 
     @property
     def is_transcoder(self) -> bool:

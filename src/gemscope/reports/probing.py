@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gemscope.activations import memory
 from gemscope.activations.model import LanguageModel
 from gemscope.atlas.meaning import Given, Meanings, meanings
 from gemscope.errors import EmptyText, InputError
@@ -69,7 +70,7 @@ def sparse_probe(
     chosen = _drawn(np.array(found.labels), limit, random)
     read = _Reading(model, sae, [found.texts[one] for one in chosen], length)
     with meanings(sae, atlas) as known_of:
-        with model.watched(check):
+        with memory.fewer("reading texts", batch, model.device), model.watched(check):
             read.run(batch, progress)
         names = np.array([found.labels[one] for one in chosen])[read.kept]
         classes = _classes(found, names)

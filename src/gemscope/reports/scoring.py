@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gemscope.activations import memory
 from gemscope.activations.editing import Edit
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site, locate
@@ -87,7 +88,7 @@ def scores(
     kept: list[Kept] = []
     read = kept_tokens = sinks = 0
     passed: Passed = Counter()
-    with progress("score", tokens, "tokens") as advance:
+    with memory.fewer("score", batch, model.device), progress("score", tokens, "tokens") as advance:
         for packed in model.rows(corpus.documents(passed), length=length, batch=batch, every_token=every_token):
             rows = packed.trimmed
             captured = model.capture(rows, sites, every_token=every_token)
@@ -105,7 +106,8 @@ def scores(
                 break
     if any(reading.variance.n == 0 for reading in readings):
         raise InputError(f"{corpus.name} gave no token that counts: nothing to score")
-    found = _losses(model, readings, kept, progress)
+    with memory.fewer("losses", batch, model.device):
+        found = _losses(model, readings, kept, progress)
     return tuple(
         Score(
             model=model.name,

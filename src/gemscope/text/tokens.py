@@ -73,6 +73,14 @@ class Tokens:
         """Without what is padding at the end of every row: a short text costs a model no more than its length."""
         return self.first(len(self), int(self.real.any(0).nonzero().max()) + 1)
 
+    @property
+    def here(self) -> Tokens:
+        """The same in the processor's memory, where all that is known of tokens lies."""
+        if self.ids.device.type == "cpu":
+            return self
+        parts = (self.ids, self.real, self.counted, self.document, self.offset)
+        return Tokens(*(None if part is None else part.cpu() for part in parts))  # type: ignore[arg-type]
+
     def first(self, rows: int, positions: int) -> Tokens:
         """The beginnings of the first rows."""
         return self._cut(slice(rows), slice(positions))

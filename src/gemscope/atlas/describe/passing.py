@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gemscope.activations import memory
 from gemscope.activations.harvest import expected_tokens
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.store import Store
@@ -86,7 +87,8 @@ class Pass:
         batch = config.batch if tokens is None else max(1, min(config.batch, tokens // config.length))
         # Reading all of the text beforehand is for who watches a bar.
         total = tokens or (None if progress is silent else _length(self.model, self.sources))
-        with progress("describe", total, "tokens") as advance:
+        room = memory.fewer("describe", batch, self.model.device)
+        with room, progress("describe", total, "tokens") as advance:
             advance(self.read)
             while self.part < len(self.sources) and not (tokens is not None and self.read >= tokens):
                 self._read(self.sources[self.part], batch, tokens, advance)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from gemscope.activations.memory import put
 from gemscope.activations.site import Site
-from gemscope.activations.suited import put
 from gemscope.errors import CorruptFile, NotFinite
 from gemscope.features.entry import Entry
 from gemscope.features.files.tensors import dtype_for
@@ -42,7 +42,7 @@ def build(contents: Contents, *, dtype: torch.dtype | None, device: torch.device
     """The SAE. Weights that have the dtype already stay what they are, mapped from the disk where they were mapped.
 
     Raises CorruptFile for weights that are missing, unknown or of the wrong shape, NotFinite for NaN and Inf,
-    InputError where the device has no room for them.
+    OutOfMemory where the device has no room for them.
     """
     d_in, d_sae, d_out = _sizes(contents)
     tensors = {name: _finite(tensor, dtype, name, contents.source) for name, tensor in contents.tensors.items()}
@@ -60,7 +60,14 @@ def build(contents: Contents, *, dtype: torch.dtype | None, device: torch.device
         device="meta",
     )
     sae.load_state_dict(tensors, assign=True)
-    put(sae, torch.device(device), contents.source)
+
+    def narrower(free: int) -> str:
+        every = sum(weight.nbytes for weight in sae.parameters() if d_sae in weight.shape)
+        rest = sum(weight.nbytes for weight in sae.parameters()) - every
+        fitting = max(0, free - rest) * d_sae // every
+        return f"an SAE of up to {fitting:,} such features fits, of {d_sae:,}; or put this one on"
+
+    put(sae, torch.device(device), contents.source, smaller=narrower)
     return sae
 
 
