@@ -23,6 +23,8 @@ aten = torch.ops.aten
 NAME = "pretended"
 _INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 _COPIES = {aten._to_copy, aten.copy_}
+_ADDS = {aten.index_add, aten.index_add_, aten.scatter_add, aten.scatter_add_}
+"""By atomics: numbers of one place in any order."""
 _MAY_BE_APART = _INDEXED | _COPIES
 """What takes tensors of two devices: copies, and indices that the processor holds."""
 _WAITS = {
@@ -140,6 +142,8 @@ def _run(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any], traffic
         return operation(*args, **kwargs)
     packet = operation._overloadpacket
     _require_one_device(operation, packet, tensors, traffic)
+    if packet in _ADDS:
+        _require_one_order(operation, args)
     if packet in _WAITS:
         traffic[_WAITS[packet]] += 1
     elif packet is aten.repeat_interleave and kwargs.get("output_size") is None:
@@ -189,3 +193,10 @@ def _require_one_device(operation: Any, packet: Any, tensors: Sequence[Tensor], 
         )
     if packet not in _COPIES:
         traffic["to"] += len(here)
+
+
+def _require_one_order(operation: Any, args: Sequence[Any]) -> None:
+    """No two numbers that are not whole are added to one place, which would give other bits each time."""
+    places, numbers = (one.here if isinstance(one, _There) else one for one in args[2:4])
+    if numbers.is_floating_point() and len(places.unique()) < places.numel():
+        raise RuntimeError(f"{operation}: adds to one place several times, in any order, on {NAME}")

@@ -22,6 +22,7 @@ from gemscope.cli.bars import Bars
 from gemscope.cli.main import main
 from gemscope.errors import CorruptFile, NotFound
 from gemscope.progress import silent
+from gemscope.testing import tiny_model
 from gemscope.training.config import TrainConfig
 from gemscope.training.train import train
 from lessons import planted, store_of
@@ -41,6 +42,40 @@ def said(capsys: pytest.CaptureFixture[str]) -> Any:
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_a_device_that_is_not_there_is_one_line_before_anything_is_read(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["--device", "cuda:99"], ["--sae-device", "cuda:99"]):
+        assert main(["train", str(store.folder), "-o", str(tmp_path / "a"), *SMALL, *words]) == 1
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert re.fullmatch(r"gemscope: device 'cuda:99' cannot be used: .*; here there is .*cpu\n", told.err)
+    assert not list(tmp_path.rglob("state-*"))
+
+
+def test_where_training_happens_is_said_by_one_word_or_two(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def noted(source: object, configs: object, **options: Any) -> None:
+        asked.append(options["device"])
+        raise NotFound("enough is known")
+
+    monkeypatch.setattr("gemscope.training.train.sweep", noted)
+    monkeypatch.setattr(learn.options, "model_of", lambda args, name, progress: tiny_model("llama"))
+    stream, run = ["--stream", "tiny", "sample", "--site", "1.res"], ["-o", str(tmp_path / "a")]
+    for words in (
+        [str(store.folder)],
+        [str(store.folder), "--device", "cpu"],
+        [str(store.folder), "--device", "mps", "--sae-device", "cpu"],
+        [*stream, "--device", "cpu"],  # the model's; the SAE goes beside it
+        [*stream, "--device", "cuda:0", "--sae-device", "cuda:1"],
+    ):
+        assert main(["train", *words, *run]) == 1
+    assert asked == ["auto", "cpu", "cpu", "auto", "cuda:1"]
 
 
 def test_a_site_s_folder_a_recipe_and_settings_make_a_run(

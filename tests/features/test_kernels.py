@@ -326,6 +326,31 @@ def test_weighted_sums_are_a_matrix_product(kernels: Kernels, n_rows: int, n_col
 
 
 @EACH
+def test_rows_in_bfloat16_are_multiplied_and_summed_as_what_they_are_in_float32(kernels: Kernels) -> None:
+    entries, _ = sparse(9, 30, 0.3, seed=30)
+    left, right = normal(9, 40, seed=31), normal(30, 40, seed=32)
+    low_left, low_right = left.bfloat16(), right.bfloat16()
+    assert torch.equal(kernels.sums(entries, low_right), kernels.sums(entries, low_right.float()))
+    found = kernels.dots(entries.offsets, entries.ids, low_left, low_right)
+    assert torch.equal(found, kernels.dots(entries.offsets, entries.ids, low_left.float(), low_right.float()))
+    assert kernels.dots(entries.offsets[:1], entries.ids[:0], low_left[:0], low_right).dtype == torch.float32
+
+
+@EACH
+def test_totals_are_the_sums_of_each_column(kernels: Kernels) -> None:
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(0, 40, (3000,), generator=generator, dtype=torch.int32).clamp(max=37)
+    ids[:1000] = 5  # one that fires everywhere
+    values = torch.randn(3000, generator=generator)
+    exact = torch.zeros(40, dtype=torch.float64).index_add_(0, ids, values.double())
+    size = torch.zeros(40, dtype=torch.float64).index_add_(0, ids, values.double().abs())
+    found = kernels.totals(ids, values, 40)
+    assert ((found - exact).abs() <= 2.0**-24 * 1100 * size).all()
+    assert found[38:].tolist() == [0, 0]
+    assert kernels.totals(ids[:0], values[:0], 3).tolist() == [0, 0, 0]
+
+
+@EACH
 @SHAPES
 def test_products_at_chosen_entries(kernels: Kernels, n_rows: int, n_columns: int, d: int) -> None:
     entries, _ = sparse(n_rows, n_columns, min(0.3, 900 / n_columns), seed=32)

@@ -10,13 +10,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from dense import assert_equals_dense, random_weights
 from gemscope.features.kernels import Kernels, Rows, tie_bound, triton_gpu
 from gemscope.features.kernels.triton_gpu import Tile, Triton
+from gemscope.training.objective import Terms, step
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -272,6 +275,62 @@ def test_the_transpose_lists_columns_and_says_where_entries_came_from() -> None:
     assert all(torch.equal(getattr(back, name), getattr(entries, name)) for name in ("offsets", "ids", "values"))
 
 
+@pytest.mark.parametrize("width", [1, 30, 515])
+def test_rows_in_bfloat16_are_multiplied_as_what_they_are_in_float32(width: int) -> None:
+    entries = pattern([0, 3, 17, 0, 80], 80)
+    left, right, _ = data(5, 80, width)
+    left, right = left.bfloat16(), right.bfloat16()
+    kernels = Triton()
+    assert torch.equal(kernels.sums(entries, right), kernels.sums(entries, right.float()))
+    found = kernels.dots(entries.offsets, entries.ids, left, right)
+    assert torch.equal(found, kernels.dots(entries.offsets, entries.ids, left.float(), right.float()))
+
+
+def test_totals_are_the_sums_of_each_column_in_an_order_that_is_always_the_same() -> None:
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(0, 30, (700,), generator=generator, dtype=torch.int32)
+    ids[:400] = 5  # one that fires everywhere
+    ids[ids == 7] = 8
+    values = torch.randn(700, generator=generator)
+    exact = torch.zeros(30, dtype=torch.float64).index_add_(0, ids, values.double())
+    size = torch.zeros(30, dtype=torch.float64).index_add_(0, ids, values.double().abs())
+    found = Triton().totals(ids.to(DEVICE), values.to(DEVICE), 30)
+    assert ((found.cpu() - exact).abs() <= 2.0**-24 * 20 * size).all()
+    assert found[7] == 0
+    alone = ids == 5
+    assert torch.equal(Triton().totals(ids[alone].to(DEVICE), values[alone].to(DEVICE), 6)[5], found[5])
+    assert Triton().totals(ids[:0].to(DEVICE), values[:0].to(DEVICE), 3).tolist() == [0, 0, 0]
+
+
+STEPS: dict[str, dict[str, Any]] = {
+    "jumprelu": {"bandwidth": 0.2},
+    "into the input": {"bandwidth": 0.2, "to_input": True},
+    "Matryoshka": {"bandwidth": 0.2, "prefixes": (5, 30), "penalty": "quadratic"},
+    "l1": {"gate": "relu", "penalty": "l1"},
+    "batchtopk": {"gate": "batchtopk", "penalty": "none"},
+}
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_a_training_step_s_gradients_are_those_of_a_dense_one_by_autograd(kind: str) -> None:
+    weights = random_weights(30, 10, 3).to(DEVICE)
+    if kind in ("l1", "batchtopk"):
+        weights.threshold.fill_(0.5 if kind == "batchtopk" else 0.0)
+    x = torch.randn(16, 10, generator=torch.Generator().manual_seed(5)).to(DEVICE)
+    assert_equals_dense(weights, x, {"kernels": Triton(TINY), "dense": False}, target=5.0, **STEPS[kind])
+
+
+@pytest.mark.gpu
+def test_a_training_step_is_the_same_bits_each_time() -> None:
+    weights, x = random_weights(1500, 64, 3).to(DEVICE), data(700, 1, 64)[0]
+    (first, one), *others = (
+        step(weights, x, x, Terms(bandwidth=0.2, target=50.0), kernels=Triton(), dense=False) for _ in range(5)
+    )
+    for told, gradients in others:
+        assert told.loss == first.loss
+        assert all(torch.equal(tensor, one.tensors()[name]) for name, tensor in gradients.tensors().items())
+
+
 def test_patterns_without_entries_are_fine() -> None:
     entries = pattern([0, 0], 4)
     left, right, _ = data(2, 4, 8)
@@ -306,7 +365,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from gemscope.features.kernels import triton_gpu as gpu, triton_programs as programs
 
-TYPES = {"low": "*bf16", "x": "*bf16", "w": "*bf16", "words": "*i32", "counts": "*i32", "ids": "*i32", "offsets": "*i64"}
+TYPES = {"starts": "*i64", "order": "*i64", "low": "*bf16", "x": "*bf16", "w": "*bf16", "words": "*i32", "counts": "*i32", "ids": "*i32", "offsets": "*i64"}
 SIZES = ("T", "F", "K", "D", "R", "n_words", "first_column")
 
 def compiled(program, target, num_warps=4, num_stages=3, **constants):
@@ -332,6 +391,12 @@ for target, tile, shared in ((90, gpu.LARGE, 227), (80, gpu.SMALL, 99)):
         compiled(program, target, BLOCK=block)
     compiled(programs.dot_slab, target, SHARES=gpu.SHARES, ENTRIES=gpu.ENTRIES, SLAB=gpu.SLAB)
     compiled(programs.weighted_sum, target, 2, AHEAD=gpu.AHEAD, BLOCK=gpu.SLAB)
+    compiled(programs.total, target, 1, BLOCK=gpu.TOGETHER)
+    TYPES.update(left="*bf16", right="*bf16", rows="*bf16")  # products of a training step
+    compiled(programs.dot_slab, target, SHARES=gpu.SHARES, ENTRIES=gpu.ENTRIES, SLAB=gpu.SLAB)
+    compiled(programs.weighted_sum, target, 2, AHEAD=gpu.AHEAD, BLOCK=gpu.SLAB)
+    for name in ("left", "right", "rows"):
+        del TYPES[name]
 """
 
 

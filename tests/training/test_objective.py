@@ -14,6 +14,7 @@ from gemscope.features.kernels.plain import Plain
 from gemscope.training import objective
 from gemscope.training.gated import GatedWeights, gated_step
 from gemscope.training.objective import Gate, Penalty, Terms, step
+from gemscope.training.products import Products
 from gemscope.training.weights import Weights, reconstruct
 
 SPARSE: dict[str, Any] = {"kernels": Plain(torch.bfloat16), "dense": False}
@@ -101,6 +102,46 @@ def test_features_that_fire_on_too_many_rows_are_held_back(nested: tuple[int, ..
     assert 0 < often.sum() < 96
     assert (held.threshold < plain.threshold)[often].all()  # downhill is up
     assert torch.equal(held.threshold[~often], plain.threshold[~often])
+
+
+@WAYS
+@pytest.mark.parametrize("nested", [(), (20, 50, 96)], ids=["plain", "Matryoshka"])
+@pytest.mark.parametrize(
+    ("gate", "of"), [("jumprelu", "target"), ("relu", "l1"), ("topk", "none"), ("batchtopk", "none")]
+)
+def test_products_of_bfloat16_differ_by_its_rounding_and_sums_stay_in_float32(
+    gate: Gate, of: Penalty, nested: tuple[int, ...], way: dict[str, Any]
+) -> None:
+    weights = random_weights(96, 20, 3)
+    if gate != "jumprelu":
+        weights.threshold.fill_(0.5 if gate == "batchtopk" else 0.0)
+    x = torch.randn(700, 20, generator=torch.Generator().manual_seed(5))
+    options: dict[str, Any] = {"gate": gate, "penalty": of, "sparsity": 0.7, "target": 7.0, "prefixes": nested}
+    options["bandwidth"] = 0.2 if gate == "jumprelu" else 0.0
+    told, exact = step(weights, x, x, Terms(**options), **way)
+    close, rough = step(weights, x, x, Terms(**options, products=Products(torch.bfloat16)), **way)
+    assert close.loss == pytest.approx(told.loss, rel=2e-2)
+    assert close.loss != told.loss
+    for name, gradient in rough.tensors().items():
+        wanted = exact.tensors()[name]
+        assert gradient.dtype == torch.float32
+        assert (gradient - wanted).norm() <= 0.05 * wanted.norm() + 1e-12, name
+    assert not torch.equal(rough.W_dec, rough.W_dec.bfloat16().float())
+
+
+@WAYS
+def test_what_bfloat16_holds_exactly_is_multiplied_as_in_float32(way: dict[str, Any]) -> None:
+    weights = random_weights(96, 20, 3)
+    x = torch.randn(700, 20, generator=torch.Generator().manual_seed(5)).bfloat16().float()
+    for name in ("W_enc", "W_dec"):
+        setattr(weights, name, getattr(weights, name).bfloat16().float())
+    (told, _), (close, _) = (
+        step(weights, x, x, Terms(bandwidth=0.2, target=7.0, products=Products(of)), **way)
+        for of in (torch.float32, torch.bfloat16)
+    )
+    assert close.l0 == told.l0
+    # f is rounded where it multiplies, of a dense step.
+    assert close.error == pytest.approx(told.error, rel=1e-6 if way.get("dense") is False else 1e-3)
 
 
 @pytest.mark.parametrize("guess", [0.0, 0.4, 5.0], ids=["too low", "near", "too high"])

@@ -130,7 +130,7 @@ def test_both_sources_are_sources(model: LanguageModel, corpus: Corpus, store: S
         x, y = source.batches(16, 0)[0]
         assert y is x
         assert x.shape == (16, source.widths[0][0])
-        assert x.dtype == torch.float32
+        assert x.dtype == torch.float16  # as it is stored
     one, two = StoreSource(store, "2.res", "0.mlp"), StreamSource(model, corpus, "2.res", "0.mlp")
     assert (one.reads, one.writes, one.widths) == (two.reads, two.writes, two.widths)
 

@@ -65,3 +65,13 @@ def test_what_is_copied_and_what_waits_is_counted() -> None:
         torch.tensor([1, 2], device=device)
         assert traffic["to"] == 3
         assert traffic.waits == 5
+
+
+def test_sums_that_have_no_order_there_are_refused() -> None:
+    with pretended() as (device, _):
+        total, places = torch.zeros(3, device=device), torch.tensor([0, 2, 0], device=device)
+        with pytest.raises(RuntimeError, match="in any order"):
+            total.index_add_(0, places, torch.ones(3, device=device))
+        total.index_add_(0, places[:2], torch.ones(2, device=device))
+        assert total.tolist() == [1, 0, 1]
+        torch.zeros(3, dtype=torch.int64, device=device).index_add_(0, places, torch.ones_like(places))

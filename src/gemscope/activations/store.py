@@ -122,7 +122,11 @@ class Rows:
 
     def __getitem__(self, index: Int[Tensor, "n"] | slice) -> Float[Tensor, "n D"]:
         """Rows by index, in that order, in float32."""
-        return self._gather("values", index).float()
+        return self.stored(index).float()
+
+    def stored(self, index: Int[Tensor, "n"] | slice) -> Float[Tensor, "n D"]:
+        """The same in the format that they are stored in."""
+        return self._gather("values", index)
 
     def tokens(self, index: Int[Tensor, "n"] | slice) -> Int[Tensor, "n"]:
         """Token ids of rows."""

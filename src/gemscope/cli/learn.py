@@ -92,6 +92,12 @@ def add_to(commands: Any) -> None:
         help="compute the activations on the way, from text, jsonl or parquet files or a folder; `sample`: the bundled",
     )
     stream.add_argument("--buffer", type=int, metavar="ROWS", help="rows that are mixed (default: about 500,000)")
+    stream.add_argument(
+        "--sae-device",
+        default="auto",
+        metavar="DEVICE",
+        help="where the SAE is trained (default: where the model runs)",
+    )
     options.add_json(train)
     options.add_model(train)
     options.add_hub(train)
@@ -153,6 +159,7 @@ def _train(args: argparse.Namespace) -> int:
             site=_sites(args.site),
             writes=args.writes,
             held_out=args.held_out,
+            device=args.device if args.sae_device == "auto" and not args.stream else args.sae_device,
             log=args.log.split(",") if args.log else (),
             watch=_said(progress),
             progress=progress,

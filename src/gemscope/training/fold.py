@@ -41,6 +41,10 @@ class Scale:
         first = [part[0].item() for part in torch.split(self.factor, list(self.widths))]
         return tuple(1 / (factor * len(first) ** 0.5) for factor in first)
 
+    def to(self, device: torch.device) -> Scale:
+        """The same for rows that lie elsewhere."""
+        return Scale(self.mean.to(device), self.factor.to(device), self.widths)
+
     def __call__(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         """Rows as they are trained on."""
         return (x - self.mean).mul_(self.factor)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gemscope.shapes import Float
 from gemscope.training.objective import Step, Terms
-from gemscope.training.weights import ROWS, Weights, norms_by_part
+from gemscope.training.weights import Weights, at_once, norms_by_part
 
 
 @dataclass
@@ -54,21 +54,22 @@ def gated_step(
     """Loss and gradients (weights of the same shapes) on one batch."""
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in weights.tensors().items()}
     held = replace(weights, **leaves)
-    count, loss, error, penalty = len(x), 0.0, 0.0, 0.0
-    firings = torch.zeros(len(weights.b_enc), dtype=torch.int64)
-    for part, wanted in zip(torch.split(x, ROWS), torch.split(y, ROWS), strict=True):
-        total, explained, rare, fired = _loss(held, part, wanted, terms)
-        (total / count).backward()  # type: ignore[no-untyped-call]
-        loss += total.item() / count
-        error += explained / count
-        penalty += rare / count
+    count, parts = len(x), []
+    firings = torch.zeros(len(weights.b_enc), dtype=torch.int64, device=x.device)
+    rows = at_once(x, len(weights.b_enc))
+    for part, wanted in zip(torch.split(x, rows), torch.split(y, rows), strict=True):
+        *sums, fired = _loss(held, part, wanted, terms)
+        (sums[0] / count).backward()  # type: ignore[no-untyped-call]
+        parts.append(torch.stack(sums).detach())
         firings += fired
+    loss, error, penalty = (sum(one / count for one in column) for column in torch.stack(parts).T.tolist())
     grads = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
     told = Step(loss, error, firings.sum().item() / count, 0.0, firings, penalty=penalty)
     return told, replace(weights, **grads)
 
 
-def _loss(held: GatedWeights, x: Tensor, y: Tensor, terms: Terms) -> tuple[Tensor, float, float, Tensor]:
+def _loss(held: GatedWeights, x: Tensor, y: Tensor, terms: Terms) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The loss, its first two parts, and how often each feature fired."""
     assert held.r_mag is not None
     assert held.b_mag is not None
     raw = x @ held.W_enc.T
@@ -82,4 +83,4 @@ def _loss(held: GatedWeights, x: Tensor, y: Tensor, terms: Terms) -> tuple[Tenso
     rare = terms.sparsity * (open_ * norms).sum()
     skip = 0.0 if held.W_skip is None else x @ held.W_skip.detach().T
     frozen = (y - (open_ @ held.W_dec.detach() + held.b_dec.detach() + skip)).pow(2).sum()
-    return error + rare + frozen, error.item(), rare.item(), (f > 0).sum(0)
+    return error + rare + frozen, error, rare, (f > 0).sum(0)

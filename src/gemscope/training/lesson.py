@@ -22,17 +22,20 @@ from gemscope.features.sae import SAE
 from gemscope.progress import Progress
 from gemscope.training import checkpoint
 from gemscope.training.config import FAR, TrainConfig
+from gemscope.training.delivery import Delivered
 from gemscope.training.fold import Scale
 from gemscope.training.log import Log, Watch, unwatched
 from gemscope.training.objective import Step
 from gemscope.training.outcome import figures_of, sae_of, write_figures
 from gemscope.training.run import Run, Saved, require_variation
-from gemscope.training.source import Batches, Source, StoreSource
+from gemscope.training.source import Source, StoreSource
 
 _SCALE_ROWS = 65_536
 
 _LAST_ROWS = 65_536
 """Rows that thresholds are set by at the end."""
+
+_PROCESSOR = torch.device("cpu")
 
 _RUNAWAY = 1.0
 """A spread (see `Run.spread`) above this is worth a warning: a single feature writes as much as there is to write."""
@@ -50,12 +53,15 @@ class Lesson:
         log: Sequence[str] = (),
         *,
         watch: Watch = unwatched,
+        device: torch.device = _PROCESSOR,
     ) -> None:
-        self.source, self.watch = source, watch
+        self.source, self.watch, self.device = source, watch, device
         self.config = next(iter(configs.values()))
-        self.batches: Batches = source.batches(self.config.batch, self.config.seed)
-        self._held: tuple[int, tuple[Tensor, Tensor]] | None = None
+        self._last = math.ceil(min(self.config.rows, _LAST_ROWS) / self.config.batch)
+        batches = source.batches(self.config.batch, self.config.seed)
+        self.batches = Delivered(batches, device, self.config.steps + self._last)
         self.x, self.y, self.variance = self._scales()
+        self._there = self.x.to(device), self.y.to(device)
         self.test = self._held_out(held_out)
         same = source.reads == source.writes
         for config in configs.values():
@@ -63,7 +69,7 @@ class Lesson:
         self.runs: dict[str, Run] = {}
         self.folders = {name: to / name for name in configs}
         for name, config in configs.items():
-            self.runs[name] = self._started(name, Run(config, self.x, self.y, same=same))
+            self.runs[name] = self._started(name, Run(config, self.x, self.y, same=same, device=device))
         self.logs = {
             name: Log(self.folders[name], run.done, rows=run.done * self.config.batch, also=log)
             for name, run in self.runs.items()
@@ -91,12 +97,14 @@ class Lesson:
             return None
         if not isinstance(source, StoreSource):
             raise InputError("held-out rows must lie in a store: harvest some text that is not trained on")
-        return self._scaled(*source.rows(slice(0, self.config.held_out_rows)))
+        x, y = source.rows(slice(0, self.config.held_out_rows))
+        there = x.to(self.device).float()
+        return self._scaled(there, there if y is x else y.to(self.device).float())
 
     def _started(self, name: str, run: Run) -> Run:
         found = checkpoint.newest(self.folders[name])
         if found is None:
-            run.begin(self._scaled(*self._batch(0))[0])
+            run.begin(self._scaled(*self.batches[0])[0])
             return run
         tensors, said = found
         try:
@@ -120,15 +128,10 @@ class Lesson:
 
     # --- the way ----------------------------------------------------------------------------------------------
 
-    def _batch(self, number: int) -> tuple[Tensor, Tensor]:
-        """The first batch is asked for twice; a stream would begin anew for it."""
-        if self._held is None or self._held[0] != number:
-            self._held = number, self.batches[number]
-        return self._held[1]
-
     def _scaled(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        scaled = self.x(x)
-        return scaled, (scaled if y is x else self.y(y))
+        inward, outward = self._there
+        scaled = inward(x)
+        return scaled, (scaled if y is x else outward(y))
 
     def steps(self, progress: Progress) -> Iterator[dict[str, Step]]:
         """Runs what is left of the runs."""
@@ -138,7 +141,7 @@ class Lesson:
         with progress(f"train {sites}", config.rows, "rows") as advance:
             advance(begun * config.batch)
             for number in range(begun, config.steps):
-                x, y = self._scaled(*self._batch(number))
+                x, y = self._scaled(*self.batches[number])
                 # After a crash one run may be a checkpoint ahead of another.
                 told = {name: run.advance(x, y) for name, run in self.runs.items() if run.done == number}
                 advance(config.batch)
@@ -199,7 +202,7 @@ class Lesson:
     def saes(self) -> dict[str, SAE | Crosscoder]:
         """The SAEs in the units of the site: unit decoder rows, scaling and centring folded in, L0 on target."""
         out: dict[str, SAE | Crosscoder] = {}
-        x, y = self._rows_for_the_end(self.config)
+        x, y = self._rows_for_the_end()
         for name, run in self.runs.items():
             before = run.l0(x)
             l0 = run.meet_target(x)
@@ -217,17 +220,19 @@ class Lesson:
             else:
                 out[name] = several = Crosscoder(sae, self.source.reads, self.x.widths, self.x.lengths)
                 save_crosscoder(several, folder)
+            sae.to(self.device)
             figures = {"l0_as_trained": before, "training": figures_of(run, x, y)}
             if self.test is not None:
                 figures["held_out"] = figures_of(run, *self.test)
             write_figures(self.folders[name], run, self.source, self.held_out_facts, figures)
             self.logs[name].close()
+        self.batches.close()
         return out
 
-    def _rows_for_the_end(self, config: TrainConfig) -> tuple[Tensor, Tensor]:
+    def _rows_for_the_end(self) -> tuple[Tensor, Tensor]:
         """Rows that thresholds are set by, scaled: those that would come next, for a stream does not run backwards."""
-        count = math.ceil(min(config.rows, _LAST_ROWS) / config.batch)
-        pairs = [self._scaled(*self._batch(number)) for number in range(config.steps, config.steps + count)]
+        steps = self.config.steps
+        pairs = [self._scaled(*self.batches[number]) for number in range(steps, steps + self._last)]
         x = torch.cat([x for x, _ in pairs])
         return x, (x if self.source.reads == self.source.writes else torch.cat([y for _, y in pairs]))
 

@@ -48,12 +48,15 @@ from torch import Tensor
 from gemscope.features.kernels import Kernels, Rows
 from gemscope.features.kernels.choice import choose
 from gemscope.shapes import Bool, Float, Int
-from gemscope.training.weights import ROWS, Weights, cut, largest, lengths, norms_by_part
+from gemscope.training.products import FLOAT32, Products
+from gemscope.training.weights import Weights, at_once, cut, largest, lengths, norms_by_part
 
 Gate = Literal["jumprelu", "relu", "topk", "batchtopk"]
 Penalty = Literal["target", "l0", "quadratic", "tanh", "l1", "none"]
 
 _TANH = 4.0
+_QUICKER = 8
+"""By how much dense products in bfloat16 beat those in float32 on a GPU: an estimate from rates that makers give."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,7 @@ class Terms:
     """Weight of the hinge on how often a feature fires."""
     frequency_limit: float = 0.1
     """Share of rows up to which it costs nothing."""
+    products: Products = FLOAT32
 
 
 @dataclass(frozen=True)
@@ -116,48 +120,92 @@ def step(
     decided by a look at a few rows, unless given.
     """
     kernels = kernels or choose(x.device)
-    pass_ = _Pass(weights, x, y, terms)
+    pass_ = _Pass(weights, x, y, terms, kernels)
     if terms.gate in ("jumprelu", "relu") and not terms.to_input:
-        if _share_above(weights, pass_.floor, x) > kernels.sparse_below if dense is None else dense:
+        quick = kernels.sparse_below if terms.products.of == torch.float32 else kernels.sparse_below / _QUICKER
+        if _share_above(weights, pass_.floor, x) > quick if dense is None else dense:
             pass_.densely()
         else:
-            pass_.sparsely(kernels)
+            pass_.sparsely()
     else:
-        pass_.sparsely(kernels)
-    auxiliary = 0.0
-    if terms.auxiliary and silent is not None and silent.any():
-        auxiliary = pass_.revive(silent)
-    return pass_.told(auxiliary), pass_.grads
+        pass_.sparsely()
+    if terms.auxiliary and silent is not None:
+        pass_.revive(silent)
+    return pass_.told(), pass_.grads
 
 
 class _Pass:
-    """One batch: what is found of it, and the gradients as they add up."""
+    """One batch: what is found of it, and the gradients as they add up. Numbers that only `told` asks for stay where
+    they are until then: a GPU is waited for whenever one is looked at.
+    """
 
-    def __init__(self, weights: Weights, x: Tensor, y: Tensor, terms: Terms) -> None:
-        self.weights, self.x, self.y, self.terms = weights, x, y, terms
+    def __init__(self, weights: Weights, x: Tensor, y: Tensor, terms: Terms, kernels: Kernels) -> None:
+        self.weights, self.x, self.y, self.terms, self.kernels = weights, x, y, terms, kernels
         self.count, self.width = len(x), len(weights.b_enc)
-        self.grads = Weights(**{name: torch.zeros_like(tensor) for name, tensor in weights.tensors().items()})
+        self.by_name: dict[str, Tensor] = {}
+        """Gradients."""
         self.groups = list(pairwise((0, *(terms.prefixes or (self.width,)))))
         """First feature and end of each group: the g-th prefix is the groups up to the g-th."""
         self.parts = norms_by_part(weights.W_dec, terms.parts) if terms.penalty in ("tanh", "l1") else []
         self.norms = sum(self.parts[1:], self.parts[0]) if self.parts else None
-        self.error = self.nested = self.extra = self.tau = 0.0
+        self.tau = 0.0
         self.near = 0
         self.l0 = 0.0
+        self.errors: list[Tensor] = []
+        """Σ ‖y − x̂_g‖² of some rows, group after group."""
+        self.extra: list[tuple[float, Tensor]] = []
+        """Parts of the penalty: a weight, and what it is of."""
+        self.left: list[Tensor] = []
+        """What the silent features leave of some rows, as Σ ‖·‖²; after all of them what there was."""
         self.firings = torch.zeros(self.width, dtype=torch.int64, device=x.device)
         self.floor = self._floor()
         self.unexplained: list[Tensor] = []
         """y − x̂, some rows each; kept where the silent features shall explain it."""
 
-    def told(self, auxiliary: float) -> Step:
+    @property
+    def grads(self) -> Weights:
+        """Of the same shapes as the weights."""
+        return Weights(**{name: self._gradient(name) for name in self.weights.tensors()})
+
+    def _gradient(self, name: str) -> Tensor:
+        """One to add to."""
+        if name not in self.by_name:
+            self.by_name[name] = torch.zeros_like(self.weights.tensors()[name])
+        return self.by_name[name]
+
+    def _add(self, name: str, parts: list[Tensor]) -> None:
+        """Parts of a gradient below each other: zeros are not made where there is nothing yet."""
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if name in self.by_name:
+            self.by_name[name] += whole
+        else:
+            self.by_name[name] = whole
+
+    def told(self) -> Step:
         terms, l0 = self.terms, self.l0
+        often = self._excess().double().pow(2).sum() if terms.frequency else None
+        waiting = [*self.errors, *(of for _, of in self.extra), *self.left, *([] if often is None else [often])]
+        found = torch.stack([number.double() for number in waiting]).tolist()
+        errors, found = found[: len(self.errors)], found[len(self.errors) :]
+        weighed, found = found[: len(self.extra)], found[len(self.extra) :]
+        groups = len(self.groups)
+        nested = error = 0.0
+        for place, squares in enumerate(errors):
+            nested += squares / self.count / groups
+            error += squares / self.count if place % groups == groups - 1 else 0.0
+        extra = 0.0
+        for (weight, _), number in zip(self.extra, weighed, strict=True):
+            extra += weight * number
+        auxiliary = 0.0
+        for number in found[: len(self.left) - 1] if self.left else []:
+            auxiliary += number / found[len(self.left) - 1]
         penalty = {
             "target": lambda: terms.sparsity * (l0 / terms.target - 1) ** 2,
             "l0": lambda: terms.sparsity * l0,
-        }.get(terms.penalty, lambda: self.extra)()
-        penalty += self._often()
-        loss = self.nested + penalty + terms.auxiliary * auxiliary
-        return Step(loss, self.error, l0, self.near / self.count, self.firings, auxiliary, self.tau, penalty)
+        }.get(terms.penalty, lambda: extra)()
+        penalty += terms.frequency * found[-1] if terms.frequency else 0.0
+        loss = nested + penalty + terms.auxiliary * auxiliary
+        return Step(loss, error, l0, self.near / self.count, self.firings, auxiliary, self.tau, penalty)
 
     def _floor(self) -> Tensor:
         theta = self.weights.threshold
@@ -170,51 +218,56 @@ class _Pass:
 
     # --- entry by entry ---------------------------------------------------------------------------------------
 
-    def sparsely(self, kernels: Kernels) -> None:
+    def sparsely(self) -> None:
         """Everything from the entries above their floors alone."""
-        weights, terms, x = self.weights, self.terms, self.x
-        found, active, near = self._entries(kernels)
-        on = found.where(active)
-        self.l0, self.near = len(on.ids) / self.count, int(near.sum())
-        self.firings = torch.bincount(on.ids, minlength=self.width)
+        weights, terms, x, kernels = self.weights, self.terms, self.x, self.kernels
+        found, active, near = self._entries()
+        on, window = found.where(active), near.nonzero()[:, 0]
+        self.l0, self.near = len(on.ids) / self.count, len(window)
+        by_feature, origin = kernels.transposed(on, self.width)
+        self.firings = by_feature.offsets.diff()
 
-        backwards = self._residuals([kernels.sums(part, weights.W_dec) for part in self._split(on)])
+        decoder = terms.products.rounded(weights.W_dec)
+        backwards = self._residuals([kernels.sums(part, decoder) for part in self._split(on)])
+        low_backwards = [terms.products.rounded(g) for g in backwards]
         moved = active | near if terms.to_input else active
         df = torch.empty_like(found.values)
-        for (low, high), g in zip(self.groups, backwards, strict=True):
+        for (low, high), g in zip(self.groups, low_backwards, strict=True):
             if len(self.groups) == 1:
-                df = kernels.dots(found.offsets, found.ids, g, weights.W_dec)
+                df = kernels.dots(found.offsets, found.ids, g, decoder)
             else:
                 here = (found.ids >= low) & (found.ids < high)
                 part = found.where(here)
-                df[here] = kernels.dots(part.offsets, part.ids, g, weights.W_dec)
+                df[here] = kernels.dots(part.offsets, part.ids, g, decoder)
         row = found.rows
-        df += self._penalised(found.ids, torch.where(active, found.values, 0.0))
+        if self.norms is not None:
+            df += self._penalised(found.ids, found.values.masked_fill(~active, 0.0))
         each = self._pull(on.offsets.diff(), row)
         if terms.frequency:
             each = each + self._often_pull()[found.ids]
 
-        by_feature, origin = kernels.transposed(on, self.width)
-        for (low, high), g in zip(self.groups, backwards, strict=True):
-            self.grads.W_dec[low:high] += kernels.sums(_columns(by_feature, low, high), g)
+        parts = zip(self._by_group(by_feature), low_backwards, strict=True)
+        self._add("W_dec", [kernels.sums(part, g) for part, g in parts])
         dz = df * active
         if terms.gate == "jumprelu":
             theta = weights.threshold[found.ids]
             pull = (theta * df + each) / terms.bandwidth
-            self.grads.threshold -= _summed(found.ids[near], pull[near], self.width)
+            self._gradient("threshold").sub_(kernels.totals(found.ids[window], pull[window], self.width))
             if terms.to_input:
                 dz = dz + pull * near
         if terms.to_input:
             by_feature, origin = kernels.transposed(found.where(moved), self.width)
         pulled = dz[moved]
-        self.grads.W_enc += kernels.sums(Rows(by_feature.offsets, by_feature.ids, pulled[origin]), x)
-        self.grads.b_enc += _summed(found.ids[moved], pulled, self.width)
+        pulls = Rows(by_feature.offsets, by_feature.ids, pulled[origin])
+        self._add("W_enc", [kernels.sums(pulls, terms.products.rounded(x))])
+        ids = found.ids[moved] if terms.to_input else on.ids
+        self._gradient("b_enc").add_(kernels.totals(ids, pulled, self.width))
 
-    def _entries(self, kernels: Kernels) -> tuple[Rows, Tensor, Tensor]:
+    def _entries(self) -> tuple[Rows, Tensor, Tensor]:
         """Entries, which of them are active, and which lie in the window of their threshold."""
-        weights, terms, x = self.weights, self.terms, self.x
+        weights, terms, x, kernels = self.weights, self.terms, self.x, self.kernels
         if terms.gate == "topk":
-            found = largest(weights, x, round(terms.target))
+            found = largest(weights, x, round(terms.target), terms.products)
             everything = torch.ones_like(found.ids, dtype=torch.bool)
             return found, everything, ~everything
         found = kernels.above(kernels.pack(weights.W_enc, weights.b_enc, self.floor), x)
@@ -238,17 +291,29 @@ class _Pass:
         for low, high in self.groups:
             yield on if len(self.groups) == 1 else on.where((on.ids >= low) & (on.ids < high))
 
+    def _by_group(self, by_feature: Rows) -> Iterator[Rows]:
+        """The features of each group."""
+        if len(self.groups) == 1:
+            yield by_feature
+            return
+        starts = torch.stack([by_feature.offsets[low] for low in (0, *(high for _, high in self.groups))]).tolist()
+        for (low, high), part in zip(self.groups, map(slice, starts, starts[1:]), strict=True):
+            offsets = by_feature.offsets[low : high + 1] - by_feature.offsets[low]
+            yield Rows(offsets, by_feature.ids[part], by_feature.values[part])
+
     # --- all at once ------------------------------------------------------------------------------------------
 
     def densely(self) -> None:
         """The same by products over all features, some rows at a time."""
-        weights, terms, theta = self.weights, self.terms, self.weights.threshold
+        weights, terms, theta, products = self.weights, self.terms, self.weights.threshold, self.terms.products
+        encoder, decoder = products.rounded(weights.W_enc), products.rounded(weights.W_dec)
         firings, near, pulled, inside = (torch.zeros_like(theta) for _ in range(4))
-        buffers = torch.empty(4, min(self.count, ROWS), self.width, device=self.x.device)
+        rows = at_once(self.x, self.width)
+        buffers = torch.empty(4, min(self.count, rows), self.width, device=self.x.device)
         whole_y, whole_x = self.y, self.x
-        for x, y in zip(torch.split(whole_x, ROWS), torch.split(whole_y, ROWS), strict=True):
+        for x, y in zip(torch.split(whole_x, rows), torch.split(whole_y, rows), strict=True):
             z, active, window, df = buffers[:, : len(x)]
-            torch.addmm(weights.b_enc, x, weights.W_enc.T, out=z)
+            z = products.affine(weights.b_enc, x, encoder.T, out=z)
             # Masks as numbers: torch multiplies and sums those many times faster than booleans.
             torch.gt(z, theta.clamp(min=0), out=active)
             torch.gt(z, (theta - terms.bandwidth / 2).clamp(min=0), out=window)
@@ -257,17 +322,17 @@ class _Pass:
             firings += active.sum(0)
             f = z.mul_(active)
             self.x, self.y = x, y
-            backwards = self._residuals([f[:, low:high] @ weights.W_dec[low:high] for low, high in self.groups])
+            backwards = self._residuals([products.mm(f[:, low:high], decoder[low:high]) for low, high in self.groups])
             for (low, high), g in zip(self.groups, backwards, strict=True):
-                torch.mm(g, weights.W_dec[low:high].T, out=df[:, low:high])
-                self.grads.W_dec[low:high].addmm_(f[:, low:high].T, g)
+                products.into(df[:, low:high], g, decoder[low:high].T)
+                products.add(self._gradient("W_dec")[low:high], f[:, low:high].T, g)
             df += self._penalised(None, f)
             pulled += (window * df).sum(0)
             near += window.sum(0) if terms.penalty != "quadratic" else (window * self._row_pull(l0)[:, None]).sum(0)
             inside += window.sum(0)
             dz = df.mul_(active)
-            self.grads.W_enc.addmm_(dz.T, x)
-            self.grads.b_enc += dz.sum(0)
+            products.add(self._gradient("W_enc"), dz.T, x)
+            self._gradient("b_enc").add_(dz.sum(0))
         self.x, self.y = whole_x, whole_y
         self.l0 = firings.double().sum().item() / self.count
         self.firings = firings.to(torch.int64)
@@ -275,7 +340,7 @@ class _Pass:
         if terms.gate == "jumprelu":
             each = 1.0 if terms.penalty == "quadratic" else self._batch_pull()
             often = self._often_pull() * inside if terms.frequency else 0.0
-            self.grads.threshold -= (theta * pulled + each * near + often) / terms.bandwidth
+            self._gradient("threshold").sub_((theta * pulled + each * near + often) / terms.bandwidth)
 
     # --- what both ways share ---------------------------------------------------------------------------------
 
@@ -289,17 +354,15 @@ class _Pass:
         for part in parts:
             out = part.add_(out)
             residual = out - self.y
-            error = residual.pow(2).sum().item() / self.count
-            self.nested += error / len(parts)
+            self.errors.append(residual.pow(2).sum())
             backwards.append(residual.mul_(2 / (self.count * len(parts))))
-        self.error += error
         if self.terms.auxiliary:
             self.unexplained.append(self.y - out)
         for later, earlier in zip(backwards[::-1], backwards[-2::-1], strict=False):
             earlier.add_(later)
-        self.grads.b_dec += backwards[0].sum(0)
-        if self.grads.W_skip is not None:
-            self.grads.W_skip.addmm_(backwards[0].T, self.x)
+        self._gradient("b_dec").add_(backwards[0].sum(0))
+        if weights.W_skip is not None:
+            self._gradient("W_skip").addmm_(backwards[0].T, self.x)
         return backwards
 
     def _penalised(self, ids: Tensor | None, f: Tensor) -> Tensor | float:
@@ -311,17 +374,17 @@ class _Pass:
         norms = self.norms if ids is None else self.norms[ids]
         weight = self.terms.sparsity / self.count
         if self.terms.penalty == "l1":
-            self.extra += weight * (f * norms).sum().item()
+            self.extra.append((weight, (f * norms).sum()))
             slope, by_norm = weight * norms, weight * f
         else:
             bent = torch.tanh(_TANH * f * norms)
-            self.extra += weight * bent.sum().item()
+            self.extra.append((weight, bent.sum()))
             steep = weight * _TANH * (1 - bent * bent)
             slope, by_norm = steep * norms, steep * f
-        summed = by_norm.sum(0) if ids is None else _summed(ids, by_norm, self.width)
+        summed = by_norm.sum(0) if ids is None else self.kernels.totals(ids, by_norm, self.width)
         widths = [*(self.terms.parts or self.weights.W_dec.shape[1:])]
         for grad, rows, norms in zip(
-            *(torch.split(W_dec, widths, dim=-1) for W_dec in (self.grads.W_dec, self.weights.W_dec)),
+            *(torch.split(W_dec, widths, dim=-1) for W_dec in (self._gradient("W_dec"), self.weights.W_dec)),
             self.parts,
             strict=True,
         ):
@@ -339,7 +402,7 @@ class _Pass:
         """The same of all entries of a row, for the penalty that looks at each row by itself."""
         terms = self.terms
         each = 2 * terms.sparsity / (terms.target * self.count)
-        self.extra += each * (l0 - terms.target).pow(2).sum().item()
+        self.extra.append((each, (l0 - terms.target).pow(2).sum()))
         return 2 * each * (l0 - terms.target)
 
     def _batch_pull(self) -> float:
@@ -353,55 +416,42 @@ class _Pass:
         """By how much each feature fires more often than the limit."""
         return (self.firings / self.count - self.terms.frequency_limit).clamp_(min=0)
 
-    def _often(self) -> float:
-        terms = self.terms
-        return terms.frequency * self._excess().double().pow(2).sum().item() if terms.frequency else 0.0
-
     def _often_pull(self) -> Tensor:
         """∂hinge/∂1[z > θ] of each feature's entries."""
         return 2 * self.terms.frequency / self.count * self._excess()
 
     # --- silent features --------------------------------------------------------------------------------------
 
-    def revive(self, silent: Tensor) -> float:
+    def revive(self, silent: Tensor) -> None:
         """AuxK (Gao et al. 2024, appendix A.2): of the silent features, the half of D largest pre-activations of each
-        row shall explain what the others leave. Adds their gradients; returns the share they leave unexplained.
+        row shall explain what the others leave. Adds their gradients.
         """
         weights, terms = self.weights, self.terms
         chosen = silent.nonzero()[:, 0]
+        if not len(chosen):
+            return
         encoder, decoder, bias = weights.W_enc[chosen], weights.W_dec[chosen], weights.b_enc[chosen]
         error = torch.cat(self.unexplained)
         spread = (error - error.mean(0)).pow(2).sum()
         if spread <= 1e-9 * error.pow(2).sum():  # every row leaves the same, or nothing: that is the bias's part
-            return 0.0
+            return
         k = min(len(chosen), max(1, self.x.shape[1] // 2))
-        left = 0.0
-        for x, e in zip(torch.split(self.x, ROWS), torch.split(error, ROWS), strict=True):
+        rows = at_once(self.x, len(chosen))
+        for x, e in zip(torch.split(self.x, rows), torch.split(error, rows), strict=True):
             z = torch.addmm(bias, x, encoder.T)
             kept = z.topk(k, dim=-1)
             f = torch.zeros_like(z).scatter(1, kept.indices, kept.values.clamp(min=0))
             residual = f @ decoder - e
-            left += residual.pow(2).sum().item() / spread.item()
+            self.left.append(residual.pow(2).sum())
             g = residual.mul_(2 * terms.auxiliary / spread)
-            self.grads.W_dec.index_add_(0, chosen, f.T @ g)
+            self._gradient("W_dec").index_add_(0, chosen, f.T @ g)
             dz = (g @ decoder.T) * (f > 0)
-            self.grads.W_enc.index_add_(0, chosen, dz.T @ x)
-            self.grads.b_enc.index_add_(0, chosen, dz.sum(0))
-        return left
+            self._gradient("W_enc").index_add_(0, chosen, dz.T @ x)
+            self._gradient("b_enc").index_add_(0, chosen, dz.sum(0))
+        self.left.append(spread)
 
 
 def _share_above(weights: Weights, floor: Tensor, x: Tensor) -> float:
     """Of a few rows spread over the batch: a function of the batch alone, so that a run can be repeated."""
     few = x[:: max(1, len(x) // 16)]
     return (torch.addmm(weights.b_enc, few, weights.W_enc.T) > floor).float().mean().item()
-
-
-def _columns(by_feature: Rows, low: int, high: int) -> Rows:
-    """Some of the rows, next to each other."""
-    offsets = by_feature.offsets[low : high + 1]
-    part = slice(int(offsets[0]), int(offsets[-1]))
-    return Rows(offsets - offsets[0], by_feature.ids[part], by_feature.values[part])
-
-
-def _summed(features: Tensor, values: Tensor, n_features: int) -> Tensor:
-    return torch.zeros(n_features, dtype=values.dtype, device=values.device).index_add_(0, features, values)

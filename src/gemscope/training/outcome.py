@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gemscope.activations.harvest import versions
@@ -42,7 +43,7 @@ def sae_of(run: Run, source: Source, name: str, l0: float) -> SAE:
             metadata={**facts, "training": config.to_dict(), "versions": versions()},
         ),
     )
-    tensors = folded(run.ungated, run.x, run.y, pre_bias=config.pre_bias, free=not topk)
+    tensors = folded(run.ungated.to(torch.device("cpu")), run.x, run.y, pre_bias=config.pre_bias, free=not topk)
     if lost := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise NotFinite(f"{lost[0]} of the trained SAE holds NaN or Inf: try a lower lr than {config.lr}")
     if sae.threshold is None:

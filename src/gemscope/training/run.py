@@ -26,6 +26,9 @@ from gemscope.training.weights import Weights, cut, lengths, reconstruct
 _GATES: Mapping[str, Gate] = {"jumprelu": "jumprelu", "topk": "topk", "batchtopk": "batchtopk", "standard": "relu"}
 _ROWS = 2048
 """Rows that are measured at a time."""
+_FIRST = 1 << 28
+"""Entries of the first batch, at most, that thresholds begin by: a gigabyte."""
+_PROCESSOR = torch.device("cpu")
 _COUNTED = 1 << 24
 """Steps that Adam counts, in float32."""
 
@@ -44,16 +47,20 @@ class Saved:
 class Run:
     """Fresh weights, or those of a checkpoint; one `advance` a batch."""
 
-    def __init__(self, config: TrainConfig, x: Scale, y: Scale, *, same: bool) -> None:
-        """`same`: what it writes is what it reads, so that encoder and decoder begin as one."""
-        self.config, self.x, self.y, self.same = config, x, y, same
+    def __init__(
+        self, config: TrainConfig, x: Scale, y: Scale, *, same: bool, device: torch.device = _PROCESSOR
+    ) -> None:
+        """`same`: what it writes is what it reads, so that encoder and decoder begin as one. Weights, and all that is
+        remembered of them, lie on `device`, as the rows do that `advance` is given.
+        """
+        self.config, self.x, self.y, self.same, self.device = config, x, y, same, device
         self.done = 0
         self.bandwidth = config.bandwidth
         self.clipped = 0
         """Steps whose gradient was longer than `clip`."""
         self.grad_norm = 0.0
         """Of the last step's gradient, before that."""
-        self.fired_at = torch.zeros(config.width, dtype=torch.int64)
+        self.fired_at = torch.zeros(config.width, dtype=torch.int64, device=device)
         self.weights: Weights
         self.adam: torch.optim.Adam
 
@@ -67,14 +74,17 @@ class Run:
         generator = torch.Generator().manual_seed(config.seed)
         W_enc = torch.randn(config.width, x.shape[1], generator=generator)
         W_enc *= (1.0 if config.unit_norm else config.init_norm) / W_enc.norm(dim=-1, keepdim=True)
-        z = x @ W_enc.T
+        # The dice are a processor's, wherever the weights go: every device begins alike.
+        W_enc = W_enc.to(self.device)
+        z = x[: max(1, _FIRST // config.width)] @ W_enc.T
+        writes = len(self.y.mean)
         self.weights = Weights(
             W_enc=W_enc,
-            b_enc=torch.zeros(config.width),
-            W_dec=W_enc.clone() if self.same else self._first_decoder(generator),
-            b_dec=torch.zeros(len(self.y.mean)),
+            b_enc=torch.zeros(config.width, device=self.device),
+            W_dec=W_enc.clone() if self.same else self._first_decoder(generator).to(self.device),
+            b_dec=torch.zeros(writes, device=self.device),
             threshold=self._first_threshold(z).repeat(config.width),
-            W_skip=torch.zeros(len(self.y.mean), x.shape[1]) if config.skip else None,
+            W_skip=torch.zeros(writes, x.shape[1], device=self.device) if config.skip else None,
         )
         if config.architecture == "gated":
             self.weights = GatedWeights.of(self.weights)
@@ -93,9 +103,9 @@ class Run:
     def _first_threshold(self, z: Tensor) -> Tensor:
         config = self.config
         if config.architecture in ("standard", "gated", "topk"):
-            return torch.zeros(1)
+            return torch.zeros(1, device=self.device)
         if config.threshold_init:
-            return torch.full((1,), config.threshold_init)
+            return torch.full((1,), config.threshold_init, device=self.device)
         share = min(0.5, config.target_at(0) / config.width)
         count = min(z.numel(), 1 << 23)
         found: Tensor = z.flatten()[:count].kthvalue(int((1 - share) * count)).values.clamp(min=1e-6)
@@ -138,12 +148,14 @@ class Run:
         self.adam.zero_grad()  # or the old gradients would lie beside the new ones
         if config.unit_norm:
             weights.W_dec.div_(weights.W_dec.norm(dim=-1, keepdim=True).clamp(min=1e-12))
-        self.fired_at[told.firings > 0] = now
+        self.fired_at.masked_fill_(told.firings > 0, now)
         if learns:
             weights.threshold.clamp_(min=0)
+            # Long runs push z below 0 on every row, where no threshold lets it pass. By masks: a GPU is waited for to
+            # learn how many a list of them has.
             silent = self.silent
-            weights.threshold[silent] *= 0.99
-            weights.b_enc[silent] += config.lr  # long runs push z below 0 on every row, where no threshold lets it pass
+            weights.threshold.copy_(torch.where(silent, weights.threshold * 0.99, weights.threshold))
+            weights.b_enc.copy_(torch.where(silent, weights.b_enc + config.lr, weights.b_enc))
             if now % 25 == 24 and not config.bandwidth:
                 self._steer_bandwidth(told)
         elif config.architecture == "batchtopk":
@@ -186,6 +198,7 @@ class Run:
             auxiliary=config.revival,
             frequency=config.frequency,
             frequency_limit=config.frequency_limit_at(now),
+            products=config.multiplied,
         )
 
     @property
@@ -218,18 +231,19 @@ class Run:
             return
         weights = self.weights
         living = ~self.silent
-        error = (y - self.reconstructed(x)[0]).pow(2).sum(-1)
+        error = (y - self.reconstructed(x)[0]).pow(2).sum(-1).cpu()
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.done)
         chosen = torch.multinomial(error.double().pow(2), len(silent), replacement=True, generator=generator)
+        chosen = chosen.to(self.device)
         inward, outward = (rows[chosen] / rows[chosen].norm(dim=-1, keepdim=True).clamp(min=1e-12) for rows in (x, y))
         weights.W_enc[silent] = 0.2 * weights.W_enc[living].norm(dim=-1).mean() * inward
         weights.W_dec[silent] = weights.W_dec[living].norm(dim=-1).mean() * outward
-        weights.b_enc[silent] = 0
+        weights.b_enc.index_fill_(0, silent, 0)
         for name in ("W_enc", "W_dec", "b_enc"):
             memory = self.adam.state[weights.tensors()[name]]
-            memory["exp_avg"][silent] = 0
-            memory["exp_avg_sq"][silent] = 0
-        self.fired_at[silent] = self.done
+            memory["exp_avg"].index_fill_(0, silent, 0)
+            memory["exp_avg_sq"].index_fill_(0, silent, 0)
+        self.fired_at.index_fill_(0, silent, self.done)
 
     # --- what it is worth -------------------------------------------------------------------------------------
 
@@ -269,7 +283,7 @@ class Run:
         for rows, wanted in zip(*(torch.split(both, _ROWS) for both in (x, y)), strict=True):
             out, fired = self.reconstructed(rows)
             error += (out - wanted).double().pow(2).sum().item()
-            firings.of_feature += fired
+            firings.of_feature += fired.cpu()
         firings.n = len(x)
         return error / (y - y.mean(0)).double().pow(2).sum().item(), firings
 
@@ -338,12 +352,15 @@ class Run:
     # --- on disk ----------------------------------------------------------------------------------------------
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and plain values from which `restore` makes the same run. Raises NotFinite: no run could go on."""
+        """Tensors, on the processor, and plain values from which `restore` makes the same run. Raises NotFinite: no run
+        could go on.
+        """
         tensors: dict[str, Tensor] = {**self.weights.tensors(), "fired_at": self.fired_at}
         for name, tensor in self.weights.tensors().items():
             tensors |= {f"adam.{name}.{part}": value for part, value in self.adam.state[tensor].items()}
         if lost := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
             raise NotFinite(f"{lost[0]} holds NaN or Inf after step {self.done}: try a lower lr than {self.config.lr}")
+        tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
         return tensors, {"bandwidth": self.bandwidth, "clipped": self.clipped}
 
     def restore(self, saved: Saved, tensors: Mapping[str, Tensor]) -> None:
@@ -351,6 +368,7 @@ class Run:
         if saved.step > self.config.steps or saved.clipped > saved.step:
             raise CorruptFile(f"it is at step {saved.step} of {self.config.steps}, {saved.clipped} of them clipped")
         require_forms(tensors, self._forms(saved.step), where="tensors.safetensors")
+        tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
         kind = GatedWeights if self.config.architecture == "gated" else Weights
         self.weights = kind(**{name: tensors[name] for name in self._shapes})
         self.bandwidth, self.done, self.fired_at = saved.bandwidth, saved.step, tensors["fired_at"]

@@ -63,7 +63,7 @@ class Batches(Protocol):
     """A source cut into batches, in the order that a seed gives."""
 
     def __getitem__(self, step: int) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B O"]]:
-        """The pairs of one step, in float32. Raises NotFinite."""
+        """The pairs of one step, on the processor, in the format that they are stored in. Raises NotFinite."""
         ...
 
     def sample(self, count: int) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N O"]]:
@@ -124,10 +124,10 @@ class StoreSource:
         return _StoreBatches(self, batch, seed)
 
     def rows(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Pairs by index. Raises NotFinite."""
-        found = {site: rows[index] for site, rows in self._rows.items()}
+        """Pairs by index, as they are stored. Raises NotFinite."""
+        found = {site: rows.stored(index) for site, rows in self._rows.items()}
         for site, values in found.items():
-            if not values.sum().isfinite() and not values.isfinite().all():
+            if not values.sum(dtype=torch.float32).isfinite() and not values.isfinite().all():
                 raise NotFinite(
                     f"NaN or Inf among the rows of {site} in {self.store.folder}: harvest it again (store.verify() "
                     "says whether the files were damaged)"
@@ -235,8 +235,8 @@ class StreamSource:
             yield _beside([values_of(found[site], kept, self.dtype) for site in self._all])
 
     def pairs(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of `read` as (x, y) in float32."""
-        parts = torch.split(rows.float(), [self._widths[site] for site in self._all], dim=-1)
+        """Rows of `read` as (x, y)."""
+        parts = torch.split(rows, [self._widths[site] for site in self._all], dim=-1)
         found = dict(zip(self._all, parts, strict=True))
         x = _beside([found[site] for site in self.reads])
         return x, (x if self.writes == self.reads else _beside([found[site] for site in self.writes]))

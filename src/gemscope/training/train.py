@@ -7,17 +7,20 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import overload
 
+import torch
+
 from gemscope.activations.site import Site
 from gemscope.activations.store import Store
 from gemscope.disk import claimed
 from gemscope.errors import InputError, Mismatch
 from gemscope.features.crosscoder import Crosscoder
+from gemscope.features.kernels.choice import place_for
 from gemscope.features.sae import SAE
 from gemscope.progress import Progress, silent
 from gemscope.training.config import TrainConfig
 from gemscope.training.lesson import Lesson
 from gemscope.training.log import Watch, unwatched
-from gemscope.training.source import Source, StoreSource
+from gemscope.training.source import Source, StoreSource, StreamSource
 
 RUN = "run"
 """What is claimed in a run's folder: who trains there writes all of it."""
@@ -32,6 +35,7 @@ def train(
     site: Site | str | None = None,
     writes: Site | str | None = None,
     held_out: Source | Store | str | Path | None = None,
+    device: torch.device | str | None = None,
     log: Sequence[str] = (),
     watch: Watch = unwatched,
     progress: Progress = silent,
@@ -47,6 +51,7 @@ def train(
     site: Site | str | Sequence[Site | str] | None = None,
     writes: Site | str | None = None,
     held_out: Source | Store | str | Path | None = None,
+    device: torch.device | str | None = None,
     log: Sequence[str] = (),
     watch: Watch = unwatched,
     progress: Progress = silent,
@@ -61,6 +66,7 @@ def train(
     site: Site | str | Sequence[Site | str] | None = None,
     writes: Site | str | None = None,
     held_out: Source | Store | str | Path | None = None,
+    device: torch.device | str | None = None,
     log: Sequence[str] = (),
     watch: Watch = unwatched,
     progress: Progress = silent,
@@ -73,10 +79,12 @@ def train(
     `watch` is told each line, and `log` may name "tensorboard" and "wandb" beside it. `figures.json` holds what the SAE
     is worth in the end: `training_report` makes a page and a card of both. `site` may be left out where the store holds
     only one; with `writes` it makes a transcoder; several sites make a crosscoder, which `load_crosscoder` reads.
+    `device` is where weights and Adam's memory lie and all of a step is computed, and where the SAE is left: "auto" or
+    None is CUDA where there is one, beside the model of a `StreamSource`, else the processor.
     Raises InputError, Mismatch, NotFinite, StorageFull, FileError, AccessError where another process is at the run.
     """
     config = config or TrainConfig()
-    where = {"to": to, "site": site, "writes": writes, "held_out": held_out}
+    where = {"to": to, "site": site, "writes": writes, "held_out": held_out, "device": device}
     return sweep(store, {"": config}, **where, log=log, watch=watch, progress=progress)[""]  # type: ignore[arg-type]
 
 
@@ -88,6 +96,7 @@ def sweep(
     site: Site | str | Sequence[Site | str] | None = None,
     writes: Site | str | None = None,
     held_out: Source | Store | str | Path | None = None,
+    device: torch.device | str | None = None,
     log: Sequence[str] = (),
     watch: Watch = unwatched,
     progress: Progress = silent,
@@ -114,10 +123,21 @@ def sweep(
     with ExitStack() as held:
         for name in configs:
             held.enter_context(claimed(Path(to) / name / RUN))
-        lesson = Lesson(source, configs, Path(to), test, log, watch=watch)
+        lesson = Lesson(source, configs, Path(to), test, log, watch=watch, device=place_of(device, source))
+        held.callback(lesson.batches.close)
         for _ in lesson.steps(progress):
             pass
         return lesson.saes()
+
+
+def place_of(asked: torch.device | str | None, source: Source) -> torch.device:
+    """Where to train: where it is asked for; by "auto" or None beside the model that computes the rows, or where a
+    model would go. Raises InputError for a device that is not there, or that nothing is trained on.
+    """
+    found = place_for(asked, source.model.device if isinstance(source, StreamSource) else None)
+    if found.type == "mps":
+        raise InputError("device 'mps' has no sparse products: SAEs are trained on cuda and cpu; take --device cpu")
+    return found
 
 
 def _source(

@@ -9,11 +9,14 @@ from torch import Tensor
 
 from gemscope.features.kernels import Kernels, Rows
 from gemscope.features.kernels.choice import choose
-from gemscope.features.kernels.rows import below, offsets_of
+from gemscope.features.kernels.rows import below
 from gemscope.shapes import Float, Int
+from gemscope.training.products import FLOAT32, Products
 
 ROWS = 512
-"""Rows of a dense step held at a time."""
+"""Rows of a dense step held at a time: what is computed of them stays in a processor's cache."""
+_HELD = 1 << 26
+"""Entries of a dense step held at a time on a GPU, which is slow on small products."""
 
 
 @dataclass
@@ -29,9 +32,18 @@ class Weights:
     threshold: Float[Tensor, "F"]
     W_skip: Float[Tensor, "O D"] | None = None
 
+    def to(self, device: torch.device) -> Weights:
+        """The same elsewhere; itself where it lies there."""
+        return type(self)(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
+
     def tensors(self) -> dict[str, Tensor]:
         """By name, the very tensors."""
         return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+
+
+def at_once(x: Tensor, width: int) -> int:
+    """Rows of a dense step over so many features that are held at a time."""
+    return ROWS if x.device.type == "cpu" else max(128, _HELD // width)
 
 
 @torch.no_grad()
@@ -66,13 +78,14 @@ def norms_by_part(W_dec: Float[Tensor, "F O"], parts: tuple[int, ...]) -> list[F
     return [part.norm(dim=-1) for part in torch.split(W_dec, list(parts or W_dec.shape[1:]), dim=-1)]
 
 
-def largest(weights: Weights, x: Tensor, k: int) -> Rows:
+def largest(weights: Weights, x: Tensor, k: int, products: Products = FLOAT32) -> Rows:
     """Of each row the k largest entries, of those above zero."""
-    parts = []
-    for rows in torch.split(x, ROWS):
-        kept = torch.addmm(weights.b_enc, rows, weights.W_enc.T).topk(min(k, len(weights.b_enc)), dim=-1)
+    parts, encoder, width = [], products.rounded(weights.W_enc), len(weights.b_enc)
+    for rows in torch.split(x, at_once(x, width)):
+        kept = products.affine(weights.b_enc, rows, encoder.T).topk(min(k, width), dim=-1)
         ids, order = kept.indices.sort(dim=-1)
         values = kept.values.gather(1, order)
-        on = values > 0
-        parts.append(Rows(offsets_of(on.sum(1)), ids[on].to(torch.int32), values[on]))
+        every = torch.arange(len(rows) + 1, device=x.device) * ids.shape[1]
+        found = Rows(every, ids.flatten().to(torch.int32), values.flatten())
+        parts.append(found.where(found.values > 0))
     return below(parts)

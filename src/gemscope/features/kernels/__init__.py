@@ -1,5 +1,6 @@
-"""The operations that everything sparse is made of: finding the entries above a floor, products at chosen entries, and
-weighted sums of chosen rows. What they promise stands here; how they keep it, in one file for each kind of machine.
+"""The operations that everything sparse is made of: finding the entries above a floor, products at chosen entries,
+weighted sums of chosen rows, and sums by column. What they promise stands here; how they keep it, in one file for each
+kind of machine.
 """
 
 from __future__ import annotations
@@ -67,15 +68,23 @@ class Kernels(Protocol):
         left: Float[Tensor, "R D"],
         right: Float[Tensor, "C D"],
     ) -> Float[Tensor, "Z"]:
-        """left[row] · right[id] for every entry of a pattern in compressed rows."""
+        """left[row] · right[id] for every entry of a pattern in compressed rows. Rows may be in bfloat16; products and
+        their sums are float32's.
+        """
         ...
 
     def sums(self, entries: Rows, rows: Float[Tensor, "C D"]) -> Float[Tensor, "R D"]:
-        """For each row of `entries` the sum of value · rows[id] over its entries, in their order; empty ones give 0."""
+        """For each row of `entries` the sum of value · rows[id] over its entries, in their order; empty ones give 0.
+        `rows` may be in bfloat16, sums are float32's.
+        """
         ...
 
     def transposed(self, entries: Rows, n_columns: int) -> tuple[Rows, Int[Tensor, "Z"]]:
         """Columns as rows, and for each new entry which old one it was (so that other values can follow)."""
+        ...
+
+    def totals(self, ids: Int[Tensor, "Z"], values: Float[Tensor, "Z"], n_columns: int) -> Float[Tensor, "F"]:
+        """For each column the sum of the values in it, in an order that they alone decide."""
         ...
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gemscope.features.kernels import Packed, Rows
-from gemscope.features.kernels.rows import empty
+from gemscope.features.kernels.rows import empty, totals
 from gemscope.shapes import Float, Int
 
 ISAS = ("none", "avx512", "avx512_bf16", "amx")
@@ -122,6 +122,10 @@ class Native:
         pattern = _at(offsets), _at(ids), len(offsets) - 1, n_columns
         _done(self._call.gsn_transposed(*pattern, _at(starts), _at(rows), _at(origin), _threads()))
         return Rows(starts, rows, entries.values[origin]), origin
+
+    def totals(self, ids: Int[Tensor, "Z"], values: Float[Tensor, "Z"], n_columns: int) -> Float[Tensor, "F"]:
+        """See `Kernels.totals`. Torch's own: one number an entry is little work."""
+        return totals(ids, values, n_columns)
 
 
 @cache

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gemscope.activations import measured
 from gemscope.features.kernels import Packed, Rows
-from gemscope.features.kernels.rows import below, empty, offsets_of, stable_order
+from gemscope.features.kernels.rows import below, empty, offsets_of, stable_order, totals
 from gemscope.shapes import Float, Int
 
 _TOKENS = 2048
@@ -173,20 +173,21 @@ class Plain:
     ) -> Float[Tensor, "Z"]:
         """See Kernels."""
         if not len(ids):
-            return left.new_zeros(0)
+            return torch.zeros(0, device=left.device)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
             pattern = torch.sparse_csr_tensor(
-                offsets, ids.long(), left.new_zeros(len(ids)), (len(left), len(right)), check_invariants=False
+                *(offsets, ids.long(), torch.zeros(len(ids), device=left.device), (len(left), len(right))),
+                check_invariants=False,
             )
-            values: Tensor = torch.sparse.sampled_addmm(pattern, left, right.T, beta=0.0).values()
+            values: Tensor = torch.sparse.sampled_addmm(pattern, left.float(), right.float().T, beta=0.0).values()
             return values
 
     def sums(self, entries: Rows, rows: Float[Tensor, "C D"]) -> Float[Tensor, "R D"]:
         """See Kernels."""
         return F.embedding_bag(
             entries.ids.long(),
-            rows,
+            rows.float(),
             entries.offsets,
             mode="sum",
             per_sample_weights=entries.values,
@@ -196,6 +197,10 @@ class Plain:
     def transposed(self, entries: Rows, n_columns: int) -> tuple[Rows, Int[Tensor, "Z"]]:
         """See Kernels."""
         return entries.transposed(n_columns)
+
+    def totals(self, ids: Int[Tensor, "Z"], values: Float[Tensor, "Z"], n_columns: int) -> Float[Tensor, "F"]:
+        """See Kernels."""
+        return totals(ids, values, n_columns)
 
 
 def load() -> Plain:

@@ -31,13 +31,13 @@ class Rows:
 
     def where(self, kept: Bool[Tensor, "Z"]) -> Rows:
         """The entries that a mask keeps."""
-        return Rows(offsets_of(kept)[self.offsets], self.ids[kept], self.values[kept])
+        places = kept.nonzero()[:, 0]  # once: a GPU is waited for to learn how many there are
+        return Rows(offsets_of(kept)[self.offsets], self.ids[places], self.values[places])
 
     def transposed(self, n_columns: int) -> tuple[Rows, Int[Tensor, "Z"]]:
         """Columns as rows, and for each new entry which old one it was."""
         order = stable_order(self.ids)
-        offsets = offsets_of(torch.bincount(self.ids, minlength=n_columns))
-        return Rows(offsets, self.rows[order].to(torch.int32), self.values[order]), order
+        return Rows(starts_of(self.ids[order], n_columns), self.rows[order].to(torch.int32), self.values[order]), order
 
 
 def by_strength(
@@ -83,6 +83,20 @@ def offsets_of(counts: Tensor) -> Int[Tensor, "starts"]:
     offsets = torch.zeros(len(counts) + 1, dtype=torch.int64, device=counts.device)
     torch.cumsum(counts, 0, out=offsets[1:])
     return offsets
+
+
+def starts_of(ascending: Int[Tensor, "Z"], n_keys: int) -> Int[Tensor, "starts"]:
+    """Where each key begins among keys in order, and the end."""
+    keys = torch.arange(n_keys + 1, dtype=ascending.dtype, device=ascending.device)
+    return torch.searchsorted(ascending, keys)
+
+
+def totals(ids: Int[Tensor, "Z"], values: Float[Tensor, "Z"], n_columns: int) -> Float[Tensor, "F"]:
+    """For each column the sum of its values, one after another as they come."""
+    if ids.device.type == "cpu":
+        return torch.zeros(n_columns).index_add_(0, ids, values)
+    order = stable_order(ids)  # a GPU would add in any order
+    return torch.segment_reduce(values[order], "sum", offsets=starts_of(ids[order], n_columns))
 
 
 def stable_order(keys: Int[Tensor, "Z"]) -> Int[Tensor, "Z"]:

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from gemscope.features.kernels import Packed, Rows
-from gemscope.features.kernels.rows import below, empty, offsets_of
+from gemscope.features.kernels.rows import below, empty, offsets_of, stable_order, starts_of
 from gemscope.shapes import Float, Int
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ SLAB = 256  # columns: 17 MB of 16,384 rows
 ENTRIES = 16
 SHARES = 4
 AHEAD = 8
+TOGETHER = 128
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ class Triton:
         right: Float[Tensor, "C D"],
     ) -> Float[Tensor, "Z"]:
         """In slabs of 256 columns, a binary tree within a slab, then slab after slab."""
-        out = left.new_zeros(len(ids))
+        out = torch.zeros(len(ids), device=left.device)
         left, right, width = _aligned(left), _aligned(right), left.shape[1]
         programs = len(left) * SHARES if len(ids) else 0
         for first in range(0, width, SLAB):
@@ -180,7 +181,7 @@ class Triton:
     def sums(self, entries: Rows, rows: Float[Tensor, "C D"]) -> Float[Tensor, "R D"]:
         """See Kernels."""
         n_rows, width = len(entries.offsets) - 1, rows.shape[1]
-        out = rows.new_empty(n_rows, width)
+        out = torch.empty(n_rows, width, device=rows.device)
         _launch(
             "weighted_sum",
             n_rows * -(-width // SLAB),
@@ -192,8 +193,16 @@ class Triton:
         return out
 
     def transposed(self, entries: Rows, n_columns: int) -> tuple[Rows, Int[Tensor, "Z"]]:
-        """See Kernels."""
+        """See Kernels. The sort is torch's: a radix sort, which keeps equal keys in their order."""
         return entries.transposed(n_columns)
+
+    def totals(self, ids: Int[Tensor, "Z"], values: Float[Tensor, "Z"], n_columns: int) -> Float[Tensor, "F"]:
+        """Sorted by column; in one, 128 running sums of every 128th value, then a binary tree of those."""
+        order = stable_order(ids)
+        out = torch.empty(n_columns, device=values.device)
+        starts = starts_of(ids[order], n_columns)
+        _launch("total", n_columns, starts, order, values, out, BLOCK=TOGETHER, num_warps=1)
+        return out
 
 
 @cache

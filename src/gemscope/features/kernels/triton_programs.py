@@ -1,8 +1,8 @@
 """The programs that the GPU runs, in Triton: what one of them computes, and in which order. Their memory and launches,
 and why no candidate is missed, are `triton_gpu`'s. Importing this module imports Triton.
 
-Every answer that leaves (`dot_slab`, `weighted_sum`) is summed in an order fixed by constants, never by what else is in
-the batch. There are no atomics.
+Every answer that leaves (`dot_slab`, `weighted_sum`, `total`) is summed in an order fixed by constants, never by
+what else is in the batch. There are no atomics.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def dot_slab(
     share = tl.program_id(0) % SHARES
     column = first_column + tl.arange(0, SLAB)
     inside = column < D
-    own = tl.load(left + row * D + column, mask=inside, other=0.0)
+    own = tl.load(left + row * D + column, mask=inside, other=0.0).to(tl.float32)
     end = tl.load(offsets + row + 1)
     for first in range(tl.load(offsets + row) + share * ENTRIES, end, SHARES * ENTRIES):
         entry = first + tl.arange(0, ENTRIES)
@@ -188,7 +188,7 @@ def dot_slab(
         row_of = tl.load(ids + entry, mask=real, other=0).to(tl.int64)
         theirs = tl.load(right + row_of[:, None] * D + column[None, :], mask=real[:, None] & inside[None, :], other=0.0)
         before = tl.load(out + entry, mask=real & (first_column > 0), other=0.0)
-        tl.store(out + entry, before + tl.sum(theirs * own[None, :], 1), mask=real)
+        tl.store(out + entry, before + tl.sum(theirs.to(tl.float32) * own[None, :], 1), mask=real)
 
 
 @triton.jit(do_not_specialize=["R"])
@@ -217,5 +217,19 @@ def weighted_sum(
             real = entry < end
             row_of = tl.load(ids + entry, mask=real, other=0).to(tl.int64)
             value = tl.load(values + entry, mask=real, other=0.0)
-            total += value * tl.load(rows + row_of * D + column, mask=inside & real, other=0.0)
+            total += value * tl.load(rows + row_of * D + column, mask=inside & real, other=0.0).to(tl.float32)
     tl.store(out + row * D + column, total, mask=inside)
+
+
+@triton.jit
+@no_type_check
+def total(starts, order, values, out, BLOCK: tl.constexpr):
+    """One column: Σ value over its entries, which `order` lists next to each other."""
+    column = tl.program_id(0).to(tl.int64)
+    end = tl.load(starts + column + 1)
+    sums = tl.zeros([BLOCK], tl.float32)
+    for first in range(tl.load(starts + column), end, BLOCK):
+        place = first + tl.arange(0, BLOCK)
+        entry = tl.load(order + place, mask=place < end, other=0)
+        sums += tl.load(values + entry, mask=place < end, other=0.0)
+    tl.store(out + column, tl.sum(sums, 0))
