@@ -14,6 +14,7 @@ import transformers
 
 import gemscope as gs
 from by_hand import TEXT, hooks, random_sae
+from gemscope.activations.direct import DirectPath
 from gemscope.errors import InputError, ModelNotFound
 from gemscope.testing import tiny_model
 
@@ -21,7 +22,8 @@ FAMILIES = ["llama", "gemma2", "gpt2"]
 SITES = ["embed", "0.att", "1.att_out", "1.mid", "1.transcoder", "1.transcoder_nogain", "1.mlp", "2.res"]
 TARGETS = {"llama": ["q_proj", "o_proj", "down_proj"], "gemma2": ["v_proj", "o_proj", "up_proj"], "gpt2": ["c_attn", "c_proj"]}  # fmt: skip
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT's own use of transformers
+# PEFT's own use of transformers, and what it says to its own tuning of norms.
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:Unsupported layer type")
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +180,43 @@ def test_a_model_with_an_adapter_is_edited_and_read_as_the_merged_one(saved: Pat
     torch.testing.assert_close(*edited, atol=2e-5, rtol=1e-4)
     assert not torch.allclose(edited[0], ours.logits(TEXT), atol=1e-3)
     assert hooks(ours) == 0
+
+
+NORMS = {"llama": ["post_attention_layernorm", "norm"], "gpt2": ["ln_2", "ln_f"], "gemma2": ["pre_feedforward_layernorm", "norm"]}  # fmt: skip
+
+
+def moved_by_hand(hf: transformers.PreTrainedModel, names: list[str], seed: int = 0) -> transformers.PreTrainedModel:
+    """Weights of the modules of these names moved: in PEFT's wrapper those that it trains, else the model's own."""
+    draw = torch.Generator().manual_seed(seed)
+    wrapped = any(mark in name for name, _ in hf.named_parameters() for mark in ("modules_to_save", "ln_tuning_layers"))
+    for name, weight in hf.named_parameters():
+        path = name.split(".")
+        mine = any(one in path for one in names) and (
+            not wrapped or "modules_to_save" in path or "ln_tuning_layers" in path
+        )
+        if mine:
+            weight.data += torch.randn(weight.shape, generator=draw) * 0.3
+    return hf
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", ["copies", "norms"])
+def test_norms_that_an_adapter_replaces_are_read_as_what_they_are(saved: Path, family: str, kind: str) -> None:
+    """PEFT puts a module of its own where the norm was: what the norm is, and its weights, lie behind it."""
+    names = NORMS[family]
+    if kind == "norms":
+        config = peft.LNTuningConfig(target_modules=names, task_type="CAUSAL_LM")
+    else:  # an adapter that does nothing, and whole copies beside it
+        config = peft.LoraConfig(target_modules=TARGETS[family], modules_to_save=names, task_type="CAUSAL_LM",
+                                 fan_in_fan_out=family == "gpt2")  # fmt: skip
+    ours = gs.load_model(moved_by_hand(peft.get_peft_model(loaded(saved / family), config), names))
+    plain = gs.load_model(moved_by_hand(loaded(saved / family), names))
+    assert_same(ours, plain)
+    directions = torch.randn(3, ours.d_model, generator=torch.Generator().manual_seed(0))
+    found = []
+    for one in (ours, plain):
+        path = DirectPath(one, gs.Site(1, "res"))
+        with path.unembedding() as matrix:
+            found.append(path.carried(directions) @ matrix.float().T)
+        assert ("centred as LayerNorm does" in path.words) == (family == "gpt2")
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)

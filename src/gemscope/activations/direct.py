@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gemscope.activations import site as places
+from gemscope.activations.bare import bare
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
 from gemscope.errors import SiteNotFound
@@ -32,7 +33,7 @@ class DirectPath:
             raise SiteNotFound(f"no direct path to the logits: {obstacle(site)}")
         self.site = site
         self._model = model.hf
-        self._modules = [model.hf.get_submodule(path) for path in (*through, places.final_norm(model.hf))]
+        self._modules = [bare(model.hf.get_submodule(path)) for path in (*through, places.final_norm(model.hf))]
         self._family = places.family_of(model.hf)
 
     def unembedding(self) -> AbstractContextManager[Float[Tensor, "V D"]]:
@@ -95,7 +96,7 @@ class DirectPath:
 @contextmanager
 def unembedding(model: nn.Module) -> Iterator[Float[Tensor, "V D"]]:
     """Within the block, the matrix as a transformers model stores it: in its dtype, rows that no token has included."""
-    head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+    head = bare(model.get_output_embeddings())  # type: ignore[operator]
     with _at_hand(head):
         yield _matrix(head) if hasattr(head, "base_layer") else head.weight.detach()  # type: ignore[operator]
 

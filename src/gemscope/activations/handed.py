@@ -33,13 +33,14 @@ class Handed:
         """Raises what `unwrapped` raises."""
         found = list(_unwrapping(given))
         config = getattr(found[-1], "config", None)
-        tokenizers = (getattr(one, "tokenizer", None) for one in found)
+        # Not TransformerLens's: it has that one put BOS in front of every text, whatever the model's own does.
+        tokenizers = (getattr(one, "tokenizer", None) for one in found if _is_of(one, "nnsight"))
         return cls(
             hf=found[-1],
             tokenizer=next((one for one in tokenizers if one is not None), None),
             source=getattr(config, "_name_or_path", None) or None,
             revision=getattr(config, "_commit_hash", None),
-            adapters=next(filter(None, map(adapters.active, found)), ()),
+            adapters=next(filter(None, (adapters.active(one) for one in found if isinstance(one, nn.Module))), ()),
         )
 
     @property
@@ -74,10 +75,14 @@ def _unwrapping(given: Any) -> Iterator[Any]:
 
 def _within(given: Any) -> Any:
     """What lies in the outermost wrapper; the model itself where there is none."""
-    if any(kind.__module__.partition(".")[0] == "nnsight" for kind in type(given).__mro__):
+    if _is_of(given, "nnsight"):
         if getattr(given, "dispatched", True) is False:
             given.dispatch()
         return given._module
     if transformer_lens.is_bridge(given):
         return given.original_model
     return adapters.unwrapped(given) if isinstance(given, nn.Module) else given
+
+
+def _is_of(given: object, library: str) -> bool:
+    return any(kind.__module__.partition(".")[0] == library for kind in type(given).__mro__)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.functional import embedding, layer_norm
 
+from gemscope.activations.bare import bare
 from gemscope.activations.families import Point
 from gemscope.errors import InputError
 
@@ -216,9 +217,9 @@ def _attached(model: nn.Module, point: Point, act: Callable[[Tensor], Tensor | N
 
 def _taker(module: nn.Module, point: Point) -> Callable[[Tensor], Tensor]:
     if point.transform == "normalized":
-        return lambda x: _normalized(module, x)
+        return lambda x: _normalized(bare(module), x)
     if point.transform == "rows":
-        return lambda ids: _rows(module, ids)
+        return lambda ids: _rows(bare(module), ids)
     if point.transform == "norm":
         return lambda x: torch.linalg.vector_norm(x, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
     # A copy: a block may go on to write into the tensor itself (Falcon adds attention's output to its MLP's in place).

@@ -60,8 +60,8 @@ def load_model(
     `accelerate`).
 
     A model that is in memory already is taken as it is, where it is, whatever wraps it: a causal language model of
-    transformers, one of PEFT's, nnsight's or TransformerLens's. Its tokenizer is the one that the wrapper carries, else
-    the one of the name that it was loaded by, else `tokenizer`, which goes before both.
+    transformers, one of PEFT's, nnsight's or TransformerLens's. Its tokenizer is `tokenizer`, else the one that
+    nnsight's carry, else the one of the name that it was loaded by (TransformerLens's own begins every text with BOS).
 
     `device` "auto" is the first there is of CUDA, Apple's MPS and the processor; `device_map` splits a model over
     devices (needs `accelerate`). `dtype` "auto" keeps the number format that the weights are stored in, but for a

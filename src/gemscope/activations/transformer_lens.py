@@ -10,14 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from gemscope.activations import site as places
+from gemscope.activations.bare import WRAPPED, bare
 from gemscope.activations.families import Point
 from gemscope.activations.hooks import Enough, reading, replacing
 from gemscope.activations.site import Site
 from gemscope.errors import InputError
 from gemscope.shapes import Float
-
-_WRAPPED = "_original_component"
-"""The name under which each of its bridges keeps the module that it stands for."""
 
 _ROUNDING = 1e-3
 """Of the largest number: what centring in half precision may leave of a mean, and far from what others have."""
@@ -42,7 +40,7 @@ def require_as_it_was(hf: nn.Module) -> None:
             "original_model (before enable_compatibility_mode) or what gs.load_model loads"
         )
     blocks = list(places.blocks(hf))
-    if any(_WRAPPED in block._modules for block in blocks) and _is_rewritten(hf, blocks):
+    if any(WRAPPED in block._modules for block in blocks) and _is_rewritten(hf, blocks):
         raise InputError(
             "TransformerLens has rewritten this model's weights (enable_compatibility_mode, process_weights), so that "
             "its sites hold other numbers: load it anew, as in gs.load_model(...)"
@@ -65,8 +63,7 @@ def _is_rewritten(hf: nn.Module, blocks: list[nn.Module]) -> bool:
 
 def has_layer_norm(hf: nn.Module) -> bool:
     """Whether its norms take the mean over the width away."""
-    norm = hf.get_submodule(places.final_norm(hf))
-    return isinstance(norm._modules.get(_WRAPPED, norm), nn.LayerNorm)
+    return isinstance(bare(hf.get_submodule(places.final_norm(hf))), nn.LayerNorm)
 
 
 @torch.no_grad()

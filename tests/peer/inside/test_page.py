@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+import transformers
 
 import gemscope as gs
 from by_hand import random_sae
@@ -29,3 +32,20 @@ def test_saelens(tmp_path: Path) -> None:
     run("SAELens", names)
     assert names["sae"].digest == original.digest
     assert torch.equal(names["again"].W_enc, original.W_enc)
+
+
+@pytest.mark.parametrize("section", ["nnsight", "TransformerLens"])
+def test_models(section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nnsight
+    from transformer_lens.model_bridge import TransformerBridge
+
+    tiny = tiny_model("gpt2", layers=7)
+    tiny.hf.save_pretrained(tmp_path)
+    tiny.tokenizer.save_pretrained(tmp_path)
+    # Neither finds a tokenizer in a folder by itself.
+    given = {"tokenizer": transformers.AutoTokenizer.from_pretrained(tmp_path)}
+    monkeypatch.setattr(nnsight, "LanguageModel", functools.partial(nnsight.LanguageModel, **given))
+    names = {"gs": gs, "nnsight": nnsight, "TransformerBridge": TransformerBridge, "folder": str(tmp_path)}
+    run(section, names)
+    expected = tiny.capture("The Golden Gate", ["6.res"])["6.res"].values
+    torch.testing.assert_close(names["acts"].values, expected, atol=2e-5, rtol=1e-4)
