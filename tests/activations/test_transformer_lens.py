@@ -432,7 +432,7 @@ def test_weights_that_were_processed_without_that_mode_are_told_by_themselves():
         gs.LanguageModel(hf, None, name="m")
 
 
-@pytest.mark.parametrize("name", ["TransformerBridge", "HookedTransformer"])
+@pytest.mark.parametrize("name", ["TransformerBridge", "HookedEncoder"])
 def test_a_model_of_transformer_lens_itself_is_refused_by_name(name):
     kind = type(name, (nn.Module,), {"__module__": "transformer_lens.model_bridge"})
     with pytest.raises(InputError, match=f"a {name} of TransformerLens given: give the transformers model"):

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from gemscope.activations.hooked import as_torch
+
 WRAPPED = "_original_component"
 """The name under which each of TransformerLens's bridges keeps the module that it stands for."""
 _COPIES = {"modules_to_save": "original_module", "ln_tuning_layers": "base_layer"}
@@ -14,11 +16,11 @@ _COPIES = {"modules_to_save": "original_module", "ln_tuning_layers": "base_layer
 
 def bare(module: nn.Module) -> nn.Module:
     """The module itself where nothing stands before it. Of those that PEFT keeps, the one whose adapter is active. A
-    linear module with an addition stays as it is: no one module does what the two do.
+    linear module with an addition stays as it is: no one module does what the two do. TransformerLens's own as torch's.
     """
     while (behind := _behind(module)) is not None:
         module = behind
-    return module
+    return as_torch(module) or module
 
 
 def _behind(module: nn.Module) -> nn.Module | None:

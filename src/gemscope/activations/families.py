@@ -30,9 +30,12 @@ class Point:
     """Whether the block reads the same tensor again elsewhere (as the stream that it adds to), so that a new value has
     to be written into it: handed to the module alone, it would change what that reads and not the stream."""
     scale: float = 1.0
-    """What the block multiplies the tensor by before it adds it to the stream: the site's values are those added."""
+    """What the block multiplies the tensor by before it adds it to the stream: the site's values are those added. Of
+    `rows`, what they are multiplied by."""
     flat: str | None = None
     """Where the tensor is [B T, D], the module whose input tells B and T."""
+    heads: bool = False
+    """Whether the tensor is [B, T, heads, width of a head]: the site's values are the heads' side by side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,10 @@ class Family:
     """What attention's and the MLP's outputs are multiplied by before they are added to the stream."""
     logit_divisor: Callable[[Any], float] | None = None
     """What logits are divided by."""
+    rows_scale: float = 1.0
+    """What the rows of the embedding matrix have been multiplied by."""
+    att_width: int | None = None
+    """Numbers per token at `att`, where no weight tells."""
     context: int | None = None
     """The most tokens of a row, where the configuration does not say."""
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from gemscope.activations import adapters, transformer_lens
+from gemscope.activations.hooked import Hooked
 from gemscope.errors import InputError
 
 
@@ -81,6 +82,8 @@ def _within(given: Any) -> Any:
         return given._module
     if transformer_lens.is_bridge(given):
         return given.original_model
+    if transformer_lens.is_hooked(given):
+        return Hooked(given)
     return adapters.unwrapped(given) if isinstance(given, nn.Module) else given
 
 

@@ -163,14 +163,16 @@ def _attached(model: nn.Module, point: Point, act: Callable[[Tensor], Tensor | N
     rows: list[torch.Size] = []  # of the running pass
 
     def changed(old: Tensor) -> Tensor | None:
-        x = old if point.flat is None else old.view(*rows[-1], -1)
-        values = x if point.scale == 1 else x * point.scale
+        x = old.flatten(2) if point.heads else old if point.flat is None else old.view(*rows[-1], -1)
+        values = x if point.transform == "rows" else _scaled(x, point.scale)
         new = act(values)
         if new is None:
             return None
         if point.scale != 1:  # what was left alone keeps its bits
             exact = torch.promote_types(x.dtype, torch.float32)
             new = (x.to(exact) + (new.to(exact) - values.to(exact)) / point.scale).to(x.dtype)
+        if point.heads:
+            return new.view(old.shape)
         return new if point.flat is None else new.flatten(0, 1)
 
     def on_input(
@@ -219,11 +221,15 @@ def _taker(module: nn.Module, point: Point) -> Callable[[Tensor], Tensor]:
     if point.transform == "normalized":
         return lambda x: _normalized(bare(module), x)
     if point.transform == "rows":
-        return lambda ids: _rows(bare(module), ids)
+        return lambda ids: _scaled(_rows(bare(module), ids), point.scale)
     if point.transform == "norm":
         return lambda x: torch.linalg.vector_norm(x, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
     # A copy: a block may go on to write into the tensor itself (Falcon adds attention's output to its MLP's in place).
     return lambda x: x.clone() if point.scale == 1 else x
+
+
+def _scaled(x: Tensor, scale: float) -> Tensor:
+    return x if scale == 1 else x * scale
 
 
 def _rows(module: nn.Module, ids: Tensor) -> Tensor:

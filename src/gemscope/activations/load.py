@@ -198,7 +198,7 @@ def _handed(given: object, tokenizer: Any, **where: Any) -> LanguageModel:
         except GemscopeError as error:
             raise type(error)(f"{error}; or give it, as in load_model(model, tokenizer=tokenizer)") from error
     name = found.name or type(found.hf).__name__
-    return LanguageModel(given, tokenizer, name=name, revision=found.revision)
+    return LanguageModel(found.hf, tokenizer, name=name, revision=found.revision)
 
 
 def _require_name(name: object) -> None:

@@ -90,7 +90,8 @@ def family_of(model: nn.Module) -> Family:
     """How a transformers model is built. Raises InputError for a type of model, or a way of building it, that is not
     known here.
     """
-    for case in family(_kind(model)):
+    own = getattr(model, "family", None)
+    for case in (own,) if isinstance(own, Family) else family(_kind(model)):
         if (case.fits is None or case.fits(text_config(model))) and _has(model, case):
             return case
     raise InputError(
@@ -148,7 +149,7 @@ def locate(model: nn.Module, site: Site) -> Point:
     """
     case = family_of(model)
     if site.layer is None:
-        return Point(_first(model, case.embed), "input", "rows")
+        return Point(_first(model, case.embed), "input", "rows", scale=1 / case.rows_scale)
     stack = _first(model, case.layers)
     count = len(model.get_submodule(stack))  # type: ignore[arg-type]
     if not 0 <= site.layer < count:
@@ -217,6 +218,8 @@ def width(model: nn.Module, site: Site) -> int:
     point = locate(model, site)
     if site.kind != "att":
         return int(text_config(model).hidden_size)
+    if (known := family_of(model).att_width) is not None:
+        return known
     heads = bare(model.get_submodule(point.module))
     # GPT-2's Conv1D stores its weight as [in, out]; a Linear knows in_features.
     weight: Tensor = heads.weight  # type: ignore[assignment]

@@ -26,6 +26,11 @@ def is_bridge(given: object) -> bool:
     return _is_of_its_own(given) and isinstance(getattr(given, "original_model", None), nn.Module)
 
 
+def is_hooked(given: object) -> bool:
+    """Whether it is one of its HookedTransformers, which have no model of transformers inside."""
+    return _is_of_its_own(given) and any(kind.__name__ == "HookedTransformer" for kind in type(given).__mro__)
+
+
 def _is_of_its_own(given: object) -> bool:
     return any(kind.__module__.partition(".")[0] == "transformer_lens" for kind in type(given).__mro__)
 

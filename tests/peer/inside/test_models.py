@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 
 import gemscope as gs
 from by_hand import TEXT, hooks, random_sae
 from gemscope.activations.direct import DirectPath
-from gemscope.errors import InputError
+from gemscope.errors import InputError, SiteNotFound
 from gemscope.testing import tiny_model
+from peer.inside.hooked import hooked_of, loaded, tokenizer
 
 FAMILIES = ["gpt2", "llama", "gemma2", "gpt_neox", "qwen2"]
 KINDS = ("att", "att_out", "mid", "transcoder", "transcoder_nogain", "mlp_raw", "mlp", "res")
@@ -30,14 +30,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.hf.save_pretrained(folder / family)
         model.tokenizer.save_pretrained(folder / family)
     return folder
-
-
-def loaded(folder: Path) -> Any:
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
-
-
-def tokenizer(folder: Path) -> Any:
-    return transformers.AutoTokenizer.from_pretrained(folder)
 
 
 def plain(folder: Path) -> gs.LanguageModel:
@@ -188,3 +180,76 @@ def test_after_compatibility_mode_it_is_refused(saved: Path, family: str) -> Non
         with pytest.raises(InputError, match="TransformerLens has rewritten this model's weights") as raised:
             read()
         assert "\n" not in str(raised.value)
+
+
+# --- TransformerLens 3's HookedTransformer --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_hooked_transformer_has_the_sites_of_the_model_that_it_was_made_of(saved: Path, family: str) -> None:
+    theirs = hooked_of(saved / family, family)
+    model = gs.load_model(theirs)
+    assert model.name == str(saved / family)
+    assert_same(model, plain(saved / family), family)
+    assert_edited_alike(model, plain(saved / family))
+    assert_same_way_to_the_logits(model, plain(saved / family))
+    assert hooks(model) == hooks(gs.load_model(theirs)) == 0
+    _, cache = theirs.run_with_cache(model.tokens(TEXT).ids)
+    for hook, site in (("hook_resid_post", "res"), ("hook_mlp_out", "mlp"), ("hook_attn_out", "att_out"), ("attn.hook_z", "att")):  # fmt: skip
+        values = cache[f"blocks.1.{hook}"]
+        values = values.flatten(2) if values.ndim == 4 else values
+        assert torch.equal(model.capture(TEXT, [f"1.{site}"])[f"1.{site}"].values, values)
+
+
+def test_its_whole_jacobian_is_the_plain_model_s(saved: Path) -> None:
+    for family in ("gpt2", "gemma2"):
+        ours, theirs = gs.load_model(hooked_of(saved / family, family)), plain(saved / family)
+        found, expected = (one.jacobian("the moon sang", "1.res") for one in (ours, theirs))
+        torch.testing.assert_close(found.this, expected.this, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(found.later, expected.later, atol=1e-4, rtol=1e-3)
+        assert expected.later.abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen2"])
+def test_processed_as_by_default_it_keeps_the_sites_that_processing_does_not_move(saved: Path, family: str) -> None:
+    """Without a LayerNorm there is no mean to take out; what is folded is named."""
+    processed = dict.fromkeys(("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"), True)
+    model, other = gs.load_model(hooked_of(saved / family, family, **processed)), plain(saved / family)
+    with pytest.raises(SiteNotFound, match=r"1\.transcoder.*fold_ln"):
+        model.capture(TEXT, ["1.transcoder"])
+    wanted = [site for site in sites(family) if not site.endswith(".transcoder")]
+    if family == "qwen2":
+        with pytest.raises(SiteNotFound, match=r"1\.att.*fold_value_biases"):
+            model.capture(TEXT, ["1.att"])
+        wanted = [site for site in wanted if not site.endswith(".att")]
+    found, expected = model.capture(TEXT, wanted, logits=True), other.capture(TEXT, wanted, logits=True)
+    for site in wanted:
+        torch.testing.assert_close(found[site].values, expected[site].values, atol=3e-5, rtol=1e-4)
+    if family != "gemma2":  # its cap bends logits that are moved
+        torch.testing.assert_close(found.logits.log_softmax(-1), expected.logits.log_softmax(-1), atol=3e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
+def test_one_whose_mean_was_taken_out_is_refused(saved: Path, family: str) -> None:
+    theirs = hooked_of(saved / family, family, center_writing_weights=True)
+    with pytest.raises(InputError, match=r"center_writing_weights\): load it with HookedTransformer.from_pretrained_no_p") as raised:  # fmt: skip
+        gs.load_model(theirs)
+    assert "\n" not in str(raised.value)
+    later = hooked_of(saved / family, family)
+    model = gs.load_model(later)
+    later.load_state_dict(theirs.state_dict())
+    with pytest.raises(InputError, match="center_writing_weights"):
+        model.logits(TEXT)
+
+
+def test_one_in_which_saes_stand_is_refused(saved: Path) -> None:
+    import sae_lens
+
+    theirs = hooked_of(saved / "llama", "llama")
+    theirs.__class__ = sae_lens.HookedSAETransformer
+    theirs._acts_to_saes = {}
+    model = gs.load_model(theirs)
+    theirs.add_sae(random_sae(plain(saved / "llama")).to_saelens())
+    for read in (lambda: gs.load_model(theirs), lambda: model.logits(TEXT)):
+        with pytest.raises(InputError, match=r"SAEs stand in this HookedSAETransformer.*reset_saes\(\)"):
+            read()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import transformers
 import gemscope as gs
 from by_hand import random_sae
 from gemscope.testing import tiny_model
+from peer.inside.hooked import hooked_of
 
 PAGE = (Path(__file__).parents[3] / "docs" / "libraries.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## ([^\n]+)\n+```python\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE))
@@ -47,5 +49,16 @@ def test_models(section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(nnsight, "LanguageModel", functools.partial(nnsight.LanguageModel, **given))
     names = {"gs": gs, "nnsight": nnsight, "TransformerBridge": TransformerBridge, "folder": str(tmp_path)}
     run(section, names)
+    expected = tiny.capture("The Golden Gate", ["6.res"])["6.res"].values
+    torch.testing.assert_close(names["acts"].values, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_hooked_transformers(tmp_path: Path) -> None:
+    tiny = tiny_model("gpt2", layers=7)
+    tiny.hf.save_pretrained(tmp_path / "gpt2")
+    tiny.tokenizer.save_pretrained(tmp_path / "gpt2")
+    known = SimpleNamespace(from_pretrained_no_processing=lambda _: hooked_of(tmp_path / "gpt2", "gpt2"))
+    names: dict[str, Any] = {"gs": gs, "HookedTransformer": known}  # which itself knows published models alone
+    run("HookedTransformer", names)
     expected = tiny.capture("The Golden Gate", ["6.res"])["6.res"].values
     torch.testing.assert_close(names["acts"].values, expected, atol=2e-5, rtol=1e-4)
