@@ -407,7 +407,7 @@ def dashboard(folder: Path) -> None:
             "n_tokens_in_prompt": 100,
         }
 
-    about = {"model_id": "gpt2-small", "layer": 8, "sae_set": "res-jb", "sae_id_suffix": None}
+    about = {"model_id": "gpt2-small", "layer": 8, "sae_set": "res-ours", "sae_id_suffix": None}
     for number, indices in ((0, (0, 1)), (1, (4,))):
         (folder / f"batch-{number}.json").write_text(
             json.dumps(about | {"features": [feature(index) for index in indices]})

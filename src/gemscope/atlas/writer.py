@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sqlite3
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import groupby
 from operator import itemgetter
@@ -127,24 +127,26 @@ class Writer:
             )
         with self._room():
             self._leave_out(entry.index)
-            self._insert(entry, packed, int(tokens[0]) if len(tokens) else None)
+            self._insert([entry.index], entry, packed, int(tokens[0]) if len(tokens) else None)
             self._db.executemany("INSERT INTO hit VALUES (?, ?, ?, ?)", _hits(entry, tokens, length))
             if entry.written is not None:
                 written.add(self._db, int(entry.index), entry.written)
         self._next = entry.index + 1
 
     def _leave_out(self, until: int) -> None:
-        for index in range(self._next, until):
-            nothing = Entry(index=index, count=0, max=0.0, mean=0.0)
-            self._insert(nothing, pack_page(nothing, 1), None)
+        left_out = range(self._next, until)
+        nothing = Entry(index=until, count=0, max=0.0, mean=0.0)
+        self._insert(left_out, nothing, pack_page(nothing, 1), None)  # a page does not tell whose it is
 
-    def _insert(self, entry: Entry, packed: bytes, token: int | None) -> None:
+    def _insert(self, indices: Iterable[int], entry: Entry, packed: bytes, token: int | None) -> None:
+        """The same for every one of these features."""
         figures = (entry.max, entry.mean, entry.encoder_cosine, entry.decoder_norm)
-        self._db.execute(
-            "INSERT INTO feature VALUES (?, ?, ?, ?, ?, ?, ?, NULL)",
-            (int(entry.index), int(entry.count), *(None if one is None else float(one) for one in figures), token),
+        row = (int(entry.count), *(None if one is None else float(one) for one in figures), token)
+        numbers = list(map(int, indices))
+        self._db.executemany(
+            "INSERT INTO feature VALUES (?, ?, ?, ?, ?, ?, ?, NULL)", ((index, *row) for index in numbers)
         )
-        self._db.execute("INSERT INTO page VALUES (?, ?)", (int(entry.index), packed))
+        self._db.executemany("INSERT INTO page VALUES (?, ?)", ((index, packed) for index in numbers))
 
     def add_pool(self, pool: Pool) -> None:
         """The rows that give no examples, and all that fires on them. Raises StorageFull."""
