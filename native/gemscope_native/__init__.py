@@ -1,8 +1,9 @@
-"""The shared library of gemscope's native kernels. It knows where the library lies; gemscope knows what is in it."""
+"""The shared libraries of gemscope's native kernels. It knows where they lie; gemscope knows what is in them."""
 
 from pathlib import Path
 
 
-def library() -> Path:
-    """The shared library's path."""
-    return next(path for path in Path(__file__).parent.iterdir() if path.suffix in {".so", ".dylib", ".dll"})
+def libraries() -> Path:
+    """The folder of the shared libraries: `machine`, which says what this machine can run, and one for each instruction
+    set that there are kernels for."""
+    return Path(__file__).parent

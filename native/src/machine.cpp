@@ -1,21 +1,26 @@
-// What this machine can run. Compiled for any processor: nothing else in the library may run before it has said yes.
-#include "machine.h"
+// What this machine can run. Compiled for any processor: no other library may be loaded before this one has said yes.
+#include "exported.h"
 
-#ifdef _WIN32
-#define GSN_API extern "C" __declspec(dllexport)
-#else
-#define GSN_API extern "C" __attribute__((visibility("default")))
-#endif
-
-#ifdef GSN_KERNELS
-
+#if defined(__x86_64__) || defined(_M_X64)
 #include <cpuid.h>
+#endif
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#if defined(__linux__) && defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
 
 namespace {
+
+// In ascending order within each kind of processor.
+enum Isa { NONE, NEON, NEON_BF16, AVX2, AVX2_VNNI, AVX512, AVX512_VNNI, AVX512_BF16, AMX };
+
+#if defined(__x86_64__) || defined(_M_X64)
 
 struct Leaf {
     unsigned a = 0, b = 0, c = 0, d = 0;
@@ -23,6 +28,7 @@ struct Leaf {
 };
 
 bool has(unsigned word, unsigned bits) { return (word & bits) == bits; }
+constexpr unsigned bit(int i) { return 1u << i; }
 
 unsigned saved_by_the_system() {  // which registers survive a change of threads
     unsigned low, high;
@@ -41,32 +47,50 @@ bool tiles_are_allowed() {
 #endif
 }
 
-gsn::Isa best(int most) {
+bool runs(int isa) {
     const Leaf one(1, 0), seven(7, 0), more(7, 1);
-    const unsigned OSXSAVE = 1u << 27, FMA = 1u << 12;
-    if (!has(one.c, OSXSAVE | FMA) || !has(saved_by_the_system(), 0xe6)) return gsn::NONE;
-    const unsigned F = 1u << 16, DQ = 1u << 17, BW = 1u << 30, VL = 1u << 31;
-    if (most < gsn::AVX512 || !has(seven.b, F | DQ | BW | VL)) return gsn::NONE;
-    if (most < gsn::AVX512_BF16 || !has(more.a, 1u << 5)) return gsn::AVX512;
-#ifdef GSN_EMULATE_AMX
-    const bool tiles = true;
-#else
-    const bool tiles = has(seven.d, 1u << 22 | 1u << 24) && has(saved_by_the_system(), 0x60000);
+    if (!has(one.c, bit(12) | bit(27) | bit(28)) || !has(saved_by_the_system(), 0x6) || !has(seven.b, bit(5)))
+        return false;  // FMA, registers saved by the system, AVX, AVX2
+    if (isa == AVX2) return true;
+    if (isa == AVX2_VNNI) return has(more.a, bit(4));
+    // F, DQ, BW, VL
+    if (!has(saved_by_the_system(), 0xe6) || !has(seven.b, bit(16) | bit(17) | bit(30) | bit(31))) return false;
+    if (isa == AVX512) return true;
+    if (isa == AVX512_VNNI) return has(seven.c, bit(11));
+    if (!has(more.a, bit(5))) return false;
+    if (isa == AVX512_BF16) return true;
+#ifndef GSN_EMULATE_AMX
+    if (!has(seven.d, bit(22) | bit(24)) || !has(saved_by_the_system(), 0x60000)) return false;
 #endif
-    if (most < gsn::AMX || !tiles || !tiles_are_allowed()) return gsn::AVX512_BF16;
-    static const bool agrees = gsn::amx_agrees();
-    return agrees ? gsn::AMX : gsn::AVX512_BF16;
+    return isa == AMX && tiles_are_allowed();
 }
 
-}  // namespace
+#elif defined(__aarch64__) || defined(_M_ARM64)
+
+bool bf16_is_there() {
+#if defined(__linux__)
+    return getauxval(AT_HWCAP2) >> 14 & 1;
+#elif defined(__APPLE__)
+    int found = 0;
+    size_t size = sizeof found;
+    return sysctlbyname("hw.optional.arm.FEAT_BF16", &found, &size, nullptr, 0) == 0 && found;
+#else
+    return false;
+#endif
+}
+
+bool runs(int isa) { return isa == NEON || (isa == NEON_BF16 && bf16_is_there()); }
 
 #else
 
-namespace {
-int best(int) { return gsn::NONE; }
-}  // namespace
+bool runs(int) { return false; }
 
 #endif
 
-// The best instruction set of this machine that is not above `most` (see machine.h).
-GSN_API int gsn_isa(int most) { return best(most); }
+}  // namespace
+
+// The best of these instructions that this machine has, and not above `most`.
+GSN_API int gsn_isa(int most) {
+    while (most > NONE && !runs(most)) most--;
+    return most;
+}

@@ -1,30 +1,53 @@
 // Work items shared out among threads that live for one call. Knows nothing of what the items are.
 #pragma once
+#if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
+#endif
 
 #include <atomic>
+#include <cstdint>
 #include <new>
 #include <thread>
 #include <vector>
 
+#include "long.h"
+
 namespace gsn {
 
-// Calls work(item, worker) for every item, worker < threads. Whatever the caller's thread has set, float32 arithmetic
-// rounds to nearest and keeps denormals meanwhile. Throws bad_alloc if a worker ran out of memory.
+// Whatever the caller's thread has set: while one lives, float32 arithmetic rounds to nearest and keeps denormals.
+class Arithmetic {
+#if defined(__x86_64__) || defined(_M_X64)
+    const unsigned before = _mm_getcsr();
+
+   public:
+    Arithmetic() { _mm_setcsr(0x1f80); }
+    ~Arithmetic() { _mm_setcsr(before); }
+#else
+    uint64_t before;
+    static void set(uint64_t control) { __asm__ volatile("msr fpcr, %0" : : "r"(control)); }
+
+   public:
+    Arithmetic() {
+        __asm__ volatile("mrs %0, fpcr" : "=r"(before));
+        set(0);
+    }
+    ~Arithmetic() { set(before); }
+#endif
+};
+
+// Calls work(item, worker) for every item, worker < threads. Throws bad_alloc if a worker ran out of memory.
 template <class Work>
-void parallel_for(int threads, long items, Work work) {
-    std::atomic<long> next{0};
+void parallel_for(int threads, Long items, Work work) {
+    std::atomic<Long> next{0};
     std::atomic<bool> failed{false};
     auto run = [&](int worker) {
-        const unsigned control = _mm_getcsr();
-        _mm_setcsr(0x1f80);
+        const Arithmetic arithmetic;
         try {
-            for (long item; (item = next++) < items;) work(item, worker);
+            for (Long item; (item = next++) < items;) work(item, worker);
         } catch (...) {
             failed = true;
             next = items;
         }
-        _mm_setcsr(control);
     };
     std::vector<std::thread> others;
     try {

@@ -16,9 +16,9 @@ struct Amx : Bf16 {
         ~Session() { tile_release(); }
     };
 
-    static void multiply(const char* tiles, int tokens, const char* strips, int n, long blocks, float* out,
-                         long stride) {
-        const long step = blocks * BLOCK;
+    static void multiply(const char* tiles, int tokens, const char* strips, int n, Long blocks, float* out,
+                         Long stride) {
+        const Long step = blocks * BLOCK;
         const int whole = tokens / 16 * 16;
         for (int s = 0; s < n; s += 2)
             if (whole == 32 && s + 2 <= n)
@@ -31,7 +31,7 @@ struct Amx : Bf16 {
             Bf16::multiply(tiles + whole / 16 * step, tokens - whole, strips, n, blocks, out + whole * stride, stride);
     }
 
-    static void four(const char* a, const char* b, long step, float* out, long stride) {
+    static void four(const char* a, const char* b, Long step, float* out, Long stride) {
         tile_zero(0);
         tile_zero(1);
         tile_zero(2);
@@ -52,7 +52,7 @@ struct Amx : Bf16 {
         tile_store(3, out + 16 * stride + 16, 4 * stride);
     }
 
-    static void one(const char* a, const char* b, long step, float* out, long stride) {
+    static void one(const char* a, const char* b, Long step, float* out, Long stride) {
         tile_zero(0);
         for (const char* end = a + step; a != end; a += BLOCK, b += BLOCK) {
             tile_load(4, a, 64);
@@ -67,15 +67,15 @@ struct Amx : Bf16 {
 
 namespace gsn {
 
-Found search_amx(const Query& query) { return Search<Amx>(query).run(); }
+const Finder way = finder<Amx>;
 
 // Whether this machine's tiles say what its AVX-512 says: small whole numbers, whose sums are exact in any order.
-bool amx_agrees() {
+bool agrees() {
     constexpr int strips = 3, blocks = 5, tokens = 32, stride = 16 * strips;
     std::unique_ptr<Line[]> a(new Line[2 * blocks * 16]), b(new Line[strips * blocks * 16]);
     std::minstd_rand random(1);
-    const auto fill = [&](Line* lines, long count) {
-        for (long i = 0; i < count; i++)
+    const auto fill = [&](Line* lines, Long count) {
+        for (Long i = 0; i < count; i++)
             for (int j = 0; j < 64; j += 2) {
                 const float value = int(random() % 257) - 128;  // 8 bits: exact
                 std::memcpy(lines[i].bytes + j, reinterpret_cast<const char*>(&value) + 2, 2);

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "long.h"
+
 namespace {
 
 struct alignas(64) TileConfig {
@@ -49,14 +51,14 @@ inline void tile_configure(const TileConfig* config) { shape = *config, configur
 inline void tile_release() { configured = false; }
 inline void tile_zero(int t) { std::memset(&tile[t], 0, sizeof(Tile)); }
 
-inline void tile_load(int t, const void* from, long stride) {
+inline void tile_load(int t, const void* from, Long stride) {
     if (!configured) __builtin_trap();
     tile_zero(t);
     for (int row = 0; row < shape.rows[t]; row++)
         std::memcpy(tile[t].bytes[row], static_cast<const char*>(from) + row * stride, shape.row_bytes[t]);
 }
 
-inline void tile_store(int t, void* to, long stride) {
+inline void tile_store(int t, void* to, Long stride) {
     if (!configured) __builtin_trap();
     for (int row = 0; row < shape.rows[t]; row++)
         std::memcpy(static_cast<char*>(to) + row * stride, tile[t].bytes[row], shape.row_bytes[t]);

@@ -30,7 +30,8 @@ def implementations() -> list[Kernels]:
     best = native.load()
     if best is not None:
         package = importlib.import_module("gemscope_native")
-        found += [Native(package.library(), isa) for isa in native.ISAS[1 : native.ISAS.index(best.isa) + 1]]
+        each = [Native(package.libraries(), isa) for isa in native.ISAS[1 : native.ISAS.index(best.isa) + 1]]
+        found += {one.isa: one for one in each if one.isa != "none"}.values()
     return found
 
 

@@ -6,6 +6,7 @@ AMX is tested on machines without it too, by the library built with its tile ope
 import ctypes
 import fcntl
 import hashlib
+import platform
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -27,30 +28,37 @@ FLAGS = [f"-mavx512{one}" for one in ("f", "bw", "dq", "vl", "bf16")] + ["-mfma"
 
 @pytest.fixture(scope="session")
 def emulated(pytestconfig: pytest.Config) -> Path:
-    """The library with AMX in software, built once for each state of its sources."""
+    """The libraries with AMX in software, built once for each state of their sources."""
     compiler = shutil.which("g++")
     if compiler is None or not SOURCES.exists():
         pytest.skip("no g++ or no sources here to build the emulation of AMX with")
     content = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(SOURCES.iterdir()))).hexdigest()
-    built = Path(pytestconfig.cache.mkdir("emulated-amx")) / f"{content[:16]}.so"
+    built = Path(pytestconfig.cache.mkdir("emulated-amx")) / content[:16]
     with open(built.with_suffix(".lock"), "w") as lock:  # the tests' workers need it all at once
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not built.exists():
-            defines = ["-DGSN_KERNELS", "-DGSN_EMULATE_AMX"]
+            part = built.with_suffix(".part")
+            part.mkdir(exist_ok=True)
             options = ["-std=c++17", "-Os", "-ffp-contract=off", "-shared", "-fPIC", "-fvisibility=hidden", "-pthread"]
-            command = [compiler, *options, *defines, *FLAGS, *map(str, SOURCES.glob("*.cpp")), "-o", f"{built}.part"]
-            subprocess.run(command, check=True, capture_output=True)
-            Path(f"{built}.part").rename(built)
+            for name, flags, files in (("machine", [], ["machine"]), ("amx", FLAGS, ["abi", "rows", "search_amx"])):
+                sources = [str(SOURCES / f"{file}.cpp") for file in files]
+                command = [compiler, *options, "-DGSN_EMULATE_AMX", *flags, *sources, "-o", str(part / f"{name}.so")]
+                subprocess.run(command, check=True, capture_output=True)
+            part.rename(built)
     return built
 
 
-@pytest.fixture(params=["avx512", "avx512_bf16", "amx", "amx in software"])
+OURS = [isa for isa in native.ISAS[1:] if isa.startswith("neon") == (platform.machine() in {"aarch64", "arm64"})]
+"""Of this machine's kind of processor."""
+
+
+@pytest.fixture(params=[*OURS, "amx in software"])
 def kernels(request: pytest.FixtureRequest) -> native.Native:
     isa = request.param.split()[0]
-    library = package.library() if isa == request.param else request.getfixturevalue("emulated")
-    found = native.Native(library, isa)
+    libraries = package.libraries() if isa == request.param else request.getfixturevalue("emulated")
+    found = native.Native(libraries, isa)
     if found.isa != isa:
-        pytest.skip(f"this machine has no {isa}: {found.isa}")
+        pytest.skip(f"this machine or the compiler of these libraries has no {isa}: {found.isa}")
     return found
 
 
@@ -154,8 +162,8 @@ def test_neither_batch_nor_threads_change_a_bit(kernels: native.Native) -> None:
 
 def test_the_instructions_change_no_bit(kernels: native.Native) -> None:
     x, W, b, floor = problem(200, 130, 170)
-    plain = native.Native(package.library(), "avx512")
-    assert same(found(kernels, x, W, b, floor), found(plain, x, W, b, floor))
+    best = native.Native(package.libraries(), native.ISAS[-1])
+    assert same(found(kernels, x, W, b, floor), found(best, x, W, b, floor))
 
 
 def test_a_token_may_have_a_floor_of_its_own(kernels: native.Native) -> None:
@@ -223,6 +231,22 @@ def test_a_whole_product_lost_in_one_direction_is_still_found(kernels: native.Na
     for below in (1e-6, 1e-4):
         rows = found(kernels, x, W, torch.zeros(len(W)), torch.full((len(W),), z * (1 - below)))
         assert len(rows.ids) == 40 * 40
+
+
+@pytest.mark.parametrize("D", [1, 2, 33, 600, 5000])
+@pytest.mark.parametrize("shape", ["flat", "one large", "random"])
+def test_rows_that_lie_along_each_other_reach_the_largest_sum_and_no_further(
+    kernels: native.Native, D: int, shape: str
+) -> None:
+    """Where ‖x‖‖w‖ = x·w the whole numbers of a search by such come as near to 2^31 as they may."""
+    generator = torch.Generator().manual_seed(D)
+    row = torch.ones(D) if shape == "flat" else torch.randn(D, generator=generator)
+    if shape == "one large":
+        row[D // 2] = 300
+    x, W = row * 10.0 ** torch.arange(-6, 6)[:, None], torch.cat([row.repeat(50, 1), -row.repeat(50, 1)])
+    z = x.double() @ W.double().T
+    rows = found(kernels, x, W, torch.zeros(100), torch.zeros(100), token_floor=(z.max(1).values * (1 - 1e-5)).float())
+    assert torch.equal(dense(rows, 100) > -INF, z > 0)
 
 
 def test_partial_sums_that_overflow_hide_nothing(kernels: native.Native) -> None:
@@ -351,10 +375,12 @@ def fresh() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("variables", "most"),
     [
+        ({"ONEDNN_MAX_CPU_ISA": "AVX2"}, "avx2"),
+        ({"ONEDNN_MAX_CPU_ISA": "AVX2_VNNI"}, "avx2_vnni"),
         ({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}, "avx512"),
         ({"ONEDNN_MAX_CPU_ISA": "avx512_core_bf16"}, "avx512_bf16"),
         ({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_AMX"}, "amx"),
-        ({"ONEDNN_MAX_CPU_ISA": "AVX2", "GEMSCOPE_ISA": "avx512"}, "avx512"),
+        ({"ONEDNN_MAX_CPU_ISA": "SSE41", "GEMSCOPE_ISA": "avx512"}, "avx512"),
         ({}, "amx"),
     ],
 )
@@ -367,11 +393,11 @@ def test_variables_limit_the_instructions(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     kernels = native.load()
-    assert (kernels.isa if kernels else "none") == native.Native(package.library(), most).isa
+    assert (kernels.isa if kernels else "none") == native.Native(package.libraries(), most).isa
     assert native.load() is kernels
 
 
-@pytest.mark.parametrize(("name", "value"), [("ONEDNN_MAX_CPU_ISA", "AVX2"), ("GEMSCOPE_ISA", "none")])
+@pytest.mark.parametrize(("name", "value"), [("ONEDNN_MAX_CPU_ISA", "SSE41"), ("GEMSCOPE_ISA", "none")])
 @pytest.mark.usefixtures("fresh")
 def test_variables_can_rule_them_out(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
@@ -386,13 +412,32 @@ def test_without_the_package_or_with_a_broken_one_there_are_none(
     assert native.load() is None
     native.load.cache_clear()
     monkeypatch.undo()
-    (tmp_path / "broken.so").write_bytes(b"not a library")
-    monkeypatch.setattr(package, "library", lambda: tmp_path / "broken.so")
+    monkeypatch.setattr(package, "libraries", lambda: tmp_path)
     assert native.load() is None
+    native.load.cache_clear()
+    (tmp_path / "machine.so").write_bytes(b"not a library")
+    assert native.load() is None
+
+
+def test_what_an_old_compiler_could_not_build_is_gone_without(tmp_path: Path) -> None:
+    """The library below it takes its place; with none at all there is nothing to refuse with but the name."""
+    libraries = [path for path in package.libraries().iterdir() if path.suffix in {".so", ".dylib", ".dll"}]
+    best = native.Native(package.libraries(), native.ISAS[-1]).isa
+    for path in libraries:
+        if path.stem != best:
+            (tmp_path / path.name).symlink_to(path)
+    lower = native.Native(tmp_path, native.ISAS[-1]).isa
+    assert native.ISAS.index(lower) < native.ISAS.index(best)
+    assert lower == native.Native(package.libraries(), native.ISAS[native.ISAS.index(best) - 1]).isa
+    for path in tmp_path.iterdir():
+        if path.stem != "machine":
+            path.unlink()
+    assert native.Native(tmp_path, native.ISAS[-1]).isa == "none"
 
 
 def test_software_amx_is_not_what_is_installed() -> None:
     """The library as installed claims AMX only where the processor has it."""
-    level = ctypes.CDLL(str(package.library())).gsn_isa(len(native.ISAS) - 1)
+    machine = next(path for path in package.libraries().iterdir() if path.stem == "machine")
+    level = ctypes.CDLL(str(machine)).gsn_isa(len(native.ISAS) - 1)
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     assert level < native.ISAS.index("amx") or "amx_bf16" in flags

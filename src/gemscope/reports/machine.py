@@ -16,7 +16,7 @@ import torch
 from rich.filesize import decimal
 
 from gemscope.activations import measured, suited
-from gemscope.features.kernels import choice
+from gemscope.features.kernels import choice, native
 from gemscope.pages.numbers import figure
 from gemscope.pages.plain import Shown
 from gemscope.pages.tables import Table
@@ -175,7 +175,7 @@ def _advice(device: torch.device, kernels: tuple[Kernel, ...]) -> Iterator[str]:
     if device.type == "cpu" and Path("/dev/nvidia0").exists():
         yield "there is an NVIDIA GPU, but this torch cannot use it: install torch with CUDA"
     running = {one.name for one in kernels if one.tokens is not None}
-    if device.type == "cpu" and "native" not in running and torch.backends.cpu.get_cpu_capability() == "AVX512":
+    if device.type == "cpu" and "native" not in running and native.obstacle() == native.NOT_INSTALLED:
         yield "install gemscope-native: SAEs encode and train several times as fast on this processor"
     if device.type == "cuda" and "triton" not in running:
         yield "install triton: SAEs encode and train several times as fast on this GPU"

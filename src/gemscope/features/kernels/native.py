@@ -1,5 +1,6 @@
-"""The operations in C++, by the library of the optional package `gemscope-native`: AMX or AVX-512 on x86 processors.
-It knows how to call it and when it may be used; what it computes stands beside its source, in `native/`.
+"""The operations in C++, by the libraries of the optional package `gemscope-native`: for x86 processors, from AVX2 to
+AMX, and for ARM's. It knows how to call them and when they may be used; what they compute stands beside their source,
+in `native/`.
 """
 
 from __future__ import annotations
@@ -7,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+import platform
 from ctypes import POINTER, c_bool, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
@@ -20,25 +22,34 @@ from gemscope.features.kernels import Packed, Rows
 from gemscope.features.kernels.rows import empty, totals
 from gemscope.shapes import Float, Int
 
-ISAS = ("none", "avx512", "avx512_bf16", "amx")
-"""What the library has kernels for, in ascending order."""
+ISAS = ("none", "neon", "neon_bf16", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx")
+"""What there are libraries for, in ascending order within each kind of processor."""
 
 _ONEDNN = {
-    **dict.fromkeys(("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"), "none"),
-    **dict.fromkeys(("AVX512_CORE", "AVX512_CORE_VNNI"), "avx512"),
+    **dict.fromkeys(("SSE41", "AVX"), "none"),
+    **dict.fromkeys(("AVX2_VNNI", "AVX2_VNNI_2"), "avx2_vnni"),
     **dict.fromkeys(("AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10_1_512"), "avx512_bf16"),
+    "AVX2": "avx2",
+    "AVX512_CORE": "avx512",
+    "AVX512_CORE_VNNI": "avx512_vnni",
 }
 """Where ONEDNN_MAX_CPU_ISA stops short of AMX, and what it leaves us."""
+NOT_INSTALLED = "gemscope-native is not installed"
+_X86, _ARM = ("x86_64", "AMD64"), ("aarch64", "arm64", "ARM64")
+"""What systems call the processors that there are kernels for."""
+_OLD = ("DEFAULT", "NO AVX")
+"""What torch says of x86 processors without AVX2."""
 
 
 @dataclass(frozen=True)
 class _Low:
-    """What `pack` keeps: the library's own layout of W in bfloat16 (empty for avx512), and per feature the norm and
-    what low precision loses of it."""
+    """What `pack` keeps: the library's own layout of W in 16 bits (empty for those that search in float32), and per
+    feature the norm, what low precision loses of it, and what one of its whole numbers stands for."""
 
     strips: Tensor
     norm: Float[Tensor, "F"]
     lost: Float[Tensor, "F"]
+    scale: Float[Tensor, "F"]
 
 
 class Native:
@@ -47,24 +58,30 @@ class Native:
     name = "native"
     sparse_below = 1 / 5
 
-    def __init__(self, library: Path, isa: str) -> None:
-        """The library at a path, and the best instructions up to `isa` (`self.isa` says which: "none" can only refuse).
+    def __init__(self, libraries: Path, isa: str) -> None:
+        """The best library of a folder for this machine, up to `isa` (`self.isa` says which: "none" can only refuse).
 
-        Raises OSError when the library cannot be loaded, AttributeError when it is not ours.
+        Raises OSError when one cannot be loaded, AttributeError when it is not ours.
         """
-        self._call = _declared(ctypes.CDLL(str(library)))
-        self._level: int = self._call.gsn_isa(ISAS.index(isa))
-        self.isa = ISAS[self._level]
+        built = {path.stem: path for path in libraries.iterdir() if path.suffix in {".so", ".dylib", ".dll"}}
+        machine = ctypes.CDLL(str(built["machine"]))
+        level = machine.gsn_isa(ISAS.index(isa))
+        while level:
+            if ISAS[level] in built:  # an old compiler may not know the latest
+                self._call = _declared(ctypes.CDLL(str(built[ISAS[level]])))
+                if self._call.gsn_agrees():
+                    break
+            level = machine.gsn_isa(level - 1)
+        self.isa = ISAS[level]
 
     def pack(self, W: Float[Tensor, "F D"], b: Float[Tensor, "F"], floor: Float[Tensor, "F"]) -> Packed:
-        """A bfloat16 copy, unless the instructions are float32's."""
+        """With a copy in 16 bits, unless the instructions are best at float32."""
         W, b, floor = _floats(W), _floats(b), _floats(floor)
-        n_features, width = W.shape
-        copied = 0 if self.isa == "avx512" else -(-n_features // 16) * 16 * (-(-width // 32) * 32)
-        low = _Low(torch.empty(copied, dtype=torch.bfloat16), torch.empty(n_features), torch.empty(n_features))
+        kept = self._call.gsn_kept(*W.shape)
+        low = _Low(torch.empty(kept, dtype=torch.uint8), *(torch.empty(len(W)) for _ in range(3)))
         _done(
             self._call.gsn_pack(
-                self._level, _at(W), n_features, width, _at(low.strips), _at(low.norm), _at(low.lost), _threads()
+                _at(W), *W.shape, *(_at(low.strips), _at(low.norm), _at(low.lost), _at(low.scale)), _threads()
             )
         )
         return Packed(W, b, floor, low)
@@ -77,9 +94,8 @@ class Native:
         token_floor = None if token_floor is None else _floats(token_floor)
         count, threads = c_int64(), _threads()
         found = self._call.gsn_above(
-            self._level,
-            *(_at(W), _at(low.strips), _at(low.norm), _at(low.lost), _at(x), _at(packed.b), _at(packed.floor)),
-            None if token_floor is None else _at(token_floor),
+            *(_at(W), _at(low.strips), _at(low.norm), _at(low.lost), _at(low.scale)),
+            *(_at(x), _at(packed.b), _at(packed.floor), None if token_floor is None else _at(token_floor)),
             *(len(x), *W.shape, threads, ctypes.byref(count)),
         )
         _done(found is not None)
@@ -135,7 +151,7 @@ def load() -> Native | None:
     ONEDNN_MAX_CPU_ISA is a limit here as it is for torch; GEMSCOPE_ISA (one of `ISAS`) is ours and goes before it.
     """
     try:
-        native = Native(importlib.import_module("gemscope_native").library(), _limit())
+        native = Native(importlib.import_module("gemscope_native").libraries(), _limit())
     except Exception:  # whatever is wrong with an optional package, there are other kernels
         return None
     return None if native.isa == "none" else native
@@ -145,11 +161,16 @@ def obstacle() -> str | None:
     """Why these kernels do not run here, in words; None where they do."""
     if load() is not None:
         return None
-    if find_spec("gemscope_native") is None:
-        return "gemscope-native is not installed"
-    if torch.backends.cpu.get_cpu_capability() not in ("AVX512", "AMX"):
-        return "for processors with AVX-512, which this one has not or may not use"
-    return "gemscope-native is installed and cannot be used: install it again"
+    if _limit() == "none":
+        return "ruled out by GEMSCOPE_ISA or ONEDNN_MAX_CPU_ISA"
+    old = platform.machine() in _X86 and torch.backends.cpu.get_cpu_capability() in _OLD
+    if old or platform.machine() not in _X86 + _ARM:
+        return "for x86 processors with AVX2, and ARM's"
+    return (
+        NOT_INSTALLED
+        if find_spec("gemscope_native") is None
+        else "gemscope-native is installed and cannot be used: install it again"
+    )
 
 
 def _limit() -> str:
@@ -161,9 +182,10 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     """Types as in native/src/abi.cpp."""
     array = c_void_p
     for name, result, arguments in (
-        ("gsn_isa", c_int, (c_int,)),
-        ("gsn_pack", c_bool, (c_int, array, c_int64, c_int64, array, array, array, c_int)),
-        ("gsn_above", c_void_p, (c_int, *(array,) * 8, c_int64, c_int64, c_int64, c_int, POINTER(c_int64))),
+        ("gsn_agrees", c_bool, ()),
+        ("gsn_kept", c_int64, (c_int64, c_int64)),
+        ("gsn_pack", c_bool, (array, c_int64, c_int64, array, array, array, array, c_int)),
+        ("gsn_above", c_void_p, (*(array,) * 9, c_int64, c_int64, c_int64, c_int, POINTER(c_int64))),
         ("gsn_take", c_bool, (c_void_p, array, array, array, c_int)),
         ("gsn_drop", None, (c_void_p,)),
         ("gsn_dots", c_bool, (array, array, c_int64, c_int64, array, array, c_int64, array, c_int)),
