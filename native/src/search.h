@@ -97,16 +97,13 @@ namespace {  // each including file has its own instructions
 
 using namespace gsn;
 
-// out[m, n] = (or +=, if there is more) tokens · features, whose sums stay in registers. Meanwhile some of what comes
-// next is fetched.
+// out[m, n] = (or +=, if there is more) tokens · features, whose sums stay in registers.
 template <class Unit, int M, int N>
-void product(const char* a, const char* b, Long strip, Long blocks, float* out, Long stride, bool more,
-             const char* next) {
+void product(const char* a, const char* b, Long strip, Long blocks, float* out, Long stride, bool more) {
     Lanes sum[M][N];
     for (int m = 0; m < M; m++)
         for (int n = 0; n < N; n++) sum[m][n] = more ? Lanes::load(out + m * stride + 16 * n) : Lanes::zero();
-    for (; blocks--; a += 64 * TOKENS_IN_TILE, b += BLOCK, next += 64) {
-        __builtin_prefetch(next);
+    for (; blocks--; a += 64 * TOKENS_IN_TILE, b += BLOCK)
 #pragma GCC unroll 4
         for (int u = 0; u < 16; u++) {
             Lanes w[N];
@@ -119,7 +116,6 @@ void product(const char* a, const char* b, Long strip, Long blocks, float* out, 
                 for (int n = 0; n < N; n++) sum[m][n] = Unit::add(sum[m][n], x, w[n]);
             }
         }
-    }
     for (int m = 0; m < M; m++)
         for (int n = 0; n < N; n++) sum[m][n].store(out + m * stride + 16 * n);
 }
@@ -153,9 +149,7 @@ void multiply(const char* tiles, int tokens, const char* strips, int n_strips, L
                 const int m = std::min(tokens - t, M), n = std::min(n_strips - s, N);
                 const char* a = pass + 64 * (t / TOKENS_IN_TILE * TOKENS_IN_TILE * count + t % TOKENS_IN_TILE);
                 const char* b = strips + s * strip + k * BLOCK;
-                const char* next = s + N < n_strips ? b + N * strip : strips + (k + count) * BLOCK;
-                kernels[(n - 1) * M + m - 1](a, b, strip, count, out + t * stride + 16 * s, stride, k > 0,
-                                             next + t / M * count * 64);
+                kernels[(n - 1) * M + m - 1](a, b, strip, count, out + t * stride + 16 * s, stride, k > 0);
             }
     });
 }
