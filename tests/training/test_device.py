@@ -4,6 +4,7 @@ processor makes of the same rows. On a GPU that is pretended (`tests/pretended.p
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,19 +17,21 @@ import torch
 from torch import Tensor
 
 from gemscope.activations.store import Store
-from gemscope.errors import InputError, NotFinite
+from gemscope.errors import InputError, NotFinite, OutOfMemory
 from gemscope.features.kernels import choice, plain
 from gemscope.features.kernels.plain import Plain
 from gemscope.progress import silent
+from gemscope.reports.training import training_report
 from gemscope.testing import tiny_model
 from gemscope.text.corpus import Corpus
 from gemscope.training import delivery
+from gemscope.training import train as training
 from gemscope.training.config import TrainConfig
 from gemscope.training.delivery import Delivered
 from gemscope.training.lesson import Lesson
 from gemscope.training.log import read
 from gemscope.training.source import Source, StoreSource, StreamSource
-from gemscope.training.train import place_of, train
+from gemscope.training.train import place_of, sweep, train
 from lessons import SITE, Pairs, PowerCut, cut_off_at, planted, store_of
 from pretended import Traffic, _Device, _There, pretended
 
@@ -102,7 +105,9 @@ def pairs(store: Store) -> Pairs:
 def contents(run: Path) -> dict[str, bytes]:
     found = {str(path.relative_to(run)): path for path in sorted(run.rglob("*")) if path.is_file()}
     return {
-        name: path.read_bytes().replace(str(run).encode(), b"RUN")
+        name: path.read_bytes()
+        .replace(str(run).encode(), b"RUN")
+        .replace(b'"device": "pretended:0"', b'"device": "cpu"')
         for name, path in found.items()
         if name != "times.jsonl"
     }
@@ -131,6 +136,8 @@ def test_no_step_mixes_devices_and_the_run_is_the_processors_wherever_it_goes_on
             with pytest.raises(PowerCut):
                 train(source, config, to=tmp_path / "resumed", device=where, **options)
     train(source, config, to=tmp_path / "resumed", device=device, **options)
+    assert training_report(tmp_path / "there").device == "pretended:0"
+    assert "on `cpu`." in training_report(tmp_path / "here").to_card()
     processors = contents(tmp_path / "here")
     for name in ("there", "resumed"):
         found = contents(tmp_path / name)
@@ -242,6 +249,27 @@ def test_a_device_that_is_not_there_or_that_nothing_is_trained_on_is_one_line(
         InputError, match=r"^device 'mps' has no sparse products: SAEs are trained on cuda and cpu; take"
     ):
         train(store, BASE, to=tmp_path / "run", device="mps")
+    assert not list(tmp_path.rglob("state-*"))
+
+
+def test_what_finds_no_room_is_one_line_that_says_what_would_fit(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: tuple[torch.device, Traffic]
+) -> None:
+    device, traffic = there
+    wide = replace(BASE, width=512)
+    of = r"training 512 features with batch=64, of which weights, gradients and Adam's memory take 196.6 kB \("
+    traffic.room = 150_000
+    with pytest.raises(
+        OutOfMemory, match=rf"^pretended:0 has no room for {of}.* more were asked for\): take fewer rows"
+    ):
+        train(store, wide, to=tmp_path / "run", device=device)
+    monkeypatch.setattr(training, "free_on", lambda device: 150_000)
+    with pytest.raises(OutOfMemory, match=r": about 312 features fit \(width=312\); or another device \(.*cpu\)$"):
+        train(store, wide, to=tmp_path / "run", device=device)
+    with pytest.raises(OutOfMemory, match=r"training 300 and 290 features .*: train fewer SAEs from one reading; or"):
+        sweep(store, {str(n): replace(BASE, width=n) for n in (300, 290)}, to=tmp_path / "runs", device=device)
+    gc.collect()
+    assert traffic.room == 150_000  # all is given back
     assert not list(tmp_path.rglob("state-*"))
 
 

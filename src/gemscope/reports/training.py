@@ -67,6 +67,11 @@ class TrainingReport(Paged):
         return len(self.figures["site"]) == 1
 
     @property
+    def device(self) -> str:
+        """Where it was trained."""
+        return str(self.figures.get("device", "cpu"))
+
+    @property
     def config(self) -> Mapping[str, Any]:
         """The recipe in full."""
         config: Mapping[str, Any] = self.figures["config"]
@@ -112,6 +117,7 @@ class TrainingReport(Paged):
             **{name: str(path) for name, path in places.items()},
             "site": self.site,
             "d_sae": self.config["width"],
+            "device": self.device,
             **{
                 key: self.figures[key]
                 for key in ("l0_as_trained", "training", "held_out", "passed", "config")
@@ -188,7 +194,8 @@ import gemscope as gs
 {chr(10).join(f"{name} = {_toml(value)}" for name, value in config.items())}
 ```
 
-Made with {", ".join(f"{name} {_code(version)}" for name, version in self.figures["versions"].items())}.
+Made with {", ".join(f"{name} {_code(version)}" for name, version in self.figures["versions"].items())},
+on {_code(self.device)}.
 """
 
     def _read(self) -> str:
@@ -280,6 +287,7 @@ class _Figures:
     steps: Count
     meets_target: bool
     versions: dict[str, str]
+    device: str = "cpu"
     held_out_data: _Facts
     held_out: _Worth | UnsetType = UNSET
     passed: dict[str, Count] = field(default_factory=dict)

@@ -194,7 +194,7 @@ class Lesson:
             warnings.warn(
                 f"{self.folders[name]}: pre-activations run away (spread {spread:.2g} at step {run.done}, 1 is as much "
                 "as there is to explain): try a lower lr" + (", or to_input=false" if config.to_input else ""),
-                stacklevel=5,
+                stacklevel=6,
             )
 
     # --- the end ----------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ class Lesson:
                 warnings.warn(
                     f"{self.folders[name]}: L0 {l0:.1f} at the end, {target:g} was aimed at; train longer, or look at "
                     "the thresholds in its log",
-                    stacklevel=3,
+                    stacklevel=4,
                 )
             sae, folder = sae_of(run, self.source, str(self.folders[name]), l0), self.folders[name] / "sae"
             if len(self.source.reads) == 1:
@@ -226,7 +226,6 @@ class Lesson:
                 figures["held_out"] = figures_of(run, *self.test)
             write_figures(self.folders[name], run, self.source, self.held_out_facts, figures)
             self.logs[name].close()
-        self.batches.close()
         return out
 
     def _rows_for_the_end(self) -> tuple[Tensor, Tensor]:

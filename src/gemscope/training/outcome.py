@@ -80,6 +80,7 @@ def write_figures(
         "held_out_data": held_out,
         "config": run.config.to_dict(),
         "steps": run.done,
+        "device": str(run.device),
         "meets_target": run.config.meets_target,
         "versions": versions(),
     }

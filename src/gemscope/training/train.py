@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import overload
 
 import torch
+from rich.filesize import decimal
 
+from gemscope.activations.memory import elsewhere, free_on, room
 from gemscope.activations.site import Site
 from gemscope.activations.store import Store
 from gemscope.disk import claimed
@@ -22,6 +24,10 @@ from gemscope.training.lesson import Lesson
 from gemscope.training.log import Watch, unwatched
 from gemscope.training.source import Source, StoreSource, StreamSource
 
+_BYTES = 16
+"""Of each weight: itself, its gradient, and Adam's two moments."""
+_USABLE = 0.8
+"""The share of free memory that those may take: a batch and what is computed of it need some."""
 RUN = "run"
 """What is claimed in a run's folder: who trains there writes all of it."""
 
@@ -81,7 +87,8 @@ def train(
     only one; with `writes` it makes a transcoder; several sites make a crosscoder, which `load_crosscoder` reads.
     `device` is where weights and Adam's memory lie and all of a step is computed, and where the SAE is left: "auto" or
     None is CUDA where there is one, beside the model of a `StreamSource`, else the processor.
-    Raises InputError, Mismatch, NotFinite, StorageFull, FileError, AccessError where another process is at the run.
+    Raises InputError, Mismatch, NotFinite, OutOfMemory, StorageFull, FileError, AccessError where another process is at
+    the run.
     """
     config = config or TrainConfig()
     where = {"to": to, "site": site, "writes": writes, "held_out": held_out, "device": device}
@@ -123,11 +130,41 @@ def sweep(
     with ExitStack() as held:
         for name in configs:
             held.enter_context(claimed(Path(to) / name / RUN))
-        lesson = Lesson(source, configs, Path(to), test, log, watch=watch, device=place_of(device, source))
-        held.callback(lesson.batches.close)
+        place = place_of(device, source)
+        with _room(source, configs, place):
+            return _taken(lambda: Lesson(source, configs, Path(to), test, log, watch=watch, device=place), progress)
+
+
+def _taken(begun: Callable[[], Lesson], progress: Progress) -> dict[str, SAE | Crosscoder]:
+    """A lesson from its start to its end. All that it holds is held here alone, and let go of where it fails."""
+    lesson = begun()
+    try:
         for _ in lesson.steps(progress):
             pass
         return lesson.saes()
+    finally:
+        lesson.batches.close()
+
+
+def _room(source: Source, configs: Mapping[str, TrainConfig], device: torch.device) -> AbstractContextManager[None]:
+    """Says what would fit where a device has no room."""
+    widths, batch = [config.width for config in configs.values()], next(iter(configs.values())).batch
+    each = _BYTES * sum(sum(side) for side in source.widths)
+
+    def remedy() -> str:
+        free = free_on(device)
+        fitting = None if free is None else int(_USABLE * free / each)
+        if len(widths) > 1:
+            said = "train fewer SAEs from one reading"
+        elif fitting is not None and fitting < widths[0]:
+            said = f"about {fitting:,} features fit (width={fitting})"
+        else:
+            said = f"take fewer rows a step (batch={max(1, batch // 2)}) or fewer features (width={widths[0] // 2})"
+        return f"{said}; or {elsewhere(device)}"
+
+    of = " and ".join(f"{width:,}" for width in widths)
+    what = f"training {of} features with batch={batch}, of which weights, gradients and Adam's memory take"
+    return room(f"{what} {decimal(each * sum(widths))}", device, remedy)
 
 
 def place_of(asked: torch.device | str | None, source: Source) -> torch.device:
