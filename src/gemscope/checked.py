@@ -45,6 +45,8 @@ else:
 
 LARGE = 64 << 20
 """Bytes of a file that is parsed as a whole."""
+SMALL = 1 << 16
+"""Bytes of a file whose parser is slow."""
 DEEP = 64
 """Lists and objects within one another. Whoever walks a value later needs no more of the stack than that."""
 EXACT = 2**53
@@ -147,6 +149,50 @@ def as_read(value: Any) -> Any:
     with that.
     """
     return json.loads(json.dumps(value))
+
+
+def read_yaml(path: Path, kind: Kind[T]) -> T:
+    """The contents of a small YAML file in its plainest form: objects, lists and text, where numbers and words are read
+    as they are declared; nothing that stands for something elsewhere, no types of its own.
+
+    Raises NotFound, AccessError, CorruptFile.
+    """
+    import yaml
+
+    data, where = bytes_of(path, most=SMALL), shown(path)
+    try:
+        root = yaml.compose(data.decode("utf-8-sig"), yaml.BaseLoader)
+        value = None if root is None else _plain_yaml(root, set())
+    except _Twice as twice:
+        raise CorruptFile(f"{where} says {quoted(twice.args[0])} twice in one object") from None
+    except UnicodeError as error:
+        raise CorruptFile(f"{where} is not YAML: it is not text in UTF-8") from error
+    except yaml.YAMLError as error:
+        raise CorruptFile(f"{where} is not YAML: {shown(error)}") from error
+    except RecursionError as error:
+        raise CorruptFile(f"{where} is nested deeper than {DEEP} levels") from error
+    except ValueError as error:
+        raise CorruptFile(f"{where} is YAML of a kind that is not read: {shown(error)}") from error
+    return declared(value, kind, where=where, strict=False)
+
+
+def _plain_yaml(node: Any, seen: set[int]) -> Any:
+    """Of a parsed document: text, lists, and objects with names of text."""
+    if id(node) in seen:  # an alias, through which a few lines may stand for more than fits into memory
+        raise ValueError("what is written once may not stand in two places")
+    seen.add(id(node))
+    if node.id == "scalar":
+        return node.value
+    if node.id == "sequence":
+        return [_plain_yaml(one, seen) for one in node.value]
+    found: dict[str, Any] = {}
+    for name, value in node.value:
+        if name.id != "scalar":
+            raise ValueError("a name is no text")
+        if name.value in found:
+            raise _Twice(name.value)
+        found[name.value] = _plain_yaml(value, seen)
+    return found
 
 
 def declared(value: object, kind: Kind[T], *, where: str, strict: bool = True) -> T:

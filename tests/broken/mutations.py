@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from broken.tables import sqlite
 
 Random = random.Random
@@ -339,6 +341,63 @@ def _npz(path: Path, chance: Random, others: list[Path]) -> None:
             archive.writestr(zipfile.ZipInfo(one), content, how)
 
 
+def _pickle(path: Path, chance: Random, others: list[Path]) -> None:
+    """A file of torch.save, of which another value or another program is made, or whose zip lies."""
+    what = chance.choice(("value", "value", "drop", "rename", "shape", "program", "program", "kind", "bare", "record"))
+    if what in ("value", "drop", "rename", "shape", "bare"):
+        held = dict(torch.load(path, weights_only=True))
+        name = chance.choice(list(held))
+        one = held[name]
+        if what == "value":
+            held[name] = chance.choice(
+                (None, 1, -1.5, "x", [], {}, {"a": one}, float("nan"), torch.tensor(3), torch.zeros(0), one != 0,
+                 torch.zeros(1).expand(10**12), torch.full_like(one.float(), float("inf")), one.double(), 10**40, True, one * -1)
+            )  # fmt: skip
+        elif what == "drop":
+            del held[name]
+        elif what == "rename":
+            held[chance.choice(("odd", "W_enc", "encoder.weight", "ae", "sae", "", 3, ("a",), "saes.x.y"))] = held.pop(
+                name
+            )
+        elif what == "shape" and isinstance(one, torch.Tensor):
+            held[name] = chance.choice((one.reshape(-1), one[None], one.T.contiguous() if one.ndim == 2 else one[:1]))
+        torch.save(held, path, _use_new_zipfile_serialization=what != "bare")
+        return
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    name = next(name for name in members if name.endswith("data.pkl"))
+    how = zipfile.ZIP_STORED
+    if what == "program":
+        program = bytearray(members[name])
+        for _ in range(chance.choice((1, 2, 8))):
+            at = chance.randrange(len(program))
+            program[at : at + chance.choice((0, 1, 4))] = chance.choice(
+                (b"", b".", b"0", b"2", b"(", b"t", b"R", b"b", b"cos\nsystem\n", b"q\xff", b"h\x01", b"\x8a\xff", b"J\xff\xff\xff\x7f",
+                 bytes([chance.randrange(256)]), b"}", b"Q", b"B\xff\xff\xff\x7f", b"X\xff\xff\xff\x7f")
+            )  # fmt: skip
+        members[name] = bytes(program)
+    elif what == "kind":
+        how = zipfile.ZIP_DEFLATED
+    elif what == "record":
+        other = chance.choice(list(members))
+        members[other] = chance.choice((b"", members[other] * 2, members[other][:-1], bytes(1 << 20)))
+    with zipfile.ZipFile(path, "w", how) as archive:
+        for one_name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(one_name), content, how)
+
+
+def _yaml(path: Path, chance: Random, others: list[Path]) -> None:
+    lines = path.read_text().splitlines()
+    place = chance.randrange(len(lines))
+    name = lines[place].partition(":")[0]
+    values = ("", "x", "[]", "{}", "[a, b]", "{a: b}", "&a [*a]", "*a", "!!python/object/apply:os.system [true]", "null", "3", "|", "'",
+              "&a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "[" * 3000, "{a: " * 500, "\x00", "<<: x", "? [a]\n: b", "- a", "\t", "%", "@")  # fmt: skip
+    lines[place] = chance.choice(
+        (f"{name}: {chance.choice(values)}",) * 5 + ("", name, f"{name}: a\n{name}: b", "odd: 1")
+    )
+    path.write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
+
+
 def _parquet(path: Path, chance: Random, others: list[Path]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -474,6 +533,9 @@ _ANY: list[Mutation] = [
     _locked,
 ]
 _KINDS: dict[str, Mutation] = {
+    ".pt": _pickle,
+    ".pth": _pickle,
+    ".yaml": _yaml,
     ".json": _json, ".jsonl": _json_lines, ".jsonl.gz": _json_lines, ".toml": _toml, ".safetensors": _safetensors, ".npz": _npz,
     ".npy": _npy, ".sqlite": sqlite, ".parquet": _parquet, ".txt": _text, ".csv": _text, ".bin": _run, ".gz": _run,
 }  # fmt: skip

@@ -56,6 +56,36 @@ def _folder(folder: Path) -> None:
     _used(gs.load_sae(folder, cache_dir=folder / "cache"))
 
 
+@_reads(*samples.FOREIGN)
+def _foreign(folder: Path) -> None:
+    (at,) = {at for name, (_, at) in samples.FOREIGN.items() if name == folder.name}
+    raised: list[GemscopeError] = []
+    for options in ({"site": "1.res", "model": samples.described()[0]}, {}):
+        try:
+            _used(gs.load_sae(folder / at, cache_dir=folder / "cache", **options))
+        except GemscopeError as error:
+            raised.append(error)
+    if len(raised) == 2:
+        raise raised[0]
+
+
+@_reads("pickles")
+def _pickles(folder: Path) -> None:
+    raised: list[GemscopeError] = []
+    for path in sorted(folder.glob("*.pt*")):
+        try:
+            _used(gs.load_sae(path, model=samples.described()[0]))
+        except GemscopeError as error:
+            raised.append(error)
+    if raised:
+        raise raised[0]
+
+
+@_reads("llama_scope")
+def _llama_scope(folder: Path) -> None:
+    _used(gs.load_sae(folder))
+
+
 @_reads("npz", "npz_packed")
 def _npz(folder: Path) -> None:
     _used(gs.load_sae(folder / "params.npz", cache_dir=folder / "cache"))

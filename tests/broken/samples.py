@@ -39,6 +39,7 @@ from gemscope.training.config import TrainConfig
 from gemscope.training.lesson import Lesson
 from gemscope.training.train import train
 from ggufs import written
+from peers import copied
 from planted import Given, directions, strengths
 
 D, F = 8, 16
@@ -134,6 +135,67 @@ def gemma_scope_2(folder: Path) -> None:
     config = {"hf_hook_point_in": "model.layers.1.output", "hf_hook_point_out": "model.layers.1.output", "width": F}
     config |= {"model_name": "google/gemma-3-1b-pt", "architecture": "jump_relu", "l0": 4, "affine_connection": False}
     (folder / "config.json").write_text(json.dumps(config | {"type": "sae"}))
+
+
+def _foreign(name: str, place: str, inside: str = "") -> None:
+    """A sample out of another tool's own files."""
+
+    def make(folder: Path) -> None:
+        copied(place, folder / inside if inside else folder / "it")
+
+    make.__name__ = name
+    _sample(make)
+
+
+FOREIGN = {
+    "sparsify": ("sparsify/transcoder_skip/layers.1.mlp", "layers.1.mlp"),
+    "dictionary_learning": ("dictionary_learning/standard/resid_post_layer_3/trainer_0", "it"),
+    "dictionary_learning_gated": ("dictionary_learning/gated/resid_post_layer_3/trainer_0", "it"),
+    "dictionary_learning_topk": ("dictionary_learning/topk/resid_post_layer_3/trainer_0", "it"),
+    "dictionary_learning_matryoshka": ("dictionary_learning/matryoshka/resid_post_layer_3/trainer_0", "it"),
+    "llamascopium": ("llamascopium/transcoder_dataset", "it"),
+    "circuit_tracer": ("circuit_tracer/set_jumprelu", "it/layer_1.safetensors"),
+}
+"""By name, what is copied and where in the folder the SAE then is."""
+for _name, (_place, _at) in FOREIGN.items():
+    _foreign(_name, _place, _at.partition("/")[0])
+
+
+@_sample
+def pickles(folder: Path) -> None:
+    """Of one SAE, in each of the formats that are a pickle alone, or with a name beside it."""
+    sae = _sae()
+    linear = {
+        "encoder.weight": sae.W_enc.T,
+        "encoder.bias": sae.b_enc,
+        "decoder.weight": sae.W_dec.T,
+        "decoder.bias": sae.b_dec,
+    }
+    linear = {name: weight.detach().contiguous() for name, weight in linear.items()}
+    torch.save({name.replace(".", "_linear."): one for name, one in linear.items()}, folder / "Llama-x-SAE-l1.pth")
+    torch.save(linear, folder / "DeepSeek-x-SAE-l1.pt")
+    names = {"encoder.weight": "encoder.0.weight", "encoder.bias": "encoder.0.bias"}
+    hook = "saes.blocks-1-hook_resid_post"
+    torch.save({f"{hook}.{names.get(name, name)}": one for name, one in linear.items()}, folder / "samples_1.pt")
+    (folder / "final_config.yaml").write_text("tlens_model_name: gpt2-small\nseed: 0\n")
+    held = {name: weight for name, weight in _weights(sae).items() if name != "threshold"}
+    torch.save(held, folder / "x_z_y_v1.pt")
+    config = {"act_name": "blocks.1.hook_mlp_out", "act_size": D, "dict_size": F, "model_name": "gpt2-small"}
+    (folder / "x_z_y_v1_cfg.json").write_text(json.dumps(config))
+
+
+@_sample
+def llama_scope(folder: Path) -> None:
+    linear = {"encoder.weight": torch.randn(F, D), "encoder.bias": torch.randn(F)}
+    linear |= {"decoder.weight": torch.randn(D, F), "decoder.bias": torch.randn(D)}
+    (folder / "checkpoints").mkdir()
+    streams = {name: stream_of(weight) for name, weight in linear.items()}
+    write_safetensors(folder / "checkpoints" / "final.safetensors", streams)
+    hook = "blocks.1.hook_resid_post"
+    config = {"d_model": D, "d_sae": F, "act_fn": "jumprelu", "norm_activation": "dataset-wise", "top_k": 4}
+    config |= {"jump_relu_threshold": 0.5, "hook_point_in": hook, "hook_point_out": hook}
+    config |= {"dataset_average_activation_norm": {"in": 10.8, "out": 7.2}, "sparsity_include_decoder_norm": True}
+    (folder / "hyperparams.json").write_text(json.dumps(config))
 
 
 @_sample

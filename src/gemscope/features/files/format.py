@@ -20,6 +20,7 @@ from gemscope.features.files.contents import Contents
 from gemscope.features.files.hook_names import Builds, builds_of, model_id
 from gemscope.features.files.pickled import PICKLES, read_pickled
 from gemscope.features.files.tensors import read_safetensors
+from gemscope.features.sae import SAEInfo
 from gemscope.progress import Progress, silent
 
 T = TypeVar("T")
@@ -96,13 +97,25 @@ class Found:
         """The model that the file names, as the Hub calls it; where it names none, the one given."""
         return model_id(said) or (None if self.model is None else self.model.name)
 
+    def info(self, model: str | None, **more: Any) -> SAEInfo:
+        """What is known of it: by its files (`model` as they call it), else by the catalogue."""
+        entry = self.entry
+        known: dict[str, Any] = {}
+        if entry is not None:
+            l0 = None if entry.l0 is None else float(entry.l0)
+            known = {"neuronpedia_id": entry.neuronpedia_id, "declared_l0": l0}
+        return SAEInfo(
+            name=self.source, model=self.named(model or (entry.model if entry else None)), **{**known, **more}
+        )
+
     def builds(self, said: str | None) -> Builds:
         """How the SAE's model may be built: that given, else by the name that the file says, or its repository's."""
         return builds_of(self.model, said) or builds_of(None, self.repo)
 
-    def name(self, pattern: str) -> re.Match[str] | None:
-        """Where a name on the way to the weights, or theirs, matches; the innermost first."""
-        return next((hit for part in reversed(self.parts) if (hit := re.fullmatch(pattern, part))), None)
+    def hit(self, pattern: str, said: str | None = None) -> re.Match[str] | None:
+        """Where what was said matches, or a name on the way to the weights, or theirs; the innermost first."""
+        names = (said or "", *reversed(self.parts))
+        return next((hit for name in names if (hit := re.fullmatch(pattern, name))), None)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -132,6 +145,8 @@ class Format:
     is_its: Callable[[Found], bool]
     """By what is in the weights and beside them: asked where their name does not tell. No two may say yes."""
     read: Callable[[Found], Contents]
+    is_closed: bool = False
+    """Whether `read` refuses all of them, by their name."""
 
     def among(self, names: Iterable[str]) -> list[str]:
         """Which of the files of a folder hold weights, or stand for some that lie further in."""

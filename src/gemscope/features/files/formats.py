@@ -8,7 +8,21 @@ from pathlib import PurePosixPath
 
 from gemscope.checked import shown
 from gemscope.errors import FileError
-from gemscope.features.files import gemma_scope_1, gemma_scope_2, saelens, sparsify
+from gemscope.features.files import (
+    circuit_tracer,
+    dictionary_learning,
+    e2e,
+    gemma_scope_1,
+    gemma_scope_2,
+    hook_z,
+    linear_pickles,
+    llama_scope,
+    llamascopium,
+    qwen_scope,
+    saelens,
+    sparsify,
+)
+from gemscope.features.files.closed import CLOSED
 from gemscope.features.files.format import Format, Found
 from gemscope.features.files.pickled import PICKLES
 
@@ -17,6 +31,16 @@ FORMATS: tuple[Format, ...] = (
     gemma_scope_1.FORMAT,
     gemma_scope_2.FORMAT,
     sparsify.FORMAT,
+    dictionary_learning.FORMAT,
+    circuit_tracer.FORMAT,
+    llama_scope.FORMAT,
+    llamascopium.FORMAT,
+    linear_pickles.GOODFIRE,
+    linear_pickles.DEEPSEEK_R1,
+    qwen_scope.FORMAT,
+    hook_z.FORMAT,
+    e2e.FORMAT,
+    *CLOSED,
 )
 
 WEIGHTS = frozenset({".safetensors", ".npz", *PICKLES})
@@ -43,6 +67,8 @@ def weights_among(names: Iterable[str], beside: str | None = None) -> list[str]:
     names = list(names)
     formats = [one for one in FORMATS if beside is None or beside in one.beside]
     found = {name for one in formats for name in one.among(names)}
+    if found and not any(one.among(found) for one in formats if not one.is_closed):
+        return [min(found, key=natural)]  # any tells why not
     return sorted(found, key=natural)
 
 

@@ -133,7 +133,7 @@ def site_of_hookpoint(path: str, end: str, builds: Builds, source: str) -> Site:
 
     Raises FileError for a place that is no site, or may be either of two.
     """
-    kinds = set()
+    kinds: set[str | None] = set()
     layer = 0
     for case in builds or tuple(case for cases in FAMILIES.values() for case in cases):
         for stack in case.layers:
@@ -141,16 +141,34 @@ def site_of_hookpoint(path: str, end: str, builds: Builds, source: str) -> Site:
             if match := re.fullmatch(rf"(?:{inside})\.(\d+)(?:\.(.+))?", path):
                 layer = int(match[1])
                 kinds.add(_kind_at(case, match[2] or "", end))
+    return _agreed(kinds, layer, path if end == "output" else f"{path}.{end}", source)
+
+
+def site_of_part(part: str, layer: int, builds: Builds, source: str) -> Site:
+    """The site of what a layer ("res"), its MLP ("mlp") or its attention ("att_out") gives back, as modules: before a
+    norm that may lie behind it. Raises as `site_of_hookpoint` does.
+    """
+    modules = {"res": ("",), "mlp": _MLPS, "att_out": _ATTENTIONS}[part]
+    cases = builds or tuple(case for cases in FAMILIES.values() for case in cases)
+    kinds = {
+        next((kind for module in modules if (kind := _kind_at(case, module, "output")) is not None), None)
+        for case in cases
+    }
+    return _agreed(kinds, layer, f"{part} of layer {layer}", source)
+
+
+def _agreed(kinds: set[str | None], layer: int, name: str, source: str) -> Site:
+    """The one site that all of these are."""
     if kinds == {"before"} and layer > 0:
         return Site(layer - 1, "res")
     if len(kinds) > 1:
         raise FileError(
-            f"{source} is for {path!r}, which is another place in some models than in others, and does not name its "
+            f"{source} is for {name!r}, which is another place in some models than in others, and does not name its "
             "model: give it, as in load_sae(..., model=model)"
         )
     kind = next(iter(kinds), None)
     if kind in (None, "before"):
-        raise _unknown(f"{path}.{end}", source)
+        raise _unknown(name, source)
     return Site(layer, str(kind))
 
 

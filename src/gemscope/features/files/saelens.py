@@ -51,6 +51,13 @@ _GATES: Mapping[str, Gate] = {
 }
 """What each architecture that is read does with pre-activations, once its weights are folded."""
 
+_CLOSED = {
+    "abstopk": "the k largest by size, whose features may be negative",
+    "matching_pursuit": "which finds one feature after another in what the others have left",
+    "temporal": "whose features depend on earlier tokens",
+}
+"""Architectures that are no function of this kind, and why."""
+
 _BY_A_FACTOR = "expected_average_only_in"
 _WHITENED = "covariance_whitening"
 
@@ -77,6 +84,8 @@ def described(found: Found, modern: Mapping[str, Any], stored: Mapping[str, Tens
     folder, source, model = found.folder, found.source, found.model
     config = declared(modern, Config, where=f"{source}: {CONFIG}")
     metadata = config.metadata
+    if why := _CLOSED.get(config.architecture):
+        raise FileError(f"{source} is of the architecture {checked.quoted(config.architecture)}, {why}: not read here")
     if config.architecture not in _GATES:
         raise FileError(
             f"{source} is of the architecture {checked.quoted(config.architecture)}, which is not read here: "

@@ -15,7 +15,6 @@ from gemscope.features.files.fold import fold_input_bias
 from gemscope.features.files.format import Format, Found
 from gemscope.features.files.hook_names import site_of_hookpoint
 from gemscope.features.files.taken import Table, taken
-from gemscope.features.sae import SAEInfo
 
 WEIGHTS = "sae.safetensors"
 CONFIG = "cfg.json"
@@ -101,13 +100,13 @@ def read(found: Found) -> Contents:
         k=config.k,
         site=read_at,
         site_out=write_at,
-        info=SAEInfo(name=found.source, model=found.named(run.model), context_size=run.ctx_len),
+        info=found.info(run.model, context_size=run.ctx_len),
     )
 
 
 def _place(found: Found) -> tuple[str | None, Run]:
     """The hookpoint, which is the name of a folder, and what the run's folder around it says."""
-    hit = found.name(_HOOKPOINT)
+    hit = found.hit(_HOOKPOINT)
     if hit is None:
         return None, Run()
     depth = len(found.parts) - 1 - max(i for i, part in enumerate(found.parts) if part == hit[0])
