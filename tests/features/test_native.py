@@ -1,6 +1,7 @@
 """The native kernels against float64 and against themselves: every instruction set finds the same bits, and all of them.
 
-AMX is tested on machines without it too, by the library built with its tile operations in plain C++.
+AMX is tested on machines without it too, by the library built with its tile operations in plain C++; ARM's libraries on
+x86 by QEMU (`-m slow`), where it is installed and a compiler for them (Debian: qemu-user, g++-aarch64-linux-gnu).
 """
 
 import ctypes
@@ -9,7 +10,7 @@ import hashlib
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -18,44 +19,86 @@ import pytest
 import torch
 from torch import Tensor
 
-from gemscope.features.kernels import Rows, native, tie_bound
+from gemscope.features.kernels import Kernels, Rows, native, tie_bound
+from native_elsewhere import Elsewhere
 
 package = pytest.importorskip("gemscope_native", reason="gemscope-native is not installed: pip install ./native")
 INF = float("inf")
-SOURCES = Path(__file__).parents[2] / "native" / "src"
+SOURCES, ELSEWHERE = Path(__file__).parents[2] / "native" / "src", Path(__file__).with_name("native_elsewhere.cpp")
 FLAGS = [f"-mavx512{one}" for one in ("f", "bw", "dq", "vl", "bf16")] + ["-mfma", "-mamx-tile", "-mamx-bf16"]
+
+
+OPTIONS = ["-std=c++17", "-ffp-contract=off", "-fvisibility=hidden", "-pthread"]
+ARM = {"neon": ([], "search_f32"), "neon_bf16": (["-march=armv8.2-a+bf16"], "search_bf16")}
+"""Flags and the file that searches, as in native/CMakeLists.txt."""
+
+
+def built(cache: pytest.Cache, name: str, build: Callable[[Path], None]) -> Path:
+    """A folder in the tests' cache that `build` has filled, once for each state of the sources."""
+    sources = [*sorted(SOURCES.iterdir()), ELSEWHERE]
+    content = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    folder = Path(cache.mkdir(name)) / content[:16]
+    with open(folder.with_suffix(".lock"), "w") as lock:  # the tests' workers need it all at once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            part = folder.with_suffix(".part")
+            part.mkdir(exist_ok=True)
+            build(part)
+            part.rename(folder)
+    return folder
+
+
+def tool(name: str) -> str:
+    found = shutil.which(name)
+    if found is None or not SOURCES.exists():
+        pytest.skip(f"no {name}, or no sources of the native kernels here to build them with")
+    return found
 
 
 @pytest.fixture(scope="session")
 def emulated(pytestconfig: pytest.Config) -> Path:
-    """The libraries with AMX in software, built once for each state of their sources."""
-    compiler = shutil.which("g++")
-    if compiler is None or not SOURCES.exists():
-        pytest.skip("no g++ or no sources here to build the emulation of AMX with")
-    content = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(SOURCES.iterdir()))).hexdigest()
-    built = Path(pytestconfig.cache.mkdir("emulated-amx")) / content[:16]
-    with open(built.with_suffix(".lock"), "w") as lock:  # the tests' workers need it all at once
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not built.exists():
-            part = built.with_suffix(".part")
-            part.mkdir(exist_ok=True)
-            options = ["-std=c++17", "-Os", "-ffp-contract=off", "-shared", "-fPIC", "-fvisibility=hidden", "-pthread"]
-            for name, flags, files in (("machine", [], ["machine"]), ("amx", FLAGS, ["abi", "rows", "search_amx"])):
-                sources = [str(SOURCES / f"{file}.cpp") for file in files]
-                command = [compiler, *options, "-DGSN_EMULATE_AMX", *flags, *sources, "-o", str(part / f"{name}.so")]
-                subprocess.run(command, check=True, capture_output=True)
-            part.rename(built)
-    return built
+    """The libraries with AMX in software."""
+    compiler = tool("g++")
+
+    def build(to: Path) -> None:
+        for name, flags, files in (("machine", [], ["machine"]), ("amx", FLAGS, ["abi", "rows", "search_amx"])):
+            sources = [str(SOURCES / f"{file}.cpp") for file in files]
+            options = [*OPTIONS, "-Os", "-shared", "-fPIC", "-DGSN_EMULATE_AMX", *flags]
+            subprocess.run([compiler, *options, *sources, "-o", to / f"{name}.so"], check=True, capture_output=True)
+
+    return built(pytestconfig.cache, "emulated-amx", build)
+
+
+@pytest.fixture(scope="session")
+def on_arm(pytestconfig: pytest.Config) -> Iterator[Callable[[str], Elsewhere]]:
+    """The kernels for an instruction set of ARM's, run by QEMU."""
+    compiler, emulator = tool("aarch64-linux-gnu-g++"), tool("qemu-aarch64")
+
+    def build(to: Path) -> None:
+        for isa, (flags, search) in ARM.items():
+            sources = [ELSEWHERE, *(SOURCES / f"{file}.cpp" for file in ("abi", "rows", search))]
+            command = [compiler, *OPTIONS, "-O2", "-static", *flags, *sources, "-o", to / isa]
+            subprocess.run(command, check=True, capture_output=True)
+
+    folder = built(pytestconfig.cache, "native-on-arm", build)
+    running = {isa: Elsewhere([emulator, "-cpu", "max", folder / isa], isa) for isa in ARM}
+    yield running.__getitem__
+    for one in running.values():
+        one.close()
 
 
 OURS = [isa for isa in native.ISAS[1:] if isa.startswith("neon") == (platform.machine() in {"aarch64", "arm64"})]
 """Of this machine's kind of processor."""
 
 
-@pytest.fixture(params=[*OURS, "amx in software"])
-def kernels(request: pytest.FixtureRequest) -> native.Native:
-    isa = request.param.split()[0]
-    libraries = package.libraries() if isa == request.param else request.getfixturevalue("emulated")
+@pytest.fixture(
+    params=[*OURS, "amx in software", *(pytest.param(f"{isa} in QEMU", marks=pytest.mark.slow) for isa in ARM)]
+)
+def kernels(request: pytest.FixtureRequest) -> native.Native | Elsewhere:
+    isa, _, how = request.param.partition(" ")
+    if how == "in QEMU":
+        return request.getfixturevalue("on_arm")(isa)
+    libraries = request.getfixturevalue("emulated") if how else package.libraries()
     found = native.Native(libraries, isa)
     if found.isa != isa:
         pytest.skip(f"this machine or the compiler of these libraries has no {isa}: {found.isa}")
@@ -70,7 +113,7 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def found(kernels: native.Native, x: Tensor, W: Tensor, b: Tensor, floor: Tensor, **options: Tensor) -> Rows:
+def found(kernels: Kernels, x: Tensor, W: Tensor, b: Tensor, floor: Tensor, **options: Tensor) -> Rows:
     return kernels.above(kernels.pack(W, b, floor), x, **options)
 
 
@@ -120,12 +163,12 @@ def assert_above(rows: Rows, x: Tensor, W: Tensor, b: Tensor, floor: Tensor) -> 
     [(300, 96, 500), (70, 100, 33), (5, 7, 1), (17, 1, 97), (1, 2304, 130), (33, 31, 16), (2100, 40, 48)],
 )
 @pytest.mark.parametrize("active", [0.02, 0.5])
-def test_it_finds_what_float64_finds(kernels: native.Native, T: int, D: int, F: int, active: float) -> None:
+def test_it_finds_what_float64_finds(kernels: Kernels, T: int, D: int, F: int, active: float) -> None:
     x, W, b, floor = problem(T, D, F, active=active)
     assert_above(found(kernels, x, W, b, floor), x, W, b, floor)
 
 
-def test_no_tokens_give_no_rows(kernels: native.Native) -> None:
+def test_no_tokens_give_no_rows(kernels: Kernels) -> None:
     _, W, b, floor = problem(1, 64, 100)
     rows = found(kernels, torch.empty(0, 64), W, b, floor)
     assert rows.offsets.tolist() == [0]
@@ -133,7 +176,7 @@ def test_no_tokens_give_no_rows(kernels: native.Native) -> None:
 
 
 @pytest.mark.parametrize("size", [-1e8, 1e8])
-def test_a_large_bias_hides_nothing(kernels: native.Native, size: float) -> None:
+def test_a_large_bias_hides_nothing(kernels: Kernels, size: float) -> None:
     """Floors that only a bias reaches: what float32 rounds off there is far more than the search's margin."""
     x, W, _, _ = problem(64, 48, 160)
     x, b, nothing = x * 10, torch.full((160,), size), torch.full((160,), -INF)
@@ -145,7 +188,7 @@ def test_a_large_bias_hides_nothing(kernels: native.Native, size: float) -> None
     assert torch.equal(dense(found(kernels, x, W, b, torch.full((160,), float(level[0]))), 160)[0], expected[0])
 
 
-def test_neither_batch_nor_threads_change_a_bit(kernels: native.Native) -> None:
+def test_neither_batch_nor_threads_change_a_bit(kernels: Kernels) -> None:
     x, W, b, floor = problem(1100, 200, 300)
     packed = kernels.pack(W, b, floor)
     whole = kernels.above(packed, x)
@@ -160,13 +203,13 @@ def test_neither_batch_nor_threads_change_a_bit(kernels: native.Native) -> None:
         assert same(found(kernels, x, W, b, floor), whole)
 
 
-def test_the_instructions_change_no_bit(kernels: native.Native) -> None:
+def test_the_instructions_change_no_bit(kernels: Kernels) -> None:
     x, W, b, floor = problem(200, 130, 170)
     best = native.Native(package.libraries(), native.ISAS[-1])
     assert same(found(kernels, x, W, b, floor), found(best, x, W, b, floor))
 
 
-def test_a_token_may_have_a_floor_of_its_own(kernels: native.Native) -> None:
+def test_a_token_may_have_a_floor_of_its_own(kernels: Kernels) -> None:
     x, W, b, floor = problem(150, 80, 120, active=0.2)
     own = torch.where(torch.arange(150) % 3 == 0, floor.mean() + 0.5, -INF)
     without, rows = dense(found(kernels, x, W, b, floor), 120), found(kernels, x, W, b, floor, token_floor=own)
@@ -202,7 +245,7 @@ def awkward(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
 
 @hypothesis.given(awkward())
 @hypothesis.settings(max_examples=60, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
-def test_nothing_is_missed_however_awkward_and_near(kernels: native.Native, numbers: tuple[Tensor, ...]) -> None:
+def test_nothing_is_missed_however_awkward_and_near(kernels: Kernels, numbers: tuple[Tensor, ...]) -> None:
     """Each feature's floor is one ulp below, at or above one of its own pre-activations; then each token's is at one."""
     x, W, b = numbers
     everything = dense(found(kernels, x, W, b, torch.full((70,), -INF)), 70)
@@ -222,7 +265,7 @@ def test_nothing_is_missed_however_awkward_and_near(kernels: native.Native, numb
     assert torch.equal(dense(found(kernels, x, W, b, nothing, token_floor=level), 70), expected)
 
 
-def test_a_whole_product_lost_in_one_direction_is_still_found(kernels: native.Native) -> None:
+def test_a_whole_product_lost_in_one_direction_is_still_found(kernels: Kernels) -> None:
     """All elements of x and w are rounded down by nearly 2^-8 of themselves: the proof's bound, nearly reached."""
     x, W = torch.full((40, 512), 1 + 2**-8 - 2**-18), torch.full((40, 512), 1 + 2**-8 - 2**-18)
     z = float(x[0].double() @ W[0].double())
@@ -236,7 +279,7 @@ def test_a_whole_product_lost_in_one_direction_is_still_found(kernels: native.Na
 @pytest.mark.parametrize("D", [1, 2, 33, 600, 5000])
 @pytest.mark.parametrize("shape", ["flat", "one large", "random"])
 def test_rows_that_lie_along_each_other_reach_the_largest_sum_and_no_further(
-    kernels: native.Native, D: int, shape: str
+    kernels: Kernels, D: int, shape: str
 ) -> None:
     """Where ‖x‖‖w‖ = x·w the whole numbers of a search by such come as near to 2^31 as they may."""
     generator = torch.Generator().manual_seed(D)
@@ -249,7 +292,7 @@ def test_rows_that_lie_along_each_other_reach_the_largest_sum_and_no_further(
     assert torch.equal(dense(rows, 100) > -INF, z > 0)
 
 
-def test_partial_sums_that_overflow_hide_nothing(kernels: native.Native) -> None:
+def test_partial_sums_that_overflow_hide_nothing(kernels: Kernels) -> None:
     """In the order of the search the sum passes minus infinity, or gets lost as NaN; in the order that decides it does
     neither."""
     x, W = torch.zeros(40, 64), torch.zeros(100, 64)
@@ -265,7 +308,7 @@ def test_partial_sums_that_overflow_hide_nothing(kernels: native.Native) -> None
 
 
 @pytest.mark.parametrize("size", [1e-39, 3e-38])
-def test_what_becomes_zero_in_bfloat16_is_not_lost(kernels: native.Native, size: float) -> None:
+def test_what_becomes_zero_in_bfloat16_is_not_lost(kernels: Kernels, size: float) -> None:
     """Denormal numbers by huge ones."""
     x, W = torch.full((40, 64), size), torch.zeros(100, 64)
     W[:5] = 1e37
@@ -274,7 +317,7 @@ def test_what_becomes_zero_in_bfloat16_is_not_lost(kernels: native.Native, size:
     assert rows.ids.tolist() == list(range(5)) * 40
 
 
-def test_a_feature_that_fires_everywhere_and_a_token_that_fires_everything(kernels: native.Native) -> None:
+def test_a_feature_that_fires_everywhere_and_a_token_that_fires_everything(kernels: Kernels) -> None:
     x, W, b, floor = problem(400, 64, 200, active=0.01)
     x[7] *= 1e4
     floor[5] = -INF
@@ -284,7 +327,7 @@ def test_a_feature_that_fires_everywhere_and_a_token_that_fires_everything(kerne
     assert rows.offsets.diff()[7] > 80
 
 
-def test_infinite_and_missing_weights_hide_nothing(kernels: native.Native) -> None:
+def test_infinite_and_missing_weights_hide_nothing(kernels: Kernels) -> None:
     x, W, b, floor = problem(60, 64, 200)
     before = dense(found(kernels, x, W, b, floor), 200)
     W[3, 5], W[4, 6], b[9] = float("nan"), INF, INF
@@ -297,7 +340,7 @@ def test_infinite_and_missing_weights_hide_nothing(kernels: native.Native) -> No
     assert (after[:, 9] == INF).all()
 
 
-def test_weights_may_lie_at_an_odd_address(kernels: native.Native) -> None:
+def test_weights_may_lie_at_an_odd_address(kernels: Kernels) -> None:
     x, W, b, floor = problem(50, 70, 90)
     memory = torch.empty(W.numel() * 4 + 1, dtype=torch.uint8)
     memory[1:] = W.view(torch.uint8).flatten()
@@ -306,7 +349,7 @@ def test_weights_may_lie_at_an_odd_address(kernels: native.Native) -> None:
     assert same(found(kernels, x, odd, b, floor), found(kernels, x, W, b, floor))
 
 
-def test_denormals_are_kept_whatever_torch_does_with_them(kernels: native.Native) -> None:
+def test_denormals_are_kept_whatever_torch_does_with_them(kernels: Kernels) -> None:
     x, W, b, floor = problem(20, 40, 60)
     x, W, b, floor = x * 1e-20, W * 1e-20, b * 1e-40, floor * 1e-40
     rows = found(kernels, x, W, b, floor)
@@ -331,7 +374,7 @@ def sparse(n_rows: int, n_columns: int, share: float) -> Rows:
 
 
 @pytest.mark.parametrize("share", [0.002, 0.1])  # by row, by column
-def test_dots_are_products_of_rows(kernels: native.Native, share: float) -> None:
+def test_dots_are_products_of_rows(kernels: Kernels, share: float) -> None:
     entries, left, right = sparse(300, 500, share), torch.randn(300, 150), torch.randn(500, 150)
     got = kernels.dots(entries.offsets, entries.ids, left, right)
     expected = (left[entries.rows].double() * right[entries.ids.long()].double()).sum(1)
@@ -342,7 +385,7 @@ def test_dots_are_products_of_rows(kernels: native.Native, share: float) -> None
 
 
 @pytest.mark.parametrize("D", [1, 16, 70, 256, 400])
-def test_sums_are_weighted_sums_of_rows(kernels: native.Native, D: int) -> None:
+def test_sums_are_weighted_sums_of_rows(kernels: Kernels, D: int) -> None:
     entries, table = sparse(200, 300, 0.1), torch.randn(300, D)
     got = kernels.sums(entries, table)
     matrix = torch.zeros(200, 300, dtype=torch.float64)
@@ -354,7 +397,7 @@ def test_sums_are_weighted_sums_of_rows(kernels: native.Native, D: int) -> None:
 
 
 @pytest.mark.parametrize(("n_rows", "n_columns", "share"), [(50, 80, 0.1), (700, 900, 0.2), (3, 5, 0.0)])
-def test_transposed_turns_rows_into_columns(kernels: native.Native, n_rows: int, n_columns: int, share: float) -> None:
+def test_transposed_turns_rows_into_columns(kernels: Kernels, n_rows: int, n_columns: int, share: float) -> None:
     entries = sparse(n_rows, n_columns, share)
     columns, origin = kernels.transposed(entries, n_columns)
     expected, order = entries.transposed(n_columns)
