@@ -208,7 +208,7 @@ def test_a_mistake_of_ours_tells_the_reader_nothing(folder: Path, caplog: pytest
                 thread.join()
         (source,) = client.app.state.shelf  # type: ignore[attr-defined]
         source.atlas.close()
-        source.atlas.__class__ = type("Broken", (Atlas,), {"__getitem__": lambda *_: 1 / 0})
+        source.atlas.__class__ = type("Broken", (Atlas,), {"dashboard": lambda *_, **__: 1 / 0})
         for accept in ("text/html", "application/json"):
             answer = client.get(f"{AT}/3", headers={"accept": accept})
             assert answer.status_code == 500

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,21 @@ def test_the_examples_of_a_planted_feature_peak_on_its_token(planted: Atlas) -> 
         for number, interval in enumerate(page.intervals):
             assert all(interval.low <= one.value < interval.high for one in page.within(number))
     assert seen > 200
+
+
+def test_without_its_ranges_a_feature_has_its_strongest_examples_and_says_how_many_others_there_are(
+    planted: Atlas,
+) -> None:
+    seen = 0
+    for whole in planted:
+        found = planted.dashboard(whole.index, ranges=False)
+        assert found.left_out == len(whole.examples) - len(whole.strongest)
+        assert replace(found, left_out=0) == replace(whole, examples=whole.strongest)
+        assert whole.left_out == 0
+        seen += found.left_out
+    assert seen > 20
+    with pytest.raises(NotFound):
+        planted.dashboard(len(planted), ranges=False)
 
 
 def test_an_example_knows_its_document_and_its_place_in_it(planted: Atlas) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import gemscope as gs
-from browsing import AT, BUNDLED, DESK, GREETINGS, SISTER, reading
+from browsing import AT, BUNDLED, DESK, GREETINGS, SISTER, barriers, reading
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -50,6 +50,33 @@ def test_examples_are_seen_without_scrolling(
             assert page.evaluate(WHOLE) >= least, feature
             assert page.locator("h1").bounding_box()["y"] >= 0  # type: ignore[index]
             assert page.locator(".figures dd").first.is_visible()
+
+
+def test_lower_ranges_come_into_the_page_by_key_and_without_scripts_by_a_page_that_has_them(
+    chromium: Browser, served: str
+) -> None:
+    def ranges(page: Page) -> list[str]:
+        return page.locator(".ranges h3").all_inner_texts()
+
+    with reading(chromium, served, base_url=served) as (page, _):
+        page.goto(f"{AT}/{SISTER}")
+        assert ranges(page) == []
+        page.locator(".ranges a").focus()
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".ranges h3")
+        found = ranges(page)
+        assert len(found) > 2
+        assert page.url == f"{served}{AT}/{SISTER}"
+        assert page.evaluate("document.activeElement.closest('.ranges') !== null")  # who came by key goes on from there
+        assert page.locator("h1").count() == 1
+        assert barriers(page) == []
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.matches('.ranges mark')")
+    with reading(chromium, served, base_url=served, java_script_enabled=False) as (page, _):
+        page.goto(f"{AT}/{SISTER}")
+        page.click(".ranges a")
+        assert ranges(page) == found
+        assert page.locator("h1").count() == 1
 
 
 def test_a_text_and_steering_fold_out_where_the_address_says_so_with_scripts_and_without(

@@ -120,7 +120,11 @@ class Source:
 
     def __getitem__(self, index: int) -> Dashboard:
         """One feature, as from this address. Raises NotFound."""
-        found = self.atlas[index]
+        return self.dashboard(index)
+
+    def dashboard(self, index: int, *, ranges: bool = True) -> Dashboard:
+        """The same, without the examples of its ranges where these are not asked for. Raises NotFound."""
+        found = self.atlas.dashboard(index, ranges=ranges)
         if (found.model, found.source) == self.address:
             return found
         return replace(found, model=self.manifest.model_id, source=self.manifest.source_id)

@@ -233,6 +233,8 @@ class Dashboard(Shown):
     intervals: list[Interval] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
     """The strongest, strongest first; then those of the intervals, from the highest interval down."""
+    left_out: int = 0
+    """How many of the latter there are that were not read."""
     promoted: list[Logit] = field(default_factory=list)
     """By the direct path."""
     suppressed: list[Logit] = field(default_factory=list)

@@ -13,11 +13,19 @@ from gemscope.atlas.files.vocabulary import known
 from gemscope.atlas.text import LEAD, Text
 
 
-def examples_of(page: Page, text: Text) -> list[Example]:
-    """In the order of the page. Raises CorruptFile."""
-    if not len(page.positions):
-        return []
+def examples_of(page: Page, text: Text, *, ranges: bool = True) -> tuple[list[Example], int]:
+    """In the order of the page, and how many are left out: without `ranges` the strongest alone are read. Raises
+    CorruptFile.
+    """
     positions = page.positions.astype(np.int64)
+    strongest = page.intervals < 0
+    # What is shown already is not shown again; merging wants it where it was drawn.
+    drawn = ~(strongest | np.isin(positions, positions[strongest]))
+    chosen = strongest | drawn if ranges else strongest
+    left_out = 0 if ranges else int(drawn.sum())
+    if not chosen.any():
+        return [], left_out
+    cells, positions, sizes = np.repeat(chosen, page.sizes), positions[chosen], page.sizes[chosen]
     before, after = (min(span, text.manifest.length) for span in (text.manifest.before, text.manifest.after))
     ids, starts, stops = windows(text, positions, before, after)
     vocabulary = text.vocabulary
@@ -26,11 +34,10 @@ def examples_of(page: Page, text: Text) -> list[Example]:
     ids, safe = ids[:, LEAD:], safe[:, LEAD:]
     documents, offsets = _places(text, positions)
     sources = [text.sources[document] if document >= 0 else ("", "") for document in documents]
-    column = page.offsets + np.repeat(before - starts, page.sizes)
-    shown = (column >= 0) & (column < np.repeat(stops - starts, page.sizes))
-    sizes = np.bincount(np.repeat(np.arange(len(positions)), page.sizes)[shown], minlength=len(positions))
-    cells = zip(column[shown].tolist(), page.values[shown].tolist(), strict=True)
-    strongest = set(positions[page.intervals < 0].tolist())
+    column = page.offsets[cells] + np.repeat(before - starts, sizes)
+    shown = (column >= 0) & (column < np.repeat(stops - starts, sizes))
+    fired = np.bincount(np.repeat(np.arange(len(positions)), sizes)[shown], minlength=len(positions))
+    around = zip(column[shown].tolist(), page.values[cells][shown].tolist(), strict=True)
     examples = []
     for position, row, tokens, start, stop, plain, size, peak, interval, document, offset, source in zip(
         positions.tolist(),
@@ -39,9 +46,9 @@ def examples_of(page: Page, text: Text) -> list[Example]:
         starts.tolist(),
         stops.tolist(),
         whole.tolist(),
-        sizes.tolist(),
-        page.peaks.tolist(),
-        page.intervals.tolist(),
+        fired.tolist(),
+        page.peaks[chosen].tolist(),
+        page.intervals[chosen].tolist(),
         documents,
         offsets,
         sources,
@@ -49,11 +56,9 @@ def examples_of(page: Page, text: Text) -> list[Example]:
     ):
         own = before - start
         values = [0.0] * (stop - start)
-        for place, value in islice(cells, size):
+        for place, value in islice(around, size):
             values[place] = value
         values[own] = peak
-        if interval >= 0 and position in strongest:  # shown already; merging wants it where it was drawn
-            continue
         example = object.__new__(Example)  # as its own constructor does, in a quarter of the time
         example.__dict__.update(
             document=document,
@@ -67,7 +72,7 @@ def examples_of(page: Page, text: Text) -> list[Example]:
             interval=None if interval < 0 else interval,
         )
         examples.append(example)
-    return examples
+    return examples, left_out
 
 
 def windows(text: Text, positions: Ints, before: int, after: int) -> tuple[Ints, Ints, Ints]:

@@ -11,7 +11,7 @@ from gemscope.atlas.entry import Entry, Floats, Ints, Written
 from gemscope.atlas.examples import examples_of
 from gemscope.atlas.files.database import Database
 from gemscope.atlas.files.page import Page, entry_of, unpack_page
-from gemscope.atlas.files.schema import looked_up, words_of
+from gemscope.atlas.files.schema import looked_up
 from gemscope.atlas.files.written import written_of
 from gemscope.atlas.labels.explanations import explanations_of
 from gemscope.atlas.text import Text
@@ -29,8 +29,8 @@ class Features:
     def __init__(self, text: Text, database: Database) -> None:
         self._text, self._database = text, database
 
-    def dashboard(self, index: int) -> Dashboard:
-        """What a page shows. Raises CorruptFile."""
+    def dashboard(self, index: int, *, ranges: bool = True) -> Dashboard:
+        """What a page shows, with the examples of its ranges or without. Raises CorruptFile."""
         manifest = self._text.manifest
         with self._database.reading() as db:
             (count, top, mean, cosine, norm, label), page, written = self._page(db, index)
@@ -38,6 +38,7 @@ class Features:
             neighbours, partners = page.neighbours.tolist(), page.partners.tolist()
             known_of = self._in_passing(db, {*neighbours, *partners})
         step, logit_low, logit_step = page.scales
+        examples, left_out = examples_of(page, self._text, ranges=ranges)
         return Dashboard(
             model=manifest.model_id,
             source=manifest.source_id,
@@ -50,7 +51,8 @@ class Features:
             decoder_norm=norm,
             histogram=_histogram(0.0, step, page.histogram),
             intervals=_intervals(page, count),
-            examples=examples_of(page, self._text),
+            examples=examples,
+            left_out=left_out,
             promoted=self._logits(page.promoted, page.promoted_values),
             suppressed=self._logits(page.suppressed, page.suppressed_values),
             writes=None if written is None else self._writes(written),
@@ -96,11 +98,10 @@ class Features:
         self, db: sqlite3.Connection, features: Collection[int]
     ) -> dict[int, tuple[str | None, str | None]]:
         """Meaning and strongest token of features that another's page names."""
-        alone, found = self._text.vocabulary.alone, looked_up(db, "label, token", features)
-        words = words_of(db, features)
+        alone = self._text.vocabulary.alone
+        found = looked_up(db, "label, words, token", features, "feature LEFT JOIN written USING (id)")
         return {
-            one: (meaning(label, words.get(one)), None if token is None else alone(token))
-            for one, label, token in found
+            one: (meaning(label, words), None if token is None else alone(token)) for one, label, words, token in found
         }
 
     def _writes(self, one: Written) -> Writes:

@@ -9,7 +9,7 @@ from hashlib import sha256
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Protocol, runtime_checkable
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, quote_plus, urlencode
 
 PAGE = 100
 """Features on one page of a static site's table."""
@@ -93,8 +93,7 @@ class ServerLinks:
         return "/".join([f"{self.root}/lists", *(quote(one, safe=".") for one in (id, what) if one)])
 
     def compare(self, one: int, other: int) -> str:
-        names = [f"{self.model_id}/{self.source_id}/{index}" for index in (one, other)]
-        return f"{self.root}/compare{_query({'a': names[0], 'b': names[1]})}" if self.model_id else ""
+        return f"{self.root}/compare?a={self._said}/{one}&b={self._said}/{other}" if self.model_id else ""
 
     def texts(self, **query: object) -> str:
         """Two texts side by side."""
@@ -110,6 +109,11 @@ class ServerLinks:
     @cached_property
     def _source(self) -> str:
         return f"{self.root}/{quote(self.model_id, safe='')}/{quote(self.source_id, safe='')}" if self.model_id else ""
+
+    @cached_property
+    def _said(self) -> str:
+        """Model and source as a query says them."""
+        return quote_plus(f"{self.model_id}/{self.source_id}", safe="/", errors="replace")
 
     def _below(self, path: str, query: dict[str, object]) -> str:
         return f"{self._source}{path}{_query(query)}" if self._source else ""

@@ -5,6 +5,7 @@ Values are read by name alone: nothing here knows where a feature, a manifest or
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,13 @@ def placed(site: str, site_out: str) -> str:
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    made = Environment(
+    class Lean(Environment):
+        """No template has globals of its own. A page asks for them a thousand times, and a dict says it at once."""
+
+        def make_globals(self, d: MutableMapping[str, Any] | None) -> MutableMapping[str, Any]:
+            return super().make_globals(d) if d else self.globals
+
+    made = Lean(
         loader=PackageLoader("gemscope.pages"),
         autoescape=True,
         undefined=StrictUndefined,

@@ -89,11 +89,10 @@ def strip(
 def token(text: str) -> Markup:
     """One token for a table or a sentence. A piece of a character has one beside it that begins so."""
     shown = visible(clipped(text, 60))
-    hint, beside = "", Markup("")
-    if (raw := bytes_of(shown)) is not None:
-        hint = Markup(' title="{}"').format(told(shown))
-        beside = Markup(" <small>{}…</small>").format(letter) if (letter := like(raw)) else beside
-    return Markup(f'<code class="t" dir="auto"{hint}>{escape(shown)}{beside}</code>')
+    if (raw := bytes_of(shown)) is None:
+        return Markup(f'<code class="t" dir="auto">{escape(shown)}</code>')
+    beside = Markup(" <small>{}…</small>").format(letter) if (letter := like(raw)) else ""
+    return Markup('<code class="t" dir="auto" title="{}">{}{}</code>').format(told(shown), shown, beside)
 
 
 def shade(share: float) -> int:

@@ -65,7 +65,7 @@ def spelt(token: bytes) -> str:
 
 def bytes_of(text: str) -> bytes | None:
     """The bytes of a piece, from what `spelt` wrote; None for any other text."""
-    if not _SPELT.fullmatch(text):
+    if not text.startswith("\\x") or not _SPELT.fullmatch(text):
         return None
     return bytes.fromhex(text.replace("\\x", ""))
 

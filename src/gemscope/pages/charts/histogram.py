@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from itertools import accumulate, compress
 
 from markupsafe import Markup, escape
 
 from gemscope.features.histogram import Histogram, is_logarithmic
 from gemscope.pages.charts.axes import BOTTOM, LEFT, RIGHT, TOP, WIDE, steps
 from gemscope.pages.numbers import figure, short
-
-if TYPE_CHECKING:
-    pass
-
 
 HIGH = 148
 _NARROW = 1e-300
@@ -48,8 +45,8 @@ def histogram(data: Histogram, *, title: str, across: str, things: str, until: f
     def y(count: float) -> float:
         return floor - unit * (math.log10(1 + count) if logarithmic else count)
 
-    starts, ends = _bars(len(counts), (end - low) / (high - low))
-    bars = "".join([f"{start}{y(count):.1f}{ends}" for start, count in zip(starts, counts, strict=True) if count])
+    drawn = compress(_bars(len(counts), (end - low) / (high - low)), counts)
+    bars = "".join(drawn) % tuple([y(count) for count in counts if count])  # all at once: there are many
     out = [f'<path class="axis" d="M{LEFT} {floor:.1f}h{width}"/>']
     for value in steps(low, high, 5):
         out.append(f'<path class="axis" d="M{x(value):.1f} {floor:.1f}v3"/>')
@@ -70,21 +67,18 @@ def histogram(data: Histogram, *, title: str, across: str, things: str, until: f
 
 
 @lru_cache(maxsize=64)
-def _bars(count: int, share: float) -> tuple[list[str], str]:
-    """What draws each of so many bars, which take a share of the axis, up to its height, and what draws the rest."""
+def _bars(count: int, share: float) -> list[str]:
+    """What draws each of so many bars, which take a share of the axis, but for its height."""
     wide, floor = (WIDE - LEFT - RIGHT) * share / count, HIGH - BOTTOM
-    starts = [f"M{LEFT + index * wide:.1f} {floor}V" for index in range(count)]
-    return starts, f"h{max(wide - 0.8, wide / 2):.2f}V{floor}z"
+    ends = f"h{max(wide - 0.8, wide / 2):.2f}V{floor}z"
+    return [f"M{LEFT + index * wide:.1f} {floor}V%.1f{ends}" for index in range(count)]
 
 
 def _in_words(counts: Sequence[int], low: float, step: float, across: str, things: str) -> str:
-    total, seen, middle = sum(counts), 0, low
-    for index, count in enumerate(counts):
-        seen += count
-        if 2 * seen >= total:
-            middle = low + (index + 0.5) * step
-            break
-    filled = [index for index, count in enumerate(counts) if count]
+    seen = [*accumulate(counts)]
+    total = seen[-1]
+    middle = low + (bisect_left(seen, total / 2) + 0.5) * step
+    filled = [*compress(range(len(counts)), counts)]
     return (
         f"{total:,} {things} with {across} from {figure(low + filled[0] * step)} to "
         f"{figure(low + (filled[-1] + 1) * step)}, half of them below about {figure(middle)}; "
