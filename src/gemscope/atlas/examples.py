@@ -20,7 +20,8 @@ def examples_of(page: Page, text: Text, *, ranges: bool = True) -> tuple[list[Ex
     positions = page.positions.astype(np.int64)
     strongest = page.intervals < 0
     # What is shown already is not shown again; merging wants it where it was drawn.
-    drawn = ~(strongest | np.isin(positions, positions[strongest]))
+    shown_already = set(positions[strongest].tolist())
+    drawn = np.array([one not in shown_already for one in positions.tolist()], np.bool_)
     chosen = strongest | drawn if ranges else strongest
     left_out = 0 if ranges else int(drawn.sum())
     if not chosen.any():

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +36,14 @@ def data_dir() -> Path:
     """Where gemscope keeps what a user made: $GEMSCOPE_DATA, else $XDG_DATA_HOME/gemscope, else
     ~/.local/share/gemscope. The folder need not exist yet. Raises FileError where there is no home at all.
     """
-    if own := os.environ.get("GEMSCOPE_DATA"):
+    return _data_dir(*map(os.environ.get, ("GEMSCOPE_DATA", "XDG_DATA_HOME", "HOME", "USERPROFILE")))
+
+
+@lru_cache(maxsize=8)  # every page of a feature asks
+def _data_dir(own: str | None, shared: str | None, *_homes: str | None) -> Path:
+    if own:
         return Path(own).expanduser()
-    if (shared := os.environ.get("XDG_DATA_HOME")) and Path(shared).is_absolute():
+    if shared and Path(shared).is_absolute():
         return Path(shared) / "gemscope"
     try:
         return Path.home() / ".local" / "share" / "gemscope"
@@ -100,7 +106,7 @@ class Lists:
 
     def having(self, model: str, source: str, index: int) -> list[tuple[FeatureList, Kept]]:
         """The lists that a feature is in, with its entry in each."""
-        now = list(self)
+        now = list(iter(self))  # not of the lists themselves: it would ask how many they are, which looks for them anew
         lists, among = self._among
         if len(lists) != len(now) or any(one is not other for one, other in zip(lists, now, strict=True)):
             among = {}
