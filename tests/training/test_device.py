@@ -286,20 +286,26 @@ def test_rows_of_a_model_are_trained_on_beside_it_unless_another_device_is_named
     assert place_of(str(device), source) == device
 
 
-@pytest.mark.parametrize("reads_there", [False, True], ids=["the model elsewhere", "on one device"])
+@pytest.mark.parametrize(
+    ("reads_there", "sites"),
+    [(False, "1.res"), (True, "1.res"), (True, ["0.res", "2.res"])],
+    ids=["the model elsewhere", "on one device", "a crosscoder"],
+)
 @pytest.mark.filterwarnings("ignore:.*was aimed at")
 def test_rows_are_trained_on_beside_the_model_that_computes_them_or_on_another_device(
-    reads_there: bool, tmp_path: Path, there: tuple[torch.device, Traffic]
+    reads_there: bool, sites: str | list[str], tmp_path: Path, there: tuple[torch.device, Traffic]
 ) -> None:
     """The model reads in another thread then, as far ahead as one batch."""
     device, _ = there
     text = Corpus.of([f"text number {number} of several" for number in range(40)])
     config = replace(BASE, batch=16, rows=20 * 16)
+    if len(sites) == 2:
+        config = replace(config, architecture="standard", sparsity=0.05)  # whose penalty weighs sites
 
     def source(place: torch.device | str) -> StreamSource:
         model = tiny_model("llama")
         model.hf.to(place)
-        return StreamSource(model, text, "1.res", buffer=64, length=16, rows=4)
+        return StreamSource(model, text, sites, buffer=64, length=16, rows=4)
 
     train(source("cpu"), config, to=tmp_path / "here", device="cpu")
     train(source(device if reads_there else "cpu"), config, to=tmp_path / "there", device=device)

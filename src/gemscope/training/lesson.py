@@ -220,12 +220,13 @@ class Lesson:
             else:
                 out[name] = several = Crosscoder(sae, self.source.reads, self.x.widths, self.x.lengths)
                 save_crosscoder(several, folder)
-            sae.to(self.device)
             figures = {"l0_as_trained": before, "training": figures_of(run, x, y)}
             if self.test is not None:
                 figures["held_out"] = figures_of(run, *self.test)
             write_figures(self.folders[name], run, self.source, self.held_out_facts, figures)
             self.logs[name].close()
+            run.adam.state.clear()  # as much as two SAEs: it is over
+            sae.to(self.device)
         return out
 
     def _rows_for_the_end(self) -> tuple[Tensor, Tensor]:

@@ -122,7 +122,7 @@ def step(
     kernels = kernels or choose(x.device)
     pass_ = _Pass(weights, x, y, terms, kernels)
     if terms.gate in ("jumprelu", "relu") and not terms.to_input:
-        quick = kernels.sparse_below if terms.products.of == torch.float32 else kernels.sparse_below / _QUICKER
+        quick = kernels.sparse_below / (1 if terms.products.of == torch.float32 or x.device.type == "cpu" else _QUICKER)
         if _share_above(weights, pass_.floor, x) > quick if dense is None else dense:
             pass_.densely()
         else:

@@ -358,9 +358,9 @@ class Run:
         tensors: dict[str, Tensor] = {**self.weights.tensors(), "fired_at": self.fired_at}
         for name, tensor in self.weights.tensors().items():
             tensors |= {f"adam.{name}.{part}": value for part, value in self.adam.state[tensor].items()}
+        tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
         if lost := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
             raise NotFinite(f"{lost[0]} holds NaN or Inf after step {self.done}: try a lower lr than {self.config.lr}")
-        tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
         return tensors, {"bandwidth": self.bandwidth, "clipped": self.clipped}
 
     def restore(self, saved: Saved, tensors: Mapping[str, Tensor]) -> None:
