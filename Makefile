@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLD := $(VENV)/transformers-4
 PEER := .venv-peer
+PEER_SPARSIFY := .venv-peer-sparsify
+PEER_CIRCUITS := .venv-peer-circuits
 MUTANTS := .venv-mutants
 BENCH := .venv-bench
 SITE := .venv-site
@@ -91,7 +93,7 @@ $(SITE)/ready: pyproject.toml constraints.txt
 	$(SITE)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --group docs
 	touch $@
 
-peer: setup $(PEER)/ready  ## SAELens, nnsight and others in an environment of their own, and the tests against them
+peer: setup $(PEER)/ready $(PEER_SPARSIFY)/ready $(PEER_CIRCUITS)/ready  ## SAELens, nnsight and others in an environment of their own, and the tests against them
 	$(BIN)/pytest -m peer
 	$(PEER)/bin/pytest -m peer tests/peer/inside
 
@@ -100,6 +102,19 @@ $(PEER)/ready: constraints.txt
 	$(PEER)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(PEER)/bin/pip install --quiet --disable-pip-version-check sae-lens==6.54.12 nnsight==0.8.1 peft==0.21.2 polars==2.1.0
 	$(PEER)/bin/pip install --quiet --disable-pip-version-check -e . pytest pytest-timeout beartype hypothesis
+	touch $@
+
+# circuit-tracer wants the transformers before 4.58, sparsify has pins of its own.
+$(PEER_SPARSIFY)/ready:
+	$(PYTHON) -m venv $(PEER_SPARSIFY)
+	$(PEER_SPARSIFY)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(PEER_SPARSIFY)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 eai-sparsify==1.3.3
+	touch $@
+
+$(PEER_CIRCUITS)/ready:
+	$(PYTHON) -m venv $(PEER_CIRCUITS)
+	$(PEER_CIRCUITS)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(PEER_CIRCUITS)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 circuit-tracer==0.5.0
 	touch $@
 
 # torchvision and torchaudio, which only its cross-layer transcoders want, come built for another torch than the CPU's.
@@ -183,4 +198,4 @@ mutants: $(MUTANTS)/ready  ## would the tests notice? by hand, with MODULES="fea
 	nice $(BIN)/python tools/mutants.py $(MODULES) --tests $(TESTS) --tools $(MUTANTS) -o $(MUTANTS)/results.jsonl $(OPTIONS)
 
 clean:  ## removes the environments (corpora and runs stay)
-	rm -rf $(VENV) $(PEER) $(PEER_DASHBOARD) $(BENCH) $(MUTANTS) $(SITE) site benchmarks/.cache
+	rm -rf $(VENV) $(PEER) $(PEER_SPARSIFY) $(PEER_CIRCUITS) $(PEER_DASHBOARD) $(BENCH) $(MUTANTS) $(SITE) site benchmarks/.cache

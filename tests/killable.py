@@ -40,7 +40,7 @@ from gemscope.atlas.describe.run import describe
 from gemscope.atlas.exchange.verbs import export, import_atlas
 from gemscope.cli import main as shell
 from gemscope.features.files import npz
-from gemscope.features.files.saelens_write import save_sae
+from gemscope.features.files.saving import save_sae
 from gemscope.testing import planted_sae, tiny_model
 from gemscope.text.corpus import Corpus
 from gemscope.training.config import TrainConfig

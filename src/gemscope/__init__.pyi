@@ -41,7 +41,7 @@ from gemscope.features.effect import effect as effect
 from gemscope.features.files.crosscoder import load_crosscoder as load_crosscoder
 from gemscope.features.files.crosscoder import save_crosscoder as save_crosscoder
 from gemscope.features.files.saelens_live import from_saelens as from_saelens
-from gemscope.features.files.saelens_write import save_sae as save_sae
+from gemscope.features.files.saving import save_sae as save_sae
 from gemscope.features.load import load_sae as load_sae
 from gemscope.features.sae import SAE as SAE
 from gemscope.features.sae import SAEInfo as SAEInfo

@@ -19,7 +19,7 @@ from torch import nn
 import gemscope as gs
 from gemscope.activations.transformer_lens import has_layer_norm, value_bias
 from gemscope.errors import FileError, InputError, Mismatch
-from gemscope.features.files.saelens_write import save_sae
+from gemscope.features.files.saving import save_sae
 from gemscope.features.fit import answered_for
 from gemscope.features.metrics import explained_variance
 from gemscope.reports.attribute import attribute

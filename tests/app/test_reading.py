@@ -15,7 +15,7 @@ from gemscope.activations import hub
 from gemscope.app.nearby import Nearby
 from gemscope.atlas.reader import Atlas
 from gemscope.errors import GemscopeError, HubUnreachable
-from gemscope.features.files.saelens_write import save_sae
+from gemscope.features.files.saving import save_sae
 from gemscope.reports.look import look
 from served import AT, MODEL, SAE, TEXT, here, reader, until
 

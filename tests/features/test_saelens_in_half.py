@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gemscope import load_sae
-from gemscope.features.files.saelens_write import save_sae
+from gemscope.features.files.saving import save_sae
 from gemscope.features.sae import SAEInfo
 from saelens_folders import D, compute, folder_of, inputs, random_sae, threshold, weights
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from gemscope import load_sae
 from gemscope.activations.site import KINDS, Site
 from gemscope.errors import InputError, StorageFull
-from gemscope.features.files.saelens_write import save_sae
+from gemscope.features.files.saving import save_sae
 from gemscope.features.sae import SAEInfo
 from saelens_folders import D, F, quick, random_sae
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gemscope.errors import SAENotFound
-from gemscope.features.files.saelens_write import save_sae
+from gemscope.features.files.saving import save_sae
 from gemscope.features.several import is_pattern, matching
 from gemscope.testing import planted_sae
 

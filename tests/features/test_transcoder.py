@@ -17,7 +17,7 @@ from gemscope.activations.site import Site
 from gemscope.activations.store import Store
 from gemscope.edits.splice import Replace
 from gemscope.errors import InputError
-from gemscope.features.files.saelens_write import save_sae
+from gemscope.features.files.saving import save_sae
 from gemscope.features.load import load_sae
 from gemscope.features.sae import SAE
 from gemscope.reports.scoring import score

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gemscope.activations.site import Site
 from gemscope.errors import FileError
-from gemscope.features.files.saelens_write import save_sae
+from gemscope.features.files.saving import save_sae
 from gemscope.features.load import load_sae
 from gemscope.features.sae import SAE, SAEInfo
 from gemscope.training.config import TrainConfig

@@ -12,7 +12,7 @@ from by_hand import random_sae
 from gemscope.activations.model import LanguageModel
 from gemscope.cli.main import main
 from gemscope.features.effect import Effect, Measured, effect
-from gemscope.features.files.saelens_write import save_sae
+from gemscope.features.files.saving import save_sae
 from gemscope.features.logit_lens import promoted
 from gemscope.reports.effects import effects
 from gemscope.testing import tiny_model

@@ -19,7 +19,7 @@ from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
 from gemscope.cli.main import main
 from gemscope.errors import EmptyText, InputError, Mismatch
-from gemscope.features.files.saelens_write import save_sae
+from gemscope.features.files.saving import save_sae
 from gemscope.features.load import load_sae
 from gemscope.features.sae import SAE, SAEInfo
 from gemscope.reports import losses as losses_module

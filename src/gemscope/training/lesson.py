@@ -17,7 +17,7 @@ from gemscope.checked import declared
 from gemscope.errors import CorruptFile, InputError, Mismatch
 from gemscope.features.crosscoder import Crosscoder
 from gemscope.features.files.crosscoder import save_crosscoder
-from gemscope.features.files.saelens_write import save_sae
+from gemscope.features.files.saving import save_sae
 from gemscope.features.sae import SAE
 from gemscope.progress import Progress
 from gemscope.training import checkpoint

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gemscope.errors import CorruptFile
-from gemscope.features.files.saelens_write import save_sae
+from gemscope.features.files.saving import save_sae
 from gemscope.features.load import load_sae
 from gemscope.features.sae import SAE, SAEInfo
 

@@ -23,8 +23,8 @@ from gemscope.errors import CorruptFile, FileError, InputError, Mismatch, NotFin
 from gemscope.features.crosscoder import Crosscoder
 from gemscope.features.files.contents import Contents, build
 from gemscope.features.files.json_file import read_json
+from gemscope.features.files.placed import of_json, of_streams, put
 from gemscope.features.files.saelens_config import CONFIG, CROSSCODER, WEIGHTS
-from gemscope.features.files.saelens_write import write_pair
 from gemscope.features.files.tensors import read_safetensors, stream_of
 from gemscope.features.kernels.choice import place_for
 from gemscope.features.sae import SAEInfo
@@ -92,7 +92,7 @@ def save_crosscoder(crosscoder: Crosscoder, folder: str | Path) -> Path:
         "metadata": {**info.metadata, **{stored: getattr(info, name) for name, stored in _FACTS.items()}},
     }
     streams = {name: stream_of(weight) for name, weight in sae.state_dict().items()}
-    return write_pair(Path(folder).expanduser(), config, streams)
+    return put(Path(folder).expanduser(), {CONFIG: of_json(config), WEIGHTS: of_streams(streams)})
 
 
 def load_crosscoder(

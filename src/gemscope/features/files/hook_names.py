@@ -9,7 +9,7 @@ import re
 from gemscope.activations.families import FAMILIES, Family, Point
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site, family_of
-from gemscope.errors import FileError
+from gemscope.errors import FileError, InputError
 
 Builds = tuple[Family, ...]
 """The ways in which a model may be built; none where nothing is known of it."""
@@ -170,6 +170,25 @@ def _agreed(kinds: set[str | None], layer: int, name: str, source: str) -> Site:
     if kind in (None, "before"):
         raise _unknown(name, source)
     return Site(layer, str(kind))
+
+
+def hookpoint_of(read: Site, written: Site, builds: Builds, source: str) -> str:
+    """The module, named from the model without its head, whose output is the site, or whose input and output a
+    transcoder's two sites are. Raises InputError, naming `source`, where there is none, or the model is not known.
+    """
+    if not builds:
+        raise InputError(
+            f"{source} names no model that is known here, whose modules it could be: give SAEInfo(model=...)"
+        )
+    point = _at_modules(builds[0]).get(written.kind)
+    if point is not None and point.end == "output" and written.layer is not None:
+        stack = builds[0].layers[0].partition(".")[2]
+        path = ".".join(filter(None, (stack, str(written.layer), point.module)))
+        found = site_of_hookpoint(path, "input" if read != written else "output", builds, source)
+        if found == read:
+            return path
+    what = f"{written}" if read == written else f"what goes from {read} to {written}"
+    raise InputError(f"{source}: no module of the model gives back {what}, by which sparsify could name it")
 
 
 def _kind_at(case: Family, module: str, end: str) -> str | None:

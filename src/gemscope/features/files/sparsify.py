@@ -18,7 +18,7 @@ from gemscope.features.files.taken import Table, taken
 
 WEIGHTS = "sae.safetensors"
 CONFIG = "cfg.json"
-_RUN = "config.json"
+RUN = "config.json"
 _HOOKPOINT = r"(?:[a-z_]+\.)*(?:h|layers)\.\d+(?:\.[a-z_0-9.]+)?|embed_tokens|wte|embed_in|word_embeddings"
 
 _TABLE: Table = {
@@ -110,8 +110,8 @@ def _place(found: Found) -> tuple[str | None, Run]:
     if hit is None:
         return None, Run()
     depth = len(found.parts) - 1 - max(i for i, part in enumerate(found.parts) if part == hit[0])
-    path = found.folder("../" * depth + _RUN, needed=False)
-    return hit[0], Run() if path is None else found.declared("../" * depth + _RUN, Run)
+    path = found.folder("../" * depth + RUN, needed=False)
+    return hit[0], Run() if path is None else found.declared("../" * depth + RUN, Run)
 
 
 def _sites(found: Found, config: Config, hookpoint: str | None, run: Run) -> tuple[Site, Site | None]:
