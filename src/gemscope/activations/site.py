@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from functools import total_ordering
 from typing import TYPE_CHECKING, Any
 
-from gemscope.activations.bare import bare
 from gemscope.activations.families import UNLIKE, Family, Point, family
 from gemscope.errors import InputError, SiteNotFound
 
@@ -220,7 +219,7 @@ def width(model: nn.Module, site: Site) -> int:
         return int(text_config(model).hidden_size)
     if (known := family_of(model).att_width) is not None:
         return known
-    heads = bare(model.get_submodule(point.module))
+    heads = model.get_submodule(point.module)
     # GPT-2's Conv1D stores its weight as [in, out]; a Linear knows in_features.
     weight: Tensor = heads.weight  # type: ignore[assignment]
     return int(getattr(heads, "in_features", None) or weight.shape[0])

@@ -152,6 +152,9 @@ def test_circuit_tracer_computes_the_same_with_what_is_saved_for_it(gate: Any, s
     file = gs.save_sae(sae, tmp_path, format="circuit-tracer")
     assert file == tmp_path / "layer_3.safetensors"
     assert_same(sae, *traced(file, rows()), rows())
+    again = gs.load_sae(file)
+    assert (again.site, again.site_out, again.info.model) == (sae.site, sae.site_out, LLAMA.model)
+    torch.testing.assert_close(again(rows()), sae(rows()), rtol=0, atol=0)
 
 
 def test_a_set_is_a_file_for_each_layer_and_one_description(tmp_path: Path) -> None:

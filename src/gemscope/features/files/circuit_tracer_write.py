@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
+from gemscope.checked import declared, read_yaml
 from gemscope.errors import InputError
+from gemscope.features.files.circuit_tracer import CONFIG, Config
 from gemscope.features.files.hook_names import hook_of
 from gemscope.features.files.placed import Writing, of_streams, put
 from gemscope.features.files.tensors import dtype_for, stream_of
 from gemscope.features.sae import SAE
-
-CONFIG = "config.yaml"
 
 
 def write(sae: SAE, folder: Path, dtype: torch.dtype | None) -> Path:
@@ -25,7 +25,7 @@ def write(sae: SAE, folder: Path, dtype: torch.dtype | None) -> Path:
     """
     config = _config(sae)
     before = folder / CONFIG
-    if before.exists() and before.read_text(encoding="utf-8", errors="replace") != _yaml(config):
+    if before.exists() and read_yaml(before, Config) != declared(config, Config, where=str(before)):
         raise InputError(f"{before} describes another set of transcoders: give another folder")
     state = {name: weight.detach() for name, weight in sae.state_dict().items()}
     tensors = {name: state[name] for name in ("b_enc", "W_dec", "b_dec")} | {"W_enc": state["W_enc"].T}
