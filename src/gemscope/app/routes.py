@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.routing import Route
 
 from gemscope.app import api, causes, compare, feature, kept, lists, map_view, prompt, search, steer_view
@@ -11,7 +12,24 @@ _AT = "/{model}/{source}"
 _ONE = f"{_AT}/{{index}}"
 _LIST = "/lists/{list}"
 
+
+class _Digits(Convertor[str]):
+    """A number that a feature may have, as it is written."""
+
+    regex = "[0-9]{1,12}"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("digits", _Digits())
+
 ROUTES: list[Route] = [
+    # What is asked for most, and by an address that no other is like: looked for first, not after fifty others.
+    Route(f"{_AT}/{{index:digits}}", feature.feature),
     Route("/", lists.home),
     Route("/.json", lists.home),
     Route("/index.json", lists.home),
