@@ -77,10 +77,14 @@ def _measured(features: int, args: argparse.Namespace) -> Iterator[dict[str, Any
             measure.progress(f"{features:,} features: {what}")
             yield {"features": features, "what": what} | _one_reader(port, _address(features), path, args, features)
         yield {"features": features, "what": "weight"} | _weight(port, _page(_address(features), _seeded(), features))
-        for pause in (0.0, 1.0):
-            measure.progress(f"{features:,} features: {READERS} readers and a writer, {pause:g} s between pages")
-            row = asyncio.run(_many_readers(port, _address(features), features, args.seconds, pause))
-            yield {"features": features, "what": "readers, at once" if not pause else "readers, a page a second"} | row
+        for what, path, pause in (
+            ("readers, at once", _page, 0.0),
+            ("readers, at once, with ranges", _page_with_ranges, 0.0),
+            ("readers, a page a second", _page, 1.0),
+        ):
+            measure.progress(f"{features:,} features: {READERS} {what}, and a writer")
+            row = asyncio.run(_many_readers(port, _address(features), features, args.seconds, pause, path=path))
+            yield {"features": features, "what": what} | row
 
 
 def _address(features: int) -> str:
@@ -124,6 +128,10 @@ def _page(address: str, draw: np.random.Generator, features: int) -> str:
     return f"{address}/{draw.integers(features)}"
 
 
+def _page_with_ranges(address: str, draw: np.random.Generator, features: int) -> str:
+    return f"{_page(address, draw, features)}?ranges=true"
+
+
 def _page_data(address: str, draw: np.random.Generator, features: int) -> str:
     return f"{_page(address, draw, features)}.json"
 
@@ -147,6 +155,7 @@ def _tokens(address: str, draw: np.random.Generator, _: int) -> str:
 
 _PATHS: dict[str, Callable[[str, np.random.Generator, int], str]] = {
     "page": _page,
+    "page with ranges": _page_with_ranges,
     "page as JSON": _page_data,
     "browse as JSON": _browse,
     "search labels": _labels,
@@ -210,7 +219,15 @@ def _fetched(port: int, path: str) -> bytes:
 # --- many readers ---------------------------------------------------------------------------------------------------
 
 
-async def _many_readers(port: int, address: str, features: int, seconds: float, pause: float) -> dict[str, Any]:
+async def _many_readers(
+    port: int,
+    address: str,
+    features: int,
+    seconds: float,
+    pause: float,
+    *,
+    path: Callable[[str, np.random.Generator, int], str] = _page,
+) -> dict[str, Any]:
     """64 readers of random pages, each over its own connection, while one writer adds labels without a rest.
 
     `pause` is how long a reader looks at a page before the next; without one this is the most that the server gives.
@@ -224,7 +241,7 @@ async def _many_readers(port: int, address: str, features: int, seconds: float, 
         ways = await asyncio.open_connection("127.0.0.1", port, limit=1 << 22)
         await asyncio.sleep(pause * draw.random())
         while time.perf_counter() < until:
-            wanted = _page(address, draw, features)
+            wanted = path(address, draw, features)
             start = time.perf_counter()
             status, _ = await _asked(*ways, _request("GET", wanted))
             took.append(time.perf_counter() - start)
