@@ -360,7 +360,9 @@ def _pickle(path: Path, chance: Random, others: list[Path]) -> None:
                 name
             )
         elif what == "shape" and isinstance(one, torch.Tensor):
-            held[name] = chance.choice((one.reshape(-1), one[None], one.T.contiguous() if one.ndim == 2 else one[:1]))
+            held[name] = chance.choice(
+                (one.reshape(-1), one[None], one.T.contiguous() if one.ndim == 2 else one.reshape(-1)[:1])
+            )
         torch.save(held, path, _use_new_zipfile_serialization=what != "bare")
         return
     with zipfile.ZipFile(path) as archive:

@@ -74,7 +74,7 @@ def _pickles(folder: Path) -> None:
     raised: list[GemscopeError] = []
     for path in sorted(folder.glob("*.pt*")):
         try:
-            _used(gs.load_sae(path, model=samples.described()[0]))
+            _used(gs.load_sae(path, site="1.res", model=samples.described()[0]))
         except GemscopeError as error:
             raised.append(error)
     if raised:

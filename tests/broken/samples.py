@@ -154,6 +154,7 @@ FOREIGN = {
     "dictionary_learning_topk": ("dictionary_learning/topk/resid_post_layer_3/trainer_0", "it"),
     "dictionary_learning_matryoshka": ("dictionary_learning/matryoshka/resid_post_layer_3/trainer_0", "it"),
     "llamascopium": ("llamascopium/transcoder_dataset", "it"),
+    "saelens_normed": ("saelens/standard_layer_norm", "it"),
     "circuit_tracer": ("circuit_tracer/set_jumprelu", "it/layer_1.safetensors"),
 }
 """By name, what is copied and where in the folder the SAE then is."""
@@ -182,6 +183,10 @@ def pickles(folder: Path) -> None:
     torch.save(held, folder / "x_z_y_v1.pt")
     config = {"act_name": "blocks.1.hook_mlp_out", "act_size": D, "dict_size": F, "model_name": "gpt2-small"}
     (folder / "x_z_y_v1_cfg.json").write_text(json.dumps(config))
+    openai = {"encoder.weight": linear["encoder.weight"], "latent_bias": linear["encoder.bias"]}
+    openai |= {"decoder.weight": linear["decoder.weight"], "pre_bias": linear["decoder.bias"]}
+    openai |= {"activation": "TopK", "activation_state_dict": {"k": 4, "postact_fn": "ReLU"}}
+    torch.save(openai, folder / "1.pt")
 
 
 @_sample

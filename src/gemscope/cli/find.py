@@ -158,6 +158,7 @@ def _described(args: argparse.Namespace) -> dict[str, Any]:
         "d_out": sae.d_out,
         "affine_skip": sae.W_skip is not None,
         "centred": sae.centred,
+        "norm": sae.norm,
         "declared_l0": info.declared_l0,
         "neuronpedia_id": info.neuronpedia_id,
         "revision": info.revision,

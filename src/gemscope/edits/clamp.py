@@ -25,7 +25,7 @@ class _Setting(OfFeature):
         return ("feature", id(self.sae), self.feature)
 
     def change(self, x: Float[Tensor, "N D"], read: Float[Tensor, "N I"]) -> Float[Tensor, "N D"]:
-        return self.difference(self.activation(read))[:, None] * self.direction(x)
+        return (self.difference(self.activation(read)) * self.scale(x))[:, None] * self.direction(x)
 
     def difference(self, f: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
         """How much is added to the activation f."""

@@ -53,6 +53,11 @@ class Along(Edit):
             self._direction = self._direction.to(like.device)
         return self._direction
 
+    def scale(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N"]:
+        """How much of d a unit of the feature writes on each token: 1, or by the norm of its SAE the token's scale."""
+        scale = None if self.of is None else self.of[0].scale(x)
+        return x.new_ones(len(x)) if scale is None else scale
+
     def described(self, does: str) -> str:
         """One line: what it does, where, and on which tokens if not on all."""
         at = self.at if isinstance(self.at, str) else "chosen positions"
@@ -99,5 +104,5 @@ class OfFeature(Along):
             self._encoder, self._bias, self._threshold = (
                 weight.to(read.device) for weight in (self._encoder, self._bias, self._threshold)
             )
-        pre = read @ self._encoder + self._bias
+        pre = self.sae.normed(read) @ self._encoder + self._bias
         return pre * ((pre > self._threshold) & (pre > 0))

@@ -41,7 +41,7 @@ class Steer(Along):
 
     def change(self, x: Float[Tensor, "N D"], read: Float[Tensor, "N I"]) -> Float[Tensor, "N D"]:
         assert self.strength is not None
-        return (self.strength.raw * self.direction(x)).expand_as(x)
+        return (self.strength.raw * self.scale(x))[:, None] * self.direction(x)
 
     def __str__(self) -> str:
         return self.described(f"add {self.name} ({self.strength})")
@@ -147,9 +147,9 @@ class Cap(_Onto):
         self.strength = self.high or self.low
 
     def change(self, x: Float[Tensor, "N D"], read: Float[Tensor, "N I"]) -> Float[Tensor, "N D"]:
-        share = self._share(x)
-        kept = share.clamp(self.low.raw if self.low else None, self.high.raw if self.high else None)
-        return (kept - share)[:, None] * self.direction(x)
+        share, scale = self._share(x), self.scale(x)
+        low, high = (bound.raw * scale if bound else None for bound in (self.low, self.high))
+        return (share.clamp(low, high) - share)[:, None] * self.direction(x)
 
     def __str__(self) -> str:
         bounds = [f"{word} ({bound})" for word, bound in (("above", self.low), ("below", self.high)) if bound]

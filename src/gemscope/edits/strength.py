@@ -21,7 +21,8 @@ _WRITTEN = re.compile(rf"(?P<value>.+?) *(?P<unit>{'|'.join(get_args(Unit))})?")
 class Strength:
     """One strength in three units; those that are not known are None.
 
-    raw      in units of the feature's activation: it adds raw · d, with d the decoder row
+    raw      in units of the feature's activation: it adds raw · d, with d the decoder row (times the token's scale,
+             where the SAE has a norm)
     of_max   raw / the feature's largest activation on some text
     of_norm  raw · ‖d‖ / median ‖x‖ of counted tokens at the site that is written to
     """

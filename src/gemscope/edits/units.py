@@ -91,8 +91,10 @@ class Units:
     def norm(self, feature: int, share: float) -> Strength:
         """What adds a vector of this share of the median norm. Raises InputError where that norm is not known."""
         length = self._length(feature)
-        if self.median_norm is None or length == 0:
+        if self.median_norm is None or length == 0 or self._sae.norm:
             why = "the median norm is not known" if length else f"feature {feature} writes nothing"
+            if self._sae.norm:
+                why = f"what feature {feature} writes differs from token to token, by the norm of its SAE"
             raise InputError(f"{why}: give the strength in raw units")
         return self.raw(feature, share * self.median_norm / length)
 
@@ -102,7 +104,7 @@ class Units:
         return Strength(
             value,
             value / largest if largest > 0 else None,
-            value * self._length(feature) / self.median_norm if self.median_norm else None,
+            value * self._length(feature) / self.median_norm if self.median_norm and not self._sae.norm else None,
         )
 
     def _length(self, feature: int) -> float:

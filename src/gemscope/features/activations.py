@@ -41,6 +41,7 @@ class FeatureActivations:
     Token n's active features are `features[offsets[n]:offsets[n + 1]]` (ascending ids) with strengths `values[...]`
     in the same order. `lead` is the shape that the tokens came in, usually (rows, positions); N is its product.
     `counted` says which tokens enter numbers and "top" lists (not BOS, padding, attention sinks); None means all.
+    `scale` is, of an SAE with a norm, how much each token's features write: what decoding them takes.
     """
 
     offsets: Int[Tensor, "starts"]
@@ -49,6 +50,7 @@ class FeatureActivations:
     d_sae: int
     lead: tuple[int, ...]
     counted: Bool[Tensor, "..."] | None = None
+    scale: Float[Tensor, "..."] | None = None
 
     def __post_init__(self) -> None:
         if len(self.offsets) != self.n_tokens + 1:
@@ -139,6 +141,7 @@ class FeatureActivations:
             features=self.features.to(device),
             values=self.values.to(device),
             counted=counted,
+            scale=None if self.scale is None else self.scale.to(device),
         )
 
     # --- other libraries' ---------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,8 +21,11 @@ from gemscope.features.files.saelens_described import live
 from gemscope.features.kernels import Rows
 from gemscope.features.kernels.choice import choose
 from gemscope.features.prepared import Prepared
-from gemscope.features.weights import Gate, Weights
+from gemscope.features.weights import Gate, Norm, Weights
 from gemscope.shapes import Float
+
+_EPSILON = 1e-5
+"""Added to a standard deviation that is divided by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,12 @@ class SAE(nn.Module):
             max(z, 0) where z is among the k largest, else 0     topk
         x̂ = f @ W_dec + b_dec (+ W_skip @ x) (+ mean(x))
 
-    The last for one that is `centred`: it was made for activations less their mean over the width, as TransformerLens
+    With a `norm` each token is read divided by its own scale s, and what is decoded is multiplied by it again: features
+    are in units of s. It is "deviation" (the token's standard deviation over the width) or "length" (‖x‖ / √d_in).
+
+        z = (x / s) @ W_enc + b_enc,    x̂ = (f @ W_dec + b_dec) · s (+ mean(x))
+
+    The mean for one that is `centred`: it was made for activations less their mean over the width, as TransformerLens
     has those of models with LayerNorm (which does not see that mean). W_enc does not see it either, and x̂ leaves it be.
     """
 
@@ -77,6 +86,7 @@ class SAE(nn.Module):
         k: int | None = None,
         skip: bool = False,
         centred: bool = False,
+        norm: Norm | None = None,
         site: Site | str | None = None,
         site_out: Site | str | None = None,
         info: SAEInfo | None = None,
@@ -90,10 +100,15 @@ class SAE(nn.Module):
         d_out = d_in if d_out is None else d_out
         if centred and d_in != d_out:
             raise InputError(f"centred with d_in={d_in} and d_out={d_out}: a mean is left where it is read")
+        if norm is not None and (d_in != d_out or skip or d_in < 2):
+            raise InputError(
+                f"norm={norm!r} with d_in={d_in}, d_out={d_out}, skip={skip}: a scale is put back where it is read"
+            )
         self.d_in, self.d_sae, self.d_out = d_in, d_sae, d_out
         self.gate: Gate = gate
         self.k = k
         self.centred = centred
+        self.norm: Norm | None = norm
         self.site = None if site is None else Site.parse(site)
         self.site_out = self.site if site_out is None else Site.parse(site_out)
         self.info = info or SAEInfo()
@@ -127,17 +142,20 @@ class SAE(nn.Module):
         there are not, OutOfMemory.
         """
         values = self._input(x)
+        normed = self.normed(values)
         if features is None:
-            return self._found(self._roomy(lambda flat: encode_rows(self._ready(), flat), values), x)
-        ids = self._ids(features)
-        return self._found(self._roomy(lambda flat: encode_subset(self._ready(), flat, ids), values), x)
+            rows = self._roomy(lambda flat: encode_rows(self._ready(), flat), normed)
+        else:
+            ids = self._ids(features)
+            rows = self._roomy(lambda flat: encode_subset(self._ready(), flat, ids), normed)
+        return self._found(rows, x, self.scale(values))
 
     def encode_dense(self, x: Activations | Float[Tensor, "... D"]) -> Float[Tensor, "... F"]:
         """[..., d_sae] with the zeros, differentiable in `x` and the weights. The tutorial's own arithmetic.
 
         The gate passes no gradient of its own: where a feature is active the derivative is W_enc's, elsewhere 0.
         """
-        pre = self._input(x) @ self.W_enc.float() + self.b_enc.float()
+        pre = self.normed(self._input(x)) @ self.W_enc.float() + self.b_enc.float()
         return self.gated(pre)
 
     def gated(self, pre: Float[Tensor, "... F"]) -> Float[Tensor, "... F"]:
@@ -151,14 +169,48 @@ class SAE(nn.Module):
             return torch.zeros_like(pre).scatter(-1, kept.indices, torch.relu(kept.values))
         return positive
 
-    def decode(self, features: FeatureActivations | Float[Tensor, "... F"]) -> Float[Tensor, "... O"]:
-        """The activations that the features stand for, without what goes past them (`forward` adds it)."""
+    def decode(
+        self,
+        features: FeatureActivations | Float[Tensor, "... F"],
+        *,
+        scale: Float[Tensor, "..."] | None = None,
+    ) -> Float[Tensor, "... O"]:
+        """The activations that the features stand for, without what goes past them (`forward` adds it).
+
+        An SAE with a norm needs the `scale` of what was read, one number a token; what `encode` gives carries it.
+        Raises InputError where it is not there, Mismatch.
+        """
         if isinstance(features, FeatureActivations):
+            scale = features.scale if scale is None else scale
             with room(self._work(features.n_tokens), self.device, self._narrower):
-                return decode_sparse(self._ready(), features)
-        if features.shape[-1] != self.d_sae:
+                out = decode_sparse(self._ready(), features)
+        elif features.shape[-1] != self.d_sae:
             raise Mismatch(f"{features.shape[-1]} features given to an SAE of {self.d_sae}")
-        return features.to(self.device) @ self.W_dec.float() + self.b_dec.float()
+        else:
+            out = features.to(self.device) @ self.W_dec.float() + self.b_dec.float()
+        if self.norm is None:
+            return out
+        if scale is None:
+            raise InputError(
+                f"features without the scale of what they were read from, which {self.info.name} needs for its norm: "
+                "give scale=sae.scale(x), or what encode(x) gives"
+            )
+        if scale.shape != out.shape[:-1]:
+            raise Mismatch(f"a scale of shape {tuple(scale.shape)} for features of {tuple(out.shape[:-1])} tokens")
+        return out * scale.to(self.device, torch.float32)[..., None]
+
+    def scale(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "..."] | None:
+        """What each token's features are written with, of an SAE with a norm; None for others."""
+        if self.norm == "deviation":
+            return x.std(-1)
+        return x.norm(dim=-1) / math.sqrt(self.d_in) if self.norm == "length" else None
+
+    def normed(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+        """What the encoder reads: x itself, or divided by each token's scale. A token of zeros stays one."""
+        scale = self.scale(x)
+        if scale is None:
+            return x
+        return x / (scale + _EPSILON if self.norm == "deviation" else torch.where(scale > 0, scale, 1.0))[..., None]
 
     def forward(self, x: Activations | Float[Tensor, "... D"]) -> Float[Tensor, "... O"]:
         """Encode, decode, and what goes past the features where something does. Differentiable where gradients are
@@ -168,7 +220,9 @@ class SAE(nn.Module):
         differentiable = torch.is_grad_enabled() and (
             values.requires_grad or any(weight.requires_grad for weight in self.parameters())
         )
-        return self._whole(self.decode(self.encode_dense(values)), values) if differentiable else self.read(x)[1]
+        if not differentiable:
+            return self.read(x)[1]
+        return self._whole(self.decode(self.encode_dense(values), scale=self.scale(values)), values)
 
     @torch.no_grad()
     def read(self, x: Activations | Float[Tensor, "... D"]) -> tuple[FeatureActivations, Float[Tensor, "... O"]]:
@@ -189,7 +243,7 @@ class SAE(nn.Module):
         return out if past is None else out + past
 
     def direction(self, feature: int) -> Float[Tensor, "O"]:
-        """What one unit of a feature writes: its decoder row, in the units of the site."""
+        """What one unit of a feature writes: its decoder row, in the units of the site, or of the token's scale."""
         self._ids([feature])
         return self.W_dec[feature].float()
 
@@ -231,7 +285,9 @@ class SAE(nn.Module):
                 raise InputError(f"no feature {feature}: this SAE has features 0 to {self.d_sae - 1}")
         return torch.tensor(sorted(set(features)), dtype=torch.int64, device=self.W_enc.device)
 
-    def _found(self, rows: Rows, x: Activations | Float[Tensor, "... D"]) -> FeatureActivations:
+    def _found(
+        self, rows: Rows, x: Activations | Float[Tensor, "... D"], scale: Float[Tensor, "..."] | None
+    ) -> FeatureActivations:
         values, counted = (x.values, x.counted) if isinstance(x, Activations) else (x, None)
         return FeatureActivations(
             rows.offsets,
@@ -240,6 +296,7 @@ class SAE(nn.Module):
             self.d_sae,
             tuple(values.shape[:-1]),
             None if counted is None else counted.to(rows.values.device),
+            scale,
         )
 
     def _input(self, x: Activations | Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
@@ -269,6 +326,7 @@ class SAE(nn.Module):
             gate=self.gate,
             k=self.k,
             centred=self.centred,
+            norm=self.norm,
         )
 
     @property
@@ -287,8 +345,8 @@ class SAE(nn.Module):
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the weights in float32, the gate and whether it is centred: the SAE's identity, whatever file it
-        came from.
+        """SHA-256 over the weights in float32, the gate, the norm and whether it is centred: the SAE's identity,
+        whatever file it came from.
         """
         content = self.weights.content
         if content != self._digested[0]:
@@ -304,6 +362,7 @@ class SAE(nn.Module):
     def extra_repr(self) -> str:
         sites = str(self.site) if not self.is_transcoder else f"{self.site} → {self.site_out}"
         gate = f"{self.gate}, centred" if self.centred else self.gate
+        gate += f", norm={self.norm}" if self.norm else ""
         return f"{self.info.name}, {sites}, {gate}, d_in={self.d_in}, d_sae={self.d_sae}, d_out={self.d_out}"
 
     def __repr__(self) -> str:

@@ -15,6 +15,9 @@ from gemscope.features.mapped import release
 from gemscope.shapes import Float
 
 Gate = Literal["jumprelu", "relu", "topk"]
+Norm = Literal["deviation", "length"]
+"""What each token is divided by before it is read: its standard deviation over the width (of D − 1, and 1e-5 more, as
+LayerNorm without gain has it beside `centred`), or its root mean square."""
 
 _PIECE = 1 << 22
 """Numbers hashed at a time."""
@@ -34,6 +37,7 @@ class Weights(NamedTuple):
     k: int | None
     """Of topk alone."""
     centred: bool
+    norm: Norm | None = None
 
     @property
     def content(self) -> Hashable:
@@ -46,8 +50,11 @@ class Weights(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the tensors in float32, the gate and whether it is centred. Reads them all: seconds for many."""
-        hashed = hashlib.sha256(f"{self.gate}:{self.k}{':centred' if self.centred else ''}".encode())
+        """SHA-256 over the tensors in float32, the gate, the norm and whether it is centred. Reads them all, in seconds
+        for many.
+        """
+        more = (":centred" if self.centred else "") + (f":{self.norm}" if self.norm else "")
+        hashed = hashlib.sha256(f"{self.gate}:{self.k}{more}".encode())
         tensors = {name: held for name, held in self._asdict().items() if isinstance(held, Tensor)}
         for name, tensor in sorted(tensors.items()):
             hashed.update(f"{name}{tuple(tensor.shape)}".encode())

@@ -171,6 +171,8 @@ class _Parts:
         ]
         contributions = activations * torch.cat(dots) if dots else activations
         g = g.double()
+        scale = torch.ones_like(g[:, 0]) if found.scale is None else found.scale.reshape(-1).double()
+        contributions = contributions * scale[positions]
         nothing = torch.zeros_like(g[:, 0])
         past = sae.skipped(x.to(device, torch.float32))
         skip = nothing if past is None else (g * past).sum(-1)
@@ -178,7 +180,7 @@ class _Parts:
             whole=(g * y).sum(-1).cpu(),
             features=nothing.index_add(0, positions, contributions).cpu(),
             error=((g * (y.double() - reconstruction)).sum(-1) * counted).cpu(),
-            bias=(g @ sae.b_dec.double() * counted).cpu(),
+            bias=(g @ sae.b_dec.double() * scale * counted).cpu(),
             skip=(skip * counted).cpu(),
             counted=counted.cpu(),
             positions=positions.cpu(),

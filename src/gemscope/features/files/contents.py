@@ -17,7 +17,7 @@ from gemscope.features.entry import Entry
 from gemscope.features.files.tensors import dtype_for
 from gemscope.features.mapped import Mapped
 from gemscope.features.sae import SAE, SAEInfo
-from gemscope.features.weights import Gate
+from gemscope.features.weights import Gate, Norm
 
 _PIECE = 1 << 22
 """Numbers looked at at a time."""
@@ -33,6 +33,7 @@ class Contents:
     gate: Gate = "jumprelu"
     k: int | None = None
     centred: bool = False
+    norm: Norm | None = None
     site: Site | None
     site_out: Site | None = None
     info: SAEInfo = field(default_factory=SAEInfo)
@@ -54,6 +55,7 @@ def build(contents: Contents, *, dtype: torch.dtype | None, device: torch.device
         k=contents.k,
         skip="W_skip" in tensors,
         centred=contents.centred,
+        norm=contents.norm,
         site=contents.site,
         site_out=contents.site_out,
         info=contents.info,

@@ -66,3 +66,8 @@ def fold_gate(tensors: dict[str, Tensor]) -> None:
     tensors["W_enc"] = times(tensors["W_enc"], grown)
     tensors["b_enc"] = b_mag
     tensors["threshold"] = rounded(b_mag.double() - b_gate.double() * grown, b_mag)
+
+
+def mean_free(W_enc: Tensor) -> Tensor:
+    """What reads x as W_enc reads x − mean(x): (x − mean(x)) @ W = x @ (W − the mean of W's rows)."""
+    return rounded(W_enc.double() - W_enc.double().mean(0), W_enc)

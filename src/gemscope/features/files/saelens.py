@@ -16,12 +16,14 @@ from gemscope.activations.site import Site
 from gemscope.checked import declared
 from gemscope.errors import CorruptFile, FileError
 from gemscope.features.files.contents import Contents
+from gemscope.features.files.fold import mean_free
 from gemscope.features.files.format import Folder, Format, Found
 from gemscope.features.files.hook_names import model_id, scales_embedding, site_of_hook, site_of_module
 from gemscope.features.files.json_file import read_json
 from gemscope.features.files.saelens_config import (
     CONFIG,
     CROSSCODER,
+    NORMS,
     OWN,
     SCALER,
     WEIGHTS,
@@ -35,7 +37,7 @@ from gemscope.features.files.saelens_fold import Whitening, folded, require_comp
 from gemscope.features.files.tensors import read_safetensors
 from gemscope.features.files.transformer_lens import Processing, Said
 from gemscope.features.sae import SAEInfo
-from gemscope.features.weights import Gate
+from gemscope.features.weights import Gate, Norm
 
 _GATES: Mapping[str, Gate] = {
     "standard": "relu",
@@ -58,6 +60,9 @@ _CLOSED = {
 }
 """Architectures that are no function of this kind, and why."""
 
+_NORMS: Mapping[str, Norm] = {theirs: ours for ours, theirs in NORMS.items()}
+_CONSTANT_NORM = "Mistral-7B-Residual-Stream-SAEs"
+"""A repository whose folders leave that to SAELens's registry."""
 _BY_A_FACTOR = "expected_average_only_in"
 _WHITENED = "covariance_whitening"
 
@@ -108,12 +113,18 @@ def described(found: Found, modern: Mapping[str, Any], stored: Mapping[str, Tens
         undone_before=metadata.encoder_is_centred,
     )
     tensors, centred = processing.undone(tensors, (read_at, write_at), name=name, model=model, source=source)
+    norm = _norm(config, found, read_at)
+    if norm and ((centred and norm == "length") or (read_at.kind == "att" and processing.values_folded)):
+        raise FileError(f"{source} has a norm of each token of a model that TransformerLens had rewritten: not read")
+    if norm == "deviation" and not centred and not metadata.encoder_is_centred:
+        tensors = {**tensors, "W_enc": mean_free(tensors["W_enc"])}
     return Contents(
         source=source,
         tensors=tensors,
+        norm=norm,
         gate=_GATES[config.architecture],
         k=_k(config, source) if config.architecture == "topk" else None,
-        centred=centred,
+        centred=centred or norm == "deviation",
         site=read_at,
         site_out=write_at,
         info=_info(metadata, modern["metadata"], name, source),
@@ -161,15 +172,25 @@ def _refuse_what_cannot_be_folded(config: Config, source: str) -> None:
             f"{source} has the activation function {checked.quoted(config.activation_fn)}: 'relu' and 'topk' are read"
         )
     normalize = config.normalize_activations
-    if normalize not in (None, "none", _BY_A_FACTOR, _WHITENED):
+    if normalize not in (None, "none", _BY_A_FACTOR, _WHITENED, *_NORMS):
         raise FileError(
-            f"{source} has normalize_activations={checked.quoted(normalize)}, which depends on each token and cannot "
-            f"be folded into weights: only 'none', {_BY_A_FACTOR!r} and {_WHITENED!r} are read"
+            f"{source} has normalize_activations={checked.quoted(normalize)}, which is not read: read are 'none', "
+            f"{_BY_A_FACTOR!r}, {_WHITENED!r}, {', '.join(map(repr, _NORMS))}"
         )
-    if normalize in (_BY_A_FACTOR, _WHITENED) and config.architecture.endswith("transcoder"):
+    if normalize in (_BY_A_FACTOR, _WHITENED, *_NORMS) and config.architecture.endswith("transcoder"):
         raise FileError(
             f"{source} is a transcoder with normalize_activations={normalize!r}, whose output scale is not said"
         )
+
+
+def _norm(config: Config, found: Found, read_at: Site) -> Norm | None:
+    said = config.normalize_activations
+    if said in (None, "none") and _CONSTANT_NORM in found.parts:
+        return "length"
+    norm = _NORMS.get(said or "")
+    if norm is not None and read_at.layer is None:
+        raise FileError(f"{found.source} has a norm of each token at the embedding, which models scale: not read")
+    return norm
 
 
 def _k(config: Config, source: str) -> int:

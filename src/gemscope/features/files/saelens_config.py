@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ from msgspec import Meta
 
 from gemscope.checked import Positive
 from gemscope.features.files.transformer_lens import Said
+from gemscope.features.weights import Norm
 
 CONFIG = "cfg.json"
 
@@ -33,6 +35,9 @@ OWN = frozenset(
      "encoder_is_centred")
 )  # fmt: skip
 """Metadata that has its place in SAE or SAEInfo."""
+
+NORMS: Mapping[Norm, str] = {"deviation": "layer_norm", "length": "constant_norm_rescale"}
+"""What each token is divided by, and what SAELens calls it; before the first the token's mean is taken away, too."""
 
 Factor = Annotated[float, Meta(gt=0)]
 

@@ -14,8 +14,8 @@ from gemscope.activations.site import Site
 from gemscope.errors import InputError, MissingDependency
 from gemscope.features.files.fold import times
 from gemscope.features.files.hook_names import hook_of, module_of, scales_embedding
-from gemscope.features.files.saelens_config import OWN
-from gemscope.features.weights import Gate
+from gemscope.features.files.saelens_config import NORMS, OWN
+from gemscope.features.weights import Gate, Norm
 
 _FORMAT_VERSION = "6.54.12"
 """The SAELens whose format is written."""
@@ -33,6 +33,7 @@ class Described(Protocol):
     gate: Gate
     k: int | None
     centred: bool
+    norm: Norm | None
     site: Site | None
     site_out: Site | None
     info: Any
@@ -91,7 +92,7 @@ def config_of(sae: Described, dtypes: set[torch.dtype]) -> dict[str, Any]:
         "dtype": str(widest).removeprefix("torch."),
         "device": "cpu",
         "apply_b_dec_to_input": False,
-        "normalize_activations": "none",
+        "normalize_activations": _normalised(sae),
         "reshape_activations": "hook_z" if sae.site is not None and sae.site.kind == "att" else "none",
         "metadata": _metadata(sae),
         "architecture": architecture,
@@ -101,6 +102,16 @@ def config_of(sae: Described, dtypes: set[torch.dtype]) -> dict[str, Any]:
     if architecture.endswith("transcoder"):
         config["d_out"] = sae.d_out
     return config
+
+
+def _normalised(sae: Described) -> str:
+    if sae.norm is None:
+        return "none"
+    if sae.centred != (sae.norm == "deviation"):
+        raise InputError(
+            f"{sae} divides by a norm {'without' if sae.centred else 'with'} the mean: SAELens has none such"
+        )
+    return NORMS[sae.norm]
 
 
 def _architecture(sae: Described) -> str:
@@ -136,8 +147,9 @@ def _metadata(sae: Described) -> dict[str, Any]:
             metadata["hf_hook_name_out"] = module
     metadata |= {key: value for key, value in info.metadata.items() if key not in OWN}
     said = metadata.get(_KWARGS)
-    if sae.centred or said or metadata["sae_lens_training_version"]:
+    by_transformer_lens = sae.centred and sae.norm is None  # otherwise its own norm does it
+    if by_transformer_lens or said or metadata["sae_lens_training_version"]:
         # What TransformerLens had done to the model, as far as the SAE still reads it that way.
-        now = {"center_writing_weights": sae.centred, "fold_value_biases": False}
+        now = {"center_writing_weights": by_transformer_lens, "fold_value_biases": False}
         metadata[_KWARGS] = (said if isinstance(said, dict) else {}) | now
     return metadata | ({"encoder_is_centred": True} if sae.centred else {})

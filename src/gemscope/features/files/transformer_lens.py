@@ -19,7 +19,7 @@ from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
 from gemscope.activations.transformer_lens import has_layer_norm, value_bias
 from gemscope.errors import FileError, Mismatch
-from gemscope.features.files.fold import rounded, through
+from gemscope.features.files.fold import mean_free, rounded, through
 from gemscope.features.files.hook_names import is_of_layer_norm, may_have_value_biases
 
 _WRITTEN = frozenset(("embed", "mid", "att_out", "mlp", "res"))
@@ -113,8 +113,7 @@ class Processing:
             W_enc = tensors["W_enc"]
             if self.undone_before:  # once is enough, and a second rounding would make it another SAE
                 return dict(tensors), True
-            # (x − mean(x)) @ W = x @ (W − the mean of W's rows)
-            return {**tensors, "W_enc": rounded(W_enc.double() - W_enc.double().mean(0), W_enc)}, True
+            return {**tensors, "W_enc": mean_free(W_enc)}, True
         if read_at.kind != "att" or read_at.layer is None:
             return dict(tensors), False
         if self.rotated:
