@@ -37,7 +37,10 @@ def plain(report: Any, width: int = 120) -> str:
     from rich.console import Console
 
     out = io.StringIO()
-    Console(file=out, width=width, color_system=None, legacy_windows=False, highlight=False).print(report, crop=False)
+    console = Console(
+        file=out, width=width, color_system=None, legacy_windows=False, highlight=False, force_jupyter=False
+    )
+    console.print(report, crop=False)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
