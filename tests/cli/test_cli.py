@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import gemscope as gs
 from gemscope.cli import main as shell_main
 from gemscope.cli.main import main
 
@@ -326,3 +327,31 @@ def test_a_signal_that_a_library_takes_for_a_fault_of_its_own_ends_it_all_the_sa
     assert ended.value.by is signal.SIGTERM
     with pytest.raises(TypeError):
         work(False)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["harvest", "smollm2", "sample", "--sites", "2.res", "-o", "acts"],
+        ["train", "--stream", "smollm2", "sample", "--site", "2.res", "-o", "run"],
+        ["check", "smollm2", "smollm2", "sample"],
+        ["score", "smollm2", "smollm2", "sample"],
+        ["effect", "smollm2", "smollm2", "sample", "--features", "1"],
+        ["describe", "smollm2", "smollm2", "sample", "-o", "atlas"],
+        ["steer", "1=2max", "My friend", "--corpus", "sample"],
+    ],
+    ids=lambda words: words[0],
+)
+@pytest.mark.usefixtures("at_hand")
+def test_a_corpus_is_the_bundled_sample_by_its_name_in_every_command(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.jsonl").write_text("no json")  # the bundled text, in the place of its name: read, it is told
+    monkeypatch.setattr(gs.Corpus, "sample", lambda: gs.Corpus.read("broken.jsonl"))
+    assert main(words) == 1
+    assert "broken.jsonl" in capsys.readouterr().err
+    (tmp_path / "sample").mkdir()  # what lies here goes first
+    assert main(words) == 1
+    assert "sample" in (said := capsys.readouterr().err)
+    assert "broken.jsonl" not in said

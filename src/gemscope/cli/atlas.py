@@ -63,7 +63,6 @@ def _effect(args: argparse.Namespace) -> int:
     from gemscope.checked import existing
     from gemscope.features.effect import Effect, effect
     from gemscope.features.fit import require_fit, sites_of
-    from gemscope.text.corpus import Corpus
 
     folder, *rest = args.words
     if len(rest) not in (0, 2, 3):
@@ -76,8 +75,7 @@ def _effect(args: argparse.Namespace) -> int:
         sae = options.sae_of(args, address, progress, model)
         require_fit(model, sae)
         if kept is None:
-            text = Corpus.read(texts) if texts and texts != ["sample"] else Corpus.sample()
-            kept = effect(model, sites_of(sae)[1], text, tokens=args.tokens, progress=progress)
+            kept = effect(model, sites_of(sae)[1], options.corpus_of(*texts), tokens=args.tokens, progress=progress)
         with add_effect(folder, model, sae, kept, k=args.k, progress=progress) as made:
             said, told = str(made), sum(one.promotes is not None for one in made.summaries(limit=len(made)))
     if args.json:

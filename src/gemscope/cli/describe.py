@@ -105,11 +105,8 @@ def _describe(args: argparse.Namespace) -> int:
 
 def _source(text: str) -> Corpus | Store:
     from gemscope.activations.store import Store
-    from gemscope.text.corpus import Corpus
 
-    if text == "sample":
-        return Corpus.sample()
-    return Store(text) if (Path(text) / "manifest.json").is_file() else Corpus.read(text)
+    return Store(text) if (Path(text) / "manifest.json").is_file() else options.corpus_of(text)
 
 
 def _told(atlas: Any) -> dict[str, Any]:

@@ -107,9 +107,8 @@ def _on_another(atlas: Atlas, args: argparse.Namespace, progress: Progress) -> S
     from gemscope.app.nearby import Nearby
     from gemscope.atlas.describe.elsewhere import read_elsewhere
     from gemscope.atlas.labels.scoring import score_labels
-    from gemscope.text.corpus import Corpus
 
-    corpus = Corpus.read(args.on)
+    corpus = options.corpus_of(args.on)
     model, sae = Nearby()(atlas.manifest)
     pool = read_elsewhere(atlas, model, sae, corpus, tokens=args.tokens, progress=progress)
     return score_labels(atlas, args.features or None, on=pool, text=corpus.name, progress=progress)

@@ -106,10 +106,9 @@ def add_to(commands: Any) -> None:
 
 def _harvest(args: argparse.Namespace) -> int:
     from gemscope.activations.harvest import harvest
-    from gemscope.text.corpus import Corpus
     from gemscope.text.rows import passed_over
 
-    corpus = Corpus.sample() if args.corpus == ["sample"] else Corpus.read(args.corpus)
+    corpus = options.corpus_of(*args.corpus)
     with bars() as progress:
         model = options.model_of(args, args.model, progress)
         store = harvest(
@@ -237,13 +236,12 @@ def _source(args: argparse.Namespace, progress: Bars) -> Source | Store:
             args.site = folder.name
             folder = folder.parent
         return Store(folder, skip_corrupt=args.skip_corrupt)
-    from gemscope.text.corpus import Corpus
     from gemscope.training.source import StreamSource
 
     if args.site is None:
         raise InputError("--stream without --site: say where to read, such as --site 15.res")
     name, text = args.stream
-    corpus = Corpus.sample() if text == "sample" else Corpus.read(text)
+    corpus = options.corpus_of(text)
     model = options.model_of(args, name, progress)
     buffer = {} if args.buffer is None else {"buffer": args.buffer}
     return StreamSource(model, corpus, _sites(args.site) or (), args.writes, progress=progress, **buffer)

@@ -145,7 +145,7 @@ def _effect(args: argparse.Namespace) -> int:
     name, address, *rest = args.words or (options.DEFAULT, options.DEFAULT)
     features = _numbers("--features", args.features)
     with bars() as progress:
-        kept: Effect | Corpus = Corpus.read(rest) if rest else Corpus.sample()
+        kept: Effect | Corpus = options.corpus_of(*rest)
         how = {"tokens": args.tokens, "length": args.length}
         if there := args.file and existing(args.file):
             kept = Effect.load(there)

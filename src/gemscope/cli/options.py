@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gemscope.features.sae import SAE
     from gemscope.pages.links import Links
     from gemscope.text.chat import OneText
+    from gemscope.text.corpus import Corpus
 
 DEFAULT = "smollm2"
 """The model and the SAE that ship with this package, when none is named."""
@@ -162,6 +163,16 @@ def _columns() -> int:
 def add_json(command: argparse.ArgumentParser) -> None:
     """`--json`."""
     command.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+
+
+def corpus_of(*paths: str | None) -> Corpus:
+    """The text of files, folders or patterns; none, or `sample` where nothing here is called so, is the bundled one."""
+    from gemscope.text.corpus import Corpus
+
+    given = [path for path in paths if path is not None]
+    if not given or (given == ["sample"] and not Path("sample").exists()):
+        return Corpus.sample()
+    return Corpus.read(given)
 
 
 def model_of(args: argparse.Namespace, name: str, progress: Progress) -> LanguageModel:

@@ -11,7 +11,6 @@ from gemscope.cli.bars import bars
 if TYPE_CHECKING:
     from gemscope.reports.score import Score
     from gemscope.reports.sweep import Comparison
-    from gemscope.text.corpus import Corpus
 
 
 def add_to(commands: Any) -> None:
@@ -117,7 +116,9 @@ def _check(args: argparse.Namespace) -> int:
     with bars() as progress:
         model = options.model_of(args, name, progress)
         sae = options.sae_of(args, address, progress, model)
-        found = check(model, sae, _corpus(corpus), tokens=args.tokens, every_token=args.every_token, progress=progress)
+        found = check(
+            model, sae, options.corpus_of(corpus), tokens=args.tokens, every_token=args.every_token, progress=progress
+        )
     options.show(found, args.json)
     return 0
 
@@ -134,7 +135,7 @@ def _score(args: argparse.Namespace) -> int:
     with bars() as progress:
         # What can be wrong with the names comes out before a model is loaded.
         addresses = dict.fromkeys(one for each in given for one in (matching(each) if is_pattern(each) else [each]))
-        text = _corpus(corpus)
+        text = options.corpus_of(corpus)
         model = options.model_of(args, name, progress)
         saes = [options.sae_of(args, one, progress, model) for one in addresses]
         if len(given) == 1 and not is_pattern(address):
@@ -143,9 +144,3 @@ def _score(args: argparse.Namespace) -> int:
             found = compare(model, saes, text, progress=progress, **how)
     options.show(found, args.json, args.html)
     return 0
-
-
-def _corpus(path: str | None) -> Corpus:
-    from gemscope.text.corpus import Corpus
-
-    return Corpus.sample() if path is None else Corpus.read(path)

@@ -200,14 +200,13 @@ def _units(args: argparse.Namespace, model: LanguageModel, sae: SAE, progress: P
     from gemscope.atlas.units import measures, units_of
     from gemscope.edits.units import Units
     from gemscope.features.fit import require_fit
-    from gemscope.text.corpus import Corpus
 
     require_fit(model, sae)
     with meanings(sae, args.atlas) as known_of:
         if not args.corpus and known_of is not None and measures(known_of.atlas.manifest, sae):
             return units_of(known_of.atlas, model, sae)
-    corpus = Corpus.read(args.corpus) if args.corpus else Corpus.sample()
-    return Units.measured(model, sae, corpus, tokens=args.tokens, progress=progress)
+    text = options.corpus_of(args.corpus)
+    return Units.measured(model, sae, text, tokens=args.tokens, progress=progress)
 
 
 def _write_page(path: str, reports: Sequence[Steered | Dose], notes: Sequence[str]) -> None:
