@@ -5,13 +5,11 @@
 # from a model hub. Put the two names of Gemma's in place of the first line's and everything below holds for Gemma 2.
 
 # %%
-import sys
-
 import torch
 
 import gemscope as gs
 
-names = sys.argv[1:] or ["smollm2", "smollm2"]
+names = ["smollm2", "smollm2"]
 # names = ["google/gemma-2-2b", "google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71"]
 
 # %% [markdown]
@@ -114,7 +112,7 @@ for token, feature, strength in zip(
 
 # %%
 look = gs.look(model, sae, prompt)
-print(look)
+look
 
 # %% [markdown]
 # `check` is the tutorial's advice ("always verify site and scale") done for you: it runs the SAE where it says it

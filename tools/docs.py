@@ -1,11 +1,10 @@
 """The parts of docs/ that come out of running the thing (`make docs`).
 
-docs/tutorial.md: examples/tutorial.py's text, its code, and what the code prints. docs/look.svg: the demo's output. The
-README's tables of speed: what benchmarks/results/ says. docs/house.svg: the folders, and what imports what. These two alone
-with `tools/docs.py --figures`.
+Notebooks: the text and the code of examples/, and what they show when Jupyter runs them. docs/look.svg: the demo's output. The
+tables of speed in README and docs/comparison.md: what benchmarks/results/ says. docs/house.svg: the folders, and what imports
+what. These alone with `tools/docs.py --figures`.
 """
 
-import contextlib
 import io
 import json
 import os
@@ -13,16 +12,22 @@ import re
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import house
 
 import gemscope as gs
 
-EXAMPLE = Path("examples/tutorial.py")
-PAGE = Path("docs/tutorial.md")
+EXAMPLES = {
+    Path("examples/tutorial.py"): Path("docs/tutorial.ipynb"),
+    Path("examples/own_sae.py"): Path("docs/own-sae.ipynb"),
+    Path("examples/meaning.py"): Path("docs/meaning.ipynb"),
+}
+"""Each is the source of a notebook."""
 PICTURE = Path("docs/look.svg")
 HOUSE = Path("docs/house.svg")
 README = Path("README.md")
+COMPARISON = Path("docs/comparison.md")
 RESULTS = Path("benchmarks/results")
 PROMPT = "Would you be able to travel through time using a wormhole?"
 
@@ -41,23 +46,30 @@ def cells(source: str) -> list[tuple[str, str]]:
     return out
 
 
-def page(source: str, run: bool = True) -> str:
-    """The page; with `run` each code cell is followed by what it printed."""
-    parts = ["<!-- made from examples/tutorial.py by `make docs`; edit that file -->"]
-    space: dict[str, object] = {"__name__": "tutorial"}
-    for kind, text in cells(source):
-        if kind == "text":
-            parts.append(text)
-            continue
-        parts.append(f"```python\n{text}\n```")
-        if run:
-            out = io.StringIO()
-            with contextlib.redirect_stdout(out):
-                exec(compile(text, str(EXAMPLE), "exec"), space)
-            if out.getvalue().strip():
-                printed = "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
-                parts.append(f"```text\n{printed}\n```")
-    return "\n\n".join(parts) + "\n"
+def notebook(source: str) -> Any:
+    """The notebook of an example, before it is run. It is the same each time."""
+    from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+    made = new_notebook(metadata={"language_info": {"name": "python"}})
+    for number, (kind, text) in enumerate(cells(source)):
+        new = new_markdown_cell if kind == "text" else new_code_cell
+        made.cells.append(new(text, id=f"cell-{number}"))
+    return made
+
+
+def executed(source: str) -> Any:
+    """The same as Jupyter has run it, in an empty folder: what each cell shows stands below it. What a cell raises is raised."""
+    from nbclient import NotebookClient
+
+    made = notebook(source)
+    with tempfile.TemporaryDirectory() as scratch:
+        where = {"metadata": {"path": scratch}}
+        NotebookClient(made, timeout=900, kernel_name="python3", record_timing=False, resources=where).execute()
+    made.metadata = {"language_info": {"name": "python"}}  # not which Python ran it
+    for cell in made.cells:  # nor what libraries say of their surroundings
+        if "outputs" in cell:
+            cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
+    return made
 
 
 def picture() -> str:
@@ -72,13 +84,92 @@ def picture() -> str:
     )
 
 
-def figures() -> str:
-    """The README with its tables of speed made anew."""
-    text = README.read_text()
-    for name, table in {"encode": encoding(), "train": training()}.items():
+def figures(page: Path) -> str:
+    """A page with its tables of figures made anew."""
+    text = page.read_text()
+    for name, table in {"encode": encoding, "train": training, "measured": measured}.items():
         between = re.compile(f"(<!-- {name}: .*? -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
-        text = between.sub(lambda found, table=table: found[1] + table + found[2], text)
+        text = between.sub(lambda found, table=table: found[1] + table() + found[2], text)
     return text
+
+
+def measured() -> str:
+    """A row for each thing that was measured beside another tool: what, both, when, on what."""
+    lines = ["| what | gemscope | the other | measured |", "| --- | --- | --- | --- |"]
+
+    def line(what: str, ours: str, theirs: str, name: str, command: str) -> None:
+        result = json.loads((RESULTS / f"{name}.json").read_text())
+        threads = result.get("threads") or result["machine"].get("threads")
+        threads = threads[0] if isinstance(threads, list) else threads
+        on = f"{result['date']}, {threads} thread{'s' if threads != 1 else ''}, `{command}`"
+        lines.append(f"| {what} | {ours} | {theirs} | {on} |")
+
+    start = {row["key"]: row for row in rows("startup")}
+    both = {key: [row[tool] and row[tool]["median"] for tool in ("gemscope", "saelens")] for key, row in start.items()}
+    bare = start["warm_plain_hook"]["saelens"]["median"]
+
+    def of_startup(what: str, key: str, form: str, more: str = "") -> None:
+        ours, theirs = both[key]
+        line(what, form.format(ours), f"SAELens {form.format(theirs)}{more}", "startup", "bench-startup")
+
+    of_startup("`import`, a fresh Python", "import", "{:.2f} s")
+    of_startup("process start to the first table of a prompt", "first_table", "{:.1f} s")
+    of_startup("prompt to table, once loaded", "warm", "{:.0f} ms", f" on its bridge, {bare:.0f} ms with a bare hook")
+    of_startup("installed, without torch", "installed_mb_without_torch", "{:,.0f} MB")
+    encode = {(row["op"], row["d_sae"], row["impl"]): row for row in rows("encode")}
+    for op, d_sae in (("encode", 16_384), ("forward", 16_384), ("forward", 65_536)):
+        ours, alone, theirs = (encode[op, d_sae, one] for one in ("gemscope", "gemscope-torch", "saelens"))
+        what = f"{op}, 2,048 tokens × 2304, {d_sae:,} features, L0 70"
+        own = f"{ours['median_s'] * 1e3:,.0f} ms; torch alone {alone['median_s'] * 1e3:,.0f} ms"
+        line(what, own, f"SAELens {theirs['median_s'] * 1e3:,.0f} ms", "encode", "bench-encode")
+    step = {(row["d_sae"], row["impl"]): row for row in rows("train") if row["op"] == "step"}
+    ours, dense, theirs = (step[16_384, one]["median_s"] * 1e3 for one in ("gemscope", "dense", "saelens"))
+    own = f"{ours:,.0f} ms"
+    line(
+        "a training step, 2304 × 16,384, batch 2,048",
+        own,
+        f"SAELens {theirs:,.0f} ms; a tuned dense step {dense:,.0f} ms",
+        "train",
+        "bench-train",
+    )
+    real = {row["impl"]: row for row in rows("train_real")}
+    whole = [
+        f"{real[one]['wall_s']:.0f} s, FVU {real[one]['held_out_fvu']:.3f}, delta loss {real[one]['delta_loss']:+.3f}"
+        for one in ("gemscope", "saelens")
+    ]
+    line(
+        "a run of a million rows on the bundled model, the best of some settings each, L0 50",
+        whole[0],
+        f"SAELens {whole[1]}",
+        "train_real",
+        "bench-train-real",
+    )
+    atlas = {row["impl"]: row for row in rows("describe")}
+    made = [f"{atlas[one]['whole_s']:,.0f} s, {atlas[one]['peak_mb']:,.0f} MB" for one in ("gemscope", "sae-dashboard")]
+    line(
+        "pages for 24,576 features from 16,384 tokens (theirs from 384 of them, scaled up)",
+        made[0],
+        f"sae-dashboard {made[1]}",
+        "describe",
+        "bench-describe",
+    )
+    edits = {(row["rows"], row["impl"]): row["tokens_per_s"] for row in rows("edits")}
+    for n in (1, 8):
+        line(
+            f"generation with one feature clamped, {n} row{'s' if n > 1 else ''}",
+            f"{edits[n, 'clamp']:.0f} tokens a second",
+            f"SAELens {edits[n, 'saelens clamp']:.0f}; a plain hook on its bridge {edits[n, 'saelens hook']:.0f}",
+            "edits",
+            "bench-edits",
+        )
+    found = {}
+    for row in rows("toy"):
+        found.setdefault((row["impl"], row["variant"], row["arch"]), []).append(row["mmcs"])
+    mean = {key: f"{sum(values) / len(values):.3f}".removeprefix("0") for key, values in found.items()}
+    named = ("jumprelu", "batchtopk", "topk", "gated", "standard")
+    ours, theirs = (", ".join(mean[one, "uniform", arch] for arch in named) for one in ("gemscope", "saelens"))
+    line(f"known directions found again, MMCS: {', '.join(named)}", ours, f"SAELens {theirs}", "toy", "bench-toy")
+    return "\n".join(lines)
 
 
 def rows(name: str) -> list[dict]:
@@ -132,15 +223,15 @@ def written(path: Path, text: str) -> None:
 
 
 def main() -> None:
-    written(README, figures())
+    for page_of_figures in (README, COMPARISON):
+        written(page_of_figures, figures(page_of_figures))
     written(HOUSE, house.picture())
     if "--figures" in sys.argv:
         return
-    sys.argv = [str(EXAMPLE)]
-    source, to = EXAMPLE.read_text(), PAGE.resolve()
-    with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
-        text = page(source)
-    written(to, text)
+    import nbformat
+
+    for source, to in EXAMPLES.items():
+        written(to, nbformat.writes(executed(source.read_text())) + "\n")
     written(PICTURE, picture())
 
 

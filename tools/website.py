@@ -1,10 +1,11 @@
 """What the documentation site holds beyond docs/ as it lies there: pages out of the code (what the shell says to --help,
-the docstrings of public names) and out of files beside docs/ (CHANGELOG, CONTRIBUTING). mkdocs calls this (`make site`).
+the docstrings of public names), out of notebooks, and out of files beside docs/ (CHANGELOG, CONTRIBUTING). mkdocs calls this (`make site`).
 
 Links are written as they work in the repository; what they lead to that is no page here leads to the repository itself.
 A link to nothing, and a page that would fetch anything from elsewhere, end the build.
 """
 
+import json
 import os
 import re
 import sys
@@ -94,6 +95,31 @@ def made() -> dict[str, str]:
     return {"cli.md": shell(), **reference()}
 
 
+def pages_of_notebooks() -> dict[str, str]:
+    """The notebooks of docs/: text, code, and what it showed when it ran."""
+    return {f"{path.stem}.md": shown(path) for path in sorted((ROOT / "docs").glob("*.ipynb"))}
+
+
+def shown(path: Path) -> str:
+    """A notebook as a page."""
+    parts = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(relinked(text, f"docs/{path.name}", f"{path.stem}.md"))
+            continue
+        parts.append(f"```python\n{text}\n```")
+        for output in cell["outputs"]:
+            data = output.get("data", {"text/plain": output.get("text", "")})
+            if "text/html" in data:  # without empty lines: one block, and no Markdown in it
+                lines = "".join(data["text/html"]).splitlines()
+                parts.append("<div class='shown'>\n" + "\n".join(line for line in lines if line.strip()) + "\n</div>")
+            elif printed := "".join(data["text/plain"]).rstrip():
+                parts.append(f"````text\n{printed}\n````")
+    parts.insert(1, f"[As a notebook]({path.name}){{ .notebook download }}")
+    return "\n\n".join(parts) + "\n"
+
+
 def relinked(text: str, of: str, at: str) -> str:
     """Links of a repository's file, made those of the page `at`."""
 
@@ -102,12 +128,11 @@ def relinked(text: str, of: str, at: str) -> str:
         if "://" in target or not target or target.startswith("mailto:"):
             return found[0]
         path = PurePosixPath(os.path.normpath(PurePosixPath(of).parent / target))
-        if path.is_relative_to("docs") and str(path.relative_to("docs")) in made():
-            return found[0]
-        if not (ROOT / path).exists():
+        inside = path.relative_to("docs") if path.is_relative_to("docs") else None
+        if not (ROOT / path).exists() and str(inside) not in made():
             raise SystemExit(f"{of}: a link leads to {path}, which is not there")
-        if path.is_relative_to("docs") and (ROOT / path).is_file():
-            place = str(path.relative_to("docs"))
+        if inside and not (ROOT / path).is_dir():
+            place = str(inside.with_suffix(".md") if path.suffix == ".ipynb" else inside)  # a notebook's page
         else:
             place = BESIDE.get(str(path), f"{REPOSITORY}/{path}")
         if "://" not in place:
@@ -121,7 +146,7 @@ def on_files(files: Any, config: Any) -> Any:
     """Adds the pages that are made, and those that lie beside docs/."""
     from mkdocs.structure.files import File
 
-    pages = dict(made())
+    pages = {**made(), **pages_of_notebooks()}
     for of, at in BESIDE.items():
         if at.endswith(".md"):
             pages[at] = relinked((ROOT / of).read_text(encoding="utf-8"), of, at)

@@ -1,9 +1,10 @@
 """The tutorial runs as written, its page shows what the example holds, and Gemma 2 gives the numbers of the original."""
 
 import runpy
-import sys
 from pathlib import Path
+from typing import Any
 
+import nbformat
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ import gemscope as gs
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "tutorial.py"
+EXAMPLES = ("tutorial", "own_sae", "meaning")
 GEMMA = ("google/gemma-2-2b", "google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71")
 PROMPT = "Would you be able to travel through time using a wormhole?"
 
@@ -20,7 +22,6 @@ def test_the_tutorial_runs_on_the_bundled_model_and_sae(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [str(EXAMPLE)])
     runpy.run_path(str(EXAMPLE), run_name="tutorial")
     out = capsys.readouterr().out
     assert "✓ fits" in out
@@ -28,16 +29,45 @@ def test_the_tutorial_runs_on_the_bundled_model_and_sae(
     assert out.rstrip().endswith("True")  # saved, loaded, and still the same SAE
 
 
-def test_the_page_holds_the_example_s_text_and_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "tools")  # as for whoever runs it
-    tools = runpy.run_path(str(ROOT / "tools" / "docs.py"), run_name="docs")
-    page = (ROOT / "docs" / "tutorial.md").read_text()
-    place = 0
-    for kind, text in tools["cells"](EXAMPLE.read_text()):
-        shown = text if kind == "text" else f"```python\n{text}\n```"
-        found = page.find(shown, place)
-        assert found >= 0, f"docs/tutorial.md lacks, or has elsewhere (run `make docs`):\n{shown}"
-        place = found + len(shown)
+@pytest.fixture
+def docs(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """tools/docs.py, from the repository's root, as for whoever runs it."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    monkeypatch.chdir(ROOT)
+    return runpy.run_path(str(ROOT / "tools" / "docs.py"), run_name="docs")
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_a_notebook_holds_the_example_s_text_and_code_and_what_it_showed(docs: dict[str, Any], example: str) -> None:
+    path = next(path for path in docs["EXAMPLES"] if path.stem == example)
+    kept = nbformat.read(docs["EXAMPLES"][path], as_version=4)
+    nbformat.validate(kept)
+    made = docs["notebook"](path.read_text(encoding="utf-8"))
+    told = f"{docs['EXAMPLES'][path]} is not what {path} says: run `make docs`"
+    assert [(one.cell_type, one.id, one.source) for one in kept.cells] == [
+        (one.cell_type, one.id, one.source) for one in made.cells
+    ], told
+    shown = [output for cell in kept.cells for output in cell.get("outputs", [])]
+    assert shown
+    assert not [output for output in shown if output.output_type == "error"]
+    assert any("text/html" in output.get("data", {}) for output in shown)
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_jupyter_runs_a_notebook_and_shows_what_it_showed(docs: dict[str, Any], example: str) -> None:
+    path = next(path for path in docs["EXAMPLES"] if path.stem == example)
+    kept = nbformat.read(docs["EXAMPLES"][path], as_version=4)
+    ran = docs["executed"](path.read_text(encoding="utf-8"))
+    for cell, earlier in zip(ran.cells, kept.cells, strict=True):
+        kinds = [
+            [
+                (output.output_type, output.get("name"), sorted(output.get("data", {})))
+                for output in one.get("outputs", [])
+            ]
+            for one in (cell, earlier)
+        ]
+        assert kinds[0] == kinds[1], cell.source
 
 
 @pytest.mark.usefixtures("at_hand", "little_text", "unchecked")

@@ -30,7 +30,7 @@ def test_every_page_has_one_place_in_the_navigation(website: dict[str, Any]) -> 
     places = _places(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
     lie = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
     beside = {at for at in website["BESIDE"].values() if at.endswith(".md")}
-    assert sorted(places) == sorted(lie | set(website["made"]()) | beside)
+    assert sorted(places) == sorted(lie | set(website["made"]()) | set(website["pages_of_notebooks"]()) | beside)
 
 
 def test_every_public_name_stands_on_the_page_of_its_folder(website: dict[str, Any]) -> None:
@@ -65,9 +65,21 @@ def test_links_lead_somewhere_and_those_beyond_the_site_to_the_repository(websit
     assert relinked("[a](docs/atlas.md#labels)", "CHANGELOG.md", "changelog.md") == "[a](atlas.md#labels)"
     assert relinked("[a](../CONTRIBUTING.md)", "docs/x.md", "x.md") == "[a](contributing.md)"
     assert relinked("[a](results/scaling.svg)", "benchmarks/README.md", "benchmarks.md") == "[a](scaling.svg)"
+    assert relinked("[a](docs/tutorial.ipynb)", "README.md", "index.md") == "[a](tutorial.md)"
     assert relinked("[a](https://a.b/c)", "docs/x.md", "x.md") == "[a](https://a.b/c)"
     with pytest.raises(SystemExit, match=r"docs/x\.md: a link leads to docs/no\.md"):
         relinked("[a](no.md)", "docs/x.md", "x.md")
+
+
+def test_a_notebook_s_page_has_its_text_its_code_and_what_it_showed(website: dict[str, Any]) -> None:
+    page = website["pages_of_notebooks"]()["tutorial.md"]
+    assert page.startswith("# From a prompt to its features\n\n")
+    assert "\n\n[As a notebook](tutorial.ipynb)" in page
+    assert "```python\nfeatures = sae.encode(acts)" in page
+    assert "````text\nexplained variance 0." in page
+    html = page.partition("<div class='shown'>")[2].partition("\n</div>\n\n")[0]
+    assert "<table" in html
+    assert "\n\n" not in html
 
 
 @pytest.mark.parametrize(
