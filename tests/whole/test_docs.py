@@ -189,3 +189,29 @@ def test_pictures_and_links_lead_somewhere(page: str) -> None:
     for picture in (ROOT / "docs" / "pictures").glob("*.png"):
         assert picture.stat().st_size < 150_000
         assert f"pictures/{picture.name}" in PAGE
+
+
+MIGRATION = (ROOT / "docs" / "migration.md").read_text(encoding="utf-8")
+
+
+def test_every_line_of_ours_on_the_migration_page_runs(tmp_path: Path, as_read: Callable[[str], str]) -> None:
+    ours = re.findall(r"```python\n# gemscope\n(.*?)```", MIGRATION, re.DOTALL)
+    theirs = re.findall(r"```python\n# (?!gemscope)(.*?)```", MIGRATION, re.DOTALL)
+    assert len(ours) == len(theirs) == 10
+    less = "\n".join(ours).replace("20_000", "2_048").replace("4_000", "600")
+    out = as_read(less + "\nassert steered.pairs and found and page['maxActApprox'] > 0 and len(said) == 10")
+    assert "15.res" in out
+    assert "add feature 8029 (80" in out
+    assert (tmp_path / "folder" / "cfg.json").exists()
+    assert list((tmp_path / "batches").rglob("*"))
+
+
+def test_the_comparison_says_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    docs = importlib.import_module("docs")
+    for page in (ROOT / docs.README, ROOT / docs.COMPARISON):
+        monkeypatch.chdir(ROOT)
+        assert docs.figures(page) == page.read_text(encoding="utf-8")
+    table = docs.measured()
+    assert "SAELens 10,200 ms" in table
+    assert "SAELens 135" in table  # also where another tool is ahead
