@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import gemscope as gs
+from gemscope.activations.direct import DirectPath
 from gemscope.activations.transformer_lens import has_layer_norm, value_bias
 from gemscope.errors import FileError, InputError, Mismatch
 from gemscope.features.files.saving import save_sae
@@ -403,6 +404,22 @@ def test_a_model_that_a_bridge_looks_at_is_read_as_it_is():
     ids = torch.arange(8)
     plain, looked_at = model_of("gpt2"), gs.LanguageModel(bridged(), model_of("gpt2").tokenizer, name="bridged")
     torch.testing.assert_close(looked_at.logits(ids), plain.logits(ids))
+
+
+def test_norms_and_projections_behind_bridges_are_computed_with_as_what_they_are():
+    hf, plain = tiny("gpt2"), model_of("gpt2")
+    for block in hf.transformer.h:
+        block.ln_2, block.attn.c_proj = Bridge(block.ln_2), Bridge(block.attn.c_proj)
+    hf.transformer.ln_f = Bridge(hf.transformer.ln_f)
+    looked_at = gs.LanguageModel(hf, plain.tokenizer, name="bridged")
+    site = f"{LAYER}.transcoder_nogain"
+    found, expected = (one.capture(torch.arange(8), [site])[site].values for one in (looked_at, plain))
+    torch.testing.assert_close(found, expected)
+    directions = waves(torch.empty(3, D), 0)
+    for at in (f"{LAYER}.att", f"{LAYER}.res"):
+        paths = [DirectPath(one, gs.Site.parse(at)) for one in (looked_at, plain)]
+        torch.testing.assert_close(*(path.carried(directions) for path in paths))
+        assert paths[0].words == paths[1].words
 
 
 def test_a_model_in_compatibility_mode_is_refused_before_and_after():

@@ -52,3 +52,11 @@ def test_the_page_s_code_hands_feature_activations_on(at_hand: None) -> None:
     assert torch.equal(torch.from_numpy(names["matrix"].toarray()), acts.to_dense().reshape(-1, acts.d_sae))
     dense = acts.to_dense().reshape(-1, acts.d_sae).max(0).values
     assert torch.equal(torch.tensor(names["strongest"].to_numpy()), dense[names["strongest"].index.to_numpy()])
+
+
+def test_the_page_s_code_saves_for_sparsify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {**KNOWN, "folder": "openai-community/gpt2"}
+    run("sparsify and circuit-tracer", names)
+    assert names["folder"] == Path("run/h.6")
+    assert names["again"].digest == names["sae"].digest
