@@ -347,7 +347,7 @@ def _pickle(path: Path, chance: Random, others: list[Path]) -> None:
     if what in ("value", "drop", "rename", "shape", "bare"):
         held = dict(torch.load(path, weights_only=True))
         name = chance.choice(list(held))
-        one = held[name]
+        one = held[name] if isinstance(held[name], torch.Tensor) else torch.ones(3)
         if what == "value":
             held[name] = chance.choice(
                 (None, 1, -1.5, "x", [], {}, {"a": one}, float("nan"), torch.tensor(3), torch.zeros(0), one != 0,
@@ -359,7 +359,7 @@ def _pickle(path: Path, chance: Random, others: list[Path]) -> None:
             held[chance.choice(("odd", "W_enc", "encoder.weight", "ae", "sae", "", 3, ("a",), "saes.x.y"))] = held.pop(
                 name
             )
-        elif what == "shape" and isinstance(one, torch.Tensor):
+        elif what == "shape":
             held[name] = chance.choice(
                 (one.reshape(-1), one[None], one.T.contiguous() if one.ndim == 2 else one.reshape(-1)[:1])
             )

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -56,11 +57,16 @@ def _folder(folder: Path) -> None:
     _used(gs.load_sae(folder, cache_dir=folder / "cache"))
 
 
+@cache
+def _llama() -> gs.LanguageModel:
+    return samples.described()[0]
+
+
 @_reads(*samples.FOREIGN)
 def _foreign(folder: Path) -> None:
     (at,) = {at for name, (_, at) in samples.FOREIGN.items() if name == folder.name}
     raised: list[GemscopeError] = []
-    for options in ({"site": "1.res", "model": samples.described()[0]}, {}):
+    for options in ({"site": "1.res", "model": _llama()}, {}):
         try:
             _used(gs.load_sae(folder / at, cache_dir=folder / "cache", **options))
         except GemscopeError as error:
@@ -74,7 +80,7 @@ def _pickles(folder: Path) -> None:
     raised: list[GemscopeError] = []
     for path in sorted(folder.glob("*.pt*")):
         try:
-            _used(gs.load_sae(path, site="1.res", model=samples.described()[0]))
+            _used(gs.load_sae(path, site="1.res", model=_llama()))
         except GemscopeError as error:
             raised.append(error)
     if raised:

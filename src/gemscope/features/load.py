@@ -26,7 +26,15 @@ from gemscope.features.entry import Entry
 from gemscope.features.files import saelens_config
 from gemscope.features.files.contents import Contents, build
 from gemscope.features.files.format import Folder, Found
-from gemscope.features.files.formats import WEIGHTS, expected, is_beside, is_weights, recognised, weights_among
+from gemscope.features.files.formats import (
+    WEIGHTS,
+    expected,
+    is_beside,
+    is_fixed,
+    is_weights,
+    recognised,
+    weights_among,
+)
 from gemscope.features.files.pickled import OTHERS
 from gemscope.features.kernels.choice import place_for
 from gemscope.features.published import entry_of, find, nearest
@@ -235,10 +243,14 @@ class _Remote:
     def _weights(self) -> str:
         path = PurePosixPath(self.published.path)
         known = self._meant(path, hub.cached_names)  # what was loaded once needs no network
-        if len(known) == 1:
+        # One of the names that a set's files have says nothing of how many there are: that the Hub alone knows.
+        if len(known) == 1 and (is_fixed(known[0]) or f"{known[0]}.".startswith(f"{path.name}.")):
             return known[0]
         if hub.is_offline(self.offline):
-            raise HubUnreachable(f"{self._address} is not in the cache, and offline mode is on: go online to fetch it")
+            hint = f" (there is {some_of(known)}: name one)" if known else ""
+            raise HubUnreachable(
+                f"{self._address} is not in the cache, and offline mode is on: go online to fetch it{hint}"
+            )
         return _one_of(self._meant(path, partial(hub.list_folder, token=self.token)), self._address)
 
     def _meant(self, path: PurePosixPath, listed: Callable[..., list[str] | None]) -> list[str]:

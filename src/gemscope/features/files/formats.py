@@ -74,6 +74,11 @@ def weights_among(names: Iterable[str], beside: str | None = None) -> list[str]:
     return sorted(found, key=natural)
 
 
+def is_fixed(name: str) -> bool:
+    """Whether a format's weights are called so and never otherwise, so that a folder has one such file."""
+    return any(re.escape(name) == one.weights or name in one.beside.values() for one in FORMATS)
+
+
 def is_beside(name: str) -> bool:
     """Whether a file of that name lies by the weights of some format."""
     return any(name in one.beside for one in FORMATS)
