@@ -18,7 +18,8 @@ PROMPT := Would you be able to travel through time using a wormhole?
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 BENCH_PIP := $(BENCH)/bin/pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test test-browser test-notebooks test-hub test-old check format docs site release-check peer corpus own-words default-sae mutants clean \
+.PHONY: help setup demo test test-browser test-notebooks test-hub test-old check format docs site \
+	release-check peer corpus own-words default-sae mutants clean \
 	bench-startup bench-encode bench-train bench-scaling bench-describe bench-pages bench-edits bench-train-real bench-toy bench-smoke
 
 help:  ## this list
