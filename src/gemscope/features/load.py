@@ -68,7 +68,8 @@ def load_sae(
         google/gemma-scope-2-4b-pt/resid_post/layer_17_width_16k_l0_medium
         gemma-scope-2b-pt-res-canonical layer_20/width_16k/canonical       SAELens's release and id, a blank between
         gemma-2-2b/20-gemmascope-res-16k                                   a Neuronpedia id, or its page's URL
-        runs/15-res, params.npz                                            a folder or file here; it goes first
+        mwhanna/qwen3-4b-transcoders/layer_12                              one file of several, its suffix or not
+        runs/15-res, params.npz, ae.pt                                     a folder or file here; it goes first
         smollm2                                                            the one that ships with this package
 
     `site` says where the SAE reads when its file does not, or says it in a way that is not known here. `revision` is
@@ -80,7 +81,7 @@ def load_sae(
     say so.
 
     Raises SAENotFound (naming the nearest addresses that exist), GatedRepository, HubUnreachable, CorruptFile,
-    UnsafeFile (a pickle), FileError (a kind that is not read here), NotFinite, StorageFull.
+    UnsafeFile (a pickle of more than plain tensors), FileError (a kind that is not read here), NotFinite, StorageFull.
     """
     where = place_for(device, None if model is None else model.device)
     name = os.fspath(address).strip()

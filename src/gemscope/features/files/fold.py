@@ -20,8 +20,12 @@ def rounded(exact: Tensor, stored: Tensor) -> Tensor:
 
 
 def times(tensor: Tensor, factor: float | Tensor) -> Tensor:
-    """The product, rounded once."""
-    return rounded(tensor.double() * factor, tensor)
+    """The product, rounded once; a matrix some rows at a time, as it lies in memory."""
+    factors = torch.as_tensor(factor, dtype=torch.float64).expand(tensor.shape)
+    out = torch.empty_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
+    for piece, part, by in zip(*(torch.split(one, _ROWS) for one in (out, tensor, factors)), strict=True):
+        piece.copy_(part.double() * by)
+    return out
 
 
 def through(vector: Float[Tensor, "D"], W: Float[Tensor, "D F"]) -> Float[Tensor, "F"]:
@@ -42,7 +46,8 @@ def fold_decoder_norms(tensors: dict[str, Tensor]) -> None:
     """Pre-activations times the norm of their decoder row, and that row of norm 1: the same is written, in its units. A
     threshold stays: whoever calls this knows on which side of it the norms are.
     """
-    norm = tensors["W_dec"].double().norm(dim=1)
+    rows = torch.split(tensors["W_dec"], _ROWS)
+    norm = torch.cat([part.double().norm(dim=1) for part in rows])
     tensors["W_enc"] = times(tensors["W_enc"], norm)
     tensors["b_enc"] = times(tensors["b_enc"], norm)
     tensors["W_dec"] = times(tensors["W_dec"], torch.where(norm > 0, 1 / norm, 0.0).unsqueeze(1))
@@ -70,4 +75,8 @@ def fold_gate(tensors: dict[str, Tensor]) -> None:
 
 def mean_free(W_enc: Tensor) -> Tensor:
     """What reads x as W_enc reads x − mean(x): (x − mean(x)) @ W = x @ (W − the mean of W's rows)."""
-    return rounded(W_enc.double() - W_enc.double().mean(0), W_enc)
+    mean = through(torch.full((len(W_enc),), 1 / len(W_enc), dtype=torch.float64), W_enc)
+    out = torch.empty_like(W_enc, dtype=torch.promote_types(W_enc.dtype, torch.float32))
+    for piece, part in zip(torch.split(out, _ROWS), torch.split(W_enc, _ROWS), strict=True):
+        piece.copy_(part.double() - mean)
+    return out
