@@ -1,7 +1,8 @@
 // What this machine can run. Compiled for any processor: no other library may be loaded before this one has said yes.
 #include "exported.h"
 
-#if defined(__x86_64__) || defined(_M_X64)
+#if (defined(__x86_64__) || defined(_M_X64)) && (!defined(_MSC_VER) || defined(__clang__))
+#define GSN_X86  // and a compiler that builds kernels for it
 #include <cpuid.h>
 #endif
 #if defined(__linux__)
@@ -20,7 +21,7 @@ namespace {
 // In ascending order within each kind of processor.
 enum Isa { NONE, NEON, NEON_BF16, AVX2, AVX2_VNNI, AVX512, AVX512_VNNI, AVX512_BF16, AMX };
 
-#if defined(__x86_64__) || defined(_M_X64)
+#ifdef GSN_X86
 
 struct Leaf {
     unsigned a = 0, b = 0, c = 0, d = 0;
