@@ -165,6 +165,14 @@ def test_what_is_not_there_is_404_as_a_page_and_as_data(still: TestClient, path:
         assert answer.headers["content-security-policy"]
 
 
+def test_what_is_not_there_leads_back_to_the_atlas_that_was_asked(still: TestClient) -> None:
+    for path in (f"{AT}/99999", f"{AT}?limit=none"):
+        page = still.get(path).text
+        assert f'<a class="button" href="{AT}">Back to the features</a>' in page
+        assert f'action="{AT}/search"' in page
+    assert '<a class="button" href="/">Back to the atlases</a>' in still.get("/none/at-all/3").text
+
+
 @pytest.mark.parametrize(
     "query",
     [

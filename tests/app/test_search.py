@@ -116,3 +116,18 @@ def test_what_is_posted_has_an_address_where_it_is_short(live: TestClient) -> No
     assert "reads up to 128" in long.text
     posted = live.post(f"{SEARCH}.json", json=form)
     assert posted.json() == found(live, "the sea", kind="token")
+
+
+def test_of_tokens_alike_those_are_offered_that_features_have_examples_on(still: TestClient, folder: Path) -> None:
+    with Atlas(folder) as atlas:
+        alike = atlas.tokens_like("su")
+    fired = [id_ for id_, _, features in alike if features]
+    others = len(alike) - len(fired)
+    assert fired
+    assert others > 1
+    page = still.get(SEARCH, params={"text": "su", "kind": "token"}).text
+    assert [int(one) for one in re.findall(r"&amp;token=(\d+)\"", page)] == fired
+    assert f"{others} more tokens like it have no feature's examples." in page
+    bare = next(id_ for id_, _, features in alike if not features)
+    chosen = still.get(SEARCH, params={"text": "su", "kind": "token", "token": str(bare)}).text
+    assert f'token={bare}" aria-current="true"' in chosen

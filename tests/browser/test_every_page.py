@@ -41,6 +41,14 @@ def _written(page: Page) -> None:
     written(page)
 
 
+def _chatted(page: Page) -> None:
+    for turn, words in enumerate(("What is the sea?", "And the sky?")):
+        page.fill("[name=prompt]", words)
+        page.click("button.main")
+        page.locator("input[name=said]").nth(turn).wait_for(state="attached", timeout=LIVE)
+    assert page.locator("p.said").last.bounding_box()["y"] < page.locator("[name=prompt]").bounding_box()["y"]  # type: ignore[index]
+
+
 def _explained(page: Page) -> None:
     looked(page)
     page.locator("table.look th button").last.click()
@@ -95,9 +103,12 @@ PAGES: dict[str, tuple[str, Callable[[Page], object]]] = {
         _written,
     ),
     "steer-found": (f"{AT}/steer?add=words&feature=22", lambda page: page.wait_for_selector(".suggestions")),
+    "steer-chat": (f"{AT}/steer?feature={GREETINGS}&tokens=6&chat=true", _chatted),
     "steer-off": (f"{PLANTED}/steer", lambda page: None),
     "causes": (f"{AT}/prompt?text={quote('My mother and my')}", _explained),
     "compare": (f"/compare?a={AT[1:]}/{SISTER}&b={AT[1:]}/{GREETINGS}", lambda page: None),
+    "map": (f"{AT}/map?text=water", lambda page: page.wait_for_selector("feature-map canvas")),
+    "lists": ("/lists", lambda page: None),
     "compare-which": ("/compare", lambda page: None),
     "compare-saes": (f"/compare?a={AT[1:]}&b={PLANTED[1:]}", lambda page: None),
     "compare-texts": (

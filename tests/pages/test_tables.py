@@ -43,7 +43,7 @@ def test_a_terminal_and_html_show_the_same_cells() -> None:
     lines = plain(table).splitlines()
     shown = Cells(table.html())
     assert shown.rows == [[*HEADS], ["cat", "1.5"], [HOSTILE, "12.25"]]
-    assert shown.tags == {"table", "thead", "tbody", "tr", "th", "td"}
+    assert shown.tags == {"div", "table", "thead", "tbody", "tr", "th", "td"}
     assert [line.split() for line in lines] == [[*HEADS], ["cat", "1.5"], [HOSTILE, "12.25"]]
     # Figures end below one another, what is on the left begins there.
     assert {len(line) for line in lines} == {len(lines[0])}

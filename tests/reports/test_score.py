@@ -404,6 +404,7 @@ def test_saes_are_told_apart_by_the_end_of_their_addresses(model: LanguageModel,
     )
     assert names("a/b", "c/b") == ("a/b", "c/b")
     assert names("same/one", "same/one") == ("one", "one")
+    assert names("/a/b", "c") == ("/a/b", "c")
 
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"

@@ -28,7 +28,7 @@ async def prompt(request: Request) -> Response:
     looked, pinned = None, None
     labels: dict[int, str] = {}
     hints: dict[int, str] = {}
-    error = None if source.live.on else source.live.why
+    error = None if source.live.on else f"No text can be read here: {source.live.why}"
     part = slice(None) if wants_data(request) else slice(asked.start, asked.start + SPAN)
     here = not asked.text or error is not None or pressed(request)
     if asked.text and error is None and here:
@@ -67,7 +67,7 @@ async def prompt(request: Request) -> Response:
         pinned=asked.pin,
         pinned_values=pinned and _counted(looked, pinned),
         error=error,
-        note="" if here else "Press Look: a link shows a text, and does not have it read.",
+        note="" if here else "Press Look to have the model read this text: an address alone does not set it to work.",
     )
 
 

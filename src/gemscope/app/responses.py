@@ -139,7 +139,7 @@ def failure(request: Request, status: int, message: str, headers: Mapping[str, s
         # Not through `page`, whose `status` is the answer's alone: the template shows it too.
         text = render(
             "error.html",
-            links=ServerLinks(),
+            links=_whose(request),
             status=status,
             title=_TITLES.get(status, "That did not work"),
             message=message,
@@ -147,6 +147,13 @@ def failure(request: Request, status: int, message: str, headers: Mapping[str, s
         answer = HTMLResponse(text, status)
     answer.headers.update(headers or {})
     return answer
+
+
+def _whose(request: Request) -> ServerLinks:
+    """The ways within the atlas that the address names, where there is one."""
+    at = request.path_params.get("model"), request.path_params.get("source")
+    served = getattr(request.app.state, "shelf", ())
+    return next((one.links for one in served if one.address == at), ServerLinks())
 
 
 _TITLES = {

@@ -182,7 +182,7 @@ async def _firing(request: Request, source: Source, text: str) -> dict[str, Any]
     if not source.live.on:
         return {"note": source.live.why}
     if not pressed(request):
-        return {"note": "Press Search: a link shows a text, and does not have it read."}
+        return {"note": "Press Search to have the model read this text: an address alone does not set it to work."}
 
     def work(job: Job[Any]) -> dict[str, Any]:
         reading = source.live.read(job, text)

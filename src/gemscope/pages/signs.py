@@ -21,7 +21,8 @@ def signed(value: float, digits: int = 3) -> str:
 
 def cell(value: float) -> Cell:
     """For a table, in the colour of its sign."""
-    ink = "rgb(16,140,95)" if value > 0 else "rgb(190,95,20)"
+    # Mixed with the text's own colour it is read on paper and in the dark.
+    ink = f"color-mix(in srgb,currentColor 45%,rgb({'16,160,110' if value > 0 else '210,110,30'}))"
     return Cell(signed(value), _style(value), f"<span style='color:{ink}'>{signed(value)}</span>")
 
 
@@ -50,7 +51,7 @@ def html_strip(tokens: Sequence[str], counted: Sequence[bool], values: Sequence[
     pieces = []
     for token, counts, value in zip(tokens, counted, values, strict=True):
         if not counts:
-            pieces.append(f"<span style='opacity:.5' title='not counted'>{code(token)}</span>")
+            pieces.append(f"<span style='opacity:.65' title='not counted'>{code(token)}</span>")
             continue
         ink = f"rgba({'16,160,110' if value >= 0 else '210,110,30'},{0.6 * abs(value) / most if most else 0:.2f})"
         line = "solid" if value >= 0 else "dotted"  # not by colour alone

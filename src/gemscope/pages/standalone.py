@@ -45,9 +45,10 @@ def sheet(parts: Sequence[str], notes: Sequence[str], *, title: str) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(line(title))}</title>'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        "<style>:root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:75em;margin:2em auto;"
-        "padding:0 1em}td,th{padding:2px 12px 2px 0}svg{max-width:100%}</style></head>"
-        f"<body>{'<hr>'.join(parts)}{said}</body></html>\n"
+        "<style>:root{color-scheme:light dark;background:Canvas;color:CanvasText}"
+        "body{font:15px/1.5 system-ui,sans-serif;max-width:75em;margin:2em auto;padding:0 1em;overflow-wrap:break-word}"
+        "h1{font-size:1.3em}td,th{padding:2px 12px 2px 0}svg{max-width:100%}</style></head>"
+        f"<body><main><h1>{escape(line(title))}</h1>{'<hr>'.join(parts)}{said}</main></body></html>\n"
     )
 
 

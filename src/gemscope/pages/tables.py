@@ -115,11 +115,16 @@ class Table:
                 for cell, form in zip(_cells(row), forms, strict=True)
             )
             body.append(f"<tr{_quiet(row) if row.quiet else ''}>{cells}</tr>")
-        return f"<table><thead><tr>{names}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+        table = f"<table><thead><tr>{names}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+        # What is wider than its place is moved within it, by keys too.
+        form = "style='overflow-x:auto'" if styled else "class='wide-table'"
+        said = escape(", ".join(" ".join(head.split()) for head in self.heads if head.strip()) or "figures")
+        return f"<div {form} tabindex='0' role='group' aria-label='{said}'>{table}</div>"
 
     def _form(self, head: str, styled: bool) -> str:
-        side = "left" if head in self.left else "right"
-        return (f" style='text-align:{side}'" if styled else f" align='{side}'") + " nowrap" * (head not in self.wraps)
+        side, broken = "left" if head in self.left else "right", head in self.wraps
+        room = ";min-width:12em" * broken
+        return (f" style='text-align:{side}{room}'" if styled else f" align='{side}'") + " nowrap" * (not broken)
 
     def _rows(self) -> Iterable[Row]:
         return (row if isinstance(row, Row) else Row(row) for row in self.rows)
@@ -132,7 +137,7 @@ def _text(cell: Cell) -> Text:
 
 
 def _quiet(row: Row) -> str:
-    return f" style='opacity:.6'{f' title={chr(39)}{escape(row.why)}{chr(39)}' if row.why else ''}"
+    return f" style='opacity:.65'{f' title={chr(39)}{escape(row.why)}{chr(39)}' if row.why else ''}"
 
 
 def _cells(row: Row) -> list[Cell]:

@@ -157,7 +157,8 @@ class Probe(Shown):
 
     def to_html(self) -> str:
         """One HTML file with the table and the chart; nothing in it is fetched."""
-        return document(self._html(), title=f"Probe: {_shown(self.dataset)}")
+        title = f"Probe: {_shown(self.dataset)}"
+        return document(f'<article class="report"><h1>{harmless(title)}</h1>{self._html()}</article>', title=title)
 
     def _html(self) -> str:
         parts = [self._accuracies().html(styled=False)]

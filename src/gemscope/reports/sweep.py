@@ -57,7 +57,10 @@ class Comparison(Paged):
         shared = 0
         while all(len(each) > shared + 1 for each in parts) and len({each[shared] for each in parts}) == 1:
             shared += 1
-        return tuple("/".join(each[shared:]) or name for each, name in zip(parts, full, strict=True))
+        return tuple(
+            str(PurePosixPath(*each[shared:])) if each[shared:] else name
+            for each, name in zip(parts, full, strict=True)
+        )
 
     def to_dict(self) -> dict[str, object]:
         """For JSON: the scores, and by figure the places in that list of those on the front."""

@@ -14,7 +14,7 @@ from gemscope.pages.charts.axes import steps
 from gemscope.pages.numbers import figure
 
 WIDE, HIGH = 360, 170
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 22, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 10, 22, 34
 _DASHES = ("", "5 4", "2 3", "8 3 2 3")
 
 
@@ -91,7 +91,7 @@ def _key(drawn: Sequence[Line]) -> Iterator[str]:
     at = float(_LEFT)
     for number, line in enumerate(drawn):
         yield _drawn([(at, 9), (at + 18, 9)], number) + _text(at + 24, 12.5, line.name, "start")
-        at += 34 + 5.6 * len(line.name)
+        at += 40 + 6.2 * len(line.name)
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:

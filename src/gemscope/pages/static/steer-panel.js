@@ -60,7 +60,20 @@
         else if (by.matches(".factor") && field.value !== "") range.value = field.value;
         this.read(field.closest(".dial"), field !== range);
       }
+      if (field.name === "chat") this.arrange(field);
       if (field.name !== "add") this.address();
+    }
+
+    // A chat is read downwards: what was said stands above the field for what is said next.
+    arrange(pressed) {
+      const [saying, settings, row] = [".saying", ".settings", ":scope > .row"].map((part) => this.form.querySelector(part));
+      if (this.chat) row.before(this.outcome, saying);
+      else {
+        settings.before(saying);
+        this.form.after(this.outcome);
+      }
+      this.form.elements.prompt.placeholder = this.chat ? "What the user says" : "A text that the model goes on with";
+      pressed.focus();
     }
 
     // A strength in all its units, as far as they are known: a number alone is raw.
