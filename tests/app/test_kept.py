@@ -83,6 +83,37 @@ def test_a_feature_is_kept_annotated_moved_and_shared_by_forms_alone(client: Tes
     assert client.get(at).status_code == 404
 
 
+@pytest.mark.parametrize(
+    "path", [AT, f"{AT}/search?text=words", f"{AT}/search?kind=token&text=su", f"{AT}?limit=5&order=max"]
+)
+def test_several_features_are_chosen_in_a_list_of_them_and_kept_at_once(
+    client: TestClient, lists: Lists, path: str
+) -> None:
+    lists.add("Seas", Kept(model="tiny-model", source="1-res-tiny", index=0))
+    page = parse(client.get(path).text)
+    boxes = page.all("input", type="checkbox", name="feature")
+    form = page.one("form", id="keeping")
+    assert boxes
+    assert all(box.attributes["form"] == "keeping" for box in boxes)
+    assert form.attributes["method"] == "post"
+    hidden = {one.attributes["name"]: one.attributes["value"] for one in form.all("input", type="hidden")}
+    into = form.one("input", name="list").attributes["value"]
+    assert into == "Seas"  # the only one that there is
+    chosen = [box.attributes["value"] for box in boxes[:2]]
+    answer = client.post(
+        form.attributes["action"], data={**hidden, "list": into, "feature": chosen}, follow_redirects=False
+    )
+    assert (answer.status_code, answer.headers["location"]) == (303, "/lists/seas")
+    assert {one.address for one in lists["seas"]} == {f"{TINY}:0", *chosen}
+    # One alone leads to the list, too, and a script gets a sentence.
+    again = {**hidden, "list": "Others <b>", "feature": chosen[:1]}
+    assert client.post("/lists/keep", data=again, follow_redirects=False).headers["location"] == "/lists/others-b"
+    part = client.post("/lists/keep", data=again, headers={"hx-request": "true"}).text
+    assert part.strip() == '1 feature is in <a href="/lists/others-b">Others &lt;b&gt;</a>.'
+    refused = client.post("/lists/keep", data={**hidden, "list": into}, headers={"hx-request": "true"})
+    assert (refused.status_code, "name at least one to keep" in refused.text) == (400, True)
+
+
 def test_programs_do_the_same_with_json(client: TestClient, lists: Lists) -> None:
     made = client.post("/lists/new", json={"name": "Seas", "description": "salt"})
     assert made.status_code == 201

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 import gemscope as gs
@@ -24,6 +26,7 @@ from browsing import (
     spills,
     strongest,
 )
+from gemscope.atlas.files.manifest import Mapped
 from gemscope.text.printable import visible
 
 if TYPE_CHECKING:
@@ -39,6 +42,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory, bundled: Path, planted: P
     gs.export(bundled, folder / "some.html", format="html", features=[22, 4830, SISTER])
     gs.export(bundled, folder / "site", format="site", features=range(120))
     gs.export(planted, folder / "harm.html", format="html", features=range(12))
+    with gs.Atlas(planted) as atlas:
+        places = np.random.default_rng(0).integers(4000, 60_000, (len(atlas), 2)).astype(np.uint16)
+        atlas.put_places(places, Mapped(method="dice", kept=0.0))
     gs.export(planted, folder / "harm", format="site")
     return folder
 
@@ -108,6 +114,25 @@ def test_a_static_site_is_walked_from_the_disk_and_from_a_file_server(
             harmless(page)
             assert barriers(page) == []
             shot(page, f"site-table-{where}-dark-desk")
+            page.click("nav >> text=Map")
+            canvas = page.locator("feature-map canvas")
+            canvas.wait_for()
+            canvas.focus()
+            page.keyboard.press("ArrowRight")
+            told = page.locator("feature-map .told", has_text=re.compile(r"^\d+: "))
+            told.wait_for()
+            harmless(page)
+            for size, viewport in (("phone", PHONE), ("desk", DESK)):
+                page.set_viewport_size(viewport)
+                shot(page, f"site-map-{where}-dark-{size}")
+                assert barriers(page) == []
+                assert spills(page) == []
+            at = int(shown(told).split(":")[0])
+            page.keyboard.press("Enter")
+            page.wait_for_url(f"**/{at}/index.html")
+            page.click("text=on the map")
+            page.locator("feature-map .told", has_text=f"{at}").wait_for()
+            page.goto(f"{base}/harm{PLANTED}/index.html")
             page.fill("input[type=search]", "alert label")
             page.click("ol.found a")
             page.wait_for_selector("article.feature")

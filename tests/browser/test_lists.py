@@ -52,6 +52,37 @@ def test_a_feature_is_kept_from_its_page_by_keyboard_alone(page: Page, lists: gs
     assert page.title() == "Kin · list · gemscope"
 
 
+def test_several_features_are_kept_at_once_by_keys_with_scripts_and_without(
+    chromium: Browser, served: str, lists: gs.Lists
+) -> None:
+    for scripts in (True, False):
+        with reading(chromium, served, base_url=served, java_script_enabled=scripts) as (page, _):
+            page.goto(f"{AT}?text=sister")
+            bar, boxes = page.locator("form.keeping"), page.locator("[form=keeping][type=checkbox]")
+            assert boxes.count() > 1
+            assert not bar.is_visible()
+            for box in (boxes.nth(0), boxes.nth(1)):
+                box.focus()
+                page.keyboard.press("Space")
+            assert bar.is_visible()
+            kept = [int((box.get_attribute("value") or "").rpartition(":")[2]) for box in boxes.all()[:2]]
+            if scripts:
+                page.keyboard.press("Enter")  # from a box, without a way through all others
+                page.locator("#kept a").wait_for()
+                assert shown(page.locator("#kept")) == "2 features are in Bookmarks."
+                assert boxes.nth(0).is_checked()
+                for size, viewport in (("desk", DESK), ("phone", PHONE)):
+                    page.set_viewport_size(viewport)  # type: ignore[arg-type]
+                    shot(page, f"chosen-light-{size}")
+                    assert barriers(page) == []
+                    assert spills(page) == []
+            else:
+                page.fill("form.keeping [name=list]", "By hand")
+                page.click("form.keeping button")
+                page.wait_for_url("**/lists/by-hand")
+            assert [one.index for one in lists["Bookmarks" if scripts else "By hand"]] == kept
+
+
 def test_entries_are_put_in_order_by_keys_and_by_dragging(page: Page, lists: gs.Lists, bundled: Path) -> None:
     filled(lists, bundled)
     page.goto("/lists/kin")

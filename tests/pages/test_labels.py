@@ -2,7 +2,7 @@
 
 import pytest
 
-from gemscope.pages.labels import clipped_label, meaning, said_of
+from gemscope.pages.labels import clipped_label, meaning, said, said_of
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,30 @@ def test_what_a_feature_promotes_is_a_second_clause_or_all_that_is_known_of_it()
 def test_what_is_known_of_a_feature_follows_what_it_does() -> None:
     assert said_of(["add 1", "add 2"], ["of\n", None]) == ["add 1 · what it stands for: of↵", "add 2"]
     assert said_of(["add 1"], []) == ["add 1"]
+
+
+@pytest.mark.parametrize(
+    ("label", "shown"),
+    [
+        ("money", "money"),
+        ("English names: `William`, `Henry` (in part)", "English names: “William”, “Henry” (in part)"),
+        ("“of” after `by`", "“of” after “by”"),
+        ("named as such (``the `r` modifier``, `the X`)", "named as such (“the `r` modifier”, “the X”)"),
+        ('`File "<stdin>"`', '“File "<stdin>"”'),
+        # A backtick may be the token itself, and quotes may be within a token.
+        ("“`” or “´”", "“`” or “´”"),
+        ("“#” or “`”; “[” exactly, `let`", "“#” or “`”; “[” exactly, “let”"),
+        ("“·``” exactly", "“·``” exactly"),
+        ("a lone ` stays", "a lone ` stays"),
+        ("`“in-place”`", "“in-place”"),
+        ("`”, “`", "`”, “`"),
+        ("“””, `a`", "“””, “a”"),
+        # Bytes that are no character, by the words that pages have for them elsewhere; those of text stay.
+        (r"“\xe2\x94” after `\xc2`", "the first 2 bytes of “─” after the first byte of “¡”"),
+        (r"a format string (`\x0b`)", r"a format string (“\x0b”)"),
+        ("`of\n`\u202e", "“of↵”\\u202e"),
+    ],
+)
+def test_tokens_in_labels_are_quoted_in_one_way_and_bytes_are_told_in_words(label: str, shown: str) -> None:
+    assert said(label) == shown
+    assert clipped_label(label, 200) == shown

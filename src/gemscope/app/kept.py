@@ -34,6 +34,11 @@ def lists_of(request: Request) -> Lists:
     return found
 
 
+def names_of(request: Request) -> list[str]:
+    """What they are called."""
+    return [one.name for one in lists_of(request)]
+
+
 @dataclass(frozen=True)
 class Line:
     """An entry of a list as a page shows it."""
@@ -167,8 +172,13 @@ async def keep(request: Request) -> Response:
     first = read_address(asked.features[0])
     source = served.get(*first[:2])
     if wants_part(request):
-        return kept_part(request, source, first[2])
-    return RedirectResponse(source.links.feature(first[2]) if len(asked.features) == 1 else LINKS.lists(made.id), 303)
+        return (
+            page(request, "kept.html", links=LINKS, list=made, count=len(set(asked.features)))
+            if asked.several
+            else kept_part(request, source, first[2])
+        )
+    alone = len(asked.features) == 1 and not asked.several
+    return RedirectResponse(source.links.feature(first[2]) if alone else LINKS.lists(made.id), 303)
 
 
 def _taken(served: Shelf, address: str) -> Kept:

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from gemscope.app.asking import query_of, shelf_of, source_of, worker_of
+from gemscope.app.kept import names_of
 from gemscope.app.requests import Browse, Search
 from gemscope.app.responses import data, page, wants_data, wants_part
 from gemscope.app.shelf import Source
@@ -125,6 +126,7 @@ async def browse(request: Request) -> Response:
     def table() -> Response:
         if not wants_part(request):
             values["points"] = source.cells
+        values["names"] = names_of(request)
         values["glances"] = source.atlas.glances(one.feature for one in summaries)
         return page(request, template, links=source.links, **values)
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import zlib
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-import numpy as np
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,49 +13,13 @@ from gemscope.app.kept import lists_of
 from gemscope.app.requests import Mapped
 from gemscope.app.responses import data, page, wants_data
 from gemscope.app.shelf import Source
+from gemscope.atlas.mapped import Points
 from gemscope.errors import NotFound
 from gemscope.pages.charts import plane
 
 _FOUND = 200
 """Features that a search lights up."""
 _FOR_EVER = "private, max-age=31536000, immutable"
-
-
-@dataclass(frozen=True)
-class Points:
-    """A map as its page has it; made anew when a label changes."""
-
-    source: Source
-    places: np.ndarray[Any, np.dtype[np.uint16]]
-    right: np.ndarray[Any, np.dtype[Any]]
-
-    @cached_property
-    def labels(self) -> dict[int, str]:
-        """Of all features that have one."""
-        return self.source.atlas.labels(range(len(self.places)))
-
-    @cached_property
-    def regions(self) -> list[plane.Region]:
-        """Names over it."""
-        return plane.regions(self.places, self.source.figures[0], self.right, self.labels)
-
-    @cached_property
-    def tiles(self) -> np.ndarray[Any, np.dtype[Any]]:
-        """[F]"""
-        return plane.tiles(self.places)
-
-    @cached_property
-    def bytes(self) -> bytes:
-        """What the script draws."""
-        labelled = np.zeros(len(self.places), np.bool_)
-        labelled[list(self.labels)] = True
-        return plane.encoded(self.places, *self.source.figures, self.right, labelled)
-
-    @cached_property
-    def digest(self) -> str:
-        """Part of addresses, so that a browser may keep what lies there."""
-        labels = "\0".join(f"{one} {label}" for one, label in sorted(self.labels.items()))
-        return f"{zlib.crc32(self.bytes):08x}{zlib.crc32(labels.encode('utf-8', 'replace')):08x}"
 
 
 def points_of(source: Source) -> Points | None:
@@ -69,7 +29,7 @@ def points_of(source: Source) -> Points | None:
         return None
     found = source.maps.get("now")
     if found is None or found.right is not right:
-        found = source.maps["now"] = Points(source, places, right)
+        found = source.maps["now"] = Points(source.atlas, places, right, source.figures)
     return found
 
 
@@ -141,18 +101,9 @@ async def tile(request: Request) -> Response:
     number = index_of(request, "tile")
     found = await run_in_threadpool(_points, request)
 
-    def work() -> dict[str, Any]:
-        here = np.flatnonzero(found.tiles == number).tolist()
-        labels = {one: found.labels[one] for one in here if one in found.labels}
-        tokens = found.source.atlas.strongest_on(one for one in here if one not in labels)
-        return {
-            "labels": {str(one): label[:200] for one, label in labels.items()},
-            "tokens": {str(one): token[:60] for one, token in tokens.items()},
-        }
-
     if number >= plane.TILES**2:
         raise NotFound(f"no tile {number}: there are 0 to {plane.TILES**2 - 1}")
-    answer = data(request, await run_in_threadpool(work))
+    answer = data(request, await run_in_threadpool(found.tile, number))
     answer.headers.update(_kept(request, found))
     return answer
 

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gemscope.app.asking import ask, asked_of, pressed, reading_time, source_of
+from gemscope.app.kept import names_of
 from gemscope.app.requests import Prompt, said
 from gemscope.app.responses import data, moved, page, shared, wants_data, wants_part
 from gemscope.app.shelf import Source
@@ -57,6 +58,7 @@ async def prompt(request: Request) -> Response:
         start=asked.start,
         span=SPAN,
         manifest=source.manifest,
+        names=names_of(request),
         live=source.live.on,
         chats=source.live.chats,
         text=asked.text,

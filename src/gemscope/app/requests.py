@@ -284,6 +284,8 @@ class ListKeep(Struct, frozen=True, kw_only=True, rename={"features": "feature"}
     features: Annotated[tuple[Entry, ...], Meta(max_length=200)] = ()
     list: kept.Name = "Bookmarks"
     note: kept.Note = ""
+    several: bool = False
+    """Whether they were chosen among others: the answer then is about the list, and not a feature's page."""
 
 
 class ListMove(Struct, frozen=True, kw_only=True):

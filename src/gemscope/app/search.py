@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from gemscope.app.asking import ask, asked_of, pressed, reading_time, source_of
+from gemscope.app.kept import names_of
 from gemscope.app.lists import line
 from gemscope.app.requests import Search, said
 from gemscope.app.responses import data, moved, page, shared, wants_data, wants_part
@@ -76,6 +77,7 @@ async def search(request: Request) -> Response:
             live=source.live.on,
             why=source.live.why,
             glances=source.atlas.glances(one.feature for one in shown),
+            names=names_of(request),
             offset=asked.offset,
             limit=asked.limit,
             **values,

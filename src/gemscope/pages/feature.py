@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemscope.pages.blocks import bars, spark
 from gemscope.pages.chips import shade
-from gemscope.pages.labels import STANDS, short_label
+from gemscope.pages.labels import STANDS, said, short_label
 from gemscope.pages.links import Links, NoLinks, neuronpedia
 from gemscope.pages.numbers import figure, often, percent
 from gemscope.pages.plain import Shown
@@ -64,8 +64,8 @@ def lines(one: Any, width: int, *, drawn: bool = False, links: Links | None = No
     from rich.text import Text
 
     links = links or NoLinks()
-    said = one.label or one.meaning
-    yield Text(f"feature {one.index} · {readable(said) if said else 'no label'}", style="bold")
+    label = one.label or one.meaning
+    yield Text(f"feature {one.index} · {said(label) if label else 'no label'}", style="bold")
     standing = _standing(one.explanations[0]) if one.label else ""
     yield Padding(Text(f"of {one.model} · {one.source}{standing}"), (0, 0, 0, 2))
     for best in one.explanations[:1]:

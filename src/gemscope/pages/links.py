@@ -129,6 +129,8 @@ class SiteLinks:
     depth: int
     model_id: str = ""
     source_id: str = ""
+    mapped: bool = False
+    """Whether it has a map of its features."""
 
     def home(self) -> str:
         return f"{self._up}index.html"
@@ -165,7 +167,11 @@ class SiteLinks:
         return ""
 
     def map(self, part: str = "", **query: object) -> str:
-        return ""
+        """Its parts are scripts that call: from the disk, browsers load scripts and refuse to read data."""
+        if not self.mapped:
+            return ""
+        place = f"{self._up}{self._folder}/map"
+        return f"{place}/{part.removesuffix('.json')}.js" if part else f"{place}.html{_query(query)}"
 
     def lists(self, id: str = "", what: str = "") -> str:
         return ""

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from gemscope.pages.blocks import bars
 from gemscope.pages.feature import number
-from gemscope.pages.labels import STANDS
+from gemscope.pages.labels import STANDS, said
 from gemscope.pages.links import Links, NoLinks
 from gemscope.pages.numbers import figure, percent
 from gemscope.pages.plain import Shown
 from gemscope.pages.tables import Cell, Table
-from gemscope.text.printable import clipped, readable, visible
+from gemscope.text.printable import clipped, visible
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -44,7 +44,7 @@ class Found(Shown):
             [percent(one.density) for one in summaries],
             [figure(one.max) for one in summaries],
             [visible(clipped(one.token or "", 40)) for one in summaries],
-            [readable(one.meaning) if one.meaning else Cell("no label", "dim") for one in summaries],
+            [said(one.meaning) if one.meaning else Cell("no label", "dim") for one in summaries],
         ]
         if heights := [one.stands_out for one in self.ones if hasattr(one, "stands_out")]:
             heads[3:3] = ["stands out"]

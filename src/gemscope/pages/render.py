@@ -22,7 +22,7 @@ from gemscope.pages.charts.plane import drawn as plane_of
 from gemscope.pages.charts.scatter import scatter
 from gemscope.pages.charts.spark import spark
 from gemscope.pages.glance import snippet
-from gemscope.pages.labels import headline
+from gemscope.pages.labels import headline, said
 from gemscope.pages.links import Links, NoLinks, ServerLinks, SiteLinks
 from gemscope.text.pieces import Piece
 from gemscope.text.printable import clipped, readable
@@ -74,6 +74,11 @@ def line(text: str, length: int = 400) -> str:
     return readable(clipped(text.spelt if isinstance(text, Piece) else text, length))
 
 
+def label(text: str, length: int = 400) -> str:
+    """What a feature stands for, for one line."""
+    return clipped(said(text), length)
+
+
 def typed(text: str) -> str:
     """What a reader typed, given back to them as it was but for what HTML cannot hold."""
     return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
@@ -119,6 +124,7 @@ def _environment() -> Environment:
         "percent": numbers.percent,
         "short": numbers.short,
         "token": strips.token,
+        "label": label,
         "line": line,
         "often": numbers.often,
         "typed": typed,

@@ -15,7 +15,7 @@ from gemscope.atlas.files.manifest import Manifest
 from gemscope.atlas.reader import Atlas
 from gemscope.errors import InputError, Mismatch
 from gemscope.features.together import Best, Together
-from gemscope.pages.labels import short_label
+from gemscope.pages.labels import said, short_label
 from gemscope.pages.numbers import figure, percent
 from gemscope.pages.plain import Shown
 from gemscope.pages.tables import Cell, Table
@@ -227,7 +227,7 @@ class AtlasPair(Shown):
                 str(one.feature),
                 "none" if one.nearest < 0 else str(one.nearest),
                 f"{one.value:.2f}",
-                Cell(readable(one.label)) if one.label else Cell("no label", "dim"),
+                Cell(said(one.label)) if one.label else Cell("no label", "dim"),
             )
             for one in some
         ]

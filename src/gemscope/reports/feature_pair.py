@@ -17,6 +17,7 @@ from gemscope.atlas.reader import Atlas
 from gemscope.features.together import Together
 from gemscope.pages.blocks import spark
 from gemscope.pages.feature import axis, example_line, snippet
+from gemscope.pages.labels import said
 from gemscope.pages.numbers import figure, percent
 from gemscope.pages.plain import Shown
 from gemscope.pages.tables import Cell, Table
@@ -188,7 +189,7 @@ class FeaturePair(Shown):
         width = options.max_width
         pages = (self.one, self.other)
         for name, page in zip(self.names, pages, strict=True):
-            yield Text(f"{name} · {readable(page.meaning) if page.meaning else 'no label'}", style="bold")
+            yield Text(f"{name} · {said(page.meaning) if page.meaning else 'no label'}", style="bold")
         if self.telling:
             yield Padding(Text(readable(self.telling)), (0, 0, 0, 2))
         yield Text()

@@ -18,13 +18,13 @@ from gemscope.features.metrics import explained_variance
 from gemscope.features.sae import SAE
 from gemscope.pages.chips import Chip, chips_of, shade
 from gemscope.pages.feature import number
-from gemscope.pages.labels import STANDS, short_label
+from gemscope.pages.labels import STANDS, said, short_label
 from gemscope.pages.links import Links, NoLinks, neuronpedia
 from gemscope.pages.plain import Shown, harmless, known
 from gemscope.pages.signs import code
 from gemscope.pages.tables import Cell, Row, Table
 from gemscope.text.chat import OneText
-from gemscope.text.printable import readable, visible
+from gemscope.text.printable import visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -194,7 +194,7 @@ class Look(Shown):
                 f"{one.activation:.1f}",
                 _share(one),
                 visible(self.tokens[one.position].token),
-                readable(one.label) if one.label else "no label",
+                said(one.label) if one.label else "no label",
             )
             for one in self.foremost
         ]

@@ -15,12 +15,12 @@ from gemscope.errors import EmptyText, InputError
 from gemscope.features.activations import FeatureActivations
 from gemscope.features.fit import require_fit
 from gemscope.features.sae import SAE
-from gemscope.pages.labels import STANDS, short_label
+from gemscope.pages.labels import STANDS, said, short_label
 from gemscope.pages.numbers import many
 from gemscope.pages.plain import Shown, known
 from gemscope.pages.tables import Cell, Table
 from gemscope.text.chat import OneText
-from gemscope.text.printable import readable, visible
+from gemscope.text.printable import visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -154,7 +154,7 @@ class TextPair(Shown):
                 columns += [[Cell(f"{value:.1f}") for value, _ in of]]
                 columns += [[Cell("" if at is None else visible(side.tokens[at])) for _, at in of]]
         heads.append(STANDS)
-        columns.append([Cell(readable(one.label)) if one.label else Cell("no label", "dim") for one in some])
+        columns.append([Cell(said(one.label)) if one.label else Cell("no label", "dim") for one in some])
         left = ("on", "on ", STANDS)
         return Table(heads, list(zip(*columns, strict=True)), left=left, wraps=(STANDS,))
 

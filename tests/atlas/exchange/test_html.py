@@ -6,12 +6,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from atlases import HOSTILE_LABEL, SOURCE
 from gemscope.atlas.exchange.verbs import export
+from gemscope.atlas.files.manifest import Mapped
 from gemscope.atlas.reader import Atlas
 from gemscope.errors import InputError
+from gemscope.text.printable import readable
 
 
 def _harmless(html: str) -> None:
@@ -57,7 +60,41 @@ def test_every_link_of_a_static_site_leads_to_a_file_of_it(atlas: Atlas, tmp_pat
     text = (site / SOURCE / "labels" / "0.js").read_text()
     labels = json.loads(text.removeprefix("gemscopeLabels(0,").removesuffix(");\n"))
     assert labels["of"] == 1
-    assert labels["features"][0][:2] == [0, HOSTILE_LABEL]
+    assert labels["features"][0][:2] == [0, readable(HOSTILE_LABEL)]
+
+
+def test_a_site_of_all_features_has_their_map_in_scripts_that_a_page_from_the_disk_may_load(
+    atlas: Atlas, tmp_path: Path
+) -> None:
+    import re
+    from base64 import b64decode
+
+    assert "map.html" not in {
+        path.name for path in (export(atlas, tmp_path / "flat", format="site") / SOURCE).iterdir()
+    }
+    dice = np.random.default_rng(0)
+    places = dice.integers(0, 65_536, (len(atlas), 2)).astype(np.uint16)
+    atlas.put_places(places, Mapped(method="dice", kept=0.5))
+    place = export(atlas, tmp_path / "site", format="site") / SOURCE
+    some = export(atlas, tmp_path / "some", format="site", features=[2, 5]) / SOURCE
+    assert not (some / "map.html").exists()  # where most could not be opened
+    page = (place / "map.html").read_text()
+    _harmless(page)
+    assert 'href="../../tiny-model/1-res-tiny/map.html"' in (place / "index.html").read_text()
+    assert "map.html?feature=3" in (place / "3" / "index.html").read_text()
+    drawn = (place / "map" / "points.js").read_text()
+    data = b64decode(drawn.removeprefix('gemscopeMap("points","').removesuffix('");\n'))
+    assert len(data) == 8 * len(atlas)
+    assert np.array_equal(np.frombuffer(data[: 4 * len(atlas)], "<u2").reshape(2, -1).T, places)
+    labels: dict[str, str] = {}
+    for path in (place / "map" / "tiles").iterdir():
+        tile = json.loads(path.read_text().removeprefix(f'gemscopeMap("{path.stem}",').removesuffix(");\n"))
+        labels |= tile["labels"]
+        for one in (*tile["labels"], *tile["tokens"]):
+            x, y = places[int(one)].tolist()
+            assert int(path.stem) == y // 4096 * 16 + x // 4096
+    assert labels == {str(one): readable(label) for one, label in atlas.labels(range(len(atlas))).items()}
+    assert {int(one) for one in re.findall(r'data-feature="(\d+)"', page)} <= set(range(len(atlas)))
 
 
 def test_a_site_of_some_features_links_to_no_others(atlas: Atlas, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from base64 import b64encode
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -11,11 +12,15 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gemscope.atlas.exchange.folder import chosen, slug
+from gemscope.atlas.mapped import Points
 from gemscope.disk import folder_aside, written_aside
 from gemscope.errors import InputError
+from gemscope.pages.labels import said
 from gemscope.pages.links import PAGE, NoLinks, SiteLinks
-from gemscope.pages.render import line, render, sae_of
+from gemscope.pages.render import label, render, sae_of
 from gemscope.pages.standalone import article, document, titled
 
 if TYPE_CHECKING:
@@ -51,7 +56,7 @@ def export_html(atlas: Atlas, to: Path, *, features: Iterable[int] | None = None
 
 def _contents(pages: Sequence[Dashboard]) -> str:
     items = (
-        f'<li><a href="#feature-{page.index}">{page.index}</a> {escape(line(page.label or "", 160))}</li>'
+        f'<li><a href="#feature-{page.index}">{page.index}</a> {escape(label(page.label or "", 160))}</li>'
         for page in pages
     )
     return f'<nav aria-label="Features in this file"><ul>{"".join(items)}</ul></nav>'
@@ -86,9 +91,10 @@ def export_site(atlas: Atlas, to: Path, *, features: Iterable[int] | None = None
         place.mkdir(parents=True)
 
         reached = wanted if isinstance(wanted, range) else frozenset(wanted)
+        mapped = atlas.places is not None and len(wanted) == len(atlas)
 
         def links(depth: int) -> SiteLinks:
-            return _Within(depth, model, source, reached)
+            return _Within(depth, model, source, mapped, reached)
 
         living = sum(summary.count > 0 for summary in _summaries(atlas, wanted))
         figures = {"living": living, "dead": len(wanted) - living, "standing": atlas.standing}
@@ -98,6 +104,8 @@ def export_site(atlas: Atlas, to: Path, *, features: Iterable[int] | None = None
         _write(aside / "index.html", render("home.html", links=SiteLinks(0), atlases=[mine], **shown))
         _write_table(atlas, place, wanted, links(2))
         _write_labels(atlas, place / "labels", wanted)
+        if mapped:
+            _write_map(atlas, place, links(2))
         for at, index in enumerate(wanted):
             page = atlas[index]
             (place / str(index)).mkdir()
@@ -141,11 +149,28 @@ def _write_labels(atlas: Atlas, folder: Path, wanted: Sequence[int]) -> None:
     shards = range(0, len(wanted), SHARD)
     for number, start in enumerate(shards):
         some = [
-            [one.feature, one.label or "", one.token or ""] for one in _summaries(atlas, wanted[start : start + SHARD])
+            [one.feature, said(one.label or ""), one.token or ""]
+            for one in _summaries(atlas, wanted[start : start + SHARD])
         ]
-        said = json.dumps({"of": len(shards), "features": some}, ensure_ascii=False)
+        shard = json.dumps({"of": len(shards), "features": some}, ensure_ascii=False)
         # A script that calls: from the disk, browsers load scripts and refuse to read data.
-        _write(folder / f"{number}.js", f"gemscopeLabels({number},{said});\n")
+        _write(folder / f"{number}.js", f"gemscopeLabels({number},{shard});\n")
+
+
+def _write_map(atlas: Atlas, place: Path, links: SiteLinks) -> None:
+    """The page, and beside it in scripts what the server would answer: the points, and labels a tile at a time."""
+    densities, maxima = np.zeros((2, len(atlas)))
+    living, densities[living], maxima[living] = atlas.scatter()
+    assert atlas.places is not None
+    points = Points(atlas, atlas.places, atlas.right(), (densities, maxima))
+    html = render("map.html", links=links, manifest=atlas.manifest, points=points, lit=[], note="", said="", asked=None)
+    _write(place / "map.html", html)
+    (place / "map" / "tiles").mkdir(parents=True)
+    drawn = b64encode(points.bytes).decode()
+    _write(place / "map" / "points.js", f'gemscopeMap("points","{drawn}");\n')
+    for number in sorted(set(points.tiles.tolist())):
+        tile = json.dumps(points.tile(number), ensure_ascii=False)
+        _write(place / "map" / "tiles" / f"{number}.js", f'gemscopeMap("{number}",{tile});\n')
 
 
 def _summaries(atlas: Atlas, wanted: Sequence[int]) -> Iterator[Summary]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from gemscope.pages.labels import said
 from gemscope.pages.numbers import many
-from gemscope.text.printable import clipped, readable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +42,10 @@ _COMMON = frozenset(
     )
 )
 """Words that labels have whatever they are about."""
+
+
+_FIRST = re.compile(r"0(?=(?:/index\.html)?$)")
+"""Feature 0 in its address, on a server and in a static site."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ def regions(places: Array, densities: Array, right: Array, labels: Mapping[int, 
 
 
 def _name(label: str) -> str:
-    text = _RESERVE.sub("", readable(clipped(label, 400)))
+    text = _RESERVE.sub("", said(label))
     return text if len(text) <= _LONG else f"{text[: _LONG - 1].rstrip()}…"
 
 
@@ -160,4 +164,4 @@ def _at(place: Any) -> tuple[float, float]:
 
 def address_of(feature: str, index: int) -> str:
     """A feature's address, from that of feature 0."""
-    return f"{feature.removesuffix('0')}{index}"
+    return _FIRST.sub(str(index), feature)

@@ -7,9 +7,8 @@ class FeatureMap extends HTMLElement {
 
   async connectedCallback() {
     if (this.canvas || !this.dataset.points) return;
-    const answer = await fetch(this.dataset.points).catch(() => null);
-    if (!answer?.ok) return; // the drawing stays
-    const data = await answer.arrayBuffer();
+    const data = await FeatureMap.read(this.dataset.points, "arrayBuffer");
+    if (!data) return; // the drawing stays
     const count = (this.count = data.byteLength / 8);
     const places = new DataView(data);
     const column = (at) => Float32Array.from({ length: count }, (_, one) => places.getUint16(2 * (at * count + one), true));
@@ -31,9 +30,24 @@ class FeatureMap extends HTMLElement {
     this.build();
     this.all();
     for (const tile of new Set(this.lit.slice(0, 40).map((one) => this.tile(one)))) this.load(tile).then(() => this.draw());
-    if (this.dataset.at !== undefined) this.go(Number(this.dataset.at), 5);
+    const at = this.dataset.at ?? new URLSearchParams(location.search).get("feature");
+    if (at !== null) this.go(Number(at), 5);
     else if (this.lit.length && this.lit.length <= 60) this.around(this.lit);
     this.draw();
+  }
+
+  // From a server as bytes or JSON; a static site has scripts that call, since from the disk no other thing can be read.
+  static async read(url, as) {
+    const [, name] = /([^/]+)\.js$/.exec(url) ?? [];
+    if (!name) {
+      const answer = await fetch(url).catch(() => null);
+      return answer?.ok ? answer[as]() : null;
+    }
+    const content = await new Promise((resolve) => {
+      (window.gemscopeMap ??= Object.assign((name, content) => gemscopeMap.waiting.get(name)?.(content), { waiting: new Map() })).waiting.set(name, resolve);
+      document.head.append(Object.assign(document.createElement("script"), { src: url, onerror: () => resolve(null) }));
+    });
+    return as === "arrayBuffer" && content ? Uint8Array.from(atob(content), (one) => one.charCodeAt(0)).buffer : content;
   }
 
   bin(x, y) {
@@ -170,8 +184,9 @@ class FeatureMap extends HTMLElement {
 
   load(tile) {
     if (!this.tiles.has(tile)) {
-      const url = this.dataset.tiles.replace("/0.json", `/${tile}.json`);
-      this.tiles.set(tile, fetch(url).then((answer) => (answer.ok ? answer.json() : {})).catch(() => ({})).then(({ labels = {}, tokens = {} }) => {
+      const url = this.dataset.tiles.replace(/0(?=\.js(on)?(\?|$))/, tile);
+      this.tiles.set(tile, FeatureMap.read(url, "json").catch(() => null).then((found) => {
+        const { labels = {}, tokens = {} } = found ?? {};
         for (const [one, text] of Object.entries(labels)) this.labels.set(Number(one), text);
         for (const [one, text] of Object.entries(tokens)) this.labels.set(Number(one), `strongest on “${text.trim()}”`);
       }));
@@ -186,7 +201,7 @@ class FeatureMap extends HTMLElement {
   }
 
   address(one) {
-    return this.dataset.feature.replace(/0$/, one);
+    return this.dataset.feature.replace(/0(?=(\/index\.html)?$)/, one);
   }
 
   // --- pointer, touch, keys
