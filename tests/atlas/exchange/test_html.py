@@ -102,6 +102,10 @@ def test_a_site_of_some_features_links_to_no_others(atlas: Atlas, tmp_path: Path
 
     site = export(atlas, tmp_path / "site", format="site", features=[2, 5])
     assert {path.name for path in (site / SOURCE).iterdir()} == {"2", "5", "index.html", "labels"}
+    assert "<h1>2 of 40 features</h1>" in (site / SOURCE / "index.html").read_text()
+    home = (site / "index.html").read_text()
+    assert "2 of them with a page" in home
+    assert f"<dt>Living</dt><dd>{atlas.count(dead=False)}</dd>" in home
     html = (site / SOURCE / "2" / "index.html").read_text()
     others = [url for url in re.findall(r'href="([^"]*)"', html) if re.search(r"/\d+/index", url)]
     assert {re.findall(r"/(\d+)/index", url)[0] for url in others} <= {"2", "5"}

@@ -96,8 +96,8 @@ def export_site(atlas: Atlas, to: Path, *, features: Iterable[int] | None = None
         def links(depth: int) -> SiteLinks:
             return _Within(depth, model, source, mapped, reached)
 
-        living = sum(summary.count > 0 for summary in _summaries(atlas, wanted))
-        figures = {"living": living, "dead": len(wanted) - living, "standing": atlas.standing}
+        living = atlas.count(dead=False)
+        figures = {"living": living, "dead": len(atlas) - living, "standing": atlas.standing, "pages": len(wanted)}
         mine = {"manifest": manifest, "links": links(0)} | figures
         best = [one for one in atlas.striking() if one.feature in reached]
         shown = {"striking": best, "glances": atlas.glances(one.feature for one in best)}
