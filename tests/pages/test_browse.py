@@ -96,7 +96,7 @@ def search_page(kind: str, text: str, **values: Any) -> Element:
 
 def test_search_finds_by_label_by_token_and_by_text() -> None:
     by_label = search_page("label", "seas", summaries=SUMMARIES[:1])
-    assert by_label.one("a", class_="number").attributes["href"] == "/tiny-model/1-res-tiny/0"
+    assert by_label.one(class_="number").one("a").attributes["href"] == "/tiny-model/1-res-tiny/0"
     hits = [Hit(SUMMARIES[0], 0.5, 3)]
     by_token = search_page("token", "sea", tokens=[(4, " Sea", 7), (5, "sea", 1)], token=4, hits=hits)
     tokens = by_token.one(class_="tokens").all("a")

@@ -155,7 +155,7 @@ def test_no_page_sends_anything_before_its_reader_does_something() -> None:
         "page.js": ["/queue/${name}.json`"],
         "steer-panel.js": ["url", "${this.form.action}?${this.state(button"],
         "lists.js": ["url"],
-        "feature-map.js": ["this.dataset.points", "url"],
+        "feature-map.js": ["url"],
     }  # fmt: skip
 
 
