@@ -97,10 +97,10 @@ def export_site(atlas: Atlas, to: Path, *, features: Iterable[int] | None = None
             return _Within(depth, model, source, mapped, reached)
 
         living = atlas.count(dead=False)
-        figures = {"living": living, "dead": len(atlas) - living, "standing": atlas.standing, "pages": len(wanted)}
+        figures = {"living": living, "dead": len(atlas) - living, "standing": atlas.standing}
         mine = {"manifest": manifest, "links": links(0)} | figures
         best = [one for one in atlas.striking() if one.feature in reached]
-        shown = {"striking": best, "glances": atlas.glances(one.feature for one in best)}
+        shown = {"pages": len(wanted), "striking": best, "glances": atlas.glances(one.feature for one in best)}
         _write(aside / "index.html", render("home.html", links=SiteLinks(0), atlases=[mine], **shown))
         _write_table(atlas, place, wanted, links(2))
         _write_labels(atlas, place / "labels", wanted)
