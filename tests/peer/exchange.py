@@ -109,6 +109,8 @@ def write_inference(theirs: Path) -> None:
         "topk": made("TopKSAE", k=5, rescale_acts_by_decoder_norm=False),
         "topk_rescaled": made("TopKSAE", k=5, rescale_acts_by_decoder_norm=True),
         "gated": made("GatedSAE"),
+        "layer_norm": made("StandardSAE", normalize_activations="layer_norm"),
+        "constant_norm": made("TopKSAE", k=5, normalize_activations="constant_norm_rescale"),
         "transcoder": made("Transcoder", **transcoder),
         "skip_transcoder": made("SkipTranscoder", **transcoder),
         "jumprelu_transcoder": made("JumpReLUTranscoder", **transcoder),
@@ -215,7 +217,6 @@ def write_refused(refused: Path) -> None:
     kinds = {
         "abstopk": made("AbsTopKSAE", k=5),
         "matching_pursuit": made("MatchingPursuitSAE"),
-        "layer_norm": made("StandardSAE", normalize_activations="layer_norm"),
         "whitening": made("StandardSAE", normalize_activations="covariance_whitening"),
         "scale_unsaid": made("StandardSAE", normalize_activations="expected_average_only_in"),
     }
