@@ -20,7 +20,7 @@ BENCH_PIP := $(BENCH)/bin/pip install --quiet --disable-pip-version-check
 
 .PHONY: help setup demo test test-browser test-notebooks test-hub test-old check format docs site \
 	release-check peer corpus own-words default-sae mutants clean \
-	bench-startup bench-encode bench-train bench-scaling bench-describe bench-pages bench-edits bench-train-real bench-toy bench-smoke
+	bench-startup bench-encode bench-train bench-scaling bench-describe bench-pages bench-edits bench-train-real bench-toy bench-gpu bench-smoke
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -191,6 +191,10 @@ bench-smoke: setup  ## small benchmarks without SAELens: fail on a wrong result,
 	@$(BIN)/python benchmarks/pages.py --smoke
 	@$(BIN)/python benchmarks/edits.py --smoke
 	@$(BIN)/python benchmarks/train_real.py --smoke
+	@PYTHON=$(BIN)/python benchmarks/gpu.sh --dry
+
+bench-gpu: setup  ## all that is measured on a GPU, in less than eight minutes: a table, and JSON in benchmarks/results
+	@PYTHON=$(BIN)/python benchmarks/gpu.sh
 
 bench-startup: setup $(PEER)/ready  ## import, --help and prompt-to-table times beside SAELens's
 	$(BIN)/python benchmarks/startup.py

@@ -167,7 +167,7 @@ def _saelens(weights: Weights, batch: int, target: float) -> Trainer:
         d_in=d_model,
         d_sae=d_sae,
         dtype="float32",
-        device="cpu",
+        device=str(weights["W_enc"].device),
         apply_b_dec_to_input=False,
         jumprelu_bandwidth=BANDWIDTH,
         jumprelu_sparsity_loss_mode="quadratic",
@@ -177,7 +177,7 @@ def _saelens(weights: Weights, batch: int, target: float) -> Trainer:
     sae = JumpReLUTrainingSAE(config)
     sae.load_state_dict({name: weights[name] for name in _NAMES})
     settings = SAETrainerConfig(
-        total_training_samples=1 << 40, train_batch_size_samples=batch, lr=LR, lr_end=LR, device="cpu"
+        total_training_samples=1 << 40, train_batch_size_samples=batch, lr=LR, lr_end=LR, device=config.device
     )
     trainer = SAETrainer(settings, sae, data_provider=iter(()))
 

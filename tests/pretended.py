@@ -198,5 +198,5 @@ def _require_one_device(operation: Any, packet: Any, tensors: Sequence[Tensor], 
 def _require_one_order(operation: Any, args: Sequence[Any]) -> None:
     """No two numbers that are not whole are added to one place, which would give other bits each time."""
     places, numbers = (one.here if isinstance(one, _There) else one for one in args[2:4])
-    if numbers.is_floating_point() and len(places.unique()) < places.numel():
+    if not torch.equal(numbers, numbers.round()) and len(places.unique()) < places.numel():
         raise RuntimeError(f"{operation}: adds to one place several times, in any order, on {NAME}")

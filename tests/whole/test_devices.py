@@ -4,8 +4,10 @@ on it, and what comes out is what the processor says.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +205,50 @@ def test_a_device_that_is_not_there_is_one_line(tmp_path: Path) -> None:
         for device in ("cuda:7", "gpu", "cpu:", "xpu:0", ""):
             with pytest.raises(InputError, match=r"^device .* cannot be used: .*; here there is .*cpu$"):
                 way(device)
+
+
+# Of one batch, more than of two batches less one: what comes but once falls out.
+WAITS = {
+    # Which tokens are attention sinks, with whether all is finite; and the rows of all sites.
+    "harvest": {"from": 2},
+    # The same, and all that was found; and the SAE asks whether its numbers are finite.
+    "describe": {"from": 2, "item": 1},
+    # Encoding, and decoding, which asks how many tokens have many features.
+    "score": {"from": 1, "item": 2},
+}
+KERNELS = {"nonzero", "mask", "bincount"}
+"""By which kernels wait for how many entries there are: Triton's once or twice, torch's more often."""
+
+
+@pytest.mark.parametrize("way", WAITS)
+def test_a_batch_waits_for_its_device_no_more_often_than_it_must(
+    way: str, model: LanguageModel, tmp_path: Path, unchecked: None
+) -> None:
+    sae, waits = sae_of("jumprelu"), []
+    with pretended() as (device, traffic):
+        model.hf.to(device)
+        sae.to(device)
+        ways: dict[str, Callable[[Corpus, Path], Any]] = {
+            "harvest": lambda text, to: gs.harvest(model, text, ["0.mlp", "1.res", "2.res"], to=to, length=24, batch=2),
+            "describe": lambda text, to: gs.describe(
+                model, sae, text, to=to, config=replace(CONFIG, effect=0), map=False
+            ),
+            "score": lambda text, to: gs.score(model, sae, text, length=24, batch=2, loss_tokens=0),
+        }
+        model.capture(TEXTS[0], ["1.res"])  # measures what is an attention sink, once
+        assert sae.digest
+        traffic.clear()
+        model.hf(torch.tensor([[1, 2, 3]], device=device), use_cache=False)
+        own = traffic["item"]  # transformers' own, in each pass
+        for batches in (3, 5, 7):
+            ids = model.tokenizer(" ".join(TEXTS * 30), add_special_tokens=False)["input_ids"]
+            text = Corpus.of([model.tokenizer.decode(ids[: 23 * 2 * batches - 1])])
+            assert [rows.padded for rows in model.rows(text.documents(Counter()), length=24, batch=2)] == [
+                False
+            ] * batches
+            traffic.clear()
+            ways[way](text, tmp_path / str(batches))
+            waits.append({name: number for name, number in traffic.items() if name != "to" and name not in KERNELS})
+    more = [{name: (b[name] - a[name]) / 2 for name in a} for a, b in pairwise(waits)]
+    expected = WAITS[way] | {"item": WAITS[way].get("item", 0) + own}
+    assert more == [{name: expected.get(name, 0) for name in more[0]}] * 2

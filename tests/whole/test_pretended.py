@@ -71,7 +71,8 @@ def test_sums_that_have_no_order_there_are_refused() -> None:
     with pretended() as (device, _):
         total, places = torch.zeros(3, device=device), torch.tensor([0, 2, 0], device=device)
         with pytest.raises(RuntimeError, match="in any order"):
-            total.index_add_(0, places, torch.ones(3, device=device))
-        total.index_add_(0, places[:2], torch.ones(2, device=device))
-        assert total.tolist() == [1, 0, 1]
+            total.index_add_(0, places, torch.full((3,), 0.1, device=device))
+        total.index_add_(0, places[:2], torch.full((2,), 0.5, device=device))
+        total.index_add_(0, places, torch.ones(3, device=device))  # counts have none to lose
+        assert total.tolist() == [2.5, 0, 1.5]
         torch.zeros(3, dtype=torch.int64, device=device).index_add_(0, places, torch.ones_like(places))

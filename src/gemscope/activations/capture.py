@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -24,11 +24,20 @@ class Activations:
     tokens: Tokens
     site: Site
     model: str
+    known: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    """Of a device: `counted`, and the same in the processor's memory. What that chooses makes nobody wait."""
+
+    @property
+    def kept(self) -> Bool[Tensor, "B T"]:
+        """`counted` in the processor's memory."""
+        if self.known is not None and self.known[0] is self.counted:
+            return self.known[1]
+        return self.counted.cpu()
 
     @property
     def rows(self) -> Float[Tensor, "N D"]:
         """Only the counted tokens, flattened."""
-        return self.values[self.counted]
+        return self.values[self.kept]
 
     @property
     def d(self) -> int:
@@ -47,7 +56,7 @@ class Activations:
     @property
     def dropped(self) -> dict[str, int]:
         """How many places do not count, by reason: padding, first (of its row), special, sink."""
-        tokens, counted = self.tokens, self.counted.cpu()
+        tokens, counted = self.tokens, self.kept
         masked = tokens.real & ~tokens.counted
         first = masked & (tokens.positions == 0)
         reasons = {

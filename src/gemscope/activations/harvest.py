@@ -13,6 +13,8 @@ from pathlib import Path
 from rich.filesize import decimal
 
 from gemscope.activations import memory
+from gemscope.activations.ahead import ahead, enough
+from gemscope.activations.capture import Captured
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
 from gemscope.activations.store import FORMAT, Manifest, Store
@@ -21,6 +23,7 @@ from gemscope.errors import InputError, StorageFull
 from gemscope.progress import Progress, silent
 from gemscope.text.corpus import Corpus
 from gemscope.text.rows import Passed
+from gemscope.text.tokens import Tokens
 
 
 def harvest(
@@ -74,14 +77,17 @@ def harvest(
         size = "" if expected is None else f", about {decimal(expected * row)}"
         begun = writer.batches
         with progress(f"harvest {', '.join(map(str, sites))}{size}", expected, "tokens") as advance:
-            for number, rows in enumerate(model.rows(corpus.documents(passed), length=length, batch=batch)):
-                if number >= begun:
-                    writer.add(*model.capture(rows, sites).values())
+            packed = enough(model.rows(corpus.documents(passed), length=length, batch=batch), tokens)
+
+            def captured(item: tuple[int, Tokens]) -> Captured | None:
+                return None if item[0] < begun else model.capture(item[1], sites)
+
+            for (_, rows), found in ahead(enumerate(packed), captured, model.device):
+                if found is not None:
+                    writer.add(*found.values())
                 step = int(rows.real.sum())
                 read += step
                 advance(step)
-                if tokens is not None and read >= tokens:
-                    break
         return writer.finish(replace(manifest, sites=writer.counts, read=read, passed=dict(passed)))
 
 

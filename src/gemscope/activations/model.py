@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from functools import cached_property
-from typing import Any, overload
+from typing import Any, NoReturn, overload
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from gemscope.activations import site as places
 from gemscope.activations.capture import Activations, Captured
 from gemscope.activations.editing import Edit, Session, in_force
 from gemscope.activations.families import Point
+from gemscope.activations.fetch import together
 from gemscope.activations.generation import Dice, Step, continued
 from gemscope.activations.handed import unwrapped
 from gemscope.activations.hooks import Enough, aside, grasping, pushing, reading, telling, watching
@@ -141,17 +142,23 @@ class LanguageModel(Reader):
         out = None
         with reading(self.hf, points, stop=not logits) as seen, suppress(Enough):
             out = self._forward(tokens).logits
-        counted = tokens.counted
+        counted, wrong = tokens.counted, [self._not_finite(values, tokens) for site, values in seen.items() if site]
         if ordinary is not None:
             norms = seen.pop(None)
             here = sinks.told(norms, ordinary) if self._session is None else self._session.sinks()
-            counted = counted & ~here.cpu()
+            here, *wrong = together([here, *wrong])  # nobody waits for the device again
+            counted = counted & ~here
+        else:
+            wrong = together(wrong)
         found: dict[Site, Activations] = {}
-        for site, values in seen.items():
+        there: dict[torch.device, Tensor] = {}
+        for (site, values), amiss in zip(seen.items(), wrong, strict=True):
             assert site is not None
-            self._require_finite(values, tokens, f"at {site}")
+            if amiss:
+                self._refuse(f"at {site}")
             values = values if device is None else values.to(device)  # noqa: PLW2901
-            found[site] = Activations(values, counted.to(values.device), tokens, site, self.name)
+            mask = there.setdefault(values.device, counted.to(values.device))
+            found[site] = Activations(values, mask, tokens, site, self.name, (mask, counted))
         return Captured(found, out)
 
     @cached_property
@@ -356,15 +363,24 @@ class LanguageModel(Reader):
         return frozenset({"position_ids", "logits_to_keep"} - set(taken))
 
     def _require_finite(self, values: Float[Tensor, "B S D"], tokens: Tokens, where: str) -> None:
-        """Of the last S tokens of each row, padding aside. Only the largest and smallest of each token are looked at:
-        both are NaN where any is, and a whole pass over the logits would show beside the model's own work.
+        """Raises NotFinite for what `_not_finite` finds."""
+        if self._not_finite(values, tokens, logits=where == "in its logits"):
+            self._refuse(where)
+
+    @staticmethod
+    def _not_finite(values: Float[Tensor, "B S D"], tokens: Tokens, *, logits: bool = False) -> Bool[Tensor, ""]:
+        """Whether there is NaN or Inf in the last S tokens of any row, padding aside. Only the largest and smallest of
+        each token are looked at: both are NaN where any is, and a whole pass over the logits would show beside the
+        model's own work.
         """
         fine = values.amax(-1).isfinite()
-        if where != "in its logits":  # there −inf says that a token is never written
+        if not logits:  # there −inf says that a token is never written
             fine &= values.amin(-1).isfinite()
-        wrong = ~fine & tokens.real[:, -values.shape[1] :].to(fine.device)
-        if not wrong.any():
-            return
+        if tokens.padded:
+            fine |= ~tokens.real[:, -values.shape[1] :].to(fine.device)
+        return ~fine.all()
+
+    def _refuse(self, where: str) -> NoReturn:
         # Which token it comes from cannot be told: attention spreads NaN over the row, and backwards too.
         if self._session is not None and (edits := self._session.edits):
             more = f" and {len(edits) - 1} more" if len(edits) > 1 else ""

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gemscope.activations.capture import Activations
+from gemscope.activations.fetch import together
 from gemscope.activations.store import (
     DTYPES,
     Counts,
@@ -32,7 +33,7 @@ from gemscope.activations.suited import other_format
 from gemscope.checked import Count, as_read, read_json
 from gemscope.disk import claimed, room, synced
 from gemscope.errors import AccessError, CorruptFile, InputError, Mismatch, NotFinite, NotFound
-from gemscope.shapes import Bool, Float
+from gemscope.shapes import Float
 
 _SHARD = 1 << 28
 """Bytes that are gathered, over all sites, before a shard of each is written: what a harvest takes of memory."""
@@ -116,8 +117,8 @@ class Writer:
 
     def add(self, *found: Activations) -> None:
         """The counted rows of one batch at all sites. Raises NotFinite, StorageFull."""
-        for acts in found:
-            self._pending.setdefault(str(acts.site), []).append(self._piece(acts, acts.counted.cpu()))
+        for acts, values in zip(found, values_of(found, self.stored), strict=True):
+            self._pending.setdefault(str(acts.site), []).append(self._piece(acts, values))
             before = self._dropped.get(str(acts.site), {})
             self._dropped[str(acts.site)] = {reason: before.get(reason, 0) + n for reason, n in acts.dropped.items()}
         self.batches += 1
@@ -127,11 +128,12 @@ class Writer:
         if sum(values.nbytes + _BESIDE * len(values) for values in held) >= _SHARD:
             self._cut()
 
-    def _piece(self, acts: Activations, kept: Bool[Tensor, "B T"]) -> dict[str, Tensor]:
-        tokens = acts.tokens
+    @staticmethod
+    def _piece(acts: Activations, values: Float[Tensor, "N D"]) -> dict[str, Tensor]:
+        tokens, kept = acts.tokens, acts.kept
         nowhere = torch.full_like(tokens.ids, -1)
         return {
-            "values": values_of(acts, kept, self.stored),
+            "values": values,
             "token": tokens.ids[kept].int(),
             "document": (nowhere if tokens.document is None else tokens.document)[kept].int(),
             "offset": (nowhere if tokens.offset is None else tokens.offset)[kept].int(),
@@ -261,18 +263,23 @@ class Writer:
         return dict(sorted(counts.items()))
 
 
-def values_of(acts: Activations, kept: Bool[Tensor, "B T"], stored: str) -> Float[Tensor, "N D"]:
-    """The rows kept, in the number format that they are stored in. Raises NotFinite where it cannot hold them."""
-    rows = acts.values[kept.to(acts.values.device)]
-    values: Tensor = rows.to("cpu", DTYPES[stored])
+def values_of(found: Sequence[Activations], stored: str) -> list[Float[Tensor, "N D"]]:
+    """The counted rows at each site, in the number format that they are stored in. Raises NotFinite where it cannot
+    hold them.
+    """
+    rows = [acts.rows.to(DTYPES[stored]) for acts in found]
     # An infinite norm passes for an attention sink, so what the tokens alone count is looked at too.
-    if not (values.isfinite().all() and acts.values[acts.tokens.counted.to(acts.values.device)].isfinite().all()):
-        largest = rows.abs().max().item() if len(rows) else math.inf
-        raise NotFinite(
-            f"activations at {acts.site} are NaN, infinite or beyond {stored} (largest {largest:.3g}): "
-            f"check the model's dtype"
-        )
-    return values
+    sinks = [acts.values[acts.tokens.counted & ~acts.kept].isfinite().all() for acts in found]
+    fine = [one.isfinite().all() & sink for one, sink in zip(rows, sinks, strict=True)]
+    whole = together([*rows, *fine])
+    for acts, amiss in zip(found, whole[len(found) :], strict=True):
+        if not amiss:
+            largest = acts.rows.abs().max().item() if acts.kept.any() else math.inf
+            raise NotFinite(
+                f"activations at {acts.site} are NaN, infinite or beyond {stored} (largest {largest:.3g}): "
+                f"check the model's dtype"
+            )
+    return whole[: len(found)]
 
 
 def bytes_per_row(width: int, stored: str) -> int:

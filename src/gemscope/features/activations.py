@@ -78,7 +78,7 @@ class FeatureActivations:
     def tokens(self) -> Int[Tensor, "Z"]:
         """For every entry, the flat index of its token."""
         each = self.offsets.diff()
-        return torch.arange(self.n_tokens, device=self.offsets.device).repeat_interleave(each)
+        return torch.repeat_interleave(each, output_size=len(self.features))
 
     @cached_property
     def l0(self) -> Int[Tensor, "..."]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,8 +19,10 @@ from gemscope.shapes import Bool, Float, Int
 DENSE = 0.1
 """A feature that fires on more than this share of tokens is dense."""
 
-_PIECE = 1 << 20
-"""Numbers of a vocabulary-wide matrix that are held in float32 at a time: a few tens of tokens."""
+_PIECE, _THERE = 1 << 20, 1 << 25
+"""Numbers of a vocabulary-wide matrix that are held in float32 at a time: a few tens of tokens, which the processor's
+cache holds; and on another device, where each piece costs a start.
+"""
 
 
 @dataclass
@@ -32,15 +34,11 @@ class Variance:
     """
 
     n: int = 0
-    error: float = 0.0
-    square: float = 0.0
     total: Tensor | None = None
-    cosines: float = 0.0
-    ratios: float = 0.0
-    written: float = 0.0
-    """Σ‖x̂‖²"""
-    product: float = 0.0
-    """Σ x·x̂"""
+    """[D] Σ x"""
+    _sums: Tensor | None = field(default=None, init=False)
+    """Of the squared error, ‖x‖², cosines, ratios of lengths, ‖x̂‖², x·x̂: where the activations are, so that nobody
+    waits for them."""
 
     def add(self, x: Float[Tensor, "N D"], reconstruction: Float[Tensor, "N D"]) -> None:
         """Counted tokens of one batch and what the SAE made of them."""
@@ -48,15 +46,19 @@ class Variance:
             return
         exact, back = x.double(), reconstruction.double()
         self.n += len(x)
-        self.error += (exact - back).pow(2).sum().item()
         self.total = exact.sum(0) if self.total is None else self.total + exact.sum(0)
         squares, written, products = exact.pow(2).sum(-1), back.pow(2).sum(-1), (exact * back).sum(-1)
-        self.square += squares.sum().item()
-        self.written += written.sum().item()
-        self.product += products.sum().item()
         # Where a norm is 0 there is no direction and nothing to compare with: 0, as elsewhere.
-        self.cosines += (products / (squares * written).sqrt().clamp(min=1e-16)).sum().item()
-        self.ratios += torch.where(squares > 0, (written / squares).sqrt(), 0).sum().item()
+        cosines = products / (squares * written).sqrt().clamp(min=1e-16)
+        ratios = torch.where(squares > 0, (written / squares).sqrt(), 0)
+        parts = ((exact - back).pow(2), squares, cosines, ratios, written, products)
+        sums = torch.stack([part.sum() for part in parts])
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    @property
+    def sums(self) -> list[float]:
+        """Σ‖x − x̂‖², Σ‖x‖², Σ cos(x, x̂), Σ‖x̂‖ / ‖x‖, Σ‖x̂‖², Σ x·x̂."""
+        return [0.0] * 6 if self._sums is None else list(map(float, self._sums.tolist()))
 
     @property
     def mean(self) -> Float[Tensor, "D"]:
@@ -67,13 +69,14 @@ class Variance:
     @property
     def spread(self) -> float:
         """Σ‖x − μ‖²."""
-        return 0.0 if self.total is None else self.square - self.total.pow(2).sum().item() / self.n
+        return 0.0 if self.total is None else self.sums[1] - self.total.pow(2).sum().item() / self.n
 
     @property
     def fvu(self) -> float:
         """Fraction of variance unexplained; NaN for fewer than two tokens, and where all are alike."""
         # Of equal tokens rounding leaves some 1e-16 of the squares, which would make anything of the fraction.
-        return self.error / self.spread if self.n > 1 and self.spread > 1e-12 * self.square else math.nan
+        error, square, *_ = self.sums
+        return error / self.spread if self.n > 1 and self.spread > 1e-12 * square else math.nan
 
     @property
     def explained_variance(self) -> float:
@@ -83,12 +86,12 @@ class Variance:
     @property
     def cosine(self) -> float:
         """Mean cosine between x and x̂."""
-        return self.cosines / self.n if self.n else math.nan
+        return self.sums[2] / self.n if self.n else math.nan
 
     @property
     def l2_ratio(self) -> float:
         """Mean ‖x̂‖ / ‖x‖: below 1, reconstructions are too short."""
-        return self.ratios / self.n if self.n else math.nan
+        return self.sums[3] / self.n if self.n else math.nan
 
     @property
     def relative_bias(self) -> float:
@@ -96,7 +99,8 @@ class Variance:
 
         x̂ / γ is the rescaled reconstruction with the least error: γ < 1 is shrinkage. NaN where Σ x·x̂ is 0.
         """
-        return self.written / self.product if self.product else math.nan
+        *_, written, product = self.sums
+        return written / product if product else math.nan
 
 
 def explained_variance(x: Float[Tensor, "N D"], reconstruction: Float[Tensor, "N D"]) -> float:
@@ -114,16 +118,36 @@ class Firings:
 
     def __init__(self, d_sae: int) -> None:
         self.n = 0
-        self.of_feature = torch.zeros(d_sae, dtype=torch.int64)
-        self.of_l0 = torch.zeros(d_sae + 1, dtype=torch.int64)
-        """[l] tokens with exactly l active features."""
+        self._counts = torch.zeros(2 * d_sae + 1, dtype=torch.int64)
+        """Of features, and of numbers of active features: where they come in, until they are asked for."""
 
     def add(self, features: FeatureActivations) -> None:
         """The features of one batch of counted tokens."""
-        l0 = features.l0.flatten()
+        l0, ids = features.l0.flatten(), features.features
         self.n += len(l0)
-        self.of_feature += torch.bincount(features.features.long(), minlength=len(self.of_feature)).cpu()
-        self.of_l0 += torch.bincount(l0.long(), minlength=len(self.of_l0)).cpu()
+        self._counts = self._counts.to(ids.device)
+        places = torch.cat([ids.long(), l0.long() + len(self._counts) // 2])
+        self._counts.index_add_(0, places, torch.ones_like(places))
+
+    @property
+    def of_feature(self) -> Int[Tensor, "F"]:
+        """Tokens on which each feature fired."""
+        self._counts = self._counts.cpu()
+        return self._counts[: len(self._counts) // 2]
+
+    @of_feature.setter
+    def of_feature(self, counts: Int[Tensor, "F"]) -> None:
+        self.of_feature.copy_(counts)
+
+    @property
+    def of_l0(self) -> Int[Tensor, "starts"]:
+        """[l] tokens with exactly l active features."""
+        self._counts = self._counts.cpu()
+        return self._counts[len(self._counts) // 2 :]
+
+    @of_l0.setter
+    def of_l0(self, counts: Int[Tensor, "starts"]) -> None:
+        self.of_l0.copy_(counts)
 
     @property
     def l0(self) -> float:
@@ -203,6 +227,13 @@ class Predictions:
         Both must be of the same tokens.
         """
         # Where both models rule an id out (a logit of −inf), it adds 0 log 0 = 0.
+        sums = self._products(other)
+        if not sums.isfinite().all():
+            sums = self._products(other, ruled_out=True)
+        return sums - (self._log_z - other._log_z)
+
+    def _products(self, other: Predictions, *, ruled_out: bool = False) -> Float[Tensor, "N"]:
+        """Σ p (z − z′); `ruled_out` looks for what either model rules out, which takes longer."""
         sums = [self._empty]
         start = 0
         for z, q in zip(self._pieces(), other._pieces(), strict=True):
@@ -210,11 +241,8 @@ class Predictions:
             p = z.sub_(self._log_z[start : start + len(z), None]).exp_()
             start += len(z)
             terms = difference.mul_(p)
-            found = terms.sum(-1)
-            if not found.isfinite().all():
-                found = terms.masked_fill_(p == 0, 0).sum(-1)
-            sums.append(found)
-        return torch.cat(sums) - (self._log_z - other._log_z)
+            sums.append((terms.masked_fill_(p == 0, 0) if ruled_out else terms).sum(-1))
+        return torch.cat(sums)
 
     @property
     def _empty(self) -> Float[Tensor, "0"]:
@@ -222,7 +250,8 @@ class Predictions:
 
     def _pieces(self) -> Iterator[Float[Tensor, "M V"]]:
         """Copies in float32, free to be written over."""
-        for rows in torch.split(self._rows, max(1, _PIECE // self._logits.shape[-1])):
+        piece = _PIECE if self._logits.device.type == "cpu" else _THERE
+        for rows in torch.split(self._rows, max(1, piece // self._logits.shape[-1])):
             yield self._logits[rows].to(torch.float32, copy=True)
 
 

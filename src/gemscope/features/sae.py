@@ -227,7 +227,8 @@ class SAE(nn.Module):
     @torch.no_grad()
     def read(self, x: Activations | Float[Tensor, "... D"]) -> tuple[FeatureActivations, Float[Tensor, "... O"]]:
         """Both at once: the active features, and what `forward` makes of them."""
-        values, features = self._input(x), self.encode(x)
+        values = self._input(x)
+        features = self._found(self._roomy(lambda flat: encode_rows(self._ready(), flat), values), x)
         return features, self._whole(self.decode(features), values)
 
     def skipped(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... O"] | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from gemscope.activations.fetch import together
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.suited import with_float64
 from gemscope.atlas.meaning import Given, meanings
@@ -173,20 +174,33 @@ class _Parts:
         g = g.double()
         scale = torch.ones_like(g[:, 0]) if found.scale is None else found.scale.reshape(-1).double()
         contributions = contributions * scale[positions]
-        nothing = torch.zeros_like(g[:, 0])
         past = sae.skipped(x.to(device, torch.float32))
-        skip = nothing if past is None else (g * past).sum(-1)
+        skip = torch.zeros_like(g[:, 0]) if past is None else (g * past).sum(-1)
+        whole, error, bias, skip, counted, positions, ids, activations, contributions = together(
+            [
+                (g * y).sum(-1),
+                (g * (y.double() - reconstruction)).sum(-1) * counted,
+                g @ sae.b_dec.double() * scale * counted,
+                skip * counted,
+                counted,
+                positions,
+                ids,
+                activations,
+                contributions,
+            ]
+        )
         return cls(
-            whole=(g * y).sum(-1).cpu(),
-            features=nothing.index_add(0, positions, contributions).cpu(),
-            error=((g * (y.double() - reconstruction)).sum(-1) * counted).cpu(),
-            bias=(g @ sae.b_dec.double() * scale * counted).cpu(),
-            skip=(skip * counted).cpu(),
-            counted=counted.cpu(),
-            positions=positions.cpu(),
-            ids=ids.cpu(),
-            activations=activations.cpu(),
-            contributions=contributions.cpu(),
+            whole=whole,
+            # Here, where they are added up in their order.
+            features=torch.zeros_like(whole).index_add(0, positions, contributions),
+            error=error,
+            bias=bias,
+            skip=skip,
+            counted=counted,
+            positions=positions,
+            ids=ids,
+            activations=activations,
+            contributions=contributions,
         )
 
     def strongest(self, k: int, tokens: Sequence[str]) -> tuple[Cause, ...]:

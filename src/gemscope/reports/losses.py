@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from gemscope.activations.editing import Edit
+from gemscope.activations.fetch import together
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
 from gemscope.activations.suited import with_float64
@@ -119,7 +120,8 @@ def _add(
         with model.edited(change.edit(part.counted[change.site])):
             other = Predictions(model.logits(part.tokens), chosen)
         mask = among[change.site]
-        sums.add(other.loss(following).cpu()[mask], plain.divergence(other).cpu()[mask])
+        lost, divergences = together([other.loss(following), plain.divergence(other)])
+        sums.add(lost[mask], divergences[mask])
         advance(size)
 
 

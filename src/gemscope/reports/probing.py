@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from gemscope.activations import memory
+from gemscope.activations.fetch import together
 from gemscope.activations.model import LanguageModel
 from gemscope.atlas.meaning import Given, Meanings, meanings
 from gemscope.errors import EmptyText, InputError
@@ -208,21 +209,22 @@ class _Reading:
         tokens = Tokens.of([self._rows[one][0] for one in some], special=model.special_ids)
         assert sae.site is not None
         acts = model.capture(tokens, [sae.site])[sae.site]
-        counted = acts.counted.to(sae.W_enc.device)
-        n = counted.sum(-1)
-        self.kept[list(some)] = (n > 0).cpu().numpy()
+        n = acts.kept.sum(-1)
+        self.kept[list(some)] = (n > 0).numpy()
         self.tokens += int(n.sum())
-        row = counted.nonzero()[:, 0]
-        share = 1 / n.clamp(min=1).double()
-        values = acts.values.to(counted.device)[counted]
-        raw = torch.zeros(len(some), sae.d_in, dtype=torch.float64, device=row.device)
-        raw.index_add_(0, row, values.double()).mul_(share[:, None])
+        values = acts.rows.to(sae.device)
+        row = acts.kept.nonzero()[:, 0].to(values.device)
+        share = (1 / n.clamp(min=1).double()).to(values.device)
+        # Not added up by row where it comes: GPUs do that in any order, and the same seed is to give the same figures.
+        counted = acts.counted.to(values.device)[..., None]
+        raw = torch.where(counted, acts.values.to(values.device).double(), 0).sum(1).mul_(share[:, None])
         found = sae.encode(values)
         # Texts times features at a time: a batch's few rows may be dense for a moment.
         means = torch.zeros(len(some), sae.d_sae, dtype=torch.float64, device=row.device)
         whose = row[found.tokens]
         means.index_put_((whose, found.features.long()), found.values.double() * share[whose], accumulate=True)
-        return [sparse.csr_array(one[None]) for one in means.cpu().numpy()], raw.cpu().numpy()
+        means, raw = together([means, raw])
+        return [sparse.csr_array(one[None]) for one in means.numpy()], raw.numpy()
 
 
 def _start(model: LanguageModel, text: str, length: int) -> tuple[list[int], bool]:

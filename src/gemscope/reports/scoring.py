@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gemscope.activations import memory
+from gemscope.activations.ahead import ahead, enough
 from gemscope.activations.editing import Edit
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site, locate
@@ -89,21 +90,21 @@ def scores(
     read = kept_tokens = sinks = 0
     passed: Passed = Counter()
     with memory.fewer("score", batch, model.device), progress("score", tokens, "tokens") as advance:
-        for packed in model.rows(corpus.documents(passed), length=length, batch=batch, every_token=every_token):
-            rows = packed.trimmed
-            captured = model.capture(rows, sites, every_token=every_token)
+        packed = model.rows(corpus.documents(passed), length=length, batch=batch, every_token=every_token)
+        short = (rows.trimmed for rows in enough(packed, tokens))
+        for rows, captured in ahead(
+            short, lambda rows: model.capture(rows, sites, every_token=every_token), model.device
+        ):
             for reading in readings:
                 acts = captured[reading.site]
-                reading.add(acts.rows, captured[reading.site_out].values[acts.counted])
+                reading.add(acts.rows, captured[reading.site_out].values[acts.kept])
             sinks += captured[readings[0].site].dropped["sink"]  # the same at all sites
             step = int(rows.real.sum())
             if kept_tokens < loss_tokens:
-                kept.append(Kept(rows, {site: captured[site].counted.cpu() for site in sites}))
+                kept.append(Kept(rows, {site: captured[site].kept for site in sites}))
                 kept_tokens += int(rows.counted.sum())
             read += step
             advance(step)
-            if tokens is not None and read >= tokens:
-                break
     if any(reading.variance.n == 0 for reading in readings):
         raise InputError(f"{corpus.name} gave no token that counts: nothing to score")
     with memory.fewer("losses", batch, model.device):

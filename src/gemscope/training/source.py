@@ -231,8 +231,7 @@ class StreamSource:
         documents = self.corpus.documents(self._readings[-1])
         for tokens in self.model.rows(documents, length=self.length, batch=self._pass):
             found = self.model.capture(tokens, self._all)
-            kept = found[self._all[0]].counted.cpu()
-            yield _beside([values_of(found[site], kept, self.dtype) for site in self._all])
+            yield _beside(values_of([found[site] for site in self._all], self.dtype))
 
     def pairs(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of `read` as (x, y)."""

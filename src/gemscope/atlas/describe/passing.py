@@ -102,7 +102,15 @@ class Pass:
         config = self.config
         passed: Passed = Counter()
         batches = (
-            live(self.model, self.saes, source.documents(passed), length=config.length, batch=batch, skip=self.done)
+            live(
+                self.model,
+                self.saes,
+                source.documents(passed),
+                length=config.length,
+                batch=batch,
+                skip=self.done,
+                tokens=None if tokens is None else tokens - self.read,
+            )
             if isinstance(source, Corpus)
             else stored(
                 self.saes, source, length=config.length, batch=batch, bos=self.model.bos is not None, skip=self.done

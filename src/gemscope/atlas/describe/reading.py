@@ -5,15 +5,18 @@ A live model gives them, or a harvest; whoever takes them cannot tell.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gemscope.activations.ahead import ahead, enough
 from gemscope.activations.capture import Activations
+from gemscope.activations.fetch import together
 from gemscope.activations.model import LanguageModel
+from gemscope.activations.site import Site
 from gemscope.activations.store import Store
 from gemscope.errors import InputError
 from gemscope.features.activations import FeatureActivations
@@ -64,33 +67,64 @@ def live(
     length: int,
     batch: int,
     skip: int = 0,
+    tokens: int | None = None,
 ) -> Iterator[Batch]:
-    """Text through a model, once for all SAEs. The first `skip` batches are not run: they have `found` empty."""
+    """Text through a model, once for all SAEs. The first `skip` batches are not run: they have `found` empty. Of the
+    others come as many as have so many `tokens` (None: all).
+    """
     recorded = _Recorded(documents)
     for sae in saes:
         require_fit(model, sae)
     sites = [sites_of(sae) for sae in saes]
     wanted = dict.fromkeys(site for both in sites for site in both)
-    for number, rows in enumerate(model.rows(recorded, length=length, batch=batch)):
-        captured = {} if number < skip else model.capture(rows, wanted)
-        found = [
-            _found(captured[reads], sae.encode(captured[reads].rows), captured[writes].values)
-            for sae, (reads, writes) in zip(saes, sites, strict=True)
-            if captured
-        ]
+    packed = enough(model.rows(recorded, length=length, batch=batch), tokens, skip)
+    items = ((number, rows, recorded.starting(rows)) for number, rows in enumerate(packed))
+
+    def found(item: tuple[int, Tokens, object]) -> list[Found]:
+        return [] if item[0] < skip else _found(model.capture(item[1], wanted), saes, sites)
+
+    for (_, rows, starts), here in ahead(items, found, model.device):
         ids = rows.ids.masked_fill(~rows.real, -1).numpy()
-        yield Batch(ids, recorded.starting(rows), int(rows.real.sum()), found)
+        yield Batch(ids, starts, int(rows.real.sum()), here)
 
 
-def _found(acts: Activations, features: FeatureActivations, written: Tensor) -> Found:
-    masked = {reason: number for reason, number in acts.dropped.items() if reason != "padding"}
-    tokens = acts.counted.cpu().flatten().nonzero().flatten().numpy()
-    return Found(tokens, features.to("cpu"), masked, _norms(written[acts.counted.to(written.device)]))
+def _found(
+    captured: Mapping[Site, Activations], saes: Sequence[SAE], sites: Sequence[tuple[Site, Site]]
+) -> list[Found]:
+    read = [captured[reads] for reads, _ in sites]
+    features = [sae.encode(acts.rows) for sae, acts in zip(saes, read, strict=True)]
+    norms = [_norms(captured[writes].values[acts.kept]) for acts, (_, writes) in zip(read, sites, strict=True)]
+    return [
+        Found(
+            acts.kept.flatten().nonzero().flatten().numpy(),
+            one,
+            {reason: number for reason, number in acts.dropped.items() if reason != "padding"},
+            lengths,
+        )
+        for acts, (one, lengths) in zip(read, _fetched(features, norms), strict=True)
+    ]
 
 
-def _norms(rows: Tensor) -> Array:
-    lengths: Array = torch.linalg.vector_norm(rows.float(), dim=-1).cpu().numpy()
+def _norms(rows: Tensor) -> Tensor:
+    lengths: Tensor = torch.linalg.vector_norm(rows.float(), dim=-1)
     return lengths
+
+
+def _fetched(
+    features: Sequence[FeatureActivations], norms: Sequence[Tensor | None]
+) -> Iterator[tuple[FeatureActivations, Array | None]]:
+    """What was found, in the processor's memory, in one copy."""
+    none = torch.zeros(0)
+    parts = [
+        part
+        for one, lengths in zip(features, norms, strict=True)
+        for part in (one.offsets, one.features, one.values, none if lengths is None else lengths)
+    ]
+    here = iter(together(parts))
+    for one, lengths in zip(features, norms, strict=True):
+        found = replace(one, offsets=next(here), features=next(here), values=next(here), scale=None)
+        fetched = next(here)
+        yield found, None if lengths is None else fetched.numpy()
 
 
 class _Recorded:
@@ -156,10 +190,9 @@ def stored(saes: Sequence[SAE], store: Store, *, length: int, batch: int, bos: b
         if block >= skip:
             values = {site: one[kept] for site, one in held.items()}
             norms = {site: _norms(values[site]) for site in there}
-            found = [
-                Found(here, sae.encode(values[reads]).to("cpu"), {}, norms.get(writes))
-                for sae, (reads, writes) in zip(saes, sites, strict=True)
-            ]
+            features = [sae.encode(values[reads]) for sae, (reads, _) in zip(saes, sites, strict=True)]
+            fetched = _fetched(features, [norms.get(writes) for _, writes in sites])
+            found = [Found(here, one, {}, lengths) for one, lengths in fetched]
         yield Batch(ids.reshape(batch, length), starts, inside, found)
         done, block = done + inside, block + 1
         if inside:
