@@ -228,7 +228,8 @@ class SAE(nn.Module):
     def read(self, x: Activations | Float[Tensor, "... D"]) -> tuple[FeatureActivations, Float[Tensor, "... O"]]:
         """Both at once: the active features, and what `forward` makes of them."""
         values = self._input(x)
-        features = self._found(self._roomy(lambda flat: encode_rows(self._ready(), flat), values), x)
+        rows = self._roomy(lambda flat: encode_rows(self._ready(), flat), self.normed(values))
+        features = self._found(rows, x, self.scale(values))
         return features, self._whole(self.decode(features), values)
 
     def skipped(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... O"] | None:
