@@ -64,7 +64,9 @@ def test_what_cannot_be_read_is_one_clear_line(tmp_path: Path, monkeypatch: pyte
 
 def test_what_is_no_name_is_one_clear_line(unchecked: None) -> None:
     model = tiny_model("llama")
-    with pytest.raises(InputError, match=r"a LlamaForCausalLM was given: .* LanguageModel\(model, tokenizer") as raised:
+    with pytest.raises(
+        InputError, match=r"this LlamaForCausalLM does not say .* load_model\(model, tokenizer=tokenizer"
+    ) as raised:
         gs.load_model(model.hf)  # type: ignore[arg-type]
     assert "\n" not in str(raised.value)
     for name in ("a" * 100_000, "a\0b", "~nobody-here/x"):
