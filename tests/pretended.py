@@ -60,7 +60,7 @@ def pretended(room: int | None = None) -> Iterator[tuple[torch.device, Traffic]]
     """A device that exists while the block runs, with `room` for so many bytes (None: endless), and what is told of
     it.
     """
-    _register()
+    register()
     traffic = Traffic()
     traffic.room = room
     _open.append(traffic)
@@ -78,7 +78,11 @@ _open: list[Traffic] = []
 
 
 @cache
-def _register() -> None:
+def register() -> None:
+    """Torch is told that such a device may be. Autograd takes to no device that it was not told of when it first ran in a
+    process, so this comes before.
+    """
+
     class Hook(backend_registration._DummyPrivateUse1Hook):
         def is_available(self) -> bool:
             return bool(_open)  # for other tests in this process there is none

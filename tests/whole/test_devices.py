@@ -28,8 +28,7 @@ TEXTS = [
     f"the {word} and the {word} sang in {word * 3}, thinking of rivers and hours" for word in ("one", "two", "sun")
 ]
 LABELLED = [(f"{text} {number}", "ab"[number % 2]) for number, text in enumerate(TEXTS * 4)]
-# Without an effect: autograd knows only the devices that were there when it first ran in a process, and this one was not.
-CONFIG = DescribeConfig(length=24, batch=2, before=4, after=3, effect=0, partners=3, neighbours=3)
+CONFIG = DescribeConfig(length=24, batch=2, before=4, after=3, effect=24, partners=3, neighbours=3)
 
 
 @pytest.fixture(autouse=True)

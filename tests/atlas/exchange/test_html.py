@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shutil
+from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +68,14 @@ def test_every_link_of_a_static_site_leads_to_a_file_of_it(atlas: Atlas, tmp_pat
 def test_a_site_of_all_features_has_their_map_in_scripts_that_a_page_from_the_disk_may_load(
     atlas: Atlas, tmp_path: Path
 ) -> None:
-    import re
-    from base64 import b64decode
-
     assert "map.html" not in {
         path.name for path in (export(atlas, tmp_path / "flat", format="site") / SOURCE).iterdir()
     }
+    with Atlas(shutil.copytree(atlas.folder, tmp_path / "own")) as own:
+        _the_site_has_the_map(own, tmp_path)
+
+
+def _the_site_has_the_map(atlas: Atlas, tmp_path: Path) -> None:
     dice = np.random.default_rng(0)
     places = dice.integers(0, 65_536, (len(atlas), 2)).astype(np.uint16)
     atlas.put_places(places, Mapped(method="dice", kept=0.5))
