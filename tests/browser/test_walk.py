@@ -168,7 +168,7 @@ def test_a_label_is_added_found_by_search_and_taken_away(page: Page, served: str
     page.keyboard.press("Enter")
     page.wait_for_url("**/search?**")
     assert shown(page.locator(".found .what")) == "sisters & <i>zithers</i>; promotes brother, brotherhood"
-    page.click(".found a.number")
+    page.click(".found .number a")
     page.wait_for_url(f"**{AT}/{SISTER}")
     page.click("button:has-text('Remove')")
     page.locator("h1", has_text=rule).wait_for()
