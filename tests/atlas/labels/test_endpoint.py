@@ -105,11 +105,14 @@ def assert_that(reason: str, pattern: str) -> None:
 
 @pytest.mark.parametrize("bad", [Said(hangs=True), Said(b"late", trickles=True)])
 def test_a_server_that_hangs_is_left(bad: Said) -> None:
-    with answering(lambda asked: bad) as server:
-        (found,) = ask(server.url, deadline=0.4)
+    for deadline in (0.4, 2.0, 8.0):  # the machine itself may stand still for a while
+        with answering(lambda asked: bad) as server:
+            (found,) = ask(server.url, deadline=deadline)
         assert isinstance(found, Failure)
         assert_that(found.reason, r"no answer within \d\.\d+ s, after \d tries")
-        assert 1 < len(server.asked) < TRIES
+        if len(server.asked) > 1:
+            break
+    assert 1 < len(server.asked) < TRIES
     with answering(once(bad)) as server:
         assert ask(server.url, deadline=1) == [Reply(json.dumps({"text": "of", "rule": ""}), (100, 10))]
 
