@@ -48,7 +48,7 @@ def test_each_folder_imports_only_from_its_left_and_the_ground_floor() -> None:
 
 
 def test_the_ground_floor_imports_nothing_of_ours_but_errors() -> None:
-    for name in ("errors", "shapes", "progress", "checked", "disk"):
+    for name in ("errors", "shapes", "progress", "checked", "disk", "world"):
         ours = [one for one in _imports(ROOT / f"{name}.py") if one.startswith("gemscope")]
         assert all(one.startswith("gemscope.errors.") for one in ours)
 
