@@ -42,9 +42,14 @@ from gemscope.features.files.crosscoder import load_crosscoder as load_crosscode
 from gemscope.features.files.crosscoder import save_crosscoder as save_crosscoder
 from gemscope.features.files.saelens_live import from_saelens as from_saelens
 from gemscope.features.files.saving import save_sae as save_sae
+from gemscope.features.listing import load_scope as load_scope
+from gemscope.features.listing import load_stack as load_stack
 from gemscope.features.load import load_sae as load_sae
 from gemscope.features.sae import SAE as SAE
 from gemscope.features.sae import SAEInfo as SAEInfo
+from gemscope.features.scope import Member as Member
+from gemscope.features.scope import Scope as Scope
+from gemscope.features.stack import Stack as Stack
 from gemscope.reports.atlas_pair import AtlasPair as AtlasPair
 from gemscope.reports.atlas_pair import compare_atlases as compare_atlases
 from gemscope.reports.attribute import attribute as attribute

@@ -1,12 +1,18 @@
 """gemscope catalog: addresses come whole, whatever prints them."""
 
+import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
+from gemscope.activations.site import Site
 from gemscope.cli.main import main
 from gemscope.features.catalog import catalog
+from gemscope.features.files.saving import save_sae
+from gemscope.features.scope_manifest import place_of
+from gemscope.testing import planted_sae
 
 
 def test_a_pipe_gets_rows_with_tabs_and_what_is_said_beside_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,3 +51,23 @@ def test_what_cannot_be_opened_is_marked_and_never_proposed(capsys: pytest.Captu
     assert main(["catalog", "--offline", "--model", "gpt2-small", "--width", "24k", "--limit", "2"]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines()[2].split("\t")[0] in err
+
+
+def test_catalog_shows_one_scope(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for layer, l0 in ((1, 9), (1, 30), (2, 30)):
+        save_sae(planted_sae(site=f"{layer}.res").sae, tmp_path / place_of(Site(layer, "res"), 64, l0))
+    assert main(["catalog", str(tmp_path)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in told[1:4]] == [["site", "64"], ["1.res", "9", "·", "30"], ["2.res", "30"]]
+    assert main(["catalog", str(tmp_path), "--site", "1.res", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert [(one["site"], one["width"], one["l0"]) for one in facts["saes"]] == [
+        ("1.res", 64, 9.0),
+        ("1.res", 64, 30.0),
+    ]
+    assert main(["catalog", "google/gemma-scope-2b-pt-res", "--layer", "20", "--width", "65k", "--offline"]) == 0
+    assert "20.res  20 · 34 · 61 · 114* · 221" in capsys.readouterr().out
+    assert main(["catalog", str(tmp_path), "--width", "65"]) == 1
+    assert "is 65 wide: the widths are 64" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["catalog", str(tmp_path), "--l0", "9"])

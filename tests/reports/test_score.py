@@ -20,6 +20,7 @@ from gemscope.activations.site import Site
 from gemscope.cli.main import main
 from gemscope.errors import EmptyText, InputError, Mismatch
 from gemscope.features.files.saving import save_sae
+from gemscope.features.listing import load_stack
 from gemscope.features.load import load_sae
 from gemscope.features.sae import SAE, SAEInfo
 from gemscope.reports import losses as losses_module
@@ -435,14 +436,35 @@ def test_the_page_is_one_file_that_fetches_nothing_and_escapes_everything(
     ElementTree.fromstring("<div>" + "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL)) + "</div>")
 
 
+def test_a_stack_is_scored_in_one_reading_as_each_layer_alone(corpus: Corpus, tmp_path: Path) -> None:
+    model = tiny_model("llama", layers=3)
+    saes = [random_sae(seed, site=f"{seed}.res") for seed in range(3)]
+    for seed, sae in enumerate(saes):
+        save_sae(sae, tmp_path / f"res/layer_{seed}/width_64/average_l0_9")
+    stack = load_stack(tmp_path)
+    batches = len(list(model.rows(corpus, **OPTIONS)))
+    model.capture("it", ["0.res"])
+    passes = Passes(model)
+    together = compare(model, stack, corpus, **{**OPTIONS, "loss_tokens": 0})
+    assert passes.stop() == batches
+    for sae, told in zip(saes, together.scores, strict=True):
+        alone = score(model, sae, corpus, **{**OPTIONS, "loss_tokens": 0})
+        assert (told.site, told.digest, told.l0) == (alone.site, alone.digest, alone.l0)
+        assert told.fvu == pytest.approx(alone.fvu, rel=1e-6)
+
+
 @pytest.mark.usefixtures("at_hand")
-def test_the_shell_compares_what_a_pattern_matches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("given", ["{}/*", "{}"])
+def test_the_shell_compares_what_a_pattern_matches_and_what_a_folder_holds(
+    given: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sae = load_sae("smollm2")
+    folder = tmp_path / "saes"
     for name in ("a", "b"):
-        save_sae(sae, tmp_path / name)
+        save_sae(sae, folder / name)
     page, text = tmp_path / "page.html", tmp_path / "few.txt"
     text.write_text(next(iter(Corpus.sample())).text[:250])
-    words = ["score", "smollm2", f"{tmp_path}/*", str(text), "--also", "smollm2", "--tokens", "64"]
+    words = ["score", "smollm2", given.format(folder), str(text), "--also", "smollm2", "--tokens", "64"]
     assert main([*words, "--json", "--html", str(page)]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert [Path(one["sae"]).name for one in facts["scores"]] == ["a", "b", "smollm2"]

@@ -20,9 +20,12 @@ def add_to(commands: Any) -> None:
     """catalog, info."""
     catalog = commands.add_parser(
         "catalog",
-        help="published SAEs: Gemma Scope 1 and 2, and all of SAELens's registry",
-        description="Lists what exists, from the Hub where it answers, else from the bundled snapshot.",
+        help="published SAEs: Gemma Scope 1 and 2, and all of SAELens's registry; or those of one scope",
+        usage="gemscope catalog [SCOPE] [options]",
+        description="Lists what exists, from the Hub where it answers, else from the bundled snapshot. Of a SCOPE (a "
+        "folder with SAEs in it, or a repository) a table of its sites and widths, with the L0s of the SAEs there.",
     )
+    catalog.add_argument("scope", nargs="?", metavar="SCOPE", help="one's own: a folder; or a repository, a release")
     catalog.add_argument("--model", help="such as gemma-2-2b")
     catalog.add_argument("--site", help="a kind (res, mlp, att, transcoder, embed) or a place (20.res)")
     catalog.add_argument("--layer", type=int)
@@ -56,6 +59,8 @@ def add_to(commands: Any) -> None:
 
 
 def _catalog(args: argparse.Namespace) -> int:
+    if args.scope is not None:
+        return _scope(args)
     from gemscope.features.catalog import catalog
 
     found = catalog(
@@ -85,6 +90,25 @@ def _catalog(args: argparse.Namespace) -> int:
         one = next((entry for entry in shown if entry.canonical), next((e for e in shown if not e.closed), shown[0]))
         look = ["look", one.model, one.address, "Your text"]
         options.lead(args, None, ("what does it see in a text?", look), aside=beside is not None)
+    return 0
+
+
+def _scope(args: argparse.Namespace) -> int:
+    from gemscope.features.listing import load_scope
+
+    if alone := [name for name in ("model", "l0", "canonical") if getattr(args, name) is not None]:
+        args.parser.error(f"--{alone[0]} is for the catalogue: of a SCOPE choose by --site, --layer and --width")
+    scope = load_scope(args.scope, token=args.token, offline=args.offline or None)
+    if args.site is not None:
+        scope = scope[args.site]
+    if args.layer is not None:
+        scope = scope.layer(args.layer)
+    if args.width is not None:
+        scope = scope.wide(args.width)
+    if args.json:
+        options.show(scope, True)
+    else:
+        print(scope)
     return 0
 
 

@@ -50,7 +50,8 @@ def add_to(commands: Any) -> None:
         help="how good the SAE is: L0, explained variance, dead features, delta loss, KL",
         usage="gemscope score [MODEL SAE [CORPUS]] [--also SAE ...] [options]",
         description="Figures over a corpus (text, jsonl or parquet files; default: the bundled sample). SAE may be a "
-        "pattern, such as 'REPO/layer_20/width_16k/*': all that match are compared, over one reading of the text.",
+        "pattern, such as 'REPO/layer_20/width_16k/*', a folder with several or a set of transcoders: all of them are "
+        "compared, over one reading of the text.",
     )
     score.add_argument("words", nargs="*", metavar="[MODEL SAE [CORPUS]]")
     score.add_argument(
@@ -124,7 +125,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _score(args: argparse.Namespace) -> int:
-    from gemscope.features.several import is_pattern, matching
+    from gemscope.features.listing import each_of
     from gemscope.reports.scoring import score
     from gemscope.reports.sweep import compare
 
@@ -134,11 +135,11 @@ def _score(args: argparse.Namespace) -> int:
     found: Score | Comparison
     with bars() as progress:
         # What can be wrong with the names comes out before a model is loaded.
-        addresses = dict.fromkeys(one for each in given for one in (matching(each) if is_pattern(each) else [each]))
+        addresses = dict.fromkeys(one for each in given for one in each_of(each))
         text = options.corpus_of(corpus)
         model = options.model_of(args, name, progress)
         saes = [options.sae_of(args, one, progress, model) for one in addresses]
-        if len(given) == 1 and not is_pattern(address):
+        if list(addresses) == [address]:
             found = score(model, saes[0], text, progress=progress, **how)
         else:
             found = compare(model, saes, text, progress=progress, **how)

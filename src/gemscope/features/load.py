@@ -25,7 +25,7 @@ from gemscope.errors import CorruptFile, FileError, HubUnreachable, SAENotFound,
 from gemscope.features.entry import Entry
 from gemscope.features.files import saelens_config
 from gemscope.features.files.contents import Contents, build
-from gemscope.features.files.format import Folder, Found
+from gemscope.features.files.format import Folder, Found, Glance
 from gemscope.features.files.formats import (
     WEIGHTS,
     expected,
@@ -108,6 +108,19 @@ def load_sae(
             ) from error
         contents = replace(contents, info=replace(contents.info, revision=remote.commit))
     return build(contents, dtype=dtype, device=where)
+
+
+def glance(path: Path, model: LanguageModel | None = None) -> Glance:
+    """What an SAE here is: by the names on the way to it where they are Gemma Scope's, else by its files. Whether
+    its weights are sound is not known then. `model` is the one that it is for. Raises what `load_sae` raises.
+    """
+    lie = _local(path, str(path))
+    if (entry := lie["entry"]) is not None and entry.file == lie["weights"]:
+        l0 = None if entry.l0 is None else float(entry.l0)
+        return Glance(site=entry.site, site_out=entry.site_out, width=entry.width, l0=l0, model=entry.model)
+    found = Found(source=str(path), model=model, cache=own_cache_dir() / "unpacked", **lie)
+    format = recognised(found)
+    return Glance.of(format.read(found)) if format.glance is None else format.glance(found)
 
 
 def _read(found: Found) -> Contents:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from gemscope.activations.model import LanguageModel
 from gemscope.errors import InputError
 from gemscope.features.sae import SAE
+from gemscope.features.stack import Stack
 from gemscope.pages.plain import Paged
 from gemscope.pages.tables import Table
 from gemscope.progress import Progress, silent
@@ -131,7 +132,7 @@ class Comparison(Paged):
 
 def compare(
     model: LanguageModel,
-    saes: Sequence[SAE],
+    saes: Sequence[SAE] | Stack,
     corpus: Corpus,
     *,
     tokens: int | None = None,
@@ -141,15 +142,15 @@ def compare(
     every_token: bool = False,
     progress: Progress = silent,
 ) -> Comparison:
-    """`score` of several SAEs over one reading of the text. The model's passes, clean and ablated, are made once for
-    all that read the same site. Raises what `score` raises, and InputError for no SAEs.
+    """`score` of several SAEs, or of all of a stack, over one reading of the text. The model's passes, clean and
+    ablated, are made once for all that read the same site. Raises what `score` raises, and InputError for no SAEs.
     """
-    if not saes:
+    if not len(saes):
         raise InputError("no SAEs given: compare wants at least one")
     return Comparison(
         scores(
             model,
-            saes,
+            list(saes.values()) if isinstance(saes, Stack) else saes,
             corpus,
             tokens=tokens,
             loss_tokens=loss_tokens,

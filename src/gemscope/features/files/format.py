@@ -131,6 +131,31 @@ class Found:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Glance:
+    """What an SAE is, as far as lists need it."""
+
+    site: Site | None
+    site_out: Site | None
+    """Where it writes; None: where it reads."""
+    width: int | None
+    """Features; None where only the weights' file would tell."""
+    l0: float | None
+    model: str | None
+    """Hugging Face id."""
+
+    @classmethod
+    def of(cls, contents: Contents) -> Glance:
+        """Of what was read."""
+        return cls(
+            site=contents.site,
+            site_out=contents.site_out,
+            width=contents.tensors["b_enc"].numel() if "b_enc" in contents.tensors else None,
+            l0=contents.info.declared_l0 if contents.k is None else float(contents.k),
+            model=contents.info.model,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Format:
     """One way in which SAEs are kept in files."""
 
@@ -145,6 +170,8 @@ class Format:
     is_its: Callable[[Found], bool]
     """By what is in the weights and beside them: asked where their name does not tell. No two may say yes."""
     read: Callable[[Found], Contents]
+    glance: Callable[[Found], Glance] | None = None
+    """The same without the weights' numbers, where the files beside them tell."""
     is_closed: bool = False
     """Whether `read` refuses all of them, by their name."""
 

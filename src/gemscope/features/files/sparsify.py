@@ -12,7 +12,7 @@ from gemscope.checked import Count, Positive
 from gemscope.errors import CorruptFile, FileError
 from gemscope.features.files.contents import Contents
 from gemscope.features.files.fold import fold_input_bias
-from gemscope.features.files.format import Format, Found
+from gemscope.features.files.format import Format, Found, Glance
 from gemscope.features.files.hook_names import site_of_hookpoint
 from gemscope.features.files.taken import Table, taken
 
@@ -104,6 +104,16 @@ def read(found: Found) -> Contents:
     )
 
 
+def glance(found: Found) -> Glance:
+    """What its folder's name and the files beside the weights say. Raises what `read` raises of these."""
+    config = found.declared(CONFIG, Config)
+    _refuse_others(config, found.source)
+    hookpoint, run = _place(found)
+    read_at, write_at = _sites(found, config, hookpoint, run)
+    width = config.num_latents or (round(config.d_in * config.expansion_factor) if config.expansion_factor else None)
+    return Glance(site=read_at, site_out=write_at, width=width, l0=float(config.k), model=found.named(run.model))
+
+
 def _place(found: Found) -> tuple[str | None, Run]:
     """The hookpoint, which is the name of a folder, and what the run's folder around it says."""
     hit = found.hit(_HOOKPOINT)
@@ -143,5 +153,11 @@ def _refuse_others(config: Config, source: str) -> None:
 
 
 FORMAT = Format(
-    name="sparsify", called=WEIGHTS, weights=r"sae\.safetensors", beside={CONFIG: None}, is_its=_is_its, read=read
+    name="sparsify",
+    called=WEIGHTS,
+    weights=r"sae\.safetensors",
+    beside={CONFIG: None},
+    is_its=_is_its,
+    read=read,
+    glance=glance,
 )
