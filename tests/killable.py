@@ -2,6 +2,7 @@
 another asks how it ended. What the jobs work on is made once, and each is a fork, so that it begins at once.
 
     {"job": "export site", "to": "FOLDER", "said": "FILE"}      as `gemscope` would do it, exit code and all
+    {"job": ..., "share": "1/3"}                as one of several workers, who open no socket
     {"job": ..., "kill": 9, "longest": 1000}    with a signal to itself when the first thing is about to get its name;
                                                 with no file longer than so many bytes
     {"wait": NUMBER}
@@ -45,6 +46,7 @@ from gemscope.testing import planted_sae, tiny_model
 from gemscope.text.corpus import Corpus
 from gemscope.training.config import TrainConfig
 from gemscope.training.train import train
+from gemscope.world import World
 from lessons import planted, store_of
 from tiny_weights import source_of, tiny_gguf
 
@@ -73,7 +75,9 @@ def jobs(made: Path) -> dict[str, Job]:
     pair = harvest(model, corpus, ["2.res", "0.mlp"], to=made / "pair", length=24)
     described = [describe(model, sae, text, to=made / f"part-{n}", config=config) for n, text in enumerate(halves)]
     return {
-        "harvest": lambda to: harvest(model, corpus, ["2.res", "0.mlp"], to=to, length=24, batch=4),
+        "harvest": lambda to: harvest(
+            model, corpus, ["2.res", "0.mlp"], to=to, length=24, batch=4, piece=600, world=World.here()
+        ),
         "describe": lambda to: describe(model, sae, halves, to=to, config=config),
         "merge": lambda to: merge(described, to=to),
         "train": lambda to: train(store, settings, to=to),
@@ -136,6 +140,10 @@ def _do(job: Job, asked: dict[str, Any]) -> None:
     parser, code = argparse.ArgumentParser(), 99
     parser.set_defaults(run=run)
     shell.parser = lambda: parser
+    opened: list[str] = []
+    if asked["share"] is not None:
+        os.environ["GEMSCOPE_SHARE"] = asked["share"]
+        sys.addaudithook(lambda event, given: opened.append(event) if event.startswith("socket.") else None)
     if asked["kill"] is not None:
         for name in ("replace", "rename"):
             setattr(os, name, functools.partial(_killed, getattr(os, name), asked["kill"]))
@@ -144,6 +152,9 @@ def _do(job: Job, asked: dict[str, Any]) -> None:
     sys.stdout = sys.stderr = said = io.StringIO()
     try:
         code = shell.main([])
+        if opened:
+            said.write(f"opened: {opened}")
+            code = 97
     except BaseException:
         traceback.print_exc()
     finally:

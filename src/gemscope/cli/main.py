@@ -32,7 +32,7 @@ from gemscope.cli import (
     steer,
 )
 from gemscope.disk import is_full
-from gemscope.errors import GemscopeError
+from gemscope.errors import Awaited, GemscopeError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -73,9 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _signals_end_it():
             args = parser().parse_args(argv)
+            args.argv = sys.argv[1:] if argv is None else [*argv]
             code: int = args.run(args)
             sys.stdout.flush()
             return code
+    except Awaited as told:
+        print(told)
+        return 0
     except GemscopeError as error:
         print(f"gemscope: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

@@ -1,0 +1,111 @@
+"""Processes at one command: `--workers N` starts them here; elsewhere the environment says which one this is."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from gemscope.errors import Awaited, InputError
+from gemscope.progress import Progress
+from gemscope.world import ALONE, World
+
+Made = TypeVar("Made")
+
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+_PATIENCE = 10.0
+"""Seconds for one that was told to end."""
+
+
+def add_workers(command: argparse.ArgumentParser) -> None:
+    """`--workers`."""
+    command.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that share the work here (default 1; under torchrun, Slurm or Kubernetes: see docs/cluster.md)",
+    )
+
+
+class Crew:
+    """Which worker this process is, and those that it has started beside itself."""
+
+    def __init__(self, world: World, others: Sequence[subprocess.Popen[bytes]] = ()) -> None:
+        self.world, self._others = world, others
+
+    def done(self, work: Callable[[World], Made], progress: Progress) -> Made:
+        """What comes of all shares, once the others have done theirs. Raises Awaited where they are elsewhere."""
+        try:
+            return work(self.world)
+        except Awaited as told:
+            if not self._others:
+                raise
+            self._wait(told, progress)
+            alone = told.left() > 0  # one has failed: the rest is done here
+        return work(ALONE if alone else self.world)
+
+    def _wait(self, told: Awaited, progress: Progress) -> None:
+        left = told.left()
+        with progress("other workers", left, "pieces") as advance:
+            while any(one.poll() is None for one in self._others):
+                time.sleep(0.1)
+                before, left = left, told.left()
+                advance(before - left)
+
+
+@contextmanager
+def crew(args: argparse.Namespace) -> Iterator[Crew]:
+    """The workers of a command; those that were started here end with the block. Raises InputError."""
+    number, here = args.workers, World.here()
+    if number < 1:
+        raise InputError(f"--workers {number}: expected how many processes, 1 or more")
+    if number == 1:
+        yield Crew(here)
+        return
+    if here.size > 1:
+        raise InputError(
+            f"--workers {number} within worker {here.rank} of {here.size}: leave it out, the environment says who works"
+        )
+    others = [_started(args.argv, World(rank, number)) for rank in range(1, number)]
+    try:
+        if threads := _threads(number):
+            import torch
+
+            torch.set_num_threads(threads)
+        yield Crew(World(0, number), others)
+    finally:
+        for one in others:
+            one.terminate()
+        for one in others:
+            try:
+                one.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                one.kill()
+                one.wait()
+
+
+def _started(argv: Sequence[str], world: World) -> subprocess.Popen[bytes]:
+    """The same command as another worker, which says nothing but what went wrong."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    command = [sys.executable, "-m", "gemscope", *argv[:end], "--workers", "1", *argv[end:]]
+    environment = dict(os.environ) | {
+        "GEMSCOPE_SHARE": f"{world.rank}/{world.size}",
+        "LOCAL_RANK": str(world.rank),  # where there are several GPUs, each has its own
+    }
+    if threads := _threads(world.size):
+        environment |= dict.fromkeys(_THREADS, str(threads))
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment)
+
+
+def _threads(workers: int) -> int | None:
+    """For each of so many; None where somebody has said how many."""
+    if any(name in os.environ for name in _THREADS):
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // workers)
