@@ -50,8 +50,7 @@ def reader(*atlases: Any, wait: bool = True, **options: Any) -> Iterator[TestCli
         if wait:
             worker.submit(lambda _: None, always=True, patient=True).outcome.result(120)
         yield client
-    for atlas in made.state.opened:
-        atlas.close()
+    made.state.shelf.close()
 
 
 def until(reached: Callable[[], bool], seconds: float = 120.0) -> None:
