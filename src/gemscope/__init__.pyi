@@ -63,6 +63,8 @@ from gemscope.reports.feature_pair import FeaturePair as FeaturePair
 from gemscope.reports.feature_pair import compare_features as compare_features
 from gemscope.reports.look import Look as Look
 from gemscope.reports.look import look as look
+from gemscope.reports.looks import Looks as Looks
+from gemscope.reports.looks import look_through as look_through
 from gemscope.reports.probe import Probe as Probe
 from gemscope.reports.probing import sparse_probe as sparse_probe
 from gemscope.reports.score import Score as Score

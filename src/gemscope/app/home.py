@@ -15,7 +15,7 @@ from starlette.responses import Response
 from gemscope.activations.site import Site
 from gemscope.app.asking import query_of, shelf_of
 from gemscope.app.opened import FEW
-from gemscope.app.requests import Whole, said
+from gemscope.app.requests import Whole
 from gemscope.app.responses import data, page, wants_data
 from gemscope.app.shelf import Source
 from gemscope.atlas.dashboard import Glance, Summary
@@ -124,7 +124,7 @@ def _shown(name: str, whole: Grid, asked: Whole, sources: list[Source]) -> dict[
         "grid": shown,
         "whole": whole,
         "by": by,
-        "asked": said(asked),
+        "asked": asked,
         "rows": rows,
         "scale": scale,
         "plots": plots(shown),

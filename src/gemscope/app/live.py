@@ -42,7 +42,7 @@ class Loaded:
 
     def needed(self, live: Live) -> None:
         """Keeps it, and lets go of others where all are too many."""
-        self._sizes[live] = self._sizes.pop(live, None) or live.size
+        self._sizes[live] = self._sizes.pop(live, 0) or live.size
         while sum(self._sizes.values()) > self.most and len(self._sizes) > 1:
             oldest = next(iter(self._sizes))
             del self._sizes[oldest]
@@ -102,7 +102,7 @@ class Live:
         """A `Reading`; with `chat` the text is a user's turn. Raises Off, and what `reading.read` raises."""
         from gemscope.app import reading
 
-        return reading.read(job, *self.pair(job), _given(text, chat), features=features)
+        return reading.read(job, *self.pair(job), given(text, chat), features=features)
 
     def look(self, job: Job[Any], text: str, *, k: int, atlas: Atlas, chat: bool = False) -> Any:
         """A `Look` with the labels of this SAE's atlas; with `chat` the text is a user's turn. The last few are kept,
@@ -111,7 +111,7 @@ class Live:
         from gemscope.app import reading
 
         model, sae = self.pair(job)
-        tokens = model.tokens(_given(text, chat))
+        tokens = model.tokens(given(text, chat))
         name = tokens.ids.numpy().tobytes(), k
         found = self._looks.pop(name, None)
         if found is None:
@@ -126,7 +126,7 @@ class Live:
         from gemscope.reports.text_pair import compare_texts
 
         model, sae = self.pair(job)
-        texts = (_given(text, asked.chat) for text in (asked.text, asked.other))
+        texts = (given(text, asked.chat) for text in (asked.text, asked.other))
         with model.watched(job.check):
             return compare_texts(model, sae, *texts, k=asked.k, atlas=atlas)
 
@@ -172,7 +172,7 @@ class Live:
         return attribute(
             model,
             sae,
-            _given(asked.text, asked.chat),
+            given(asked.text, asked.chat),
             asked.target or None,
             against=asked.against or None,
             position=asked.position,
@@ -211,7 +211,8 @@ class Live:
         return self._pair
 
 
-def _given(text: str, chat: bool) -> Any:
+def given(text: str, chat: bool) -> Any:
+    """A text, or a turn of a chat."""
     from gemscope.text.chat import turn_of
 
     return turn_of(text) if chat else text

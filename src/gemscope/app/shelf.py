@@ -200,7 +200,8 @@ def shelf(atlases: Iterable[Atlas | Path], *, off: str | None = None, room: Room
         for one in given:
             folder = one.folder if isinstance(one, Atlas) else one
             own = partial(_itself, Opened(one)) if isinstance(one, Atlas) else None
-            opened, at_hand = own or partial(room.open, folder), own or partial(room.at_hand, folder)
+            opened: Callable[[], Opened] = own or partial(room.open, folder)
+            at_hand: Callable[[], Opened | None] = own or partial(room.at_hand, folder)
             early = own is not None or len(given) <= FEW or not sources
             manifest = opened().atlas.manifest if early else read_manifest(folder)
             for name in (manifest.model_id, manifest.source_id):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,7 @@ def plots(grid: Any) -> list[tuple[str, list[Markup]]]:
     return found
 
 
-def site_plots(saes: Sequence[Any], fronts: dict[str, Iterable[int]]) -> list[Markup]:
+def site_plots(saes: Sequence[Any], fronts: Mapping[Any, Iterable[int]]) -> list[Markup]:
     """The same of the SAEs of one site, each named by its width."""
     return [
         plot
