@@ -61,6 +61,8 @@ from gemscope.reports.effects import Effects as Effects
 from gemscope.reports.effects import effects as effects
 from gemscope.reports.feature_pair import FeaturePair as FeaturePair
 from gemscope.reports.feature_pair import compare_features as compare_features
+from gemscope.reports.grid import Grid as Grid
+from gemscope.reports.grid import grid as grid
 from gemscope.reports.look import Look as Look
 from gemscope.reports.look import look as look
 from gemscope.reports.looks import Looks as Looks

@@ -92,7 +92,7 @@ def test_a_site_with_several_saes_lists_them(scope: Path, tmp_path: Path) -> Non
         other = tmp_path / "res" / "layer_1" / "width_64" / f"average_l0_{l0}"
         planted_atlas(other / "atlas", features=64, source_id="1-res-64").close()
         change_json(other / "atlas", sae_digest=str(l0))
-        (other / "score.json").write_text(json.dumps({"digest": str(l0), "l0": l0, "fvu": 1 / l0}))
+        (other / "score.json").write_text(json.dumps({"digest": str(l0), "l0": l0, "fvu": 1 / l0, "dead": 0}))
     with reader(scope, tmp_path) as client:
         page = parse(client.get("/").text)
         (several,) = page.one("table", class_="grid").all("a", class_="of")
@@ -108,7 +108,7 @@ def test_a_site_with_several_saes_lists_them(scope: Path, tmp_path: Path) -> Non
 
 
 def test_a_score_of_other_weights_or_a_damaged_one_is_not_shown(tmp_path: Path) -> None:
-    for number, content in enumerate(('{"digest": "other", "fvu": 0.5}', "{")):
+    for number, content in enumerate(('{"digest": "other", "l0": 3, "dead": 0, "fvu": 0.5}', "{")):
         folder = tmp_path / f"{number}" / "atlas"
         planted_atlas(folder, source_id=f"{number}-res").close()
         change_json(folder, site=f"{number}.res", site_out=f"{number}.res")

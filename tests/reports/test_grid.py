@@ -9,19 +9,24 @@ from hypothesis import strategies as st
 
 from gemscope.activations.site import Site
 from gemscope.errors import CorruptFile, InputError
+from gemscope.features.files.saving import save_sae
+from gemscope.features.listing import load_scope
+from gemscope.features.scored import Figures, figures_of
 from gemscope.reports.front import on_front
-from gemscope.reports.grid import Figures, Grid, Placed, figures_of, grid
+from gemscope.reports.grid import Grid, Placed, by_site, grid
 from gemscope.reports.score import Score
+from gemscope.testing import planted_sae
 from html_tree import parse
 
 
 def one(site: str, width: int = 2048, **figures: float) -> Placed:
-    return Placed.of(Site.parse(site), width, f"{site}/{width}", scored=Figures(**figures))  # type: ignore[arg-type]
+    known = {"l0": 50.0, "fvu": None, "dead": 0.5} | figures if figures else None
+    return Placed.of(Site.parse(site), width, f"{site}/{width}", scored=known and Figures(**known))  # type: ignore[arg-type]
 
 
 @pytest.fixture
 def whole() -> Grid:
-    return grid(
+    return by_site(
         "a <b>model</b>",
         [
             one("1.res", l0=40, fvu=0.2, delta_loss=0.1, dead=0.01),
@@ -54,7 +59,7 @@ def test_one_width_can_be_looked_at_alone(whole: Grid) -> None:
     with pytest.raises(InputError, match="no SAE of 7 features: there are 2,048, 4,096"):
         whole.only(7)
     with pytest.raises(InputError, match="no SAEs given"):
-        grid("none", [])
+        by_site("none", [])
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12))
@@ -95,7 +100,7 @@ def test_a_notebook_shows_the_table_in_colours_and_the_plots(whole: Grid) -> Non
 
 
 def test_where_all_are_equal_no_colour_stands_out() -> None:
-    page = parse(grid("m", [one("0.res", fvu=0.2), one("1.res", fvu=0.2)]).to_html())
+    page = parse(by_site("m", [one("0.res", fvu=0.2), one("1.res", fvu=0.2)]).to_html())
     assert {box.attributes.get("class") for box in page.all("table", class_="grid")[0].all("td")} == {"a5"}
 
 
@@ -103,18 +108,28 @@ def test_figures_come_from_a_score_on_disk(tmp_path: Path, score: Score) -> None
     (tmp_path / "score.json").write_text(json.dumps(score.to_dict()))
     found = figures_of(tmp_path / "score.json")
     assert (found.l0, found.fvu, found.delta_loss, found.dead) == (score.l0, score.fvu, score.delta_loss, score.dead)
-    assert (found.digest, found.corpus, found.tokens, found.features) == (
-        score.digest,
-        score.corpus,
-        score.tokens,
-        score.features,
-    )
+    assert (found.digest, found.corpus, found.tokens) == (score.digest, score.corpus, score.tokens)
+    (tmp_path / "score.json").write_text(json.dumps(score.to_dict() | {"l0": 77}))
+    assert figures_of(tmp_path / "score.json").l0 == 77  # read anew
+
+
+def test_a_folder_of_saes_is_a_grid(tmp_path: Path) -> None:
+    for layer in (0, 1, 11):
+        folder = tmp_path / "res" / f"layer_{layer}" / "width_64" / f"average_l0_{layer}"
+        save_sae(planted_sae(site=f"{layer}.res").sae, folder)
+        if layer:
+            (folder / "score.json").write_text(json.dumps({"l0": layer, "fvu": 0.5 / layer, "dead": 0.0}))
+    found = grid(tmp_path)
+    assert found.layers == (0, 1, 11)
+    assert [sae.fvu for sae in found.saes] == [None, 0.5, 0.5 / 11]
+    assert found.saes == grid(load_scope(tmp_path)).saes
+    assert {sae.width for sae in found.saes} == {64}
 
 
 @pytest.mark.parametrize("content", ["[]", '{"l0": "many"}', '{"dead": 7}', "{", '{"fvu": 1e99}'])
 def test_a_damaged_score_is_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "score.json").write_text(content)
-    with pytest.raises(CorruptFile, match="score the SAE anew"):
+    with pytest.raises(CorruptFile, match="score the SAE again"):
         figures_of(tmp_path / "score.json")
 
 

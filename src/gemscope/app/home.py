@@ -20,12 +20,11 @@ from gemscope.app.responses import data, page, wants_data
 from gemscope.app.shelf import Source
 from gemscope.atlas.dashboard import Glance, Summary
 from gemscope.errors import FileError, GemscopeError, NotFound, SiteNotFound
+from gemscope.features.scope_manifest import SCORE
+from gemscope.features.scored import Figures, figures_of
 from gemscope.pages.grid import FIGURES, boxes, plots, site_plots
 from gemscope.pages.links import ModelLinks, ServerLinks
-from gemscope.reports.grid import Figures, Grid, Placed, figures_of, grid
-
-SCORE = "score.json"
-"""Beside an atlas: what `score` says of its SAE."""
+from gemscope.reports.grid import Grid, Placed, by_site
 
 
 async def home(request: Request) -> Response:
@@ -76,7 +75,7 @@ def grids_of(sources: Iterable[Source]) -> dict[str, Grid]:
     for source in sources:
         with suppress(SiteNotFound):  # an imported atlas may not know
             placed[source.manifest.model_id].append(_placed(source))
-    return {name: grid(name, saes) for name, saes in placed.items() if len({one.site for one in saes}) > 1}
+    return {name: by_site(name, saes) for name, saes in placed.items() if len({one.site for one in saes}) > 1}
 
 
 def _placed(source: Source) -> Placed:

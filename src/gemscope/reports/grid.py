@@ -5,17 +5,15 @@ their sparsity cheaply.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from msgspec import Meta
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
 from gemscope.activations.site import KINDS, Site
-from gemscope.checked import Count, Finite, read_json
 from gemscope.errors import InputError
+from gemscope.features.scored import Figures
 from gemscope.pages.grid import COSTS, FIGURES
 from gemscope.pages.numbers import figure, percent, signed, wide
 from gemscope.pages.plain import Paged
@@ -25,35 +23,11 @@ from gemscope.reports.front import on_front
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from gemscope.features.scope import Scope
+
 By = Literal["fvu", "delta_loss", "dead", "l0"]
 BYS: tuple[By, ...] = ("fvu", "delta_loss", "dead", "l0")
 """What a cell can show. Of each less is better, or sparser."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figures:
-    """What is read of a score on disk (`Score.to_dict`)."""
-
-    digest: str = ""
-    """Of the SAE's weights."""
-    corpus: str = ""
-    tokens: Count = 0
-    features: Count = 0
-    l0: Annotated[float, Meta(ge=0)] | None = None
-    fvu: Finite | None = None
-    delta_loss: Finite | None = None
-    dead: Annotated[float, Meta(ge=0, le=1)] | None = None
-
-
-def figures_of(path: Path) -> Figures:
-    """Of a `score.json`. Raises NotFound, AccessError, CorruptFile."""
-    place = path.stat() if path.is_file() else None
-    return _figures(path, place and (place.st_mtime_ns, place.st_size))
-
-
-@lru_cache(maxsize=4096)
-def _figures(path: Path, _: object) -> Figures:
-    return read_json(path, Figures, remedy="score the SAE anew")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +37,7 @@ class Placed:
     site: Site
     site_out: Site
     width: int
-    """Features."""
+    """Features; 0 where only the file itself would tell."""
     name: str
     """What it is called where it comes from; an atlas's address on a server."""
     l0: float | None = None
@@ -77,19 +51,9 @@ class Placed:
     @classmethod
     def of(cls, site: Site, width: int, name: str, *, site_out: Site | None = None, scored: Figures | None) -> Placed:
         """With the figures of a score, where there is one."""
-        found = scored or Figures()
-        return cls(
-            site=site,
-            site_out=site_out or site,
-            width=width,
-            name=name,
-            l0=found.l0,
-            fvu=found.fvu,
-            delta_loss=found.delta_loss,
-            dead=found.dead,
-            corpus=found.corpus,
-            tokens=found.tokens,
-        )
+        known = {} if scored is None else asdict(scored)
+        known.pop("digest", None)
+        return cls(site=site, site_out=site_out or site, width=width, name=name, **known)
 
     def value(self, by: By) -> float | None:
         """One of its figures."""
@@ -233,7 +197,21 @@ class Grid(Paged):
         return Table(heads, rows, bold=False, indent=2)
 
 
-def grid(model: str, saes: Iterable[Placed]) -> Grid:
+def grid(scope: Scope | str | os.PathLike[str]) -> Grid:
+    """A scope's SAEs by where they read, with the figures of the scores beside them. Raises what `load_scope` raises,
+    CorruptFile for a score that is none.
+    """
+    if isinstance(scope, str | os.PathLike):
+        from gemscope.features.listing import load_scope
+
+        scope = load_scope(scope)
+    saes = [
+        Placed.of(one.site, one.width or 0, one.address, site_out=one.site_out, scored=one.figures) for one in scope
+    ]
+    return by_site(scope.model or scope.name, saes)
+
+
+def by_site(model: str, saes: Iterable[Placed]) -> Grid:
     """SAEs of one model by where they read. Raises InputError where there are none."""
     ordered = sorted(saes, key=lambda one: one.site)
     if not ordered:

@@ -12,6 +12,7 @@ from gemscope.atlas.meaning import Given, meanings
 from gemscope.errors import InputError
 from gemscope.features.fit import require_fit
 from gemscope.features.sae import SAE
+from gemscope.features.stack import Stack
 from gemscope.pages.labels import STANDS, short_label
 from gemscope.pages.numbers import figure
 from gemscope.pages.plain import Paged, known
@@ -128,7 +129,7 @@ class Looks(Paged):
 
 def look_through(
     model: LanguageModel,
-    saes: Mapping[Site, SAE] | Iterable[SAE],
+    saes: Stack | Mapping[Site, SAE] | Iterable[SAE],
     text: OneText,
     *,
     k: int = 3,
@@ -142,15 +143,15 @@ def look_through(
     """Reads one text, or one chat, through several SAEs in one pass of the model: `look` at each of their sites.
 
     `saes` may be a mapping that loads an SAE when it is asked for: one at a time is held, and each is asked for twice,
-    for where it reads and to read. `atlases` tell by site what features stand for (where there is none, the bundled one
-    where it is of that SAE). `check` is called between SAEs, and may raise to end it.
+    for where it reads and to read (a `Stack` keeps what it has opened). `atlases` tell by site what features stand for
+    (where there is none, the bundled one where it is of that SAE). `check` is called between SAEs, and may raise to end it.
 
     Raises what `look` raises; InputError for no SAEs.
     """
     if k < 1:
         raise InputError(f"k={k}: at least one feature per token must be asked for")
     tokens = row_of(model, text, every_token=every_token)
-    given: Mapping[Any, SAE] = saes if isinstance(saes, Mapping) else dict(enumerate(saes))
+    given: Any = saes if isinstance(saes, Mapping | Stack) else dict(enumerate(saes))
     places: list[tuple[Site, Site]] = []
     for key in given:
         sae = given[key]
