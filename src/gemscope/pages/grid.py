@@ -113,4 +113,4 @@ def grid_document(grid: Any) -> str:
     """A grid as one file: a table for each figure that was measured, and the plots."""
     tables = [(by, *boxes(grid, by, lambda _: "")) for by in grid.measured or ("fvu",)]
     body = render("grid_report.html", links=NoLinks(), grid=grid, tables=tables, names=FIGURES, plots=plots(grid))
-    return document(body, title=f"{len(grid.saes)} SAEs of {grid.model}")
+    return document(body, title=f"{len(grid.saes)} SAEs of {grid.model}", styled=("whole.css",))

@@ -96,4 +96,4 @@ def rows_of(
 def layers_document(looks: Any) -> str:
     """A look through all layers as one file."""
     body = render("layers_report.html", links=NoLinks(), looks=looks, rows=rows_of(looks))
-    return document(body, title=f"A text through {len(looks)} sites of {looks.looks[0].model}")
+    return document(body, title=f"A text through {len(looks)} sites of {looks.looks[0].model}", styled=("whole.css",))

@@ -144,7 +144,8 @@ def look_through(
 
     `saes` may be a mapping that loads an SAE when it is asked for: one at a time is held, and each is asked for twice,
     for where it reads and to read (a `Stack` keeps what it has opened). `atlases` tell by site what features stand for
-    (where there is none, the bundled one where it is of that SAE). `check` is called between SAEs, and may raise to end it.
+    (where there is none, the bundled one where it is of that SAE). `check` is called between SAEs, and
+    may raise to end it.
 
     Raises what `look` raises; InputError for no SAEs.
     """
