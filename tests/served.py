@@ -48,9 +48,10 @@ def reader(*atlases: Any, wait: bool = True, **options: Any) -> Iterator[TestCli
     with TestClient(made, base_url=BASE, raise_server_exceptions=False) as client:
         worker: Worker = made.state.worker
         if wait:
-            worker.submit(lambda _: None, always=True, patient=True).outcome.result(120)
+            worker.submit(lambda _: None, always=True, patient=True).outcome.result(30)
         yield client
-    made.state.shelf.close()
+    for atlas in made.state.opened:
+        atlas.close()
 
 
 def until(reached: Callable[[], bool], seconds: float = 120.0) -> None:

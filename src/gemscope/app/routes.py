@@ -5,21 +5,7 @@ from __future__ import annotations
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.routing import Route
 
-from gemscope.app import (
-    api,
-    causes,
-    compare,
-    everywhere,
-    feature,
-    home,
-    kept,
-    layers,
-    lists,
-    map_view,
-    prompt,
-    search,
-    steer_view,
-)
+from gemscope.app import api, causes, compare, feature, kept, lists, map_view, prompt, search, steer_view
 from gemscope.app.static import static
 
 _AT = "/{model}/{source}"
@@ -44,13 +30,12 @@ register_url_convertor("digits", _Digits())
 ROUTES: list[Route] = [
     # What is asked for most, and by an address that no other is like: looked for first, not after fifty others.
     Route(f"{_AT}/{{index:digits}}", feature.feature),
-    Route("/", home.home),
-    Route("/.json", home.home),
-    Route("/index.json", home.home),
+    Route("/", lists.home),
+    Route("/.json", lists.home),
+    Route("/index.json", lists.home),
     Route("/health", lists.health),
     Route("/queue/{name}.json", lists.queue),
-    Route("/search.json", everywhere.everywhere),
-    Route("/search", everywhere.everywhere),
+    Route("/search.json", lists.everywhere),
     Route("/static/{name:path}", static),
     Route("/favicon.ico", static),
     *api.ROUTES,
@@ -69,10 +54,8 @@ ROUTES: list[Route] = [
     Route(f"{_LIST}/note", kept.note, methods=["POST"]),
     Route(f"{_LIST}/remove", kept.remove, methods=["POST"]),
     Route(f"{_LIST}/delete", kept.delete, methods=["POST"]),
-    Route("/{model}/prompt.json", layers.layers, methods=["GET", "POST"]),
-    Route("/{model}/prompt", layers.layers, methods=["GET", "POST"]),
-    Route("/{model}.json", home.model),
-    Route("/{model}", home.model),
+    Route("/{model}.json", lists.model),
+    Route("/{model}", lists.model),
     Route(f"{_AT}/random", lists.anywhere),
     Route(f"{_AT}/search.json", search.search, methods=["GET", "POST"]),
     Route(f"{_AT}/search", search.search, methods=["GET", "POST"]),

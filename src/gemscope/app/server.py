@@ -101,7 +101,8 @@ class Server:
         self._over.wait(10)
         self._thread.join(10)
         self._socket.close()
-        self.app.state.shelf.close()
+        for atlas in self.app.state.opened:
+            atlas.close()
 
     def __enter__(self) -> Server:
         return self
