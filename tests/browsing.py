@@ -90,7 +90,7 @@ class Watch:
 def reading(chromium: Browser, *allowed: str, **options: Any) -> Iterator[tuple[Page, Watch]]:
     """A reader with nothing remembered. When they are done, nothing may have gone wrong."""
     context = chromium.new_context(**{"viewport": DESK, "color_scheme": "light", **options})
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(60_000)
     watch = Watch(context, allowed)
     try:
         yield context.new_page(), watch

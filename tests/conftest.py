@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 import typecheck
@@ -24,6 +25,8 @@ gc.disable()  # until everything is imported: it would look through all of it, a
 os.environ["OMP_NUM_THREADS"] = "1"  # read by torch when it is imported
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 typecheck.install()
+hypothesis.settings.register_profile("patient", deadline=None)  # machines are slow, or busy
+hypothesis.settings.load_profile("patient")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -2,9 +2,9 @@
 another asks how it ended. What the jobs work on is made once, and each is a fork, so that it begins at once.
 
     {"job": "export site", "to": "FOLDER", "said": "FILE"}      as `gemscope` would do it, exit code and all
-    {"job": ..., "kill": 9, "longest": 1000}    with a signal to itself when the first thing is about to get its name
-                                                ("after": 7, the eighth); with no file longer than so many bytes
-    {"job": ..., "share": "1/3"}                as the second of three workers
+    {"job": ..., "share": "1/3"}                as one of several workers, who open no socket
+    {"job": ..., "kill": 9, "longest": 1000}    with a signal to itself when the first thing is about to get its name;
+                                                with no file longer than so many bytes
     {"wait": NUMBER}
 """
 
@@ -14,14 +14,13 @@ import argparse
 import functools
 import gc
 import io
-import itertools
 import json
 import os
 import resource
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-import scopes
 from atlases import planted_atlas
 from foreign import ADDRESS, examples_file
 from gemscope.activations import bundled
@@ -48,6 +46,7 @@ from gemscope.testing import planted_sae, tiny_model
 from gemscope.text.corpus import Corpus
 from gemscope.training.config import TrainConfig
 from gemscope.training.train import train
+from gemscope.world import World
 from lessons import planted, store_of
 from tiny_weights import source_of, tiny_gguf
 
@@ -76,13 +75,13 @@ def jobs(made: Path) -> dict[str, Job]:
     pair = harvest(model, corpus, ["2.res", "0.mlp"], to=made / "pair", length=24)
     described = [describe(model, sae, text, to=made / f"part-{n}", config=config) for n, text in enumerate(halves)]
     return {
-        "harvest": lambda to: harvest(model, corpus, ["2.res", "0.mlp"], to=to, length=24, batch=4),
+        "harvest": lambda to: harvest(
+            model, corpus, ["2.res", "0.mlp"], to=to, length=24, batch=4, piece=600, world=World.here()
+        ),
         "describe": lambda to: describe(model, sae, halves, to=to, config=config),
         "merge": lambda to: merge(described, to=to),
         "train": lambda to: train(store, settings, to=to),
         "train a crosscoder": lambda to: train(pair, settings, to=to, site=["0.mlp", "2.res"]),
-        "scope": scopes.made,
-        "large scope": lambda to: scopes.made(to, scopes.EIGHT),
         "import": lambda to: import_atlas("neuronpedia", published, to),
         "import anthropic": lambda to: import_atlas("anthropic", features, to),
         "import gemma-scope-2": lambda to: import_atlas(
@@ -141,18 +140,21 @@ def _do(job: Job, asked: dict[str, Any]) -> None:
     parser, code = argparse.ArgumentParser(), 99
     parser.set_defaults(run=run)
     shell.parser = lambda: parser
-    if asked["kill"] is not None:
-        for name in ("replace", "rename"):
-            setattr(
-                os, name, functools.partial(_killed, getattr(os, name), asked["kill"], itertools.count(-asked["after"]))
-            )
-    if asked["longest"] is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (asked["longest"], resource.RLIM_INFINITY))
+    opened: list[str] = []
     if asked["share"] is not None:
         os.environ["GEMSCOPE_SHARE"] = asked["share"]
+        sys.addaudithook(lambda event, given: opened.append(event) if event.startswith("socket.") else None)
+    if asked["kill"] is not None:
+        for name in ("replace", "rename"):
+            setattr(os, name, functools.partial(_killed, getattr(os, name), asked["kill"]))
+    if asked["longest"] is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (asked["longest"], resource.RLIM_INFINITY))
     sys.stdout = sys.stderr = said = io.StringIO()
     try:
         code = shell.main([])
+        if opened:
+            said.write(f"opened: {opened}")
+            code = 97
     except BaseException:
         traceback.print_exc()
     finally:
@@ -161,9 +163,8 @@ def _do(job: Job, asked: dict[str, Any]) -> None:
         os._exit(code)
 
 
-def _killed(real: Callable[..., None], kill: int, named: Iterator[int], *given: Any) -> None:
-    if next(named) >= 0:
-        os.kill(os.getpid(), kill)
+def _killed(real: Callable[..., None], kill: int, *given: Any) -> None:
+    os.kill(os.getpid(), kill)
     real(*given)
 
 

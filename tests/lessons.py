@@ -26,23 +26,25 @@ SITE = Site(3, "res")
 def store_of(rows: Tensor, folder: Path, site: Site = SITE, piece: int = 1 << 14) -> Store:
     """A harvest of rows that no model computed."""
     with Writer(folder) as writer:
-        for part in rows.split(piece):
-            ids = torch.arange(len(part))[None]
-            counted = torch.ones_like(ids, dtype=torch.bool)
-            writer.add(Activations(part[None], counted, Tokens(ids, counted, counted), site, "planted"))
+        with writer.piece() as shards:
+            for part in rows.split(piece):
+                ids = torch.arange(len(part))[None]
+                counted = torch.ones_like(ids, dtype=torch.bool)
+                shards.add(Activations(part[None], counted, Tokens(ids, counted, counted), site, "planted"))
         return writer.finish(
             Manifest(
                 format=FORMAT,
                 model="planted",
                 revision=None,
                 dtype="float32",
-                sites=writer.counts,
-                read=len(rows),
+                sites={},
+                read=0,
                 length=piece,
                 corpus="planted",
                 corpus_digest="0",
                 versions={},
-            )
+            ),
+            pieces=1,
         )
 
 

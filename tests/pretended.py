@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 aten = torch.ops.aten
 
@@ -138,7 +137,7 @@ class _Device(TorchDispatchMode):
 
 
 def _run(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any], traffic: Traffic) -> Any:
-    tensors = [one for one in tree_flatten((args, kwargs))[0] if isinstance(one, Tensor)]
+    tensors = [*_tensors(args), *_tensors(kwargs)]
     there = [one for one in tensors if isinstance(one, _There)]
     asked = kwargs.get("device")
     to_there = asked is not None and torch.device(asked).type == NAME
@@ -163,22 +162,54 @@ def _run(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any], traffic
     if packet is aten.copy_ and isinstance(args[0], _There) != isinstance(args[1], _There):
         traffic["to" if isinstance(args[0], _There) else "from"] += 1
         stays = isinstance(args[0], _There)
-    inner_args, inner_kwargs = tree_map_only(_There, lambda one: one.here, (list(args), plain))
+    inner_args, inner_kwargs = _with_each(list(args), _inner), _with_each(plain, _inner)
     out = operation(*inner_args, **inner_kwargs)
     if not stays:
         return args[0] if packet is aten.copy_ else out
     _take_room(traffic, inner_args, out)
-    wrapped = tree_map(lambda one: _There(one) if isinstance(one, Tensor) else one, out)
+    wrapped = _with_each(out, _There)
+    if not _aliases(operation):
+        return wrapped
     return return_and_correct_aliasing(operation, tuple(args), dict(kwargs), wrapped)
+
+
+@cache
+def _aliases(operation: Any) -> bool:
+    """Whether what comes out may be, or share numbers with, what went in."""
+    return "Tensor(" in str(operation._schema)
+
+
+def _inner(one: Tensor) -> Tensor:
+    return one.here if isinstance(one, _There) else one
+
+
+def _tensors(given: Any) -> Iterator[Tensor]:
+    """All in what an operation takes or gives. Torch's own way through such trees is most of the time of all this."""
+    if isinstance(given, Tensor):
+        yield given
+    elif isinstance(given, (list, tuple, dict)):
+        for one in given.values() if isinstance(given, dict) else given:
+            yield from _tensors(one)
+
+
+def _with_each(given: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same, with each tensor changed."""
+    if isinstance(given, Tensor):
+        return change(given)
+    if isinstance(given, dict):
+        return {name: _with_each(one, change) for name, one in given.items()}
+    if isinstance(given, (list, tuple)):
+        return type(given)([_with_each(one, change) for one in given])
+    return given
 
 
 def _take_room(traffic: Traffic, given: Any, made: Any) -> None:
     """What is new takes room until it is gone."""
     if traffic.room is None:
         return
-    before = {one.untyped_storage().data_ptr() for one in tree_flatten(given)[0] if isinstance(one, Tensor)}
-    for one in tree_flatten(made)[0]:
-        if isinstance(one, Tensor) and (storage := one.untyped_storage()).data_ptr() not in before:
+    before = {one.untyped_storage().data_ptr() for one in _tensors(given)}
+    for one in _tensors(made):
+        if (storage := one.untyped_storage()).data_ptr() not in before:
             size = storage.nbytes()
             if size > traffic.room:
                 raise torch.OutOfMemoryError(f"{NAME} out of memory. Tried to allocate {size / 1024:.2f} KiB.")

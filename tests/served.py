@@ -48,10 +48,9 @@ def reader(*atlases: Any, wait: bool = True, **options: Any) -> Iterator[TestCli
     with TestClient(made, base_url=BASE, raise_server_exceptions=False) as client:
         worker: Worker = made.state.worker
         if wait:
-            worker.submit(lambda _: None, always=True, patient=True).outcome.result(30)
+            worker.submit(lambda _: None, always=True, patient=True).outcome.result(120)
         yield client
-    for atlas in made.state.opened:
-        atlas.close()
+    made.state.shelf.close()
 
 
 def until(reached: Callable[[], bool], seconds: float = 120.0) -> None:

@@ -61,8 +61,12 @@ from gemscope.reports.effects import Effects as Effects
 from gemscope.reports.effects import effects as effects
 from gemscope.reports.feature_pair import FeaturePair as FeaturePair
 from gemscope.reports.feature_pair import compare_features as compare_features
+from gemscope.reports.grid import Grid as Grid
+from gemscope.reports.grid import grid as grid
 from gemscope.reports.look import Look as Look
 from gemscope.reports.look import look as look
+from gemscope.reports.looks import Looks as Looks
+from gemscope.reports.looks import look_through as look_through
 from gemscope.reports.probe import Probe as Probe
 from gemscope.reports.probing import sparse_probe as sparse_probe
 from gemscope.reports.score import Score as Score
@@ -75,12 +79,6 @@ from gemscope.reports.text_pair import TextPair as TextPair
 from gemscope.reports.text_pair import compare_texts as compare_texts
 from gemscope.reports.training import TrainingReport as TrainingReport
 from gemscope.reports.training import training_report as training_report
-from gemscope.scope.making import make_scope as make_scope
-from gemscope.scope.making import plan_scope as plan_scope
-from gemscope.scope.plan import Plan as Plan
-from gemscope.scope.recipe import ScopeRecipe as ScopeRecipe
-from gemscope.scope.scoring import score_scope as score_scope
-from gemscope.scope.table import ScopeTable as ScopeTable
 from gemscope.text.corpus import Corpus as Corpus
 from gemscope.text.sources import Document as Document
 from gemscope.text.tokens import Tokens as Tokens

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import re
 import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +31,12 @@ _PATIENCE = 0.5
 
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP}
 """Said by network drives without the service for it. Where there is no such call at all, filelock knows another way."""
+
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
+"""Said by drives on which no file has two names."""
+_MINE = ".gemscope-"
+"""Between a name and whose file on its way there it is."""
+_numbers = count()
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """No space; no more of it for this user; a file longer than may be."""
@@ -87,6 +95,66 @@ def synced(path: Path) -> None:
     """Returns when what was written to a file is on the disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+# --- by several at once, who take no lock ------------------------------------------------------------------------
+
+
+def unlike_others(name: str) -> str:
+    """A hidden name that no other process writes to, nor this one again: for what is on its way to `name`."""
+    return f".{name}{_MINE}{_host()}-{os.getpid()}-{next(_numbers)}"
+
+
+def put_once(target: Path, write: Callable[[Path], None]) -> bool:
+    """Writes a file beside its place and gives it its name when it is whole, unless that is taken by then: whoever was
+    first has it, and what is there stays. Returns whether this was the first. Takes no lock, so any number of processes
+    and hosts may. Raises what `write` raises, and OSError.
+    """
+    aside = target.with_name(unlike_others(target.name))
+    try:
+        write(aside)
+        synced(aside)
+        try:
+            os.link(aside, target)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            if target.exists():
+                return False
+            os.replace(aside, target)
+        return True
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def left_by_dead(folder: Path, *, own: bool = False) -> None:
+    """Takes away what processes of this host had on its way into a folder, and are there no more; with `own`, what this
+    one has.
+    """
+    mine = re.compile(rf"\..*{re.escape(_MINE + _host())}-(\d+)-\d+")
+    for name in os.listdir(folder) if folder.is_dir() else ():
+        found = mine.fullmatch(name)
+        if found and (int(found[1]) == os.getpid() if own else not _lives(int(found[1]))):
+            path = folder / name
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    if os.name == "nt":  # where asking would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9]", "_", platform.node())[:40] or "here"
 
 
 # --- one writer at a time -----------------------------------------------------------------------------------------

@@ -19,9 +19,12 @@ expected, what to do. Nothing here knows how the errors come about.
     │   ├── CorruptFile
     │   ├── UnsafeFile        it would have to be unpickled
     │   └── StorageFull
+    ├── Awaited               this worker's share is done, others' is not
     ├── Mismatch              two things that do not fit each other                (also a ValueError)
     └── MissingDependency     an optional package is needed                        (also an ImportError)
 """
+
+from collections.abc import Callable
 
 LONGEST = 1000
 """Characters of a message. What names and files put into it may be of any length, and hostile."""
@@ -115,6 +118,15 @@ class UnsafeFile(FileError):
 
 class StorageFull(FileError):
     """No room left on the disk; nothing half-written stays behind."""
+
+
+class Awaited(GemscopeError):
+    """What this worker had to do is done, and pieces of others are still missing: no mistake of anybody's."""
+
+    def __init__(self, message: object = "", left: Callable[[], int] = lambda: 0) -> None:
+        super().__init__(message)
+        self.left = left
+        """How many pieces are missing by now."""
 
 
 class Mismatch(GemscopeError, ValueError):

@@ -59,6 +59,16 @@ class World:
         """Of the pieces that are missing those that this worker does: the rank-th, the (rank + size)-th, ..."""
         return list(missing)[self.rank :: self.size]
 
+    def does(self, number: int) -> bool:
+        """Whether this worker does the piece of a number, whatever is missing: so nothing is left out where some
+        workers begin when others have done a part already.
+        """
+        return number % self.size == self.rank
+
+
+ALONE = World()
+"""The only worker there is."""
+
 
 _SOURCES = (
     ("RANK", "WORLD_SIZE", None, None),

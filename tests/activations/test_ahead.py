@@ -37,7 +37,7 @@ def test_the_next_is_made_while_this_one_is_used(beside: None) -> None:
     for number, made in ahead(iter(range(3)), work, CPU):
         assert made == number * number
         if number < 2:  # it would never begin were it not made beside
-            assert begun[number + 1].wait(60)
+            assert begun[number + 1].wait(120)
     assert not begun[3].is_set()
 
 

@@ -20,6 +20,7 @@ COSTLY = (
     f"{STEER}.json?run=true&{QUERY}",
     f"{AT}/attribute.json?text=the+cat",
     f"{AT}/prompt.json?text=the+cat",
+    "/tiny-model/prompt.json?text=the+cat",
     f"{AT}/search.json?kind=text&text=the+cat",
     f"{AT}/5/output-score.json",
 )
@@ -29,6 +30,7 @@ COSTLY_PAGES = {
     f"{STEER}?run=true&{QUERY}": "Press Generate",
     f"{AT}/attribute?text=the+cat&position=1&target=a": "Press Explain",
     f"{AT}/prompt?text=the+cat&pin=5": "Press Look",
+    "/tiny-model/prompt?text=the+cat": "Press Look",
     f"{AT}/search?kind=text&text=the+cat": "Press Search",
     f"{AT}/5/output-score": "Measure it",
     f"{AT}/5?embed=true&defaulttesttext=the+cat": ">the cat</textarea>",

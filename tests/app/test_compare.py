@@ -28,7 +28,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
 def test_two_features_have_a_page_and_its_data(client: TestClient) -> None:
     tree = parse(client.get(f"/compare?a={A}&b={B}").text)
     assert tree.one("head").one("title").text.startswith("3 beside 4")
-    atlas = client.app.state.opened[0]  # type: ignore[attr-defined]
+    atlas = client.app.state.shelf.first[0].atlas  # type: ignore[attr-defined]
     found = compare_features(atlas, 3, 4, saes=(SAE, SAE))
     assert found.telling in tree.text
     for page in (found.one, found.other):
@@ -47,7 +47,7 @@ def test_each_neighbour_of_a_feature_leads_to_both_side_by_side(client: TestClie
 
 def test_two_texts_are_compared_where_somebody_asks_here(client: TestClient) -> None:
     address = f"{AT}/compare?text={ONE}&other={OTHER}"
-    found = compare_texts(MODEL, SAE, ONE, OTHER, atlas=client.app.state.opened[0])  # type: ignore[attr-defined]
+    found = compare_texts(MODEL, SAE, ONE, OTHER, atlas=client.app.state.shelf.first[0].atlas)  # type: ignore[attr-defined]
     assert client.get(f"{AT}/compare.json?text={ONE}&other={OTHER}").json() == as_json(found.to_dict())
     tree = parse(client.get(address).text)
     for one in found.only_one:

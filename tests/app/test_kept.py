@@ -36,8 +36,7 @@ def client(two: list[Path], lists: Lists) -> Iterator[TestClient]:
     made = app(two, lists=lists)
     with TestClient(made, base_url=BASE, raise_server_exceptions=False) as client:
         yield client
-    for atlas in made.state.opened:
-        atlas.close()
+    made.state.shelf.close()
 
 
 def entries_of(page: str) -> list[Element]:
@@ -308,5 +307,4 @@ def test_a_list_of_two_or_three_is_there_to_steer_with(two: list[Path], lists: L
         assert [(one["index"], one["strength"]) for one in state["features"]] == [("3", "0.25norm"), ("5", "0.25norm")]
         assert (state["chat"], state["prompt"]) == (True, "hello")
         assert "presets" not in client.get(found).text  # features are chosen
-    for atlas in made.state.opened:
-        atlas.close()
+    made.state.shelf.close()

@@ -88,6 +88,6 @@ def test_readers_see_whole_pages_while_labels_are_written(tmp_path: Path) -> Non
         for one in threads:
             one.start()
         for one in threads:
-            one.join(60)
+            one.join()
         assert not wrong
         assert client.get(f"{AT}/39.json").json()["explanations"][0]["description"] == "label 39"

@@ -35,8 +35,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     made = app([folder / "a", folder / "b"], lists=lists)
     with TestClient(made, base_url=BASE, raise_server_exceptions=False) as client:
         yield client
-    for atlas in made.state.opened:
-        atlas.close()
+    made.state.shelf.close()
 
 
 def test_the_page_reads_without_a_script(client: TestClient) -> None:

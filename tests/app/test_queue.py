@@ -135,7 +135,7 @@ def test_a_reader_who_leaves_while_waiting_takes_the_text_out_of_the_line(folder
         while worker.waiting != 1:
             await asyncio.sleep(0.005)
         leave.set()
-        return await asyncio.wait_for(asked, 5)
+        return await asyncio.wait_for(asked, 120)
 
     sent = asyncio.run(leaving())
     assert sent[0]["status"] == 499
@@ -170,7 +170,7 @@ def test_a_reader_who_leaves_while_the_model_runs_ends_the_pass(folder: Path) ->
         while not begun.is_set():
             await asyncio.sleep(0.005)
         leave.set()
-        await asyncio.wait_for(asked, 5)
+        await asyncio.wait_for(asked, 120)
 
     asyncio.run(leaving())
     until(lambda: ended == ["Cancelled"])

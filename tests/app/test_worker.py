@@ -1,17 +1,17 @@
 """The line in front of the model: who waits, who runs, who leaves."""
 
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
 
+from gemscope.app import worker as lines
 from gemscope.app.worker import Cancelled, Full, Job, Overtime, Worker
 
 
 @pytest.fixture
 def worker() -> Iterator[Worker]:
-    made = Worker(room=3, seconds=10)
+    made = Worker(room=3, seconds=1000)
     yield made
     made.close()
 
@@ -140,10 +140,28 @@ def test_a_job_is_found_in_the_line_by_the_name_that_its_reader_gave_it(worker: 
     assert worker.place("mine") is None
 
 
-def test_time_before_it_really_begins_is_not_counted(worker: Worker) -> None:
+class Clock:
+    """What the line takes for the time: it stands still but for what is let pass."""
+
+    def __init__(self) -> None:
+        self.now = 1e6
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(lines, "time", made)
+    return made
+
+
+def test_time_before_it_really_begins_is_not_counted(worker: Worker, clock: Clock) -> None:
     def work(job: Job[str]) -> str:
-        time.sleep(0.3)  # a model is loaded, for everybody
+        clock.now += 0.3  # a model is loaded, for everybody
         job.begin()
+        clock.now += 0.1
         job.check()
         return "in time"
 
@@ -199,22 +217,26 @@ def test_a_running_job_ends_at_its_next_check_when_its_reader_leaves(worker: Wor
     assert worker.submit(lambda _: 1).outcome.result(120) == 1
 
 
-def test_a_job_that_takes_too_long_is_ended_and_the_next_one_runs(worker: Worker) -> None:
+def test_a_job_that_takes_too_long_is_ended_and_the_next_one_runs(worker: Worker, clock: Clock) -> None:
+    steps = []
+
     def slow(job: Job[None]) -> None:
         while True:
-            time.sleep(0.005)
+            clock.now += 0.02
             job.check()
+            steps.append(1)
 
     job = worker.submit(slow, seconds=0.05)
     with pytest.raises(Overtime, match=r"longer than 0\.05 seconds"):
         job.outcome.result(120)
+    assert len(steps) == 2
     assert worker.submit(lambda _: 1).outcome.result(120) == 1
 
 
-def test_time_spent_waiting_is_not_counted(worker: Worker) -> None:
+def test_time_spent_waiting_is_not_counted(worker: Worker, clock: Clock) -> None:
     held = Held(worker)
     job = worker.submit(lambda job: job.check() or "in time", seconds=0.5)  # type: ignore[func-returns-value]
-    time.sleep(0.6)
+    clock.now += 0.6
     held.go.set()
     assert job.outcome.result(120) == "in time"
 
@@ -264,13 +286,13 @@ def test_many_readers_who_come_and_go_leave_nothing_behind() -> None:
             if (seed + turn) % 3 == 0:
                 job.cancel()
             else:
-                job.outcome.result(10)
+                job.outcome.result(120)
 
     readers = [threading.Thread(target=reader, args=(seed,)) for seed in range(8)]
     for one in readers:
         one.start()
     for one in readers:
-        one.join(20)
+        one.join()
     assert not turned_away
     assert len(done) >= 8 * 25 * 2 // 3 - 8
     assert worker.waiting == 0

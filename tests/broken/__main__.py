@@ -27,7 +27,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as aside:
         make_samples(Path(aside))
         for seed in range(given.seed, given.seed + given.cases):
-            faulthandler.dump_traceback_later(60, exit=True)  # what no alarm interrupts
+            faulthandler.dump_traceback_later(300, exit=True)  # what no alarm interrupts
             found = trial(Path(aside), seed, given.only)
             if found.fault:
                 name = f"{found.case.split()[0]}: {found.ending}"

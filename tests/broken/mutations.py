@@ -175,6 +175,9 @@ def _safetensors(path: Path, chance: Random, others: list[Path]) -> None:
     header, body = json.loads(data[8 : 8 + size]), bytearray(data[8 + size :])
     kind = chance.choice(("header", "value", "values", "dtype", "shape", "drop", "rename", "swap", "length", "format"))
     names = [name for name in header if name != "__metadata__"]
+    if not names:  # all that it says stands beside no tensor at all
+        header["odd"] = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+        names = ["odd"]
     name = chance.choice(names)
     one = header[name]
     start, end = one["data_offsets"]

@@ -134,9 +134,10 @@ def _store(folder: Path) -> None:
 @_reads("harvest")
 def _harvest(folder: Path) -> None:
     with Writer(folder / "acts", samples.IDENTITY) as writer:
-        for seed in range(writer.batches, 3):
-            writer.add(*samples.activations(seed))
-        writer.finish(samples.manifest(writer.counts))
+        for seed in sorted({0, 1, 2} - writer.work.there()):
+            with writer.piece(seed) as shards:
+                shards.add(*samples.activations(seed))
+        writer.finish(samples.manifest({}), pieces=3)
 
 
 def _goes_on(name: str) -> Reader:

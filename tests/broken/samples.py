@@ -251,17 +251,17 @@ def manifest(counts: Any) -> Manifest:
 def store(folder: Path) -> None:
     with Writer(folder / "acts") as writer:
         for seed in range(4):
-            writer.add(*activations(seed))
-            writer._cut()
-        writer.finish(manifest(writer.counts))
+            with writer.piece(seed) as shards:
+                shards.add(*activations(seed))
+        writer.finish(manifest({}), pieces=4)
 
 
 @_sample
 def harvest(folder: Path) -> None:
     with Writer(folder / "acts", IDENTITY) as writer:
         for seed in range(2):
-            writer.add(*activations(seed))
-            writer._cut()
+            with writer.piece(seed) as shards:
+                shards.add(*activations(seed))
 
 
 def _run(name: str) -> Callable[[Path], None]:
@@ -283,8 +283,9 @@ for _name in CONFIGS:
 def report(folder: Path) -> None:
     with Writer(folder / "held") as writer:
         for seed in range(2):
-            writer.add(activations(seed)[0])
-        held = writer.finish(manifest(writer.counts))
+            with writer.piece(seed) as shards:
+                shards.add(activations(seed)[0])
+        held = writer.finish(manifest({}), pieces=2)
     train(rows(), CONFIGS["run"], to=folder / "run", held_out=held)
     for path in sorted((folder / "held").rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()

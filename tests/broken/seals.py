@@ -56,6 +56,18 @@ def _description(folder: Path) -> None:
 SEALS["describing"] = _description
 
 
+def _pieces(folder: Path) -> None:
+    for path in folder.glob("*.partial/pieces/*.safetensors"):
+        tensors, beside = read_tensors(path, framework="np")
+        said = json_of(beside["piece"], dict[str, Any], where="")
+        said.pop("checksum", None)
+        said["checksum"] = checksum_of(tensors, said)
+        _put_beside(path, {"piece": said})
+
+
+SEALS["harvest"] = _pieces
+
+
 def _effect(folder: Path) -> None:
     path = folder / "effect.safetensors"
     tensors, beside = read_tensors(path)

@@ -136,8 +136,8 @@ def test_a_page_that_is_not_meant_for_frames_is_not_shown_in_one(
     (tmp_path / "host.html").write_text(f'{HOST}<iframe src="{served}{AT}/{SISTER}"></iframe>')
     with files_served(tmp_path, "localhost") as host, reading(chromium, served, host) as (page, watch):
         watch.expected = ["frame-ancestors", "chrome-error"]
-        page.goto(f"{host}/host.html")
-        page.wait_for_timeout(300)
+        with page.expect_console_message(lambda one: "frame-ancestors" in one.text):
+            page.goto(f"{host}/host.html")
         assert page.frame_locator("iframe").locator("article").count() == 0
 
 

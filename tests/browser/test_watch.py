@@ -23,9 +23,13 @@ def test_the_watch_sees_what_it_is_there_to_see(chromium: Browser, tmp_path: Pat
     )
     with files_served(tmp_path) as base, reading(chromium, base) as (page, watch):
         page.goto(base)
-        page.wait_for_timeout(300)
-        found = "\n".join(watch.wrong)
-        for one in ("asked for http://127.0.0.1:9/elsewhere.png", "dialog: dialog", "said", "raised", "policy: "):
+        wanted = ["asked for http://127.0.0.1:9/elsewhere.png", "dialog: dialog", "said", "raised", "policy: "]
+        for _ in range(1000):
+            found = "\n".join(watch.wrong)
+            if all(one in found for one in wanted):
+                break
+            page.wait_for_timeout(50)
+        for one in wanted:
             assert one in found, found
         assert "image-alt" in "\n".join(barriers(page))
         assert not spills(page)

@@ -109,8 +109,8 @@ def test_damaged_shards_are_left_out_on_request_alone(
     shards[1].write_bytes(b"half")
     words = ["train", str(several.folder), "-o", str(tmp_path / "run"), *SMALL]
     assert main(words) == 1
-    assert re.match(r"gemscope: .*3\.res/00001\.safetensors is damaged: ", capsys.readouterr().err)
-    with pytest.warns(UserWarning, match=r"3\.res/00001\.safetensors is damaged: its rows are left out"):
+    assert re.match(r"gemscope: .*3\.res/00000-01\.safetensors is damaged: ", capsys.readouterr().err)
+    with pytest.warns(UserWarning, match=r"3\.res/00000-01\.safetensors is damaged: its rows are left out"):
         assert main([*words, "--skip-corrupt"]) == 0
     assert gs.load_sae(tmp_path / "run" / "sae").info.metadata["rows_harvested"] == 1000
 

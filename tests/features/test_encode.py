@@ -259,7 +259,6 @@ def test_a_wide_sae_is_read_without_being_held(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
     )
     assert ran.returncode == 0, ran.stderr
     held, active, chosen = map(int, ran.stdout.split())

@@ -79,7 +79,7 @@ def test_what_lies_beside_an_sae_is_found_without_the_manifest(tmp_path: Path) -
     assert "1 with an atlas" in told[0]
     stored = json.loads(json.dumps(scope.to_dict()))
     assert [one["l0"] for one in stored["saes"]] == [4, 30, 12, 12]
-    assert stored["saes"][0]["score"] == {"l0": 4.25, "fvu": 0.5, "dead": 0.0, "delta_loss": None}
+    assert {"l0": 4.25, "fvu": 0.5, "dead": 0.0, "delta_loss": None}.items() <= stored["saes"][0]["score"].items()
 
 
 def test_a_scope_lists_without_opening(tmp_path: Path) -> None:

@@ -90,3 +90,10 @@ def test_shares_hold_every_missing_piece_once_and_are_as_long_as_each_other(miss
 def test_asking_loads_no_torch() -> None:
     code = "import sys; from gemscope.world import World; World.here(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@given(st.integers(1, 9))
+def test_of_all_workers_one_does_a_piece_whenever_they_begin(size: int) -> None:
+    """Shares of what is missing are no such thing: to a worker that begins later less is missing."""
+    for number in range(60):
+        assert sum(World(rank, size).does(number) for rank in range(size)) == 1

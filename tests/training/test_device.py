@@ -67,7 +67,7 @@ def there(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[torch.device, Traff
 BASE = TrainConfig(
     width=32,
     target_l0=4.0,
-    rows=30 * 64,
+    rows=18 * 64,
     batch=64,
     lr=3e-3,
     checkpoint_every=8,
@@ -130,7 +130,7 @@ def test_no_step_mixes_devices_and_the_run_is_the_processors_wherever_it_goes_on
     train(source, config, to=tmp_path / "here", device="cpu", **options)
     sae = train(source, config, to=tmp_path / "there", device=device, **options)
     assert sae.W_enc.device == device
-    for step, where in ((3, device), (13, "cpu"), (20, device)):
+    for step, where in ((3, device), (11, "cpu"), (14, device)):
         with monkeypatch.context() as patch:
             cut_off_at(step, patch)
             with pytest.raises(PowerCut):
@@ -161,7 +161,9 @@ def test_a_step_waits_for_the_device_a_few_times_whatever_its_size(
     waits = []
     monkeypatch.setattr(plain, "load", lambda: replace(PLAIN, sparse_below=1.0))
     for batch in (32, 64):
-        config = replace(BASE, batch=batch, checkpoint_every=1000, log_every=1000, **KINDS.get(kind, {}))
+        config = replace(
+            BASE, batch=batch, rows=30 * batch, checkpoint_every=1000, log_every=1000, **KINDS.get(kind, {})
+        )
         lesson = Lesson(StoreSource(store, SITE), {"": config}, tmp_path / str(batch), device=device)
         steps = lesson.steps(silent)
         for _ in range(24):  # the first are dense

@@ -98,13 +98,13 @@ def test_a_row_that_is_no_number_is_refused_when_it_is_read(value: float, store:
     text = (store.folder / "manifest.json").read_text()
     (tmp_path / "copy" / "2.res").mkdir(parents=True)
     (tmp_path / "copy" / "manifest.json").write_text(text)
-    save_file(shard, tmp_path / "copy" / "2.res" / "00000.safetensors")
+    save_file(shard, tmp_path / "copy" / "2.res" / "00000-00.safetensors")
     source = StoreSource(Store(tmp_path / "copy"), "2.res")
     source.rows(torch.tensor([16, 18]))
     with pytest.raises(NotFinite, match=r"NaN or Inf among the rows of 2\.res") as raised:
         source.rows(torch.tensor([16, 17]))
     assert "\n" not in str(raised.value)
-    with pytest.raises(CorruptFile, match=r"2\.res/00000\.safetensors"):
+    with pytest.raises(CorruptFile, match=r"2\.res/00000-00\.safetensors"):
         source.store.verify()  # and here that is why
 
 

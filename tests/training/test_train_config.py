@@ -20,8 +20,7 @@ from gemscope.training.train import train
 from lessons import SITE, Pairs, lesson_of, planted, store_of
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted({*(ROOT / "recipes").glob("*.toml")} - {*(ROOT / "recipes").glob("scope-*")})
-"""Of one run each; those of scopes are tests/scope's."""
+RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------

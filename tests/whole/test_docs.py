@@ -26,20 +26,10 @@ EDITS = (ROOT / "docs" / "edits.md").read_text(encoding="utf-8")
 SCORE = (ROOT / "docs" / "score.md").read_text(encoding="utf-8")
 EFFECT = (ROOT / "docs" / "effect.md").read_text(encoding="utf-8")
 TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-SCOPE = (ROOT / "docs" / "scope.md").read_text(encoding="utf-8")
 
 
 def _commands() -> Iterator[str]:
-    for page in (
-        PAGE,
-        MEASURES,
-        EDITS,
-        SCORE,
-        TRAINING,
-        EFFECT,
-        SCOPE,
-        (ROOT / "README.md").read_text(encoding="utf-8"),
-    ):
+    for page in (PAGE, MEASURES, EDITS, SCORE, TRAINING, EFFECT, (ROOT / "README.md").read_text(encoding="utf-8")):
         for line in page.replace("\\\n", " ").splitlines():
             if re.match(r" {4}gemscope \w", line):
                 yield line.strip()
@@ -114,17 +104,19 @@ def test_the_python_of_the_effect_page_runs(
     tmp_path: Path, as_read: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", EFFECT, re.DOTALL)
-    # Of the whole matrix a coordinate in 64: the tests show that the code runs, not how long it takes.
-    through = importlib.import_module("gemscope.activations.jacobian").Through
-    backward = through.backward
+    # Of the whole matrix three coordinates, over few tokens: the tests show that the code runs, not how long it takes.
+    jacobian = importlib.import_module("gemscope.activations.jacobian")
+    backward = jacobian.Through.backward
 
     def little(self: object, h: Tensor, x: Tensor, advance: Callable[[int], None]) -> Tensor:
         found = torch.zeros(2, h.shape[-1], x.shape[-1], dtype=torch.float64)
-        found[:, ::64] = backward(self, h[..., ::64], x, advance)
+        found[:, ::192] = backward(self, h[..., ::192], x, advance)
         return found
 
-    monkeypatch.setattr(through, "backward", little)
-    out = as_read(code)
+    monkeypatch.setattr(jacobian.Through, "backward", little)
+    monkeypatch.setattr(jacobian, "_AT_ONCE", 1)
+    assert code.count("tokens=64") == 3
+    out = as_read(code.replace("tokens=64", "tokens=8, length=6"))
     assert "along 2 directions alone" in out
     assert re.search(r"effect of 15\.res of \S+ on the logits: mean Jacobian over \d+ tokens of texts", out)
     assert out.count("263") >= 3

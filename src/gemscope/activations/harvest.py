@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, replace
-from functools import cache
+from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,16 +14,17 @@ from rich.filesize import decimal
 
 from gemscope.activations import memory
 from gemscope.activations.ahead import ahead, enough
-from gemscope.activations.capture import Captured
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
 from gemscope.activations.store import FORMAT, Manifest, Store
+from gemscope.activations.work import counted, device_kind
 from gemscope.activations.writer import Writer, bytes_per_row
-from gemscope.errors import InputError, StorageFull
+from gemscope.checked import as_read
+from gemscope.disk import left_by_dead
+from gemscope.errors import GemscopeError, InputError, StorageFull
 from gemscope.progress import Progress, silent
-from gemscope.text.corpus import Corpus
-from gemscope.text.rows import Passed
-from gemscope.text.tokens import Tokens
+from gemscope.text.corpus import PIECE, Corpus
+from gemscope.world import ALONE, World
 
 
 def harvest(
@@ -37,17 +37,25 @@ def harvest(
     length: int = 256,
     batch: int = 32,
     dtype: str = "float16",
+    piece: int = PIECE,
+    world: World = ALONE,
     progress: Progress = silent,
 ) -> Store:
     """Reads `tokens` tokens (None: the whole corpus) and stores the counted ones' activations as `dtype` (float16,
     bfloat16, float32).
 
-    The text is packed into rows of `length` tokens, `batch` of them at a time, and reading ends with the batch that
-    completes `tokens`. Special tokens, first positions and attention sinks are left out, the same ones at every site:
-    row i is the same token everywhere, as transcoders and crosscoders need it. `to` must not exist; it appears when the
-    harvest is whole. One that was cut off goes on from its last whole shard when started again, and ends with the same
-    bytes. Raises InputError, SiteNotFound, NotFinite, OutOfMemory, StorageFull (before it begins, where it will not
-    fit), and Mismatch where an unfinished harvest of something else is in the way.
+    The text is read in pieces, whole documents of at least `piece` bytes together; each is packed by itself into rows
+    of `length` tokens, `batch` of them at a time, and reading ends with the batch that completes `tokens`. Special
+    tokens, first positions and attention sinks are left out, the same ones at every site: row i is the same token
+    everywhere, as transcoders and crosscoders need it. `to` must not exist; it appears when the harvest is whole. One
+    that was cut off goes on with the pieces that are missing when started again, and ends with the same bytes.
+
+    Of a `world` of several workers each does its share of the missing pieces, and the store is the same for any number
+    of them; whoever does the last makes it (and gives it back; so does one that comes later).
+
+    Raises InputError, SiteNotFound, NotFinite, OutOfMemory, StorageFull (before it begins, where it will not fit),
+    Mismatch where an unfinished harvest of something else is in the way, and Awaited where others still have pieces to
+    do.
     """
     sites = sorted(set(map(Site.parse, [sites] if isinstance(sites, str | Site) else sites)))
     if tokens is not None and tokens < length:
@@ -67,29 +75,50 @@ def harvest(
         versions=versions(),
         stored=dtype,
     )
+    if world.size > 1 and (made := _made(Path(to), manifest)):
+        return made
     row = sum(bytes_per_row(model.width(site), dtype) for site in sites)
-    read = 0
-    passed: Passed = Counter()
-    identity = {**asdict(manifest), "tokens": tokens, "batch": batch}
+    asked = {"tokens": tokens, "batch": batch, "piece": piece, "device": device_kind(model.device)}
+    identity = {**asdict(manifest), **asked}
     with memory.fewer("a harvest", batch, model.device), Writer(to, identity, stored=dtype) as writer:
-        expected = expected_tokens(model, corpus) if tokens is None else tokens
-        if expected is not None:
-            _require_room(Path(to), expected, row, done=writer.read)
+        work = writer.work
+        known = {number: work.read_of(number) for number in work.there()} if world.first else {}
+        expected = tokens if tokens is not None or not world.first else expected_tokens(model, corpus)
+        if expected is not None and world.first:
+            _require_room(Path(to), expected, row, done=sum(known.values()))
         size = "" if expected is None else f", about {decimal(expected * row)}"
-        begun = writer.batches
-        with progress(f"harvest {', '.join(map(str, sites))}{size}", expected, "tokens") as advance:
-            packed = enough(model.rows(corpus.documents(passed), length=length, batch=batch), tokens)
+        try:
+            with progress(f"harvest {', '.join(map(str, sites))}{size}", expected, "tokens") as advance:
+                advance(sum(known.values()))
+                count = partial(counted, model, length=length)
+                for passage, most in work.mine(corpus.pieces(piece), world, tokens=tokens, count=count):
+                    with writer.piece(passage.number, first=passage.first, passed=passage.passed) as shards:
+                        packed = enough(model.rows(passage.documents, length=length, batch=batch), most)
+                        for rows, found in ahead(packed, partial(model.capture, sites=sites), model.device):
+                            shards.add(*found.values())
+                            advance(int(rows.real.sum()))
+                    known[passage.number] = shards.read
+                    if world.first and world.size > 1:
+                        advance(work.news(known))
+            return writer.finish(manifest, work.number)
+        except (OSError, GemscopeError):
+            if not (Path(to) / "manifest.json").exists():
+                raise
+            # Others have made it meanwhile, and what was on its way there with it.
+            left_by_dead(Path(to), own=True)
+            return Store(to)
 
-            def captured(item: tuple[int, Tokens]) -> Captured | None:
-                return None if item[0] < begun else model.capture(item[1], sites)
 
-            for (_, rows), found in ahead(enumerate(packed), captured, model.device):
-                if found is not None:
-                    writer.add(*found.values())
-                step = int(rows.real.sum())
-                read += step
-                advance(step)
-        return writer.finish(replace(manifest, sites=writer.counts, read=read, passed=dict(passed)))
+def _made(to: Path, wanted: Manifest) -> Store | None:
+    """The store that other workers have made of the same."""
+    if not (to / "manifest.json").exists():
+        return None
+    store = Store(to)
+    there, ours = as_read(asdict(store.manifest)), as_read(asdict(wanted))
+    filled = ("sites", "read", "passed", "dropped", "shards")
+    if [*there["sites"]] == [*ours["sites"]] and all(there[name] == ours[name] for name in ours if name not in filled):
+        return store
+    return None
 
 
 def expected_tokens(model: LanguageModel, corpus: Corpus) -> int | None:
@@ -121,10 +150,4 @@ def _require_room(to: Path, tokens: int, row: int, *, done: int) -> None:
 def versions() -> dict[str, str]:
     """What computed this: for manifests and cards."""
     packages = ("gemscope", "torch", "transformers")
-    return {"python": platform.python_version()} | {name: _version(name) for name in packages}
-
-
-@cache
-def _version(package: str) -> str:
-    """Looked up once: a run of many checkpoints asks each time."""
-    return version(package)
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}

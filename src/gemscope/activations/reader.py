@@ -142,7 +142,7 @@ class Reader:
         if length > self.context:
             raise TextTooLong(f"rows of {length} tokens do not fit: {self.name} reads up to {self.context}")
         packed = pack(
-            self._documents(corpus),
+            self.ids_of(corpus),
             length=length,
             batch=batch,
             special=self.special_ids,
@@ -152,7 +152,8 @@ class Reader:
         )
         return (tokens.every_token for tokens in packed) if every_token else packed
 
-    def _documents(self, corpus: Iterable[Document]) -> Iterator[list[int]]:
+    def ids_of(self, corpus: Iterable[Document]) -> Iterator[list[int]]:
+        """Each document's ids, without BOS."""
         for document in corpus:
             # A document at a time: handing the tokenizer many at once gains little beside a forward pass.
             ids = self.tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -1,10 +1,11 @@
 """Harvested activations on disk: one folder a site of safetensors shards, and a manifest written last.
 
-    STORE/manifest.json            what they are, and of which model, corpus and version; a checksum for each shard
-    STORE/15.res/00000.safetensors values [n, D] (float16, bfloat16 or float32), token, document, offset [n]
+    STORE/manifest.json                what they are, and of which model, corpus and version; a checksum for each shard
+    STORE/15.res/00003-01.safetensors  values [n, D] (float16, bfloat16 or float32), token, document, offset [n]
 
-Shards are memory-mapped, so a store may be larger than memory. Sites are cut into shards at the same batches. While a
-store is being made, STORE.partial/unfinished.json says which shards are whole, so that a killed harvest goes on there.
+Shards are memory-mapped, so a store may be larger than memory. They are named by the piece of the text that they are
+of, and their number in it; all sites are cut into shards at the same batches. While a store is being made,
+STORE.partial holds a note of each piece that is done (see `work.py`), so that any number of workers may make it.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from gemscope.errors import AccessError, CorruptFile, InputError, NotFound, Site
 from gemscope.progress import Progress, silent
 from gemscope.shapes import Float, Int
 
-FORMAT = 3
+FORMAT = 4
 _REMEDY = "harvest again"
-_READ = (1, 2, 3)
-"""Formats read here. 1 knew float16 alone, and neither checksums nor what was left out; up to 2 sinks were told at each
-site by itself, so that its rows need not be the tokens of another's."""
+_READ = (1, 2, 3, 4)
+"""Formats read here. Up to 3 shards were named by their number alone; up to 2 sinks were told at each site by itself,
+so that its rows need not be the tokens of another's; 1 knew float16 alone, and neither checksums nor what was left out.
+"""
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float16": torch.float16,
@@ -47,6 +49,13 @@ class Shard:
 
     rows: Count
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    name: Annotated[str, Meta(pattern="^([0-9]{5,}-[0-9]{2,})?$")] = ""
+    """Of its file, without the suffix: the piece of the text, and which of its shards. In older stores their number."""
+
+    @property
+    def piece(self) -> int | None:
+        """Which piece of the text it is of."""
+        return int(self.name.partition("-")[0]) if self.name else None
 
 
 Counts = Mapping[str, Count]
@@ -253,7 +262,7 @@ class Store:
         folder = self.folder / site
         if listed is None:
             return dict(enumerate(sorted(folder.glob("*.safetensors"))))
-        return {number: folder / shard_name(number) for number in range(len(listed))}
+        return {number: folder / shard_name(shard.name or number) for number, shard in enumerate(listed)}
 
     def _damaged(self) -> set[int]:
         """Numbers of the shards to leave out: those of any site, as rows of all of them are the same tokens."""
@@ -297,9 +306,9 @@ class Store:
 _BESIDE = ("token", "document", "offset")
 
 
-def shard_name(number: int) -> str:
+def shard_name(named: str | int) -> str:
     """Of a site's shard, in its folder."""
-    return f"{number:05d}.safetensors"
+    return f"{named:05d}.safetensors" if isinstance(named, int) else f"{named}.safetensors"
 
 
 def _require_rows(shard: Mapping[str, Tensor]) -> None:

@@ -39,7 +39,7 @@ def device_of(asked: str | torch.device | None) -> torch.device:
     """
     if asked is None or str(asked) == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
+            return torch.device("cuda", _own_gpu())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         return torch.zeros(1, device=asked).device
@@ -47,6 +47,12 @@ def device_of(asked: str | torch.device | None) -> torch.device:
         raise InputError(
             f"device {str(asked)!r} cannot be used: {first_line(error)}; here there is {', '.join(devices())}"
         ) from error
+
+
+def _own_gpu() -> int:
+    """Of several workers on one host each has its own, as far as there are enough; torchrun says which one this is."""
+    local = os.environ.get("LOCAL_RANK", "")
+    return int(local) % torch.cuda.device_count() if local.isdecimal() else torch.cuda.current_device()
 
 
 def devices() -> list[str]:

@@ -1,14 +1,14 @@
-"""Writes a store (see `store.py`): shards as rows come, the manifest last; what a kill leaves is gone on from."""
+"""Writes a store (see `store.py`): the shards of a piece of the text at a time, the manifest last (see `work.py`)."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import re
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,28 +29,25 @@ from gemscope.activations.store import (
     require_names,
     shard_name,
 )
-from gemscope.activations.suited import other_format
-from gemscope.checked import Count, as_read, read_json
-from gemscope.disk import claimed, room, synced
-from gemscope.errors import AccessError, CorruptFile, InputError, Mismatch, NotFinite, NotFound
+from gemscope.activations.work import PIECES, Work
+from gemscope.disk import put_once, synced, unlike_others
+from gemscope.errors import CorruptFile, InputError, NotFinite
 from gemscope.shapes import Float
 
 _SHARD = 1 << 28
 """Bytes that are gathered, over all sites, before a shard of each is written: what a harvest takes of memory."""
 _BESIDE = 12
 """Bytes of a row beside its values: token, document and offset."""
-_OWN = re.compile(r"(unfinished\.(json|new)|manifest\.json|[^/]+/(\d+\.safetensors|\.tmp\w*))")
-"""What an unfinished harvest is made of; the last is what safetensors leaves when it is killed."""
+_OWN = r"manifest\.json|[^/]+/\d+-\d+\.safetensors"
+"""What an unfinished harvest is made of, beside notes of its pieces and what is on its way."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Unfinished:
-    """What is known of a harvest on its way."""
+class _Piece:
+    """What is known of a piece that is done."""
 
-    identity: dict[str, Any]
-    batches: Count
-    read: Count
     dropped: Mapping[str, Counts]
+    passed: Counts
     shards: Mapping[str, Sequence[Shard]]
 
     def __post_init__(self) -> None:
@@ -59,7 +56,9 @@ class _Unfinished:
 
 
 class Writer:
-    """Writes a store beside its place and moves it there when it is whole. Use as a context manager."""
+    """Writes a store beside its place, a piece of the text at a time, and moves it there when all are done. Use as a
+    context manager. Any number may write the same store at once: each piece comes out the same whoever writes it.
+    """
 
     def __init__(
         self,
@@ -68,199 +67,166 @@ class Writer:
         *,
         stored: str = "float16",
     ) -> None:
-        """`identity` is what the store is made of and how: what an earlier attempt with the same has written is gone
-        on from (None: nothing is). Raises InputError.
-        """
+        """`identity` is what the store is made of and how. Raises InputError."""
         self._to = Path(folder)
-        self._refuse_existing()
         if stored not in DTYPES:
             raise InputError(f"activations cannot be stored as {stored!r}: choose from {', '.join(DTYPES)}")
         self.stored = stored
-        self.batches = 0
-        """Batches that were added, in earlier attempts too."""
-        self.read = 0
-        """Their tokens, counted or not, without padding."""
-        self._identity = None if identity is None else as_read(dict(identity))
-        self._aside = self._to.with_name(self._to.name + ".partial")
-        self._state = self._aside / "unfinished.json"
-        self._pending: dict[str, list[dict[str, Tensor]]] = {}
-        self._dropped: dict[str, dict[str, int]] = {}
-        self._shards: dict[str, list[Shard]] = {}
-        self._held = ExitStack()
-
-    def _refuse_existing(self) -> None:
-        if self._to.exists():
-            raise InputError(f"{self._to} exists: a harvest is never written over; name another folder or remove it")
+        self.work = Work(self._to, identity or {}, what="harvest", own=_OWN)
 
     def __enter__(self) -> Writer:
-        """Raises Mismatch where an unfinished harvest with another identity is in the way, InputError where something
-        else is, AccessError where another process is at it, CorruptFile.
+        """Raises InputError where the store is there, or something that is no harvest is in the way; Mismatch where
+        pieces of another one are; CorruptFile.
         """
-        with ExitStack() as held:
-            held.enter_context(claimed(self._aside))
-            self._refuse_existing()  # another process may have just finished it
-            with self._room():
-                self._aside.mkdir(exist_ok=True)
-            self._require_own()
-            if self._identity is not None and self._state.exists():
-                self._restore()
-            self._tidy()
-            self._held = held.pop_all()
+        if self._to.exists():
+            raise InputError(f"{self._to} exists: a harvest is never written over; name another folder or remove it")
+        self.work.begin()
         return self
 
     def __exit__(self, *raised: object) -> None:
-        with self._held:
-            if self._state.exists() and self._shards:
-                self._tidy()
-            else:
-                shutil.rmtree(self._aside, ignore_errors=True)
+        self.work.end()
 
-    def add(self, *found: Activations) -> None:
-        """The counted rows of one batch at all sites. Raises NotFinite, StorageFull."""
-        for acts, values in zip(found, values_of(found, self.stored), strict=True):
-            self._pending.setdefault(str(acts.site), []).append(self._piece(acts, values))
-            before = self._dropped.get(str(acts.site), {})
-            self._dropped[str(acts.site)] = {reason: before.get(reason, 0) + n for reason, n in acts.dropped.items()}
-        self.batches += 1
-        self.read += int(found[0].tokens.real.sum())
-        held = [piece["values"] for pieces in self._pending.values() for piece in pieces]
-        # A rule that looks back no further than the last cut, so that whoever goes on from there cuts alike.
-        if sum(values.nbytes + _BESIDE * len(values) for values in held) >= _SHARD:
-            self._cut()
+    @contextmanager
+    def piece(self, number: int = 0, *, first: int = 0, passed: Mapping[str, int] | None = None) -> Iterator[Shards]:
+        """Where the batches of a piece go, whose documents are counted on from `first`. When the block ends it is done;
+        when anything is raised, nothing of it stays.
+        """
+        folder = self.work.folder / unlike_others(f"{number:05d}")
+        shards = Shards(self.work, folder, number, first, self.stored)
+        with self.work.room():
+            folder.mkdir()
+        try:
+            yield shards
+            shards.cut()
+            facts = _Piece(dropped=shards.dropped, passed=dict(passed or {}), shards=shards.written)
+            if not self.work.has(number):
+                with self.work.room():
+                    for site, written in shards.written.items():
+                        there = self.work.folder / site
+                        there.mkdir(exist_ok=True)
+                        for shard in written:
+                            os.replace(folder / site / shard_name(shard.name), there / shard_name(shard.name))
+                self.work.put(number, read=shards.read, facts=asdict(facts))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
-    @staticmethod
-    def _piece(acts: Activations, values: Float[Tensor, "N D"]) -> dict[str, Tensor]:
-        tokens, kept = acts.tokens, acts.kept
-        nowhere = torch.full_like(tokens.ids, -1)
-        return {
-            "values": values,
-            "token": tokens.ids[kept].int(),
-            "document": (nowhere if tokens.document is None else tokens.document)[kept].int(),
-            "offset": (nowhere if tokens.offset is None else tokens.offset)[kept].int(),
+    def finish(self, manifest: Manifest, pieces: int) -> Store:
+        """Puts the pieces together, so many of them: writes the manifest and moves the folder to its place. What the
+        pieces know it fills in: number format, rows, what was read and dropped, shards.
+
+        Raises Awaited, Mismatch, CorruptFile, InputError.
+        """
+        self.work.number = pieces
+        self.work.require_all()
+        whole = self._whole(manifest, pieces)
+        with self.work.room():
+            path = self.work.folder / "manifest.json"
+            put_once(path, lambda aside: _write(aside, json.dumps(asdict(whole), indent=1) + "\n"))
+            self._tidy(whole)
+            os.rename(self.work.folder, self._to)
+        # Only now: until here a harvest that is killed would go on from it.
+        shutil.rmtree(self._to / PIECES, ignore_errors=True)
+        return Store(self._to)
+
+    def _whole(self, manifest: Manifest, pieces: int) -> Manifest:
+        read = 0
+        passed: Counter[str] = Counter()
+        dropped: dict[str, Counter[str]] = {}
+        shards: dict[str, list[Shard]] = {site: [] for site in manifest.sites}
+        for number in range(pieces):
+            facts, _ = self.work.get(number, _Piece)
+            read += self.work.read_of(number)
+            passed.update(facts.passed)
+            for site, counts in facts.dropped.items():
+                dropped.setdefault(site, Counter()).update(counts)
+            for site, written in facts.shards.items():
+                shards.setdefault(site, []).extend(written)
+                for shard in written:
+                    path = self.work.folder / site / shard_name(shard.name)
+                    if not path.is_file():
+                        raise CorruptFile(f"{path} of an unfinished harvest is gone: {self.work.again(number)}")
+        rows = {site: sum(shard.rows for shard in written) for site, written in sorted(shards.items())}
+        if not any(rows.values()):
+            shutil.rmtree(self.work.folder, ignore_errors=True)  # there is nothing to go on from
+            raise InputError("the corpus gave no token that counts: nothing was harvested")
+        return replace(
+            manifest,
+            sites=rows,
+            read=read,
+            passed=dict(passed),
+            stored=self.stored,
+            dropped={site: dict(counts) for site, counts in sorted(dropped.items())},
+            shards={site: tuple(written) for site, written in sorted(shards.items())},
+        )
+
+    def _tidy(self, manifest: Manifest) -> None:
+        """Takes away what is not of the store, the notes of its pieces apart."""
+        folder = self.work.folder
+        kept = {
+            folder / site / shard_name(shard.name) for site, written in manifest.shards.items() for shard in written
         }
-
-    def _cut(self) -> None:
-        """A shard of each site, and then word of it: what nobody says is whole is written anew."""
-        shards = {site: list(written) for site, written in self._shards.items()}
-        with self._room():
-            for site in sorted(self._pending):
-                pieces = self._pending.pop(site)
-                written = shards.setdefault(site, [])
-                shard = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
-                path = self._aside / site / shard_name(len(written))
-                path.parent.mkdir(exist_ok=True)
-                save_file(shard, path)
-                synced(path)
-                written.append(Shard(len(shard["values"]), digest_of(path)))
-            # Kept from here on: whoever is told to end while word of them is written must not take them away after it.
-            before, self._shards = self._shards, shards
-            try:
-                if self._identity is not None:
-                    self._save(shards)
-            except Exception:
-                self._shards = before
-                raise
-
-    def _save(self, shards: Mapping[str, Sequence[Shard]]) -> None:
-        state = {
-            "identity": self._identity,
-            "batches": self.batches,
-            "read": self.read,
-            "dropped": self._dropped,
-            "shards": {site: [asdict(shard) for shard in written] for site, written in shards.items()},
-        }
-        aside = self._state.with_suffix(".new")
-        aside.write_text(json.dumps(state), encoding="utf-8")
-        synced(aside)
-        os.replace(aside, self._state)
-
-    def _restore(self) -> None:
-        state = read_json(self._state, _Unfinished, remedy=f"remove {self._aside} to begin anew")
-        self.batches, self.read = state.batches, state.read
-        self._dropped = {site: dict(counts) for site, counts in state.dropped.items()}
-        self._shards = {site: list(found) for site, found in state.shards.items()}
-        wanted, identity = self._identity or {}, state.identity
-        others = [name for name in {**wanted, **identity} if identity.get(name) != wanted.get(name)]
-        if others:
-            named = [other_format(identity.get(name), wanted.get(name)) if name == "dtype" else name for name in others]
-            raise Mismatch(
-                f"{self._aside} is a harvest that was begun with another {', '.join(named)}: start it again with the "
-                f"same, name another folder, or remove it"
-            )
-        for path in self._listed():
-            if not path.is_file():
-                raise CorruptFile(f"{path} of an unfinished harvest is gone: remove {self._aside} to begin anew")
-
-    def _listed(self) -> set[Path]:
-        return {
-            self._aside / site / shard_name(number)
-            for site, shards in self._shards.items()
-            for number in range(len(shards))
-        }
-
-    def _require_own(self) -> None:
-        """Raises InputError where the folder holds what no harvest writes: it may be somebody's work."""
-        for path in self._aside.rglob("*"):
-            if not path.is_dir() and _OWN.fullmatch(path.relative_to(self._aside).as_posix()) is None:
-                raise InputError(f"{path} is of no unfinished harvest: move {self._aside}, or name another folder")
-
-    def _tidy(self) -> None:
-        """Takes away what is not known to be whole."""
-        kept = self._listed()
-        if kept:
-            kept.add(self._state)
-        for path in sorted(self._aside.rglob("*"), reverse=True):
+        kept |= {folder / "manifest.json", *(folder / PIECES).glob("*.safetensors")}
+        for path in sorted(folder.rglob("*"), reverse=True):
             if path.is_dir():
                 with suppress(OSError):  # shards are in it
                     path.rmdir()
             elif path not in kept:
-                path.unlink()
+                path.unlink(missing_ok=True)
 
-    def _room(self) -> AbstractContextManager[None]:
-        return room(self._to, self._aside, kept=self._kept)
 
-    def _kept(self) -> str:
-        try:
-            batches = read_json(self._state, _Unfinished).batches if self._identity is not None else 0
-        except (NotFound, AccessError, CorruptFile):
-            batches = 0
-        if not batches:
-            return f"none of the {self.read:,} tokens read are kept: free some room"
-        return (
-            f"{self.read:,} tokens were read and {batches} of {self.batches} batches are kept in {self._aside}: free "
-            "some room and start it again"
-        )
+class Shards:
+    """The shards of one piece, as batches come."""
 
-    def finish(self, manifest: Manifest) -> Store:
-        """Writes the manifest and moves the folder to its place. What the writer knows itself it fills in: number
-        format, what was dropped, shards.
-        """
-        if not any(self.counts.values()):
-            raise InputError("the corpus gave no token that counts: nothing was harvested")
-        if self._pending:
-            self._cut()
-        manifest = replace(
-            manifest,
-            stored=self.stored,
-            dropped=dict(sorted(self._dropped.items())),
-            shards={site: tuple(shards) for site, shards in sorted(self._shards.items())},
-        )
-        with self._room():
-            path = self._aside / "manifest.json"
-            path.write_text(json.dumps(asdict(manifest), indent=1) + "\n", encoding="utf-8")
-            synced(path)
-            os.replace(self._aside, self._to)
-        # Only now: until here a harvest that is killed would go on from it.
-        (self._to / self._state.name).unlink(missing_ok=True)
-        return Store(self._to)
+    def __init__(self, work: Work, folder: Path, number: int, first: int, stored: str) -> None:
+        self._work, self._folder, self._number, self._first, self._stored = work, folder, number, first, stored
+        self.read = 0
+        """Tokens, counted or not, without padding."""
+        self.dropped: dict[str, dict[str, int]] = {}
+        self.written: dict[str, list[Shard]] = {}
+        self._pending: dict[str, list[dict[str, Tensor]]] = {}
 
-    @property
-    def counts(self) -> Mapping[str, int]:
-        """Rows so far, by site."""
-        counts = {site: sum(shard.rows for shard in shards) for site, shards in self._shards.items()}
-        for site, pieces in self._pending.items():
-            counts[site] = counts.get(site, 0) + sum(len(piece["values"]) for piece in pieces)
-        return dict(sorted(counts.items()))
+    def add(self, *found: Activations) -> None:
+        """The counted rows of one batch at all sites. Raises NotFinite, StorageFull."""
+        for acts, values in zip(found, values_of(found, self._stored), strict=True):
+            self._pending.setdefault(str(acts.site), []).append(self._rows(acts, values))
+            before = self.dropped.get(str(acts.site), {})
+            self.dropped[str(acts.site)] = {reason: before.get(reason, 0) + n for reason, n in acts.dropped.items()}
+        self.read += int(found[0].tokens.real.sum())
+        held = [rows["values"] for pending in self._pending.values() for rows in pending]
+        # A rule that looks back no further than the last cut: whoever writes this piece cuts alike.
+        if sum(values.nbytes + _BESIDE * len(values) for values in held) >= _SHARD:
+            self.cut()
+
+    def _rows(self, acts: Activations, values: Float[Tensor, "N D"]) -> dict[str, Tensor]:
+        tokens, kept = acts.tokens, acts.kept
+        nowhere = torch.full_like(tokens.ids, -1)
+        document = nowhere if tokens.document is None else tokens.document + self._first
+        return {
+            "values": values,
+            "token": tokens.ids[kept].int(),
+            "document": document[kept].int(),
+            "offset": (nowhere if tokens.offset is None else tokens.offset)[kept].int(),
+        }
+
+    def cut(self) -> None:
+        """A shard of each site of what has come since the last."""
+        with self._work.room():
+            for site in sorted(self._pending):
+                pending = self._pending.pop(site)
+                shard = {name: torch.cat([rows[name] for rows in pending]) for name in pending[0]}
+                written = self.written.setdefault(site, [])
+                if not len(shard["values"]):
+                    continue
+                name = f"{self._number:05d}-{len(written):02d}"
+                path = self._folder / site / shard_name(name)
+                path.parent.mkdir(exist_ok=True)
+                save_file(shard, path)
+                synced(path)
+                written.append(Shard(len(shard["values"]), digest_of(path), name))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def values_of(found: Sequence[Activations], stored: str) -> list[Float[Tensor, "N D"]]:

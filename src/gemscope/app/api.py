@@ -28,7 +28,7 @@ CELLS = 1_000_000
 
 async def feature(request: Request) -> Response:
     """Everything that is known of a feature."""
-    return data(request, source_of(request)[index_of(request)].to_dict())
+    return data(request, (await source_of(request))[index_of(request)].to_dict())
 
 
 async def activation_new(request: Request) -> Response:

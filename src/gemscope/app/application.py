@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -18,7 +19,7 @@ from gemscope.app.live import Finder, Live
 from gemscope.app.renderers import Renderers, beside
 from gemscope.app.responses import HANDLERS
 from gemscope.app.routes import ROUTES
-from gemscope.app.shelf import Shelf, folders, shelf
+from gemscope.app.shelf import Source, folders, shelf
 from gemscope.app.worker import Job, Worker
 from gemscope.atlas.notes.lists import Lists
 from gemscope.atlas.reader import Atlas
@@ -56,45 +57,37 @@ def app(
     """
     if hosts is None and not token:
         raise InputError("hosts=None lets any name in: give a token=... with it")
-    opened: list[Atlas] = []
-    served = shelf(_opened(atlases, opened), off=None if models else _NO_MODEL)
+    served = shelf(_each(atlases), off=None if models else _NO_MODEL)
     made = _App(routes=ROUTES, exception_handlers=dict(HANDLERS), lifespan=_lifespan)
     made.guard = {"hosts": hosts, "token": token}
     made.state.compared = {}
     made.state.shelf, made.state.worker, made.state.models = served, worker or Worker(), models
-    made.state.opened, made.state.lists = opened, Lists() if lists is None else lists
+    made.state.lists = Lists() if lists is None else lists
     return made
 
 
-def _opened(given: Iterable[Atlas | str | os.PathLike[str]], opened: list[Atlas]) -> Iterator[Atlas]:
-    """All of them; those that are opened here are noted, for whoever closes them."""
-    try:
-        for one in given:
-            if isinstance(one, Atlas):
-                yield one
-                continue
-            for folder in folders(one):
-                opened.append(Atlas(folder))
-                yield opened[-1]
-    except BaseException:
-        for atlas in opened:
-            atlas.close()
-        raise
+def _each(given: Iterable[Atlas | str | os.PathLike[str]]) -> Iterator[Atlas | Path]:
+    for one in given:
+        yield from [one] if isinstance(one, Atlas) else folders(one)
 
 
 @asynccontextmanager
 async def _lifespan(made: Starlette) -> AsyncIterator[None]:
     """Models are loaded while the first pages are read, one after another; a text that comes meanwhile waits for its
-    own, which is then loaded next.
+    own, which is then loaded next. Of many atlases the first few are seen to, and the others when they are asked for.
     """
     worker: Worker = made.state.worker
+    early = made.state.shelf.first
     if made.state.models is not None:
         for source in made.state.shelf:
-            source.live.loads = _loading(source.live, made.state.models, source.manifest)
-            worker.submit(_patiently(source.live.loads), seconds=float("inf"), always=True, patient=True)
-    warming = threading.Thread(target=_warm, args=(made.state.shelf,), name="gemscope-warming", daemon=True)
+            source.live.loads = _loading(source.live, made.state.models, source.named)
+            if source in early:
+                worker.submit(_patiently(source.live.loads), seconds=float("inf"), always=True, patient=True)
+            else:
+                source.live.rest()
+    warming = threading.Thread(target=_warm, args=(early,), name="gemscope-warming", daemon=True)
     warming.start()
-    folders = [source.atlas.folder for source in made.state.shelf]
+    folders = [source.folder for source in made.state.shelf]
     here = partial(feature.made, made.state.shelf)
     renderers = Renderers(here, folders, busy=lambda: worker.busy, processes=beside())
     made.state.renderers = renderers
@@ -104,9 +97,9 @@ async def _lifespan(made: Starlette) -> AsyncIterator[None]:
     warming.join()
 
 
-def _warm(served: Shelf) -> None:
+def _warm(sources: Iterable[Source]) -> None:
     warm()
-    for source in served:
+    for source in sources:
         with suppress(GemscopeError):  # whoever asks for what cannot be read is told
             source.warm()
 

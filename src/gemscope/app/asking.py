@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from msgspec.inspect import VarTupleType, type_info
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import ImmutableMultiDict
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -60,9 +61,14 @@ def worker_of(request: Request) -> Worker:
     return found
 
 
-def source_of(request: Request) -> Source:
-    """The atlas that the address names. Raises NotFound."""
-    return shelf_of(request).get(request.path_params["model"], request.path_params["source"])
+async def source_of(request: Request) -> Source:
+    """The atlas that the address names, open: others are served while it is opened. Raises NotFound, and what `Atlas`
+    raises.
+    """
+    found = shelf_of(request).get(request.path_params["model"], request.path_params["source"])
+    if found.at_hand() is None:
+        await run_in_threadpool(found.opened)
+    return found
 
 
 def index_of(request: Request, name: str = "index") -> int:

@@ -18,7 +18,7 @@ from gemscope.errors import GemscopeError
 
 async def attribute(request: Request) -> Response:
     """Which features, at which tokens of a text, cause the logit of what comes next."""
-    source, asked = source_of(request), await asked_of(request, Cause)
+    source, asked = await source_of(request), await asked_of(request, Cause)
     address = source.links.attribute(**said(asked))
     if (elsewhere := shared(request, address)) is not None:
         return elsewhere

@@ -98,7 +98,7 @@ def _matched(job: Job[Any], one: Source, other: Source) -> Any:
 
 async def texts(request: Request) -> Response:
     """Two texts through one SAE."""
-    source, asked = source_of(request), await asked_of(request, Texts)
+    source, asked = await source_of(request), await asked_of(request, Texts)
     address = source.links.texts(text=asked.text, other=asked.other, chat=asked.chat or None)
     if (elsewhere := shared(request, address)) is not None:
         return elsewhere

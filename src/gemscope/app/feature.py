@@ -22,7 +22,7 @@ from gemscope.pages.render import render
 
 async def feature(request: Request) -> Response:
     """One feature, as a page or for a frame."""
-    source, index = source_of(request), index_of(request)
+    source, index = await source_of(request), index_of(request)
     if wants_data(request):
         return data(request, source[index].to_dict())
     if wants_part(request):
@@ -68,7 +68,7 @@ def made(served: Shelf, wanted: Wanted) -> str:
 
 async def trial(request: Request) -> Response:
     """One feature on a text of the reader's."""
-    source, index, asked = source_of(request), index_of(request), await body_of(request, Trial)
+    source, index, asked = await source_of(request), index_of(request), await body_of(request, Trial)
     dashboard = source[index]
     reading = await ask(
         request, lambda job: source.live.read(job, asked.text, features=[index]), seconds=reading_time(asked.text)
@@ -89,7 +89,7 @@ async def trial(request: Request) -> Response:
 
 async def explain(request: Request) -> Response:
     """Adds a label."""
-    source, index, asked = source_of(request), index_of(request), await body_of(request, Label)
+    source, index, asked = await source_of(request), index_of(request), await body_of(request, Label)
     added = await run_in_threadpool(source.atlas.explain, index, asked.text, author=asked.author)
     if wants_data(request):
         return data(request, added.to_dict(), status=201)
@@ -98,7 +98,7 @@ async def explain(request: Request) -> Response:
 
 async def forget(request: Request) -> Response:
     """Takes a label away."""
-    source, index = source_of(request), index_of(request)
+    source, index = await source_of(request), index_of(request)
     label = index_of(request, "label") if "label" in request.path_params else (await body_of(request, Forget)).id
     await run_in_threadpool(source.atlas.forget, index, label)
     if wants_data(request):
@@ -114,7 +114,7 @@ def _explained(request: Request, source: Source, index: int) -> Response:
 
 async def output_score(request: Request) -> Response:
     """Whether steering with a feature does to the output what the tokens that it promotes suggest."""
-    source, index = source_of(request), index_of(request)
+    source, index = await source_of(request), index_of(request)
     dashboard = source[index]
     score, why = source.scores.get(index), ""
     if dashboard.dead:

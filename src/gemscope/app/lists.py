@@ -1,10 +1,8 @@
-"""What is there: atlases, the features of one, labels of all, and how the server is."""
+"""What is there: the features of an atlas, one at random, and how the server is."""
 
 from __future__ import annotations
 
-import dataclasses
 import secrets
-from contextlib import suppress
 from typing import Any
 
 from msgspec.structs import asdict
@@ -14,74 +12,17 @@ from starlette.responses import RedirectResponse, Response
 
 from gemscope.app.asking import query_of, shelf_of, source_of, worker_of
 from gemscope.app.kept import names_of
-from gemscope.app.requests import Browse, Search
+from gemscope.app.requests import Browse
 from gemscope.app.responses import data, page, wants_data, wants_part
 from gemscope.app.shelf import Source
-from gemscope.atlas.dashboard import Glance, Summary
-from gemscope.errors import GemscopeError
-from gemscope.pages.links import ServerLinks
-
-
-async def home(request: Request) -> Response:
-    """All atlases."""
-    return await run_in_threadpool(_home, request, list(shelf_of(request)))
-
-
-async def model(request: Request) -> Response:
-    """The atlases of one model."""
-    return await run_in_threadpool(_home, request, shelf_of(request).of(request.path_params["model"]))
-
-
-def _home(request: Request, sources: list[Source]) -> Response:
-    if wants_data(request):
-        return data(request, {"sources": [_facts(source) for source in sources]})
-    first = sources[0]
-    striking, seen = list[Summary](), dict[int, Glance]()
-    with suppress(GemscopeError):  # whoever asks for what cannot be read is told; the other atlases are there
-        striking = first.atlas.summaries_of(first.striking)
-        seen = first.atlas.glances(first.striking)
-    return page(
-        request,
-        "home.html",
-        links=first.links if len(sources) == 1 else ServerLinks(),
-        atlases=sources,
-        striking=striking,
-        glances=seen,
-        live=first.live.on,
-        why=first.live.why,
-        texts=TO_TRY,
-    )
-
-
-TO_TRY = (
-    "Would you be able to travel through time using a wormhole?",
-    "The doctor said that my sister's fever would be gone by Monday.",
-    "def mean(values):\n    return sum(values) / len(values)",
-)
-"""Texts for a prompt: a question, something told, and code."""
 
 
 async def anywhere(request: Request) -> Response:
     """To some living feature."""
-    source = source_of(request)
+    source = await source_of(request)
     living = (await run_in_threadpool(lambda: source.points))[0]
     index = int(secrets.choice(living)) if len(living) else secrets.randbelow(len(source.atlas))
     return RedirectResponse(source.links.feature(index), 303, {"cache-control": "no-store"})
-
-
-def _facts(source: Source) -> dict[str, Any]:
-    return {
-        "modelId": source.manifest.model_id,
-        "id": source.manifest.source_id,
-        "url": source.links.source(),
-        "features": len(source.atlas),
-        "living": source.living,
-        "dead": source.dead,
-        **source.standing._asdict(),
-        "live": source.live.state,
-        "why": source.live.why,
-        "manifest": dataclasses.asdict(source.manifest),
-    }
 
 
 async def health(request: Request) -> Response:
@@ -113,7 +54,7 @@ async def queue(request: Request) -> Response:
 
 async def browse(request: Request) -> Response:
     """A table of features."""
-    source, asked = source_of(request), query_of(request, Browse)
+    source, asked = await source_of(request), query_of(request, Browse)
     # A choice among 131k labels takes tens of milliseconds: beside the loop, on which single pages are made.
     query = asdict(asked)
     summaries = await run_in_threadpool(source.atlas.summaries, **query)
@@ -147,13 +88,3 @@ def line(source: Source, one: Any) -> dict[str, Any]:
         "promotes": one.promotes,
         "token": one.token,
     }
-
-
-async def everywhere(request: Request) -> Response:
-    """Labels of all atlases."""
-    asked = query_of(request, Search)
-    found = []
-    for source in shelf_of(request):
-        summaries = await run_in_threadpool(source.atlas.search, asked.text, limit=asked.limit) if asked.text else []
-        found += [line(source, one) for one in summaries]
-    return data(request, {"text": asked.text, "features": found})

@@ -12,7 +12,13 @@ from gemscope.errors import GemscopeError, Mismatch
 Finder = Callable[[Any], tuple[Any, Any]]
 """From a manifest to its LanguageModel and SAE. Raises GemscopeError where they cannot be had."""
 
-State = Literal["off", "loading", "ready"]
+State = Literal["off", "loading", "ready", "resting"]
+"""Resting: loaded when a text is to be read."""
+
+SAES = 2 << 30
+"""Bytes of weights of SAEs that stay loaded when no text is read through them: beyond, the one that was needed longest
+ago is let go of.
+"""
 
 _MEASURED = 5_000
 """Tokens that strengths are measured on where the atlas is no measure."""
@@ -26,11 +32,29 @@ class Off(Exception):
     """There is no model to read with; the message says why."""
 
 
+class Loaded:
+    """The SAEs that are loaded, of all atlases that are served. For the worker's thread."""
+
+    def __init__(self, most: int = SAES) -> None:
+        self.most = most
+        self._sizes: dict[Live, int] = {}
+        """In bytes. The one that was needed last comes last."""
+
+    def needed(self, live: Live) -> None:
+        """Keeps it, and lets go of others where all are too many."""
+        self._sizes[live] = self._sizes.pop(live, 0) or live.size
+        while sum(self._sizes.values()) > self.most and len(self._sizes) > 1:
+            oldest = next(iter(self._sizes))
+            del self._sizes[oldest]
+            oldest.rest()
+
+
 class Live:
     """The model and the SAE of one atlas. All but `state`, `why`, `on` and `chats` is for the worker's thread."""
 
-    def __init__(self, off: str | None = None) -> None:
+    def __init__(self, off: str | None = None, loaded: Loaded | None = None) -> None:
         """To be loaded, or off for a reason."""
+        self._loaded = loaded or Loaded()
         self.state: State = "loading" if off is None else "off"
         self.why = off or "the model is being loaded"
         self.loads: Callable[[], None] | None = None
@@ -48,7 +72,7 @@ class Live:
 
     def load(self, find: Finder, manifest: Any) -> None:
         """Makes it ready, or off for a reason."""
-        if self.state != "loading":
+        if self.state not in ("loading", "resting"):
             return
         try:
             self._pair = _fitting(find, manifest)
@@ -58,12 +82,27 @@ class Live:
             self.state, self.why = "off", f"the model cannot be loaded ({type(error).__name__})"
         else:
             self.state, self.why = "ready", ""
+            self._loaded.needed(self)
+
+    def rest(self) -> None:
+        """Lets go of the SAE until it is needed again."""
+        self.state, self.why = "resting", ""
+        self._pair, self._units = None, None
+        self._looks.clear()
+        self._norms.clear()
+
+    @property
+    def size(self) -> int:
+        """Of its SAE, in bytes."""
+        sae = self.sae
+        weights = () if sae is None else (sae.W_enc, sae.b_enc, sae.threshold, sae.W_dec, sae.b_dec, sae.W_skip)
+        return sum(one.nbytes for one in weights if one is not None)
 
     def read(self, job: Job[Any], text: str, *, features: Sequence[int] | None = None, chat: bool = False) -> Any:
         """A `Reading`; with `chat` the text is a user's turn. Raises Off, and what `reading.read` raises."""
         from gemscope.app import reading
 
-        return reading.read(job, *self.pair(job), _given(text, chat), features=features)
+        return reading.read(job, *self.pair(job), given(text, chat), features=features)
 
     def look(self, job: Job[Any], text: str, *, k: int, atlas: Atlas, chat: bool = False) -> Any:
         """A `Look` with the labels of this SAE's atlas; with `chat` the text is a user's turn. The last few are kept,
@@ -72,7 +111,7 @@ class Live:
         from gemscope.app import reading
 
         model, sae = self.pair(job)
-        tokens = model.tokens(_given(text, chat))
+        tokens = model.tokens(given(text, chat))
         name = tokens.ids.numpy().tobytes(), k
         found = self._looks.pop(name, None)
         if found is None:
@@ -87,7 +126,7 @@ class Live:
         from gemscope.reports.text_pair import compare_texts
 
         model, sae = self.pair(job)
-        texts = (_given(text, asked.chat) for text in (asked.text, asked.other))
+        texts = (given(text, asked.chat) for text in (asked.text, asked.other))
         with model.watched(job.check):
             return compare_texts(model, sae, *texts, k=asked.k, atlas=atlas)
 
@@ -133,7 +172,7 @@ class Live:
         return attribute(
             model,
             sae,
-            _given(asked.text, asked.chat),
+            given(asked.text, asked.chat),
             asked.target or None,
             against=asked.against or None,
             position=asked.position,
@@ -163,15 +202,17 @@ class Live:
         """Model and SAE, loaded now where nobody else has needed them: the job's time is counted from then on. Raises
         Off.
         """
-        if self.state == "loading" and self.loads is not None:
+        if self.state in ("loading", "resting") and self.loads is not None:
             self.loads()
             job.begin()
         if self._pair is None:
             raise Off(f"live reading is off: {self.why}")
+        self._loaded.needed(self)
         return self._pair
 
 
-def _given(text: str, chat: bool) -> Any:
+def given(text: str, chat: bool) -> Any:
+    """A text, or a turn of a chat."""
     from gemscope.text.chat import turn_of
 
     return turn_of(text) if chat else text

@@ -35,7 +35,7 @@ def points_of(source: Source) -> Points | None:
 
 async def feature_map(request: Request) -> Response:
     """The map, with what a search or a list of one's own names lit up on it."""
-    source, asked = source_of(request), query_of(request, Mapped)
+    source, asked = await source_of(request), query_of(request, Mapped)
     lit, said, note = await run_in_threadpool(_lit, request, source, asked)
     found = await run_in_threadpool(points_of, source)
     if wants_data(request):
@@ -91,7 +91,7 @@ def _lit(request: Request, source: Source, asked: Mapped) -> tuple[list[int], st
 
 async def points(request: Request) -> Response:
     """`plane.encoded`: what the page's script draws."""
-    found = await run_in_threadpool(_points, request)
+    found = await run_in_threadpool(_points, await source_of(request))
     content = await run_in_threadpool(lambda: found.bytes)
     return Response(content, headers=_kept(request, found), media_type="application/octet-stream")
 
@@ -99,7 +99,7 @@ async def points(request: Request) -> Response:
 async def tile(request: Request) -> Response:
     """Labels of the features in a part of the map; where there is none, the token that the feature fires on most."""
     number = index_of(request, "tile")
-    found = await run_in_threadpool(_points, request)
+    found = await run_in_threadpool(_points, await source_of(request))
 
     if number >= plane.TILES**2:
         raise NotFound(f"no tile {number}: there are 0 to {plane.TILES**2 - 1}")
@@ -108,8 +108,8 @@ async def tile(request: Request) -> Response:
     return answer
 
 
-def _points(request: Request) -> Points:
-    found = points_of(source_of(request))
+def _points(source: Source) -> Points:
+    found = points_of(source)
     if found is None:
         raise NotFound("this atlas has no map of its features: gemscope atlas map makes one")
     return found

@@ -22,7 +22,7 @@ SPAN = 400
 
 async def prompt(request: Request) -> Response:
     """A text, and on each of its tokens the strongest features."""
-    source, asked = source_of(request), await asked_of(request, Prompt)
+    source, asked = await source_of(request), await asked_of(request, Prompt)
     address = source.links.prompt(**said(asked))
     if (elsewhere := shared(request, address)) is not None:
         return elsewhere

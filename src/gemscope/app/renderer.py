@@ -5,11 +5,11 @@ from __future__ import annotations
 import gc
 import signal
 import sys
+from pathlib import Path
 
 from gemscope.app.feature import made
 from gemscope.app.renderers import SIZE, Wanted
 from gemscope.app.shelf import shelf
-from gemscope.atlas.reader import Atlas
 from gemscope.checked import json_of
 from gemscope.pages.render import warm
 
@@ -17,7 +17,7 @@ from gemscope.pages.render import warm
 def main() -> None:
     """Until nothing more comes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-c is the server's, which ends this one
-    served = shelf(map(Atlas, sys.argv[1:]), off="")
+    served = shelf(map(Path, sys.argv[1:]), off="")
     warm()
     gc.freeze()  # what is there now stays: looking through it again would take 20 ms from a reader
     for line in sys.stdin.buffer:

@@ -89,6 +89,47 @@ class Mapped(Struct, frozen=True, kw_only=True):
     feature: Index | None = None
 
 
+class Whole(Struct, frozen=True, kw_only=True):
+    """What the grid of a model's SAEs shows."""
+
+    by: Literal["fvu", "delta_loss", "dead", "l0"] = "fvu"
+    """The figure of each cell."""
+    width: Annotated[int, Meta(ge=1, le=10**9)] | None = None
+    """SAEs of so many features alone."""
+    site: Annotated[str, Meta(max_length=40)] = ""
+    """A site whose SAEs are listed below."""
+
+
+class Everywhere(Struct, frozen=True, kw_only=True):
+    """Words of labels, looked for in all atlases."""
+
+    text: Words = ""
+    model: Annotated[str, Meta(max_length=200)] = ""
+    """In those of one model alone."""
+    offset: Place = 0
+    limit: Annotated[int, Meta(ge=1, le=200)] = 50
+
+
+class Layers(Struct, frozen=True, kw_only=True):
+    """A text to be read at all layers, through the SAEs of one kind of site."""
+
+    text: Typed = ""
+    chat: bool = False
+    """Whether the text is what a user says in a chat."""
+    kind: Annotated[str, Meta(max_length=40)] = ""
+    """Of site; that with the most layers where none is named."""
+    width: Annotated[int, Meta(ge=1, le=10**9)] | None = None
+    """Of the SAEs; the one that the most sites have where none is named."""
+    k: Annotated[int, Meta(ge=1, le=10)] = 5
+    """Features of each token."""
+    at: Place | None = None
+    """A token to be seen through all layers by itself."""
+    pin: Annotated[str, Meta(max_length=420)] = ""
+    """A feature to follow over the whole text, SAE/FEATURE."""
+    start: Place = 0
+    """The first token that the page shows of a long text."""
+
+
 class Search(Struct, frozen=True, kw_only=True):
     """What to look for: a feature by its number, labels, tokens that features fire on or promote, or features that fire
     on a text.

@@ -5,7 +5,21 @@ from __future__ import annotations
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.routing import Route
 
-from gemscope.app import api, causes, compare, feature, kept, lists, map_view, prompt, search, steer_view
+from gemscope.app import (
+    api,
+    causes,
+    compare,
+    everywhere,
+    feature,
+    home,
+    kept,
+    layers,
+    lists,
+    map_view,
+    prompt,
+    search,
+    steer_view,
+)
 from gemscope.app.static import static
 
 _AT = "/{model}/{source}"
@@ -30,12 +44,13 @@ register_url_convertor("digits", _Digits())
 ROUTES: list[Route] = [
     # What is asked for most, and by an address that no other is like: looked for first, not after fifty others.
     Route(f"{_AT}/{{index:digits}}", feature.feature),
-    Route("/", lists.home),
-    Route("/.json", lists.home),
-    Route("/index.json", lists.home),
+    Route("/", home.home),
+    Route("/.json", home.home),
+    Route("/index.json", home.home),
     Route("/health", lists.health),
     Route("/queue/{name}.json", lists.queue),
-    Route("/search.json", lists.everywhere),
+    Route("/search.json", everywhere.everywhere),
+    Route("/search", everywhere.everywhere),
     Route("/static/{name:path}", static),
     Route("/favicon.ico", static),
     *api.ROUTES,
@@ -54,8 +69,10 @@ ROUTES: list[Route] = [
     Route(f"{_LIST}/note", kept.note, methods=["POST"]),
     Route(f"{_LIST}/remove", kept.remove, methods=["POST"]),
     Route(f"{_LIST}/delete", kept.delete, methods=["POST"]),
-    Route("/{model}.json", lists.model),
-    Route("/{model}", lists.model),
+    Route("/{model}/prompt.json", layers.layers, methods=["GET", "POST"]),
+    Route("/{model}/prompt", layers.layers, methods=["GET", "POST"]),
+    Route("/{model}.json", home.model),
+    Route("/{model}", home.model),
     Route(f"{_AT}/random", lists.anywhere),
     Route(f"{_AT}/search.json", search.search, methods=["GET", "POST"]),
     Route(f"{_AT}/search", search.search, methods=["GET", "POST"]),

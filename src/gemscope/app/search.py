@@ -40,7 +40,7 @@ class Reading(NamedTuple):
 
 async def search(request: Request) -> Response:
     """Features by number, by label, by a token that they fire on or promote, or by a text on which they fire."""
-    source, asked = source_of(request), await asked_of(request, Search)
+    source, asked = await source_of(request), await asked_of(request, Search)
     address = source.links.search(**said(asked))
     if (elsewhere := shared(request, address)) is not None:
         return elsewhere

@@ -101,8 +101,7 @@ class Server:
         self._over.wait(10)
         self._thread.join(10)
         self._socket.close()
-        for atlas in self.app.state.opened:
-            atlas.close()
+        self.app.state.shelf.close()
 
     def __enter__(self) -> Server:
         return self

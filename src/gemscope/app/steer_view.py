@@ -101,7 +101,7 @@ _BEGUN = "I think that"
 
 async def steer(request: Request) -> Response:
     """The steer view, and the texts where the address asks for them."""
-    source = source_of(request)
+    source = await source_of(request)
     posted = request.method == "POST"
     asked = await body_of(request, Steering) if posted else query_of(request, Steering)
     wanted = (asked.run or posted) and not asked.add
@@ -201,7 +201,7 @@ def _runs(runs: Sequence[Any]) -> list[dict[str, Any]]:
 
 async def stream(request: Request) -> Response:
     """The texts as they come, as server-sent events: `wait`, `frame`, and at last `done` or `failed`."""
-    source = source_of(request)
+    source = await source_of(request)
     asked = await body_of(request, Steering) if request.method == "POST" else query_of(request, Steering)
     _check(source, asked)
 
@@ -221,7 +221,7 @@ def _frame(news: Any) -> tuple[str, dict[str, Any]]:
 
 async def units(request: Request) -> Response:
     """What strengths are measured against: each feature's greatest activation, and its share of the median norm."""
-    source, asked = source_of(request), query_of(request, Steering)
+    source, asked = await source_of(request), query_of(request, Steering)
     rows = await run_in_threadpool(dials, source, asked)
 
     def work(job: Job[Any]) -> dict[str, Any]:

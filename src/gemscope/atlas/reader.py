@@ -24,7 +24,7 @@ from gemscope.atlas.dashboard import Dashboard, Explanation, Glance, Summary
 from gemscope.atlas.entry import Entry, Floats, Ints
 from gemscope.atlas.feature import Features
 from gemscope.atlas.files import corpus, plane
-from gemscope.atlas.files.database import writable
+from gemscope.atlas.files.database import Database, writable
 from gemscope.atlas.files.manifest import FORMAT, Mapped, read_manifest, write_manifest
 from gemscope.atlas.files.opening import opened, upgraded
 from gemscope.atlas.files.schema import looked_up, words_of
@@ -61,6 +61,11 @@ class Atlas:
         self._explanations = Explanations(self._database, len(self))
         self._lists = Lists(self._text, self._database, self._explanations)
         self._by_token = ByToken(self._text, self._database, self._lists)
+
+    @property
+    def database(self) -> Database:
+        """Its tables."""
+        return self._database
 
     def close(self) -> None:
         """Lets go of all files. What other threads are reading at the moment, they still get."""

@@ -12,7 +12,7 @@ from gemscope.atlas.files import held_out
 from gemscope.atlas.files.corpus import Corpus
 from gemscope.atlas.files.database import Database
 from gemscope.atlas.files.manifest import CROWDED, Manifest
-from gemscope.atlas.files.vocabulary import Vocabulary
+from gemscope.atlas.files.vocabulary import Vocabulary, shared
 from gemscope.errors import CorruptFile, NotFound
 from gemscope.features.keys import REACH, text_keys
 from gemscope.features.pool import Pool
@@ -34,7 +34,7 @@ class Text:
         """What its tokens read."""
         with self._database.reading() as db, self._database.undamaged("vocabulary"):
             # All at once: a statement left in its middle by an error keeps writers out until that is forgotten.
-            return Vocabulary(db.execute("SELECT first, packed FROM token ORDER BY first").fetchall())
+            return shared(db.execute("SELECT first, packed FROM token ORDER BY first").fetchall())
 
     @cached_property
     def starts(self) -> Ints:

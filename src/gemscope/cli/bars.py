@@ -19,8 +19,8 @@ class Bars:
 
 
 @contextmanager
-def bars() -> Iterator[Bars]:
-    """Bars that draw, or that do nothing where stderr is no terminal."""
+def bars(drawn: bool = True) -> Iterator[Bars]:
+    """Bars that draw, or that do nothing where stderr is no terminal, or where somebody else draws."""
     from rich.console import Console
     from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Drawing
@@ -29,7 +29,7 @@ def bars() -> Iterator[Bars]:
     from gemscope.pages.numbers import short
 
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not (drawn and console.is_terminal):
         yield Bars(silent, lambda text: None)
         return
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from contextlib import suppress
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemscope.cli import options
+from gemscope.cli import options, workers
 from gemscope.cli.bars import Bars, bars
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def add_to(commands: Any) -> None:
         help="store a model's activations on a corpus",
         usage="gemscope harvest MODEL CORPUS --sites 15.res -o FOLDER [options]",
         description="Reads a corpus through a model once; keeps the activations of the tokens that count. A harvest "
-        "that was cut off goes on from its last whole shard when started again.",
+        "that was cut off goes on with the pieces that are missing when started again.",
     )
     harvest.add_argument("model", metavar="MODEL")
     harvest.add_argument(
@@ -45,6 +46,8 @@ def add_to(commands: Any) -> None:
         choices=["float16", "bfloat16", "float32"],
         help="number format of what is kept (default float16)",
     )
+    harvest.add_argument("--piece", type=int, metavar="BYTES", help="of text, at least, in a piece (default 524,288)")
+    workers.add_workers(harvest)
     options.add_json(harvest)
     options.add_model(harvest)
     options.add_hub(harvest)
@@ -106,12 +109,14 @@ def add_to(commands: Any) -> None:
 
 def _harvest(args: argparse.Namespace) -> int:
     from gemscope.activations.harvest import harvest
+    from gemscope.text.corpus import PIECE
     from gemscope.text.rows import passed_over
 
     corpus = options.corpus_of(*args.corpus)
-    with bars() as progress:
+    with workers.crew(args) as crew, bars(crew.world.first) as progress:
         model = options.model_of(args, args.model, progress)
-        store = harvest(
+        harvested = partial(
+            harvest,
             model,
             corpus,
             args.sites.split(","),
@@ -120,8 +125,10 @@ def _harvest(args: argparse.Namespace) -> int:
             length=args.length,
             batch=args.batch,
             dtype=args.store_as,
+            piece=PIECE if args.piece is None else args.piece,
             progress=progress,
         )
+        store = crew.done(lambda world: harvested(world=world), progress)
     manifest = store.manifest
     if args.json:
         names = ("sites", "read", "model", "passed", "dropped", "stored")

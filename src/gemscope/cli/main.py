@@ -28,12 +28,11 @@ from gemscope.cli import (
     lists,
     measure,
     read,
-    scope,
     serve,
     steer,
 )
 from gemscope.disk import is_full
-from gemscope.errors import GemscopeError
+from gemscope.errors import Awaited, GemscopeError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,7 +49,6 @@ def parser() -> argparse.ArgumentParser:
         steer,
         find,
         learn,
-        scope,
         features,
         compare,
         lists,
@@ -75,10 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _signals_end_it():
             args = parser().parse_args(argv)
-            args.given = sys.argv[1:] if argv is None else [*argv]
+            args.argv = sys.argv[1:] if argv is None else [*argv]
             code: int = args.run(args)
             sys.stdout.flush()
             return code
+    except Awaited as told:
+        print(told)
+        return 0
     except GemscopeError as error:
         print(f"gemscope: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

@@ -1,64 +1,111 @@
-"""A command done by several processes here: this one is the first, the others are the same command once more, told
-which of how many they are.
-"""
+"""Processes at one command: `--workers N` starts them here; elsewhere the environment says which one this is."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
 
-from gemscope.errors import InputError
-from gemscope.world import World
+from gemscope.errors import Awaited, InputError
+from gemscope.progress import Progress
+from gemscope.world import ALONE, World
 
-_END = 10
-"""Seconds that the others have to put away what is half done."""
+Made = TypeVar("Made")
+
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+_PATIENCE = 10.0
+"""Seconds for one that was told to end."""
+
+
+def add_workers(command: argparse.ArgumentParser) -> None:
+    """`--workers`."""
+    command.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that share the work here (default 1; under torchrun, Slurm or Kubernetes: see docs/cluster.md)",
+    )
+
+
+class Crew:
+    """Which worker this process is, and those that it has started beside itself."""
+
+    def __init__(self, world: World, others: Sequence[subprocess.Popen[bytes]] = ()) -> None:
+        self.world, self._others = world, others
+
+    def done(self, work: Callable[[World], Made], progress: Progress) -> Made:
+        """What comes of all shares, once the others have done theirs. Raises Awaited where they are elsewhere."""
+        try:
+            return work(self.world)
+        except Awaited as told:
+            if not self._others:
+                raise
+            self._wait(told, progress)
+            alone = told.left() > 0  # one has failed: the rest is done here
+        return work(ALONE if alone else self.world)
+
+    def _wait(self, told: Awaited, progress: Progress) -> None:
+        left = told.left()
+        with progress("other workers", left, "pieces") as advance:
+            while any(one.poll() is None for one in self._others):
+                time.sleep(0.1)
+                before, left = left, told.left()
+                advance(before - left)
 
 
 @contextmanager
-def workers(count: int | None, words: Sequence[str]) -> Iterator[World]:
-    """While the block runs `count` processes are at it: this one, whose number is given, and others that run
-    `gemscope` with the same words. None: as its surroundings say. When the block ends they are waited for; when it
-    fails, ended. The processor's threads are shared among them. Raises InputError.
-    """
-    if count is None or os.environ.get("GEMSCOPE_SHARE"):  # or it is one of those that were started here
-        yield World.here()
+def crew(args: argparse.Namespace) -> Iterator[Crew]:
+    """The workers of a command; those that were started here end with the block. Raises InputError."""
+    number, here = args.workers, World.here()
+    if number < 1:
+        raise InputError(f"--workers {number}: expected how many processes, 1 or more")
+    if number == 1:
+        yield Crew(here)
         return
-    if count < 1:
-        raise InputError(f"--workers {count}: at least one does the work")
-    if World.here().size > 1:
-        raise InputError(f"--workers {count}, and this is one of {World.here().size} already: leave --workers")
-    threads = max(1, (os.cpu_count() or 1) // count)
-    if count > 1:
-        _use(threads)
-    surroundings = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
-    others = [
-        subprocess.Popen(
-            [sys.executable, "-m", "gemscope", *words],
-            env=surroundings | {"GEMSCOPE_SHARE": f"{rank}/{count}"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+    if here.size > 1:
+        raise InputError(
+            f"--workers {number} within worker {here.rank} of {here.size}: leave it out, the environment says who works"
         )
-        for rank in range(1, count)
-    ]
+    others = [_started(args.argv, World(rank, number)) for rank in range(1, number)]
     try:
-        yield World(0, count)
-    except BaseException:
+        if threads := _threads(number):
+            import torch
+
+            torch.set_num_threads(threads)
+        yield Crew(World(0, number), others)
+    finally:
         for one in others:
             one.terminate()
         for one in others:
-            with suppress(subprocess.TimeoutExpired):
-                one.wait(_END)
-        raise
-    for one in others:
-        one.wait()
+            try:
+                one.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                one.kill()
+                one.wait()
 
 
-def _use(threads: int) -> None:
-    """So many of the processor's, unless the surroundings say how many."""
-    if "OMP_NUM_THREADS" not in os.environ:
-        import torch
+def _started(argv: Sequence[str], world: World) -> subprocess.Popen[bytes]:
+    """The same command as another worker, which says nothing but what went wrong."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    command = [sys.executable, "-m", "gemscope", *argv[:end], "--workers", "1", *argv[end:]]
+    environment = dict(os.environ) | {
+        "GEMSCOPE_SHARE": f"{world.rank}/{world.size}",
+        "LOCAL_RANK": str(world.rank),  # where there are several GPUs, each has its own
+    }
+    if threads := _threads(world.size):
+        environment |= dict.fromkeys(_THREADS, str(threads))
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment)
 
-        torch.set_num_threads(threads)
+
+def _threads(workers: int) -> int | None:
+    """For each of so many; None where somebody has said how many."""
+    if any(name in os.environ for name in _THREADS):
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // workers)

@@ -12,24 +12,15 @@ from pathlib import Path
 from typing import Any, overload
 
 from gemscope.activations.site import KINDS, Site
-from gemscope.checked import Finite, read_json, shown
+from gemscope.checked import shown
 from gemscope.errors import InputError, SAENotFound
 from gemscope.features.sae import SAE
 from gemscope.features.scope_manifest import ATLAS, SCORE, Failed, Manifest, width_label
+from gemscope.features.scored import Figures, figures_of
 from gemscope.features.stack import Stack
 
 CANONICAL_L0 = 100
 """Of several SAEs that differ in L0 alone, the one closest to this L0 is canonical, as in Gemma Scope."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figures:
-    """What the score beside an SAE says first."""
-
-    l0: Finite
-    fvu: Finite | None
-    dead: Finite
-    delta_loss: Finite | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +60,7 @@ class Member:
     @cached_property
     def figures(self) -> Figures | None:
         """What its `score.json` says first; None where there is none. Raises CorruptFile."""
-        return None if self.score is None else read_json(self.score, Figures, remedy="score it again")
+        return None if self.score is None else figures_of(self.score)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only."""

@@ -120,6 +120,37 @@ class ServerLinks:
 
 
 @dataclass(frozen=True)
+class ModelLinks:
+    """Of a whole model on the server: `/{model}`."""
+
+    model_id: str
+    root: str = ""
+
+    def model(self, **query: object) -> str:
+        """The SAEs by where they read."""
+        return self._below("", query)
+
+    def layers(self, **query: object) -> str:
+        """A text through all layers."""
+        return self._below("/prompt", query)
+
+    def everywhere(self, **query: object) -> str:
+        """A search over all atlases."""
+        return f"{self.root}/search{_query(query)}"
+
+    def compare(self, **query: object) -> str:
+        """Two SAEs, or two features, side by side."""
+        return f"{self.root}/compare{_query(query)}"
+
+    def json(self, url: str) -> str:
+        path, mark, query = url.partition("?")
+        return f"{path}.json{mark}{query}"
+
+    def _below(self, path: str, query: dict[str, object]) -> str:
+        return f"{self.root}/{quote(self.model_id, safe='')}{path}{_query(query)}"
+
+
+@dataclass(frozen=True)
 class SiteLinks:
     """Relative addresses from a file that lies `depth` folders deep in a static site: they work from any file server.
 

@@ -138,6 +138,7 @@ def _environment() -> Environment:
         "headline": headline,
         "hint": rows.hint,
         "histogram": histogram,
+        "kinds": KINDS,
         "logit_rows": rows.logits,
         "neighbour_rows": rows.neighbours,
         "partner_rows": rows.partners,

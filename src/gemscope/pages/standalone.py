@@ -22,9 +22,11 @@ HEIGHT = 640
 """Pixels of a frame in a notebook."""
 
 
-def document(body_html: str, *, title: str) -> str:
-    """A whole HTML file around a body that is HTML already; the title is text."""
-    styles, script, policy = _assets()
+def document(body_html: str, *, title: str, styled: tuple[str, ...] = ()) -> str:
+    """A whole HTML file around a body that is HTML already; the title is text. `styled` names what it needs of styles
+    beyond those of all pages.
+    """
+    styles, script, policy = _assets(styled)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
@@ -92,10 +94,10 @@ def feature_frame(feature: object, manifest: object | None = None, *, height: in
 
 
 @cache
-def _assets() -> tuple[str, str, str]:
+def _assets(styled: tuple[str, ...]) -> tuple[str, str, str]:
     """Styles, scripts, and the policy that allows these and no others."""
     folder = files("gemscope.pages") / "static"
-    styles = _lean((folder / "gemscope.css").read_text("utf-8"))
+    styles = _lean("\n".join((folder / name).read_text("utf-8") for name in ("gemscope.css", *styled)))
     names = ("theme.js", "page.js", "token-strip.js")
     # In the head of a file they run before its body is there: what theme.js does must come first, the rest last.
     first, *rest = ((folder / name).read_text("utf-8") for name in names)

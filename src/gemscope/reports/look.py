@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from torch import Tensor
 
+from gemscope.activations.capture import Activations
 from gemscope.activations.model import LanguageModel
+from gemscope.activations.site import Site
 from gemscope.atlas.meaning import Given, Meanings, Place, meanings
 from gemscope.errors import EmptyText, InputError
 from gemscope.features.fit import answered_for, computed_by, require_fit
@@ -25,6 +27,7 @@ from gemscope.pages.signs import code
 from gemscope.pages.tables import Cell, Row, Table
 from gemscope.text.chat import OneText
 from gemscope.text.printable import visible
+from gemscope.text.tokens import Tokens
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -259,11 +262,7 @@ def look(
     """
     if k < 1:
         raise InputError(f"k={k}: at least one feature per token must be asked for")
-    if isinstance(text, str) and not text:
-        raise EmptyText("the text is empty: there is nothing to look at")
-    tokens = model.tokens(text, every_token=every_token)
-    if len(tokens) != 1 or tokens.padded:
-        raise InputError(f"{len(tokens)} rows of tokens given: a look is at one text without padding")
+    tokens = row_of(model, text, every_token=every_token)
     site = require_fit(model, sae)
     written = sae.site_out or site
     with meanings(sae, atlas) as known_of:
@@ -271,42 +270,68 @@ def look(
         if known_of is None and (order == "telling" or max_density < 1):
             raise InputError(f"no atlas of {sae.info.name} is at hand: give one to tell which features are telling")
         captured = model.capture(tokens, [site, written], every_token=every_token)
-        acts = captured[site]
-        features, out = sae.read(acts)
-        target = captured[written].values.to(sae.W_dec.device).float()
-        counted = acts.counted.to(target.device)
-        ranked = [
-            _ranked(*features.row(position), known_of, order, max_density)
-            for position in range(acts.tokens.ids.numel())
-        ]
-        best = [] if known_of is None else known_of.foremost(features, limit=foremost, max_density=max_density)
-        named = {one.feature for row in ranked for one in row[:k]}.union(one.feature for one in best)
-        labels = {} if known_of is None else known_of.atlas.meanings(named)
-        counts = counted[0].tolist()
-        shown = [
-            Token(
-                token=token,
-                position=position,
-                counted=counts[position],
-                l0=int(features.offsets[position + 1] - features.offsets[position]),
-                features=tuple(replace(one, label=labels.get(one.feature)) for one in row[:k]),
-            )
-            for position, (token, row) in enumerate(zip(model.texts(tokens.ids[0].tolist()), ranked, strict=True))
-        ]
-        return Look(
-            model=model.name,
-            sae=sae.info.name,
-            site=str(site) if not sae.is_transcoder else f"{site} → {written}",
-            tokens=tuple(shown),
-            sinks=acts.dropped["sink"],
-            l0=features.mean_l0,
-            explained_variance=explained_variance(*answered_for(sae, target[counted], out[counted])),
-            neuronpedia_id=sae.info.neuronpedia_id,
-            computed=computed_by(model, sae),
-            order=order,
-            foremost=() if known_of is None else _foremost(best, known_of, labels),
-            firing=features.firing,
+        return seen(model, sae, captured, known_of, k=k, order=order, max_density=max_density, foremost=foremost)
+
+
+def row_of(model: LanguageModel, text: OneText, *, every_token: bool) -> Tokens:
+    """One text or chat as tokens. Raises EmptyText, InputError, and what `model.tokens` raises."""
+    if isinstance(text, str) and not text:
+        raise EmptyText("the text is empty: there is nothing to look at")
+    tokens = model.tokens(text, every_token=every_token)
+    if len(tokens) != 1 or tokens.padded:
+        raise InputError(f"{len(tokens)} rows of tokens given: a look is at one text without padding")
+    return tokens
+
+
+def seen(
+    model: LanguageModel,
+    sae: SAE,
+    captured: Mapping[Site, Activations],
+    known_of: Meanings | None,
+    *,
+    k: int,
+    order: Order,
+    max_density: float,
+    foremost: int,
+) -> Look:
+    """A look at one row of activations that were captured where the SAE reads and where it writes."""
+    site = require_fit(model, sae)
+    written = sae.site_out or site
+    acts = captured[site]
+    features, out = sae.read(acts)
+    target = captured[written].values.to(sae.W_dec.device).float()
+    counted = acts.counted.to(target.device)
+    ranked = [
+        _ranked(*features.row(position), known_of, order, max_density) for position in range(acts.tokens.ids.numel())
+    ]
+    best = [] if known_of is None else known_of.foremost(features, limit=foremost, max_density=max_density)
+    named = {one.feature for row in ranked for one in row[:k]}.union(one.feature for one in best)
+    labels = {} if known_of is None else known_of.atlas.meanings(named)
+    counts = counted[0].tolist()
+    shown = [
+        Token(
+            token=token,
+            position=position,
+            counted=counts[position],
+            l0=int(features.offsets[position + 1] - features.offsets[position]),
+            features=tuple(replace(one, label=labels.get(one.feature)) for one in row[:k]),
         )
+        for position, (token, row) in enumerate(zip(model.texts(acts.tokens.ids[0].tolist()), ranked, strict=True))
+    ]
+    return Look(
+        model=model.name,
+        sae=sae.info.name,
+        site=str(site) if not sae.is_transcoder else f"{site} → {written}",
+        tokens=tuple(shown),
+        sinks=acts.dropped["sink"],
+        l0=features.mean_l0,
+        explained_variance=explained_variance(*answered_for(sae, target[counted], out[counted])),
+        neuronpedia_id=sae.info.neuronpedia_id,
+        computed=computed_by(model, sae),
+        order=order,
+        foremost=() if known_of is None else _foremost(best, known_of, labels),
+        firing=features.firing,
+    )
 
 
 def _ranked(

@@ -15,24 +15,13 @@ from gemscope.features.stack import Stack
 from gemscope.pages.plain import Paged
 from gemscope.pages.tables import Table
 from gemscope.progress import Progress, silent
+from gemscope.reports.front import Front, on_front
 from gemscope.reports.score import FORMULAS, MISLEADING, Score, conditions, number
 from gemscope.reports.scoring import scores
 from gemscope.text.corpus import Corpus
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-
-@dataclass(frozen=True)
-class Front:
-    """The Pareto front of L0 against one figure."""
-
-    figure: str
-    """The figure's name in a score."""
-    name: str
-    """The same in words."""
-    places: tuple[int, ...]
-    """Which scores no other beats: as low in both, and lower in one."""
 
 
 @dataclass(frozen=True)
@@ -123,11 +112,7 @@ class Comparison(Paged):
             for place, one in enumerate(self.scores)
             if isinstance(value := getattr(one, figure), float) and math.isfinite(value)
         ]
-        return tuple(
-            place
-            for place, l0, value in points
-            if not any(a <= l0 and b <= value and (a, b) != (l0, value) for _, a, b in points)
-        )
+        return on_front(points)
 
 
 def compare(

@@ -8,7 +8,8 @@ import hashlib
 import importlib.resources
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,24 @@ from gemscope.errors import EmptyText, InputError, MissingDependency, NotFound
 from gemscope.text.files import files_at, title
 from gemscope.text.rows import Passed, passed_over, surrogate
 from gemscope.text.sources import Dataset, Document, Files, Source, Texts, sha
+
+PIECE = 1 << 19
+"""Bytes of text, at least, that are read as one piece where nobody says how many: some 120,000 tokens."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A run of whole documents of a corpus: what is read, kept and lost in one piece."""
+
+    number: int
+    """Of the passage in its corpus, from 0."""
+    first: int
+    """How many documents are in front of it."""
+    documents: Sequence[Document]
+    bytes: int
+    """Of their text in UTF-8."""
+    passed: Passed
+    """Rows that were passed over up to the next passage, by reason."""
 
 
 class Corpus:
@@ -120,6 +139,29 @@ class Corpus:
         if not found:
             told = f" ({passed_over(passed)})" if passed.total() else ""
             raise EmptyText(f"no documents in {self.name}: there is nothing to read{told}")
+
+    def pieces(self, size: int = PIECE) -> Iterator[Passage]:
+        """The corpus in runs of whole documents, each as many as have `size` bytes of text or a little more; the last
+        may have less. Text alone decides, so they are the same for whoever cuts. One is in memory at a time, and the
+        text is read to one document beyond it. Raises InputError for fewer than one byte, and what iterating does.
+        """
+        if size < 1:
+            raise InputError(f"piece={size}: expected bytes of text, such as {PIECE}")
+        return self._pieces(size)
+
+    def _pieces(self, size: int) -> Iterator[Passage]:
+        passed: Passed = Counter()
+        held: list[Document] = []
+        number = first = bytes_ = 0
+        before: Passed = Counter()
+        for document in self.documents(passed):
+            if bytes_ >= size:
+                yield Passage(number, first, held, bytes_, passed - before)
+                number, first, before = number + 1, first + len(held), Counter(passed)
+                held, bytes_ = [], 0
+            held.append(document)
+            bytes_ += len(document.text.encode())
+        yield Passage(number, first, held, bytes_, passed - before)
 
     def take(self, n: int) -> Corpus:
         """The first `n` documents; reads no further than the last of them."""

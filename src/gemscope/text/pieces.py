@@ -7,6 +7,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 _SPELT = re.compile(r"(?:\\x[89a-f][0-9a-f])+")
@@ -70,6 +71,7 @@ def bytes_of(text: str) -> bytes | None:
     return bytes.fromhex(text.replace("\\x", ""))
 
 
+@lru_cache(4096)
 def like(raw: bytes) -> str | None:
     """A character that begins with these bytes, the first that can be printed; None where none does."""
     size = next((size for low, high, size in _LENGTHS if raw and low <= raw[0] < high), 0)

@@ -31,9 +31,9 @@ def copy(store: Store, tmp_path: Path) -> Path:
 
 
 def test_a_truncated_shard_is_named(copy: Path) -> None:
-    shard = copy / "2.res" / "00001.safetensors"
+    shard = copy / "2.res" / "00000-01.safetensors"
     shard.write_bytes(shard.read_bytes()[:-100])
-    with pytest.raises(CorruptFile, match=r"00001\.safetensors is damaged") as raised:
+    with pytest.raises(CorruptFile, match=r"00000-01\.safetensors is damaged") as raised:
         Store(copy)["2.res"]
     assert "\n" not in str(raised.value)
     assert len(Store(copy)["0.mlp"]) > 100  # the other sites are as they were
@@ -41,17 +41,17 @@ def test_a_truncated_shard_is_named(copy: Path) -> None:
 
 def test_a_missing_shard_is_named(copy: Path) -> None:
     """Once its manifest knew only how many rows there should be."""
-    (copy / "2.res" / "00002.safetensors").unlink()
-    with pytest.raises(CorruptFile, match=r"2\.res/00002\.safetensors is damaged: it is missing"):
+    (copy / "2.res" / "00000-02.safetensors").unlink()
+    with pytest.raises(CorruptFile, match=r"2\.res/00000-02\.safetensors is damaged: it is missing"):
         Store(copy)["2.res"]
     shutil.rmtree(copy / "1.att")
-    with pytest.raises(CorruptFile, match=r"1\.att/00000\.safetensors is damaged: it is missing"):
+    with pytest.raises(CorruptFile, match=r"1\.att/00000-00\.safetensors is damaged: it is missing"):
         Store(copy)["1.att"]
 
 
 def test_a_missing_shard_of_format_1_is_noticed(copy: Path) -> None:
     as_format_1(copy)
-    (copy / "2.res" / "00002.safetensors").unlink()
+    (copy / "2.res" / "00000-02.safetensors").unlink()
     with pytest.raises(CorruptFile, match="its manifest says"):
         Store(copy)["2.res"]
     shutil.rmtree(copy / "1.att")
@@ -60,8 +60,8 @@ def test_a_missing_shard_of_format_1_is_noticed(copy: Path) -> None:
 
 
 def test_a_shard_of_something_else_is_refused(copy: Path) -> None:
-    writers.save_file({"weights": torch.ones(3)}, copy / "2.res" / "00000.safetensors")
-    with pytest.raises(CorruptFile, match=r"00000\.safetensors is damaged"):
+    writers.save_file({"weights": torch.ones(3)}, copy / "2.res" / "00000-00.safetensors")
+    with pytest.raises(CorruptFile, match=r"00000-00\.safetensors is damaged"):
         Store(copy)["2.res"]
 
 
@@ -75,7 +75,7 @@ def test_a_shard_of_something_else_is_refused(copy: Path) -> None:
         ('{"format": 2, "news": 0}', "is missing"),
         ('{"format": 2, "shards": {"2.res": [0]}}', "expected an object|is not an object"),
         ('{"format": 2, "shards": {"2.res": [{"rows": 1}]}}', 'sha256" is missing'),
-        ('{"format": 4, "news": 0}', "is of format 4, this version reads 1 and 2 and 3"),
+        ('{"format": 5, "news": 0}', "is of format 5, this version reads 1 and 2 and 3 and 4"),
     ],
 )
 def test_a_manifest_of_another_kind_is_refused(text: str, says: str, copy: Path) -> None:
@@ -102,21 +102,23 @@ def flipped(path: Path) -> None:
 def test_checksums_name_the_shard_that_was_damaged(copy: Path) -> None:
     store = Store(copy)
     store.verify()
-    flipped(copy / "2.res" / "00001.safetensors")
+    flipped(copy / "2.res" / "00000-01.safetensors")
     assert len(store["2.res"]) == store.manifest.sites["2.res"]  # nothing shows
-    with pytest.raises(CorruptFile, match=r"1 of \d+ shards in .* are damaged: 2\.res/00001\.safetensors; ") as raised:
+    with pytest.raises(
+        CorruptFile, match=r"1 of \d+ shards in .* are damaged: 2\.res/00000-01\.safetensors; "
+    ) as raised:
         store.verify()
     assert "\n" not in str(raised.value)
-    (copy / "0.mlp" / "00000.safetensors").unlink()
-    with pytest.raises(CorruptFile, match=r"damaged: 0\.mlp/00000\.safetensors, 2\.res/00001\.safetensors; "):
+    (copy / "0.mlp" / "00000-00.safetensors").unlink()
+    with pytest.raises(CorruptFile, match=r"damaged: 0\.mlp/00000-00\.safetensors, 2\.res/00000-01\.safetensors; "):
         store.verify()
 
 
 @pytest.mark.parametrize("damage", [flipped, Path.unlink, lambda path: path.write_bytes(b"half")])
 def test_a_damaged_shard_is_skipped_only_on_request(damage, store: Store, copy: Path) -> None:  # type: ignore[no-untyped-def]
-    damage(copy / "2.res" / "00001.safetensors")
+    damage(copy / "2.res" / "00000-01.safetensors")
     sizes = [len(shard["values"]) for shard in store["2.res"]._shards]
-    with pytest.warns(UserWarning, match=r"2\.res/00001\.safetensors is damaged: its rows are left out"):
+    with pytest.warns(UserWarning, match=r"2\.res/00000-01\.safetensors is damaged: its rows are left out"):
         rows = Store(copy, skip_corrupt=True)["2.res"]
     whole = store["2.res"][slice(None)]
     assert torch.equal(rows[slice(None)], torch.cat([whole[: sizes[0]], whole[sum(sizes[:2]) :]]))
@@ -134,9 +136,9 @@ def test_what_is_skipped_at_one_site_is_skipped_at_all(
 ) -> None:
     monkeypatch.setattr(writers, "_SHARD", 10_000)
     store = harvest(model, corpus, SITES, to=tmp_path / "store", length=24, batch=2)
-    flipped(store.folder / "0.mlp" / "00001.safetensors")
+    flipped(store.folder / "0.mlp" / "00000-01.safetensors")
     skipping = Store(store.folder, skip_corrupt=True)
-    with pytest.warns(UserWarning, match=r"0\.mlp/00001"):
+    with pytest.warns(UserWarning, match=r"0\.mlp/00000-01"):
         one, two = skipping["2.res"], skipping["0.mlp"]
     assert len(one) == len(two) < len(store["2.res"])
     assert torch.equal(one.offsets(slice(None)), two.offsets(slice(None)))
@@ -150,8 +152,8 @@ def test_a_store_of_format_1_is_read(store: Store, copy: Path) -> None:
     assert old.manifest.stored == "float16"
     assert torch.equal(old["2.res"][slice(None)], store["2.res"][slice(None)])
     old.verify()  # what can be said without checksums
-    (copy / "2.res" / "00001.safetensors").write_bytes(b"half")
-    with pytest.raises(CorruptFile, match=r"2\.res/00001\.safetensors"):
+    (copy / "2.res" / "00000-01.safetensors").write_bytes(b"half")
+    with pytest.raises(CorruptFile, match=r"2\.res/00000-01\.safetensors"):
         old.verify()
 
 
@@ -160,23 +162,27 @@ def test_shards_are_read_from_the_file_as_needed(tmp_path: Path) -> None:
     ids = torch.arange(50)[None]
     counted = torch.ones_like(ids, dtype=torch.bool)
     with Writer(tmp_path / "store") as writer:
-        writer.add(Activations(torch.ones(1, 50, 4096), counted, Tokens(ids, counted, counted), Site(0, "res"), "none"))
+        with writer.piece() as shards:
+            shards.add(
+                Activations(torch.ones(1, 50, 4096), counted, Tokens(ids, counted, counted), Site(0, "res"), "none")
+            )
         store = writer.finish(
             Manifest(
                 format=FORMAT,
                 model="none",
                 revision=None,
                 dtype="float32",
-                sites=writer.counts,
-                read=50,
+                sites={},
+                read=0,
                 length=50,
                 corpus="none",
                 corpus_digest="",
                 versions={},
-            )
+            ),
+            pieces=1,
         )
     rows = store["0.res"]
-    path = tmp_path / "store" / "0.res" / "00000.safetensors"
+    path = tmp_path / "store" / "0.res" / "00000-00.safetensors"
     data = path.read_bytes()
     one, two = torch.ones(1).half().numpy().tobytes(), (2 * torch.ones(1)).half().numpy().tobytes()
     with path.open("r+b") as file:

@@ -65,7 +65,7 @@ def test_saes_of_several_sites_are_refused_where_a_harvest_holds_other_tokens_at
 ) -> None:
     """As stores of before format 3 may, in which sinks were told site by site."""
     store = gs.harvest(model, corpora[0], ["0.mlp", "1.res"], to=tmp_path / "store", length=CONFIG.length)
-    path = store.folder / "0.mlp" / "00000.safetensors"
+    path = store.folder / "0.mlp" / "00000-00.safetensors"
     rows, _ = read_tensors(path, framework="np")
     save_file({name: one[1:].copy() for name, one in rows.items()}, path)
     manifest = json.loads((store.folder / "manifest.json").read_text())

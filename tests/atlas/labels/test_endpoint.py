@@ -103,18 +103,26 @@ def assert_that(reason: str, pattern: str) -> None:
     assert re.match(pattern, reason), reason
 
 
+PATIENCE = (0.4, 2.0, 8.0, 60.0)
+"""Seconds, one after the other where the machine itself stood still for so long."""
+
+
 @pytest.mark.parametrize("bad", [Said(hangs=True), Said(b"late", trickles=True)])
 def test_a_server_that_hangs_is_left(bad: Said) -> None:
-    for deadline in (0.4, 2.0, 8.0):  # the machine itself may stand still for a while
+    for deadline in PATIENCE:
         with answering(lambda asked: bad) as server:
             (found,) = ask(server.url, deadline=deadline)
-        assert isinstance(found, Failure)
-        assert_that(found.reason, r"no answer within \d\.\d+ s, after \d tries")
         if len(server.asked) > 1:
             break
+    assert isinstance(found, Failure)
+    assert_that(found.reason, r"no answer within \d+\.\d+ s, after \d tries")
     assert 1 < len(server.asked) < TRIES
-    with answering(once(bad)) as server:
-        assert ask(server.url, deadline=1) == [Reply(json.dumps({"text": "of", "rule": ""}), (100, 10))]
+    for deadline in PATIENCE:
+        with answering(once(bad)) as server:
+            answers = ask(server.url, deadline=deadline)
+        if isinstance(answers[0], Reply):
+            break
+    assert answers == [Reply(json.dumps({"text": "of", "rule": ""}), (100, 10))]
 
 
 def test_nobody_there_is_said() -> None:
@@ -137,7 +145,7 @@ def test_where_one_is_asked_to_wait_all_do(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_wait_beyond_the_deadline_is_not_waited_for() -> None:
     with answering(lambda asked: plain({}, 429, Retry_After="3600")) as server:
-        (found,) = ask(server.url, deadline=5)
+        (found,) = ask(server.url, deadline=600)
         assert found == Failure("status 429, asked to wait 3600 s", reached=False)
         assert len(server.asked) == 1
 

@@ -117,11 +117,11 @@ def test_several_processes_write_labels_and_none_is_lost(copy: Path) -> None:
 def test_a_full_disk_while_labelling_leaves_the_labels_as_they_were(copy: Path) -> None:
     with Atlas(copy) as atlas:
         made = atlas.explain(0, "short")
-        atlas._database._writer.execute("PRAGMA max_page_count = 1")  # SQLite takes the present size instead
+        atlas._database._writers[0].execute("PRAGMA max_page_count = 1")  # SQLite takes the present size instead
         with pytest.raises(StorageFull, match="nothing was changed"):
             atlas.explain(0, "long " * 100_000)
         assert atlas[0].explanations[0] == made
-        atlas._database._writer.execute("PRAGMA max_page_count = 100000")
+        atlas._database._writers[0].execute("PRAGMA max_page_count = 100000")
         atlas.explain(0, "again")
     assert verify(copy) == []
 

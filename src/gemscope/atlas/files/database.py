@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,15 +24,21 @@ _SETTINGS = (_DEFENSIVE, "SQLITE_DBCONFIG_ENABLE_TRIGGER", "SQLITE_DBCONFIG_ENAB
 
 
 class Database:
-    """As many connections to read by as were ever needed at once, and one to write by. Safe from many threads."""
+    """As many connections to read by as were ever needed at once, and one to write by. Safe from many threads.
+
+    What is not closed is let go of when nobody holds it any more.
+    """
 
     def __init__(self, path: Path) -> None:
         """Opens nothing yet."""
         self.path = path
         self._idle: deque[sqlite3.Connection] = deque()
         self._writing = threading.Lock()
-        self._writer: sqlite3.Connection | None = None
+        self._writers: deque[sqlite3.Connection] = deque()
+        """The one that writes, once there is one."""
         self._closed = False
+        # Not at the end of the program, when threads may be reading still.
+        weakref.finalize(self, _let_go, self._idle, self._writers).atexit = False
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -56,34 +63,29 @@ class Database:
         with self._writing, _explained(self.path):
             if self._closed:
                 raise InputError(f"{self.path.parent} was closed: open it again")
-            if self._writer is None:
-                self._writer = _connect(self.path, write=True)
+            if not self._writers:
+                self._writers.append(_connect(self.path, write=True))
+            writer = self._writers[0]
             try:
-                yield self._writer
+                yield writer
             finally:
-                if self._writer.in_transaction:
-                    self._writer.execute("ROLLBACK")
+                if writer.in_transaction:
+                    writer.execute("ROLLBACK")
 
     def close(self) -> None:
         """Lets go of all files. What other threads are reading at the moment, they still get."""
         self._closed = True
         self.let_go()
         with self._writing:
-            if self._writer is None and _logged(self.path) and writable(self.path.parent):
+            if not self._writers and _logged(self.path) and writable(self.path.parent):
                 with suppress(sqlite3.Error, CorruptFile):
-                    self._writer = _connect(self.path, write=True)
-                    schema.version(self._writer)
-            if self._writer is not None:
-                self._writer.close()  # closed last of all, it clears away the log that labels are written through
-                self._writer = None
+                    self._writers.append(_connect(self.path, write=True))
+                    schema.version(self._writers[0])
+            _let_go(self._writers)  # closed last of all, it clears away the log that labels are written through
 
     def let_go(self) -> None:
         """Closes the connections that nobody reads by at the moment."""
-        while True:
-            try:
-                self._idle.pop().close()
-            except IndexError:
-                return
+        _let_go(self._idle)
 
     @contextmanager
     def undamaged(self, what: str) -> Iterator[None]:
@@ -92,6 +94,13 @@ class Database:
             yield
         except CorruptFile as error:
             raise CorruptFile(f"{self.path}, {what}: {error}; copy it again, or describe anew") from error
+
+
+def _let_go(*connections: deque[sqlite3.Connection]) -> None:
+    for some in connections:
+        with suppress(IndexError):
+            while True:
+                some.pop().close()
 
 
 def _connect(path: Path, *, write: bool = False) -> sqlite3.Connection:

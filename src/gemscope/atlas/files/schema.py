@@ -155,6 +155,22 @@ def words_of(db: sqlite3.Connection, features: Collection[int]) -> dict[int, str
     return found
 
 
+def scores_of(db: sqlite3.Connection, features: Collection[int]) -> dict[int, float]:
+    """How far the labels of these features are right, of those of which that was measured."""
+    wanted, found = list(features), dict[int, float]()
+    for start in range(0, len(wanted), _BINDABLE):
+        some = wanted[start : start + _BINDABLE]
+        marks = ",".join("?" * len(some))
+        found |= dict(
+            db.execute(
+                f"""SELECT feature, max(score) FROM explanation JOIN feature ON feature.id = feature AND text = label
+                    WHERE feature IN ({marks}) AND score IS NOT NULL GROUP BY feature""",
+                some,
+            )
+        )
+    return found
+
+
 def version(db: sqlite3.Connection) -> int:
     """The format that a file says it is of."""
     return int(db.execute("PRAGMA user_version").fetchone()[0])

@@ -9,7 +9,9 @@ import math
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
+from hashlib import sha256
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -127,6 +129,22 @@ class Vocabulary:
             if bare := text.strip().casefold():
                 folded.setdefault(bare, []).append(id_)
         return exact, folded, sorted(folded)
+
+
+def shared(records: Collection[tuple[int, bytes]]) -> Vocabulary:
+    """One for all atlases that are open with the same: those of a model's sites are. Raises CorruptFile."""
+    digest = sha256()
+    for first, record in records:
+        digest.update(b"%d %d " % (first, len(record)))
+        digest.update(record)
+    key = digest.digest()
+    found = _OPEN.get(key)
+    if found is None:
+        found = _OPEN[key] = Vocabulary(records)
+    return found
+
+
+_OPEN: WeakValueDictionary[bytes, Vocabulary] = WeakValueDictionary()
 
 
 def _require_tokens(first: int, steps: Ints, lengths: Ints, marked: Ints, content: Ints) -> None:

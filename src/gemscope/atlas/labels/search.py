@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from gemscope.atlas.files.database import Database
 from gemscope.errors import CorruptFile
 
@@ -10,27 +12,42 @@ _WORDS = 32
 """Words of a search that are looked for."""
 
 
+class Ranked(NamedTuple):
+    """A feature that a search found."""
+
+    feature: int
+    is_label: bool
+    """Whether its label says so; else another of its explanations does."""
+    rank: float
+    """BM25, as SQLite has it: less is better."""
+
+
 def best(text: str, many: int, database: Database) -> list[int]:
     """Features: those first whose label says so, then those of which something else does; the best fit first in each
     (BM25). Raises CorruptFile.
     """
+    return [one.feature for one in ranked(text, many, database)]
+
+
+def ranked(text: str, many: int, database: Database) -> list[Ranked]:
+    """The same with what they are ranked by. Raises CorruptFile."""
     query = _query(text)
     if not query or not many:
         return []
     # Features in order: one with several explanations comes once.
-    shown, other = dict[int, None](), dict[int, None]()
+    shown, other = dict[int, Ranked](), dict[int, Ranked]()
     with database.reading() as db:
-        ranked = db.execute("SELECT rowid FROM label_text WHERE label_text MATCH ? ORDER BY rank", (query,))
-        for (id_,) in ranked:
+        found = db.execute("SELECT rowid, rank FROM label_text WHERE label_text MATCH ? ORDER BY rank", (query,))
+        for id_, rank in found:
             said = db.execute(_SAID, (id_,)).fetchone()
             if said is None:
                 raise CorruptFile(f"{database.path} is damaged: its search finds explanation {id_}, which is gone")
             feature, is_label = said
-            (shown if is_label else other).setdefault(feature)
+            (shown if is_label else other).setdefault(feature, Ranked(feature, bool(is_label), rank))
             if len(shown) >= many:
                 break
-        ranked.close()
-    return list(shown | other)[:many]
+        found.close()
+    return [*shown.values(), *(one for one in other.values() if one.feature not in shown)][:many]
 
 
 def features_with(text: str, database: Database) -> list[int]:

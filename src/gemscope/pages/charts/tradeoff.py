@@ -57,13 +57,14 @@ def tradeoff(dots: Sequence[Dot], *, title: str, across: str, up: str) -> Markup
     if len(front) > 1:
         path = f"M{x(front[0][0]):.1f} {y(front[0][1]):.1f}" + "".join(f"H{x(a):.1f}V{y(b):.1f}" for a, b in front[1:])
         out.append(f'<path class="front" d="{path}"/>')
-    for dot in shown:
+    for dot in sorted(shown, key=lambda dot: dot.front):  # those on the front over the others
         kind = "dot" if dot.front else "dot behind"
         name = escape(f"{dot.name}: {across} {figure(dot.x)}, {up} {figure(dot.y)}")
         out.append(
             f'<circle class="{kind}" cx="{x(dot.x):.1f}" cy="{y(dot.y):.1f}" r="4"><title>{name}</title></circle>'
         )
-        out.append(f'<text x="{x(dot.x) + 6:.1f}" y="{y(dot.y) - 5:.1f}">{escape(dot.label)}</text>')
+        if dot.front or len(shown) <= _NAMED:
+            out.append(f'<text x="{x(dot.x) + 6:.1f}" y="{y(dot.y) - 5:.1f}">{escape(dot.label)}</text>')
     out.append(f'<text x="{LEFT}" y="{_TALL - 4}">{escape(across)}, log scale →</text>')
     out.append(f'<text x="{WIDE - RIGHT}" y="{_TALL - 4}" text-anchor="end">↑ {escape(up)}</text>')
     best = ", ".join(dot.label for dot in shown if dot.front)
@@ -77,6 +78,8 @@ def tradeoff(dots: Sequence[Dot], *, title: str, across: str, up: str) -> Markup
 
 
 _TALL = 240
+_NAMED = 16
+"""Dots that are all named; of more those on the front are."""
 
 
 def _widened(low: float, high: float) -> tuple[float, float]:
