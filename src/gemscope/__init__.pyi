@@ -35,9 +35,11 @@ from gemscope.edits.strength import Strength as Strength
 from gemscope.edits.units import Units as Units
 from gemscope.features.activations import FeatureActivations as FeatureActivations
 from gemscope.features.catalog import catalog as catalog
+from gemscope.features.cross_layer import CrossLayerTranscoder as CrossLayerTranscoder
 from gemscope.features.crosscoder import Crosscoder as Crosscoder
 from gemscope.features.effect import Effect as Effect
 from gemscope.features.effect import effect as effect
+from gemscope.features.files.cross_layer import load_clt as load_clt
 from gemscope.features.files.crosscoder import load_crosscoder as load_crosscoder
 from gemscope.features.files.crosscoder import save_crosscoder as save_crosscoder
 from gemscope.features.files.saelens_live import from_saelens as from_saelens

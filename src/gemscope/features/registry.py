@@ -32,6 +32,8 @@ def label_of(width: int) -> str:
 
 
 _site = cache(Site.parse)
+_INSTEAD = {"circuit_tracer_clt": "; load_clt('{repo}') opens them all"}
+"""What opens it, of a layout that is no SAE's."""
 
 
 def _entry(row: dict[str, str]) -> Entry:
@@ -52,5 +54,5 @@ def _entry(row: dict[str, str]) -> Entry:
         release=row["release"],
         sae_id=row["sae_id"],
         factor=float(row["factor"]) if row["factor"] else None,
-        closed=row["closed"] or None,
+        closed=(row["closed"] + _INSTEAD.get(row["layout"], "").format(**row)) or None,
     )

@@ -7,11 +7,11 @@ from gemscope.features.files.contents import Contents
 from gemscope.features.files.format import Format, Found
 
 
-def _closed(name: str, weights: str, why: str, *keys: str) -> Format:
+def _closed(name: str, weights: str, why: str, *keys: str, instead: str = "not read as an SAE") -> Format:
     """`keys` tell its weights where they have another name."""
 
     def refuse(found: Found) -> Contents:
-        raise FileError(f"{found.source} is {why}: not read as an SAE")
+        raise FileError(f"{found.source} is {why}: {instead}")
 
     return Format(
         name=name,
@@ -35,11 +35,13 @@ CLOSED = (
         "circuit-tracer's cross-layer transcoders",
         r"W_(?:enc|dec)_\d+\.safetensors",
         "part of a cross-layer transcoder, which writes at every later layer",
+        instead="no SAE; load_clt opens all of its layers",
     ),
     _closed(
         "Gemma Scope 2's cross-layer transcoders and crosscoders",
         r"params_layer_\d+\.safetensors",
         "part of a cross-layer transcoder or crosscoder, which writes at several layers",
+        instead="no SAE; load_clt opens all layers of the former",
     ),
     _closed(
         "ckkissane's crosscoder",

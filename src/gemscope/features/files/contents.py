@@ -37,6 +37,8 @@ class Contents:
     site: Site | None
     site_out: Site | None = None
     info: SAEInfo = field(default_factory=SAEInfo)
+    writes: bool = True
+    """False for what only reads, and writes nothing: d_out is 0."""
 
 
 def build(contents: Contents, *, dtype: torch.dtype | None, device: torch.device | str) -> SAE:
@@ -108,7 +110,7 @@ def _sizes(contents: Contents) -> tuple[int, int, int]:
         "threshold": (d_sae,),
         "W_skip": (d_out, d_in),
     }
-    if 0 in (d_in, d_sae, d_out):
+    if 0 in (d_in, d_sae) or (d_out == 0) is contents.writes:
         raise CorruptFile(
             f"{source}: W_enc of shape {(d_in, d_sae)} and W_dec of shape {(d_sae, d_out)} hold no weights"
         )
@@ -138,6 +140,8 @@ def _finite(tensor: Tensor, dtype: torch.dtype | None, name: str, source: str) -
 
 def _is_finite(tensor: Tensor) -> bool:
     """Piece by piece, so that a map of 19 GB is read, and neither copied nor held."""
+    if not tensor.numel():
+        return True
     mapping = Mapped.of(tensor) if tensor.numel() > _PIECE else None
     if tensor.ndim > 1 and not tensor.is_contiguous():
         tensor = tensor.T  # along the disk's order
