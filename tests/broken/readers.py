@@ -105,6 +105,33 @@ def _crosscoder(folder: Path) -> None:
     assert found.decode(found.encode(x))
 
 
+@_reads("scope", "sparsify_run", "circuit_tracer_set")
+def _scope(folder: Path) -> None:
+    (inside,) = (name for name in ("mine", "run", "set") if (folder / name).exists())
+    scope = gs.load_scope(folder / inside, offline=True, cache_dir=folder / "cache")
+    assert str(scope)
+    assert repr(scope)
+    assert scope.to_dict()
+    raised = [GemscopeError(one.reason) for one in scope.failed if one.reason != "not finite"]
+    for member in scope:
+        assert str(member)
+        try:
+            _used(scope.open(member))
+        except GemscopeError as error:
+            raised.append(error)
+    if raised:
+        raise raised[0]
+
+
+@_reads("clt", "gemma_scope_2_clt")
+def _clt(folder: Path) -> None:
+    found = gs.load_clt(folder / "it", offline=True)
+    assert repr(found)
+    x = {site: torch.randn(3, found.d_in, generator=torch.Generator().manual_seed(0)) for site in found.sites}
+    assert found(x)
+    assert found.directions(0, 0)
+
+
 @_reads("recipe")
 def _recipe(folder: Path) -> None:
     config = TrainConfig.read(folder / "recipe.toml")

@@ -32,6 +32,8 @@ from gemscope.features.files.tensors import stream_of, write_safetensors
 from gemscope.features.jacobian_sums import Sums
 from gemscope.features.jacobian_sums import unfinished as begun
 from gemscope.features.sae import SAE, SAEInfo
+from gemscope.features.scope_manifest import Failed, Made, Text, place_of, write_scope
+from gemscope.features.scope_manifest import Manifest as ScopeManifest
 from gemscope.progress import silent
 from gemscope.testing import planted_sae, tiny_model
 from gemscope.text.tokens import Tokens
@@ -209,6 +211,48 @@ def crosscoder(folder: Path) -> None:
     for weight in sae.state_dict().values():
         weight.normal_(generator=torch.Generator().manual_seed(0))
     save_crosscoder(Crosscoder(sae, (SITE, Site(2, "res")), (D, D), (1.0, 2.0)), folder)
+
+
+@_sample
+def scope(folder: Path) -> None:
+    places = [(site, 16, l0) for site in ("1.res", "2.res") for l0 in (4, 9)]
+    made = [
+        Made(path=place_of(Site.parse(site), width, l0), site=site, site_out=site, width=width, l0=l0)
+        for site, width, l0 in places
+    ]
+    for one in made:
+        gs.save_sae(_sae(), folder / "mine" / one.path)
+    beside = folder / "mine" / made[0].path / "score.json"
+    beside.write_text(json.dumps({"l0": 4.5, "fvu": 0.2, "dead": 0.0, "delta_loss": 0.1, "kl": 0.1}))
+    text, failed = Text(name="texts", digest="0"), (Failed(site="3.res", reason="not finite"),)
+    write_scope(
+        ScopeManifest(
+            model="tiny", revision=None, corpus=text, versions={}, recipe="x", saes=tuple(made), failed=failed
+        ),
+        folder / "mine",
+    )
+
+
+@_sample
+def sparsify_run(folder: Path) -> None:
+    copied("sparsify/sae", folder / "run")
+    (folder / "run" / "config.json").write_text(json.dumps({"model": "EleutherAI/pythia-160m", "ctx_len": 64}))
+
+
+@_sample
+def circuit_tracer_set(folder: Path) -> None:
+    config = copied("circuit_tracer/set_relu", folder / "set") / "config.yaml"
+    config.write_text(config.read_text() + "transcoders:\n- layer_0.safetensors\n- layer_1.safetensors\n")
+
+
+@_sample
+def clt(folder: Path) -> None:
+    copied("circuit_tracer/clt", folder / "it")
+
+
+@_sample
+def gemma_scope_2_clt(folder: Path) -> None:
+    copied("circuit_tracer/gemma_scope_2_clt", folder / "it")
 
 
 # --- rows and runs --------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from gemscope.features.catalog import catalog
 from gemscope.features.files.saving import save_sae
 from gemscope.features.scope_manifest import place_of
 from gemscope.testing import planted_sae
+from peers import FORMATS
 
 
 def test_a_pipe_gets_rows_with_tabs_and_what_is_said_beside_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,3 +72,14 @@ def test_catalog_shows_one_scope(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "is 65 wide: the widths are 64" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main(["catalog", str(tmp_path), "--l0", "9"])
+
+
+def test_info_tells_of_a_cross_layer_transcoder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(FORMATS / "circuit_tracer" / "clt"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["layers"], facts["sites"], facts["sites_out"], facts["d_sae"]) == (
+        3,
+        "0.mid to 2.mid",
+        "0.mlp to 2.mlp",
+        192,
+    )

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import gemscope as gs
 from gemscope.errors import CorruptFile, FileError, InputError, Mismatch, NotFinite, SAENotFound
 from gemscope.features import cross_layer
+from gemscope.features.files.cross_layer import is_clt
 from hub_server import Repo, child, hub
 from peers import FORMATS, answers, changed, copied
 
@@ -211,3 +212,27 @@ print(json.dumps([first, second, again.features, [list(rows.shape) for rows in g
     assert second == ["W_dec_1.safetensors"]
     assert again == [64, 64, 64]
     assert shapes == [[2, 16]] * 3
+
+
+@pytest.mark.parametrize(
+    ("address", "is_one"),
+    [
+        (str(CLT), True),
+        (str(GEMMA), True),
+        ("google/gemma-scope-2-270m-pt/clt/width_262k_l0_medium_affine", True),
+        ("mntss/clt-gemma-2-2b-426k", True),
+        ("google/gemma-scope-2-270m-pt/transcoder/layer_5_width_16k_l0_small", False),
+        (str(FORMATS / "circuit_tracer" / "set_relu"), False),
+        ("smollm2", False),
+    ],
+)
+def test_an_address_of_one_is_known_by_its_names(address: str, is_one: bool) -> None:
+    assert is_clt(address) is is_one
+
+
+def test_where_an_sae_is_wanted_it_is_said_what_opens_it() -> None:
+    for address in (CLT, GEMMA, "gemma-2-2b/13-clt-hp"):
+        with pytest.raises(FileError, match="load_clt"):
+            gs.load_sae(address, offline=True)
+    with pytest.raises(FileError, match="load_clt"):
+        gs.load_scope("mntss/clt-gemma-2-2b-2.5M", offline=True)

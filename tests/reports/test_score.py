@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -19,6 +20,7 @@ from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
 from gemscope.cli.main import main
 from gemscope.errors import EmptyText, InputError, Mismatch
+from gemscope.features.cross_layer import CrossLayerTranscoder, Written
 from gemscope.features.files.saving import save_sae
 from gemscope.features.listing import load_stack
 from gemscope.features.load import load_sae
@@ -451,6 +453,61 @@ def test_a_stack_is_scored_in_one_reading_as_each_layer_alone(corpus: Corpus, tm
         alone = score(model, sae, corpus, **{**OPTIONS, "loss_tokens": 0})
         assert (told.site, told.digest, told.l0) == (alone.site, alone.digest, alone.l0)
         assert told.fvu == pytest.approx(alone.fvu, rel=1e-6)
+
+
+def test_a_cross_layer_transcoder_is_scored_layer_by_layer_in_one_pass(corpus: Corpus) -> None:
+    """Beside plain sums in float64 over what the model's own modules give."""
+    model = tiny_model("gemma2", layers=3, seed=4)
+    clt = planted_clt(model.width(Site(0, "mid")), 24, layers=3)
+    batches = len(list(model.rows(corpus, **OPTIONS)))
+    model.capture("it", ["0.res"])
+    passes = Passes(model)
+    told = compare(model, clt, corpus, **{**OPTIONS, "loss_tokens": 200})
+    assert passes.stop() == batches
+    x, target = ([], [], []), ([], [], [])
+    for rows in model.rows(corpus, **OPTIONS):
+        captured = model.capture(rows, [*clt.sites, *clt.sites_out])
+        for layer in range(3):
+            kept = captured[clt.sites[layer]].kept
+            x[layer].append(captured[clt.sites[layer]].values[kept].double())
+            target[layer].append(captured[clt.sites_out[layer]].values[kept].double())
+    features = []
+    for layer, encoder in enumerate(clt.encoders):
+        z = torch.cat(x[layer]) @ encoder.W_enc.double() + encoder.b_enc.double()
+        features.append(z.clamp(min=0))
+    for layer, one in enumerate(told.scores):
+        out = clt.b_dec[layer].double() + torch.cat(x[layer]) @ clt.skips[layer].double().T
+        for earlier in range(layer + 1):
+            out = out + features[earlier] @ clt.written[earlier].tensor[:, layer - earlier].double()
+        wanted = torch.cat(target[layer])
+        fvu = (wanted - out).pow(2).sum() / (wanted - wanted.mean(0)).pow(2).sum()
+        assert one.fvu == pytest.approx(fvu.item(), rel=1e-4)
+        assert one.l0 == pytest.approx((features[layer] > 0).double().sum(-1).mean().item(), rel=1e-3)
+        assert (one.site, one.features, one.delta_loss) == (f"{layer}.mid → {layer}.mlp", 24, None)
+        assert "features of earlier ones" in (one.no_losses or "")
+    assert "layer_2" in str(told)
+    with pytest.raises(Mismatch, match=r"reads 17 numbers per token, .* has 32 at 0\.mid"):
+        compare(model, planted_clt(17, 24, layers=3), corpus, **OPTIONS)
+
+
+def planted_clt(d: int, features: int, *, layers: int) -> CrossLayerTranscoder:
+    random = torch.Generator().manual_seed(0)
+    draw = partial(torch.randn, generator=random)
+    encoders = []
+    for layer in range(layers):
+        sae = SAE(d, features, 0, gate="relu", site=f"{layer}.mid", site_out=f"{layer}.mlp")
+        sae.W_enc.copy_(draw(d, features) / d**0.5)
+        sae.b_enc.copy_(0.1 * draw(features))
+        encoders.append(sae)
+    rows = [0.1 * draw(features, layers - layer, d) for layer in range(layers)]
+    return CrossLayerTranscoder(
+        encoders=tuple(encoders),
+        written=tuple(Written(f"layer {layer}", lambda one=one: one) for layer, one in enumerate(rows)),
+        b_dec=tuple(0.1 * draw(d) for _ in range(layers)),
+        sites_out=tuple(Site(layer, "mlp") for layer in range(layers)),
+        skips=tuple(0.1 * draw(d, d) for _ in range(layers)),
+        info=SAEInfo(name="planted"),
+    )
 
 
 @pytest.mark.usefixtures("at_hand")

@@ -44,7 +44,8 @@ def add_to(commands: Any) -> None:
         "info",
         help="what an SAE is, the versions in use, what this machine is quick at",
         usage="gemscope info [SAE] [options]",
-        description="What an SAE's file says: sites, width, gate, declared L0, origin. Without one: versions.",
+        description="What an SAE's file says: sites, width, gate, declared L0, origin; of a cross-layer transcoder "
+        "what its layers have in common. Without one: versions.",
     )
     info.add_argument("sae", nargs="?")
     info.add_argument(
@@ -168,6 +169,10 @@ def _machine(args: argparse.Namespace) -> int:
 
 
 def _described(args: argparse.Namespace) -> dict[str, Any]:
+    from gemscope.features.files.cross_layer import is_clt
+
+    if is_clt(args.sae):
+        return _layers(args)
     sae = options.sae_of(args, args.sae, silent)
     info = sae.info
     return {
@@ -189,6 +194,24 @@ def _described(args: argparse.Namespace) -> dict[str, Any]:
         "context_size": info.context_size,
         "prepend_bos": info.prepend_bos,
         "digest": sae.digest,
+    }
+
+
+def _layers(args: argparse.Namespace) -> dict[str, Any]:
+    clt = options.clt_of(args, args.sae, silent)
+    return {
+        "name": clt.info.name,
+        "format": f"{clt.info.format}, a cross-layer transcoder",
+        "model": clt.info.model,
+        "layers": len(clt),
+        "sites": f"{clt.sites[0]} to {clt.sites[-1]}",
+        "sites_out": f"{clt.sites_out[0]} to {clt.sites_out[-1]}",
+        "gate": clt.encoders[0].gate,
+        "d_in": clt.d_in,
+        "d_sae": sum(clt.features),
+        "d_out": clt.d_out,
+        "affine_skip": any(skip is not None for skip in clt.skips),
+        "declared_l0": clt.info.declared_l0,
     }
 
 

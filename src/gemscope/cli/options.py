@@ -17,6 +17,7 @@ from gemscope.progress import Progress
 if TYPE_CHECKING:
     from gemscope.activations.model import LanguageModel
     from gemscope.atlas.reader import Atlas
+    from gemscope.features.cross_layer import CrossLayerTranscoder
     from gemscope.features.sae import SAE
     from gemscope.pages.links import Links
     from gemscope.text.chat import OneText
@@ -209,6 +210,21 @@ def sae_of(args: argparse.Namespace, name: str, progress: Progress, model: Langu
             device=args.sae_device,
             model=model,
             progress=progress,
+        )
+
+
+def clt_of(args: argparse.Namespace, name: str, progress: Progress) -> CrossLayerTranscoder:
+    """The cross-layer transcoder that the options ask for."""
+    from gemscope.features.files.cross_layer import load_clt
+
+    with progress(f"load {name}", None, ""):
+        return load_clt(
+            name,
+            revision=args.sae_revision,
+            token=args.token,
+            cache_dir=args.cache_dir,
+            offline=args.offline,
+            device=args.sae_device,
         )
 
 

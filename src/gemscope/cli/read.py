@@ -51,7 +51,7 @@ def add_to(commands: Any) -> None:
         usage="gemscope score [MODEL SAE [CORPUS]] [--also SAE ...] [options]",
         description="Figures over a corpus (text, jsonl or parquet files; default: the bundled sample). SAE may be a "
         "pattern, such as 'REPO/layer_20/width_16k/*', a folder with several or a set of transcoders: all of them are "
-        "compared, over one reading of the text.",
+        "compared, over one reading of the text. A cross-layer transcoder has figures for each layer.",
     )
     score.add_argument("words", nargs="*", metavar="[MODEL SAE [CORPUS]]")
     score.add_argument(
@@ -125,7 +125,9 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _score(args: argparse.Namespace) -> int:
+    from gemscope.features.files.cross_layer import is_clt
     from gemscope.features.listing import each_of
+    from gemscope.features.sae import SAE
     from gemscope.reports.scoring import score
     from gemscope.reports.sweep import compare
 
@@ -138,8 +140,11 @@ def _score(args: argparse.Namespace) -> int:
         addresses = dict.fromkeys(one for each in given for one in each_of(each))
         text = options.corpus_of(corpus)
         model = options.model_of(args, name, progress)
-        saes = [options.sae_of(args, one, progress, model) for one in addresses]
-        if list(addresses) == [address]:
+        saes = [
+            options.clt_of(args, one, progress) if is_clt(one) else options.sae_of(args, one, progress, model)
+            for one in addresses
+        ]
+        if list(addresses) == [address] and isinstance(saes[0], SAE):
             found = score(model, saes[0], text, progress=progress, **how)
         else:
             found = compare(model, saes, text, progress=progress, **how)

@@ -5,7 +5,8 @@ from torch import Tensor
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
 from gemscope.errors import InputError, Mismatch
-from gemscope.features.sae import SAE
+from gemscope.features.cross_layer import CrossLayerTranscoder
+from gemscope.features.sae import SAE, SAEInfo
 from gemscope.shapes import Float
 
 
@@ -23,12 +24,23 @@ def sites_of(sae: SAE) -> tuple[Site, Site]:
 def require_fit(model: LanguageModel, sae: SAE) -> Site:
     """The site that the SAE reads. Raises InputError where it names none, Mismatch where the widths differ."""
     reads, writes = sites_of(sae)
-    for site, d, does in ((reads, sae.d_in, "reads"), (writes, sae.d_out, "writes")):
-        width = model.width(site)
-        if width != d:
-            made = f" (it was made for {sae.info.model})" if sae.info.model else ""
-            raise Mismatch(f"{sae.info.name} {does} {d} numbers per token, {model.name} has {width} at {site}{made}")
+    _require_width(model, reads, sae.d_in, sae.info, "reads")
+    _require_width(model, writes, sae.d_out, sae.info, "writes")
     return reads
+
+
+def require_layers(model: LanguageModel, clt: CrossLayerTranscoder) -> None:
+    """That a cross-layer transcoder fits at every layer. Raises Mismatch."""
+    for site, site_out in zip(clt.sites, clt.sites_out, strict=True):
+        _require_width(model, site, clt.d_in, clt.info, "reads")
+        _require_width(model, site_out, clt.d_out, clt.info, "writes")
+
+
+def _require_width(model: LanguageModel, site: Site, d: int, info: SAEInfo, does: str) -> None:
+    width = model.width(site)
+    if width != d:
+        made = f" (it was made for {info.model})" if info.model else ""
+        raise Mismatch(f"{info.name} {does} {d} numbers per token, {model.name} has {width} at {site}{made}")
 
 
 def computed_by(model: LanguageModel, sae: SAE) -> str:

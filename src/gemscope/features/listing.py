@@ -24,6 +24,7 @@ from gemscope.errors import FileError, GemscopeError, InputError, SAENotFound
 from gemscope.features import scope_manifest
 from gemscope.features.entry import Entry
 from gemscope.features.files import circuit_tracer, sparsify
+from gemscope.features.files.cross_layer import is_clt
 from gemscope.features.files.format import Found, Glance
 from gemscope.features.files.formats import weights_among
 from gemscope.features.load import glance, load_sae
@@ -133,6 +134,8 @@ def each_of(address: str) -> list[str]:
     """
     if is_pattern(address):
         return matching(address)
+    if is_clt(address):
+        return [address]
     here = existing(address)
     if here is not None:
         several = here.is_dir() and len(weights_among(os.listdir(here))) != 1 and bool(below(here))

@@ -16,12 +16,15 @@ from torch import Tensor
 
 from gemscope.activations import memory
 from gemscope.activations.ahead import ahead, enough
+from gemscope.activations.capture import Captured
 from gemscope.activations.editing import Edit
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site, locate
 from gemscope.edits.splice import Constant, Replace, Splice
 from gemscope.errors import InputError
-from gemscope.features.fit import answered_for, computed_by, require_fit
+from gemscope.features.activations import FeatureActivations
+from gemscope.features.cross_layer import CrossLayerTranscoder
+from gemscope.features.fit import answered_for, computed_by, require_fit, require_layers
 from gemscope.features.histogram import Histogram
 from gemscope.features.metrics import Firings, Variance, recovered
 from gemscope.features.sae import SAE
@@ -66,7 +69,7 @@ def score(
 
 def scores(
     model: LanguageModel,
-    saes: Sequence[SAE],
+    saes: Sequence[SAE | CrossLayerTranscoder],
     corpus: Corpus,
     *,
     tokens: int | None = None,
@@ -77,14 +80,16 @@ def scores(
     progress: Progress = silent,
 ) -> tuple[Score, ...]:
     """`score` of several SAEs in one reading of the text: they share the model's pass up to the deepest site, and the
-    clean loss; those of one site share the losses of its ablations too.
+    clean loss; those of one site share the losses of its ablations too. A cross-layer transcoder has a score for each
+    of its layers, without losses: how much of what is written there its features from all layers up to it explain.
     """
     if tokens is not None and tokens < 1:
         raise InputError(f"tokens={tokens}: at least one must be read (None: all)")
     if loss_tokens < 0:
         raise InputError(f"loss_tokens={loss_tokens}: expected how many tokens to read again, 0 for no losses")
     batch = batch if tokens is None else min(batch, math.ceil(tokens / length))
-    readings = [_Reading(model, sae) for sae in saes]
+    readers = [_Layers(model, one) if isinstance(one, CrossLayerTranscoder) else _Reading(model, one) for one in saes]
+    readings = [reading for reader in readers for reading in reader.readings]
     sites = {site for reading in readings for site in (reading.site, reading.site_out)}
     kept: list[Kept] = []
     read = kept_tokens = sinks = 0
@@ -95,9 +100,8 @@ def scores(
         for rows, captured in ahead(
             short, lambda rows: model.capture(rows, sites, every_token=every_token), model.device
         ):
-            for reading in readings:
-                acts = captured[reading.site]
-                reading.add(acts.rows, captured[reading.site_out].values[acts.kept])
+            for reader in readers:
+                reader.read(captured)
             sinks += captured[readings[0].site].dropped["sink"]  # the same at all sites
             step = int(rows.real.sum())
             if kept_tokens < loss_tokens:
@@ -126,22 +130,17 @@ def scores(
     )
 
 
-class _Reading:
-    """One SAE, where it belongs in a model, and its running sums."""
+class _Sums:
+    """One SAE, or one layer of a cross-layer transcoder, and its running sums."""
 
-    def __init__(self, model: LanguageModel, sae: SAE) -> None:
-        self.site = require_fit(model, sae)
-        self.site_out = sae.site_out or self.site
-        self.sae = sae
+    def __init__(self, sae: SAE, sites: tuple[Site, Site], name: str, no_losses: str | None) -> None:
+        self.sae, self.name, self.no_losses = sae, name, no_losses
+        self.site, self.site_out = sites
         self.variance = Variance()
         self.firings = Firings(sae.d_sae)
-        # Read on the side, not by the model: there is nothing to put in its place.
-        editable = locate(model.hf, self.site_out).transform == "plain"
-        self.no_losses = None if editable else f"the model does not read {self.site_out} itself"
 
-    def add(self, x: Tensor, target: Tensor) -> None:
-        """Counted activations where it reads, and where it writes."""
-        features, out = self.sae.read(x.to(self.sae.W_enc.device, torch.float32))
+    def add(self, features: FeatureActivations, target: Tensor, out: Tensor) -> None:
+        """The features of counted tokens, what is there where it writes, and what it writes."""
         self.variance.add(*answered_for(self.sae, target.to(out.device), out))
         self.firings.add(features)
 
@@ -153,7 +152,7 @@ class _Reading:
         """All that is known without running a changed model."""
         variance, firings = self.variance, self.firings
         return {
-            "sae": self.sae.info.name,
+            "sae": self.name,
             "digest": self.sae.digest,
             "site": f"{self.site} → {self.site_out}" if self.sae.is_transcoder else str(self.site),
             "tokens": variance.n,
@@ -173,13 +172,53 @@ class _Reading:
         }
 
 
+class _Reading:
+    """An SAE where it belongs in a model."""
+
+    def __init__(self, model: LanguageModel, sae: SAE) -> None:
+        site = require_fit(model, sae)
+        site_out = sae.site_out or site
+        # Read on the side, not by the model: there is nothing to put in its place.
+        editable = locate(model.hf, site_out).transform == "plain"
+        no_losses = None if editable else f"the model does not read {site_out} itself"
+        self.sums = _Sums(sae, (site, site_out), sae.info.name, no_losses)
+        self.readings = [self.sums]
+
+    def read(self, captured: Captured) -> None:
+        """One batch of rows."""
+        sums = self.sums
+        acts = captured[sums.site]
+        features, out = sums.sae.read(acts.rows.to(sums.sae.W_enc.device, torch.float32))
+        sums.add(features, captured[sums.site_out].values[acts.kept], out)
+
+
+class _Layers:
+    """A cross-layer transcoder: what is written at a layer comes of the features of all layers up to it."""
+
+    def __init__(self, model: LanguageModel, clt: CrossLayerTranscoder) -> None:
+        require_layers(model, clt)
+        self.clt = clt
+        why = "what a cross-layer transcoder writes at a layer comes of features of earlier ones too"
+        self.readings = [
+            _Sums(encoder, sites, f"{clt.info.name}/layer_{sites[0].layer}", why)
+            for encoder, sites in zip(clt.encoders, zip(clt.sites, clt.sites_out, strict=True), strict=True)
+        ]
+
+    def read(self, captured: Captured) -> None:
+        """One batch of rows."""
+        features, out = self.clt.read({site: captured[site].rows for site in self.clt.sites})
+        for sums in self.readings:
+            kept = captured[sums.site].kept
+            sums.add(features[sums.site], captured[sums.site_out].values[kept], out[sums.site_out])
+
+
 def _histogram(parts: tuple[float, float, tuple[int, ...]]) -> Histogram:
     low, step, counts = parts
     return Histogram(low, step, list(counts))
 
 
 def _losses(
-    model: LanguageModel, readings: Sequence[_Reading], kept: Sequence[Kept], progress: Progress
+    model: LanguageModel, readings: Sequence[_Sums], kept: Sequence[Kept], progress: Progress
 ) -> list[dict[str, Any]]:
     """The fields of each score that come from changed models."""
     changes: list[Change] = []

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from gemscope.activations.model import LanguageModel
 from gemscope.errors import InputError
+from gemscope.features.cross_layer import CrossLayerTranscoder
 from gemscope.features.sae import SAE
 from gemscope.features.stack import Stack
 from gemscope.pages.plain import Paged
@@ -117,7 +118,7 @@ class Comparison(Paged):
 
 def compare(
     model: LanguageModel,
-    saes: Sequence[SAE] | Stack,
+    saes: Sequence[SAE | CrossLayerTranscoder] | Stack | CrossLayerTranscoder,
     corpus: Corpus,
     *,
     tokens: int | None = None,
@@ -128,14 +129,19 @@ def compare(
     progress: Progress = silent,
 ) -> Comparison:
     """`score` of several SAEs, or of all of a stack, over one reading of the text. The model's passes, clean and
-    ablated, are made once for all that read the same site. Raises what `score` raises, and InputError for no SAEs.
+    ablated, are made once for all that read the same site. A cross-layer transcoder has a score for each of its layers,
+    how much of what is written there it explains; losses it has none. Raises what `score` raises, and InputError for no
+    SAEs.
     """
-    if not len(saes):
+    each = (
+        [saes] if isinstance(saes, CrossLayerTranscoder) else list(saes.values() if isinstance(saes, Stack) else saes)
+    )
+    if not each:
         raise InputError("no SAEs given: compare wants at least one")
     return Comparison(
         scores(
             model,
-            list(saes.values()) if isinstance(saes, Stack) else saes,
+            each,
             corpus,
             tokens=tokens,
             loss_tokens=loss_tokens,

@@ -30,6 +30,8 @@ from gemscope.features.sae import SAE, SAEInfo
 _ENCODER = re.compile(r"W_enc_([0-9]{1,4})\.safetensors")
 _PARAMS = re.compile(r"params_layer_([0-9]{1,4})\.safetensors")
 _JSON = "config.json"
+_PUBLISHED = re.compile(r"google/gemma-scope-2-[^/]+/clt/.+|(?!google/)[^/ ]+/clt-[^/ ]+")
+"""Where they are on the Hub: in a folder of Gemma Scope 2's, or in repositories called so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +42,6 @@ class Config:
     architecture: str = "jump_relu"
     model_name: str | None = None
     l0: float | None = None
-    hf_hook_point_in: Any = None
-    """One place or several; where a layer reads and writes is the same in all that were published."""
 
 
 Find = Callable[[str], Path | None]
@@ -118,6 +118,14 @@ def load_clt(
         skips=tuple(_put(one, "W_skip", name, where) if "W_skip" in one.tensors else None for one in layers),
         info=info,
     )
+
+
+def is_clt(address: str) -> bool:
+    """Whether an address is, as far as its names tell, of a cross-layer transcoder and not of an SAE."""
+    here = existing(address)
+    if here is not None:
+        return here.is_dir() and any(_ENCODER.fullmatch(name) or _PARAMS.fullmatch(name) for name in os.listdir(here))
+    return _PUBLISHED.fullmatch(address.rstrip("/")) is not None
 
 
 def _inside(folder: Path) -> Find:
