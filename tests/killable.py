@@ -34,7 +34,6 @@ from foreign import ADDRESS, examples_file
 from gemscope.activations import bundled
 from gemscope.activations import writer as writers
 from gemscope.activations.harvest import harvest
-from gemscope.atlas.describe import unfinished
 from gemscope.atlas.describe.gather import DescribeConfig
 from gemscope.atlas.describe.merge import merge
 from gemscope.atlas.describe.run import describe
@@ -78,7 +77,7 @@ def jobs(made: Path) -> dict[str, Job]:
         "harvest": lambda to: harvest(
             model, corpus, ["2.res", "0.mlp"], to=to, length=24, batch=4, piece=600, world=World.here()
         ),
-        "describe": lambda to: describe(model, sae, halves, to=to, config=config),
+        "describe": lambda to: describe(model, sae, halves, to=to, config=config, piece=200, world=World.here()),
         "merge": lambda to: merge(described, to=to),
         "train": lambda to: train(store, settings, to=to),
         "train a crosscoder": lambda to: train(pair, settings, to=to, site=["0.mlp", "2.res"]),
@@ -104,7 +103,6 @@ def main() -> None:
     torch.set_num_threads(1)  # processes with several do not fork
     work = jobs(Path(sys.argv[1]))
     writers._SHARD = 12_000
-    unfinished._LEAST = unfinished._SHARE = 0.0
     save = writers.save_file
 
     def slow(tensors: dict[str, Tensor], path: Path) -> None:

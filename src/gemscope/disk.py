@@ -110,7 +110,10 @@ def put_once(target: Path, write: Callable[[Path], None]) -> bool:
     first has it, and what is there stays. Returns whether this was the first. Takes no lock, so any number of processes
     and hosts may. Raises what `write` raises, and OSError.
     """
-    aside = target.with_name(unlike_others(target.name))
+    # In a folder of its own: those who write have temporary names themselves, and forks may have the same ones.
+    folder = target.with_name(unlike_others(target.name))
+    folder.mkdir()
+    aside = folder / target.name
     try:
         write(aside)
         synced(aside)
@@ -126,7 +129,7 @@ def put_once(target: Path, write: Callable[[Path], None]) -> bool:
             os.replace(aside, target)
         return True
     finally:
-        aside.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def left_by_dead(folder: Path, *, own: bool = False) -> None:
@@ -134,7 +137,11 @@ def left_by_dead(folder: Path, *, own: bool = False) -> None:
     one has.
     """
     mine = re.compile(rf"\..*{re.escape(_MINE + _host())}-(\d+)-\d+")
-    for name in os.listdir(folder) if folder.is_dir() else ():
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return
+    for name in names:
         found = mine.fullmatch(name)
         if found and (int(found[1]) == os.getpid() if own else not _lives(int(found[1]))):
             path = folder / name

@@ -272,7 +272,7 @@ def _asking(folder: Path) -> None:
 def _describing(folder: Path) -> None:
     model, sae = samples.described()
     texts = gs.Corpus.of([f"{text} {number}" for number in range(6) for text in samples.TEXTS])
-    with gs.describe(model, sae, texts, to=folder / "a.atlas", config=samples.DESCRIBE) as atlas:
+    with gs.describe(model, sae, texts, to=folder / "a.atlas", config=samples.DESCRIBE, piece=400) as atlas:
         assert not (found := verify(atlas.folder)), found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import json
@@ -23,8 +24,8 @@ from gemscope.activations.jacobian import Jacobian
 from gemscope.activations.site import Site
 from gemscope.activations.store import FORMAT, Manifest
 from gemscope.activations.writer import Writer
-from gemscope.atlas.describe import unfinished
 from gemscope.atlas.labels.journal import Asked, Judged, Plan, journal_of
+from gemscope.errors import Awaited
 from gemscope.features.crosscoder import Crosscoder
 from gemscope.features.effect import Effect, Measured
 from gemscope.features.files.crosscoder import save_crosscoder
@@ -40,6 +41,7 @@ from gemscope.text.tokens import Tokens
 from gemscope.training.config import TrainConfig
 from gemscope.training.lesson import Lesson
 from gemscope.training.train import train
+from gemscope.world import World
 from ggufs import written
 from peers import copied
 from planted import Given, directions, strengths
@@ -422,25 +424,9 @@ DESCRIBE = gs.DescribeConfig(length=16, before=6, after=4, batch=4)
 def describing(folder: Path) -> None:
     """Stopped on the way."""
     model, sae = described()
-    due = unfinished.Unfinished.due
     texts = gs.Corpus.of([f"{text} {number}" for number in range(6) for text in TEXTS])
-
-    class Stop(Exception):
-        pass
-
-    def stopping(self: unfinished.Unfinished, progress: Any, state: Any) -> None:
-        save(self, progress, state)
-        raise Stop
-
-    save = unfinished.Unfinished.save
-    try:
-        unfinished.Unfinished.due = property(lambda self: True)  # type: ignore[method-assign, assignment]
-        unfinished.Unfinished.save = stopping  # type: ignore[method-assign, assignment]
-        gs.describe(model, sae, texts, to=folder / "a.atlas", config=DESCRIBE)
-    except Stop:
-        pass
-    finally:
-        unfinished.Unfinished.due, unfinished.Unfinished.save = due, save  # type: ignore[method-assign, assignment]
+    with contextlib.suppress(Awaited):
+        gs.describe(model, sae, texts, to=folder / "a.atlas", config=DESCRIBE, piece=400, world=World(0, 2))
 
 
 @_sample

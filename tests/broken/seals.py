@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import json
 import struct
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gemscope.checked import bytes_of, checksum_of, json_of, read_json, read_tensors
+from gemscope.checked import checksum_of, json_of, read_json, read_tensors
 from gemscope.errors import GemscopeError
 
 from .samples import CONFIGS
@@ -40,22 +39,6 @@ def _checkpoints(folder: Path) -> None:
 SEALS |= dict.fromkeys(CONFIGS, _checkpoints)
 
 
-def _description(folder: Path) -> None:
-    place = folder / "a.atlas.partial"
-    path = place / "state.safetensors"
-    tensors, beside = read_tensors(path, framework="np")
-    said = json_of(beside["progress"], dict[str, Any], where="")
-    said.pop("checksum", None)
-    for name in ("corpus.bin", "documents.jsonl"):
-        data = bytes_of(place / name, most=1 << 20)
-        said["appended"][name] = [len(data), zlib.crc32(data)]
-    said["checksum"] = checksum_of(tensors, said)
-    _put_beside(path, {"progress": said})
-
-
-SEALS["describing"] = _description
-
-
 def _pieces(folder: Path) -> None:
     for path in folder.glob("*.partial/pieces/*.safetensors"):
         tensors, beside = read_tensors(path, framework="np")
@@ -65,7 +48,7 @@ def _pieces(folder: Path) -> None:
         _put_beside(path, {"piece": said})
 
 
-SEALS["harvest"] = _pieces
+SEALS |= dict.fromkeys(("harvest", "describing"), _pieces)
 
 
 def _effect(folder: Path) -> None:

@@ -135,11 +135,10 @@ def test_a_state_goes_on_as_if_never_stored(seed: int) -> None:
 
 def _at(state: dict[str, Array], part: str, nth: int, **changes: Any) -> dict[str, Array]:
     """The state with other numbers at one of the places that are kept."""
-    slot = np.flatnonzero(state[f"{part}.rank"].reshape(-1) != np.iinfo(np.int64).min)[nth]
     changed = {name: value.copy() for name, value in state.items()}
     for name, value in changes.items():
-        flat = changed[f"{part}.{name}"].reshape(state[f"{part}.rank"].size, -1)
-        flat[slot] = value if name != "window" else np.where(np.arange(9) == value[0], value[1], flat[slot])
+        rows = changed[f"{part}.{name}"]
+        rows[nth] = value if name != "window" else np.where(np.arange(9) == value[0], value[1], rows[nth])
     return changed
 
 
@@ -166,17 +165,27 @@ def test_a_state_of_places_that_cannot_be_is_refused() -> None:
         ):
             with pytest.raises(ValueError, match="no examples of this text"):
                 restored(_at(state, part, 0, **changes))
-    highest = state["drawn.value"].nonzero()[0][-1]
-    assert highest % INTERVALS > 0  # so that half of it belongs in another range
+    assert state["drawn.group"][-1] % INTERVALS > 0  # so that half of it belongs in another range
     for wrong in (
         _at(state, "top", 0, rank=int(state["top.rank"].max()) + 1),
         _at(state, "drawn", 0, rank=-1),
-        _at(state, "drawn", -1, value=float(state["drawn.value"][highest].max() / 2)),
+        _at(state, "drawn", -1, value=float(state["drawn.value"][-1] / 2)),
     ):
         with pytest.raises(ValueError, match="not where they belong"):
             restored(wrong)
     with pytest.raises(ValueError, match="not where they belong"):
         restored(state | {"exponents": exponents + 1})
+    groups = state["top.group"]
+    most = np.bincount(groups).argmax()
+    for wrong in (
+        state | {"top.group": np.where(groups == groups[-1], D_SAE, groups)},
+        state | {"top.group": np.where(groups == groups[0], -1, groups)},
+        state | {"top.group": groups[::-1].copy()},
+        state | {"top.group": np.full_like(groups, most)},
+        state | {"top.rank": state["top.rank"][1:]},
+    ):
+        with pytest.raises(ValueError, match="not as they are kept"):
+            restored(wrong)
 
 
 def test_the_window_holds_the_activations_around_the_place_and_none_of_another_row() -> None:

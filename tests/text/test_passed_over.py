@@ -16,7 +16,6 @@ import torch
 
 from gemscope.activations.harvest import harvest
 from gemscope.activations.model import LanguageModel
-from gemscope.atlas.describe import unfinished as unfinished_
 from gemscope.atlas.describe.gather import DescribeConfig
 from gemscope.atlas.describe.merge import merge
 from gemscope.atlas.describe.run import describe
@@ -79,7 +78,7 @@ class _Stop(Exception):
 
 @contextmanager
 def _stopping(name: str, total: object, unit: str) -> Iterator[object]:
-    """Ends the pass in its third batch: two are saved by then."""
+    """Ends the pass in its third batch: those of a piece are kept by then."""
     steps = iter(range(3))
 
     def advance(step: int = 1) -> None:
@@ -90,7 +89,7 @@ def _stopping(name: str, total: object, unit: str) -> Iterator[object]:
 
 
 def test_an_atlas_is_that_of_the_other_rows_and_says_how_many_there_were(
-    model: LanguageModel, sae: SAE, holed: Path, whole: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: LanguageModel, sae: SAE, holed: Path, whole: Corpus, tmp_path: Path
 ) -> None:
     found = describe(model, sae, [Corpus.read(holed), whole], to=tmp_path / "found", config=CONFIG)
     clean = describe(model, sae, [whole, whole], to=tmp_path / "clean", config=CONFIG)
@@ -105,17 +104,17 @@ def test_an_atlas_is_that_of_the_other_rows_and_says_how_many_there_were(
     assert TOLD in provenance(found.manifest)
     assert dict(merge([found, clean], to=tmp_path / "merged").manifest.parts[0].passed) == PASSED
 
-    # Going on from any snapshot counts each row once.
-    monkeypatch.setattr(unfinished_, "_LEAST", 0.0)
-    monkeypatch.setattr(unfinished_, "_SHARE", 0.0)
+    # Going on from any piece counts each row once.
+    cut = describe(model, sae, [Corpus.read(holed), whole], to=tmp_path / "cut", config=CONFIG, piece=60)
+    assert [dict(part.passed) for part in cut.manifest.parts] == [PASSED, {}]
     to, stops = tmp_path / "stopped", 0
     while not to.exists():
         try:
-            describe(model, sae, [Corpus.read(holed), whole], to=to, config=CONFIG, progress=_stopping)
+            describe(model, sae, [Corpus.read(holed), whole], to=to, config=CONFIG, piece=60, progress=_stopping)
         except _Stop:
             stops += 1
     assert stops >= 3
-    assert (to / "manifest.json").read_bytes() == (found.folder / "manifest.json").read_bytes()
+    assert (to / "manifest.json").read_bytes() == (cut.folder / "manifest.json").read_bytes()
 
 
 def test_a_harvest_holds_the_other_rows_and_its_manifest_says_how_many_there_were(

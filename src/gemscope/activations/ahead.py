@@ -39,14 +39,12 @@ def ahead(items: Iterable[Item], work: Callable[[Item], Made], device: torch.dev
         reader.shutdown(cancel_futures=True)
 
 
-def enough(rows: Iterable[Tokens], tokens: int | None, skip: int = 0) -> Iterator[Tokens]:
-    """Rows until so many tokens have come (None: all), those of the first `skip` batches not counted: no text is read
-    beyond that.
-    """
+def enough(rows: Iterable[Tokens], tokens: int | None) -> Iterator[Tokens]:
+    """Rows until so many tokens have come (None: all): no text is read beyond that."""
     read = 0
-    for number, one in enumerate(rows):
+    for one in rows:
         yield one
-        read += int(one.real.sum()) if number >= skip else 0
+        read += int(one.real.sum())
         if tokens is not None and read >= tokens:
             return
 

@@ -117,9 +117,18 @@ def require_names(*sites: str) -> None:
 class Rows:
     """The activations of one site as N rows of D numbers, in the order of the text, read from disk as needed."""
 
-    def __init__(self, shards: Sequence[Mapping[str, Tensor]]) -> None:
+    def __init__(self, shards: Sequence[Mapping[str, Tensor]], pieces: Sequence[int | None] = ()) -> None:
+        """Of shards, each of a piece of the text (None: nobody says which)."""
         self._shards = shards
         self._starts = torch.tensor([0, *[len(shard["values"]) for shard in shards]]).cumsum(0)
+        self._pieces = pieces or [None] * len(shards)
+
+    @property
+    def pieces(self) -> list[slice]:
+        """Which rows are of the same piece of the text, one after another; all of them, where nobody says so."""
+        bounds = self._starts.tolist()
+        new = [at for at, piece in enumerate(self._pieces) if at == 0 or piece != self._pieces[at - 1]]
+        return [slice(bounds[one], bounds[other]) for one, other in pairwise([*new, len(self._shards)])]
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -207,7 +216,8 @@ class Store:
             )
         if not shards:
             raise CorruptFile(f"{self.folder} has no shard of {name}: {_REMEDY}")
-        rows = Rows(shards)
+        listed = self.manifest.shards.get(name)
+        rows = Rows(shards, [listed[number].piece if listed else None for number in paths])
         count = self.manifest.sites[name]
         if not self._skip and len(rows) != count:
             raise CorruptFile(

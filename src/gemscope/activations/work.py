@@ -12,11 +12,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -32,6 +33,17 @@ from gemscope.world import World
 
 Array = np.ndarray[Any, np.dtype[Any]]
 T = TypeVar("T")
+
+
+@runtime_checkable
+class Numbered(Protocol):
+    """Text that is read as one piece."""
+
+    @property
+    def number(self) -> int: ...
+
+
+P = TypeVar("P", bound=Numbered)
 
 PIECES = "pieces"
 _NAME = re.compile(r"(\d{5,})\.safetensors")
@@ -74,7 +86,7 @@ class Work:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._require_own()
             left_by_dead(self.folder)
-            (self.folder / PIECES).mkdir(exist_ok=True)
+            (self.folder / PIECES).mkdir(parents=True, exist_ok=True)  # others may have just taken it all away
             left_by_dead(self.folder / PIECES)
         if there := self.there():
             self.read_of(min(there))
@@ -88,12 +100,13 @@ class Work:
     def end(self) -> None:
         """Where no piece is done, nothing stays: there is nothing to go on from."""
         if not self.there():
-            for path in sorted(self.folder.rglob("*"), reverse=True) if self.folder.exists() else ():
-                if path.is_dir():
-                    _without(path.rmdir)
-            _without(self.folder.rmdir)
-            for folder in self._made:
-                _without(folder.rmdir)
+            for folder in (self.folder / PIECES, self.folder, *self._made):
+                with suppress(OSError):  # somebody is at it
+                    folder.rmdir()
+
+    def discard(self) -> None:
+        """All pieces are in their place, or are of no use."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def there(self) -> set[int]:
         """Numbers of the pieces that are done."""
@@ -108,8 +121,8 @@ class Work:
         return self._file(number).exists()
 
     def mine(
-        self, passages: Iterable[Passage], world: World, *, tokens: int | None, count: Callable[[Passage], int]
-    ) -> Iterator[tuple[Passage, int | None]]:
+        self, passages: Iterable[P], world: World, *, tokens: int | None, count: Callable[[P], int]
+    ) -> Iterator[tuple[P, int | None]]:
         """Of the text those passages that this worker does, each with how many tokens of it are enough (None: all).
         Whoever asks for the next one has `put` this one. `count` tells the tokens of a passage where `tokens` end the
         work, and nobody has read it yet.
@@ -138,6 +151,8 @@ class Work:
         said = as_read({"piece": number, "read": read, "identity": self.identity, "facts": facts})
         said["checksum"] = checksum_of(whole, said)
         with self.room():
+            if not self.to.exists():  # one that had nothing to go on from may have taken the folder away
+                (self.folder / PIECES).mkdir(exist_ok=True)
             put_once(self._file(number), lambda path: save_file(whole, path, {"piece": json.dumps(said)}))
 
     def get(self, number: int, kind: type[T]) -> tuple[T, dict[str, Array]]:
@@ -185,14 +200,15 @@ class Work:
 
     def require_all(self) -> None:
         """Raises Awaited where pieces are missing that others do."""
-        if left := self._left():
+        if left := self.left():
             raise Awaited(
                 f"{self.number - left:,} of {self.number:,} pieces are done; others do the rest, and whoever does the "
                 f"last makes {self.to} of them: start it again where none is at work any more",
-                self._left,
+                self.left,
             )
 
-    def _left(self) -> int:
+    def left(self) -> int:
+        """How many pieces are missing."""
         return 0 if self.to.exists() else len(set(range(self.number)) - self.there())
 
     def room(self) -> AbstractContextManager[None]:
@@ -223,15 +239,6 @@ def device_kind(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type
-
-
-def _without(what: Callable[[], object]) -> bool:
-    """Does it, where the system lets it; whether it did."""
-    try:
-        what()
-    except OSError:
-        return False
-    return True
 
 
 def _a(what: str) -> str:

@@ -94,7 +94,7 @@ class Writer:
         folder = self.work.folder / unlike_others(f"{number:05d}")
         shards = Shards(self.work, folder, number, first, self.stored)
         with self.work.room():
-            folder.mkdir()
+            folder.mkdir(parents=not self._to.exists())  # one that had nothing to go on from may have taken it away
         try:
             yield shards
             shards.cut()
@@ -147,7 +147,7 @@ class Writer:
                         raise CorruptFile(f"{path} of an unfinished harvest is gone: {self.work.again(number)}")
         rows = {site: sum(shard.rows for shard in written) for site, written in sorted(shards.items())}
         if not any(rows.values()):
-            shutil.rmtree(self.work.folder, ignore_errors=True)  # there is nothing to go on from
+            self.work.discard()  # there is nothing to go on from
             raise InputError("the corpus gave no token that counts: nothing was harvested")
         return replace(
             manifest,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemscope.cli import options
+from gemscope.cli import options, workers
 from gemscope.cli.bars import bars
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ def add_to(commands: Any) -> None:
         help="make an atlas: a page for every feature, from one pass over text",
         usage="gemscope describe [MODEL SAE CORPUS ...] [-o ATLAS] [options]",
         description="Reads text once and writes every feature's page: how often and how strongly it fires, where, "
-        "what it promotes, what is like it. A pass that was stopped goes on when started again with the same "
-        "arguments. Without MODEL, SAE and CORPUS: the bundled ones.",
+        "what it promotes, what is like it. A pass that was stopped goes on with the pieces that are missing when "
+        "started again with the same arguments. Without MODEL, SAE and CORPUS: the bundled ones.",
         epilog="Each CORPUS is packed by itself, so that atlases of several, merged, equal one of all. A folder that "
         "`gemscope harvest` made stands for its text: the model is not run.",
     )
@@ -54,6 +55,8 @@ def add_to(commands: Any) -> None:
     group.add_argument(
         "--effect", metavar="FILE", help="the effect of the site, measured before (gemscope effect --file FILE)"
     )
+    describe.add_argument("--piece", type=int, metavar="BYTES", help="of text, at least, in a piece (default 524,288)")
+    workers.add_workers(describe)
     options.add_json(describe)
     options.add_model(describe)
     options.add_sae(describe)
@@ -65,6 +68,7 @@ def add_to(commands: Any) -> None:
 def _describe(args: argparse.Namespace) -> int:
     from gemscope.atlas.describe.gather import DescribeConfig
     from gemscope.atlas.describe.run import describe
+    from gemscope.text.corpus import PIECE
 
     if len(args.words) in (1, 2):
         args.parser.error(f"{len(args.words)} arguments: give MODEL, SAE and CORPUS, or none of them")
@@ -76,12 +80,13 @@ def _describe(args: argparse.Namespace) -> int:
     }
     effect = Effect.load(args.effect) if args.effect else None
     config = DescribeConfig(**{field.name: settings.get(field.name, field.default) for field in fields(DescribeConfig)})
-    with bars() as progress:
+    with workers.crew(args) as crew, bars(crew.world.first) as progress:
         model = options.model_of(args, name, progress)
         saes = [options.sae_of(args, one, progress, model) for one in (address, *args.also)]
         sources = [_source(text) for text in texts]
         out = args.out or f"{saes[0].info.name.rstrip('/').split('/')[-1]}.atlas"
-        made = describe(
+        described = partial(
+            describe,
             model,
             saes if args.also else saes[0],
             sources[0] if len(sources) == 1 else sources,
@@ -90,8 +95,10 @@ def _describe(args: argparse.Namespace) -> int:
             config=config,
             effect=effect,
             map=not args.no_map,
+            piece=PIECE if args.piece is None else args.piece,
             progress=progress,
         )
+        made = crew.done(lambda world: described(world=world), progress)
     atlases = made if isinstance(made, list) else [made]
     if args.json:
         options.show({"atlases": [_told(atlas) for atlas in atlases]}, True)

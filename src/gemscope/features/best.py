@@ -116,19 +116,23 @@ class Best:
         return Places(slots // self.k, rank, key, position, value, window)
 
     def state(self) -> dict[str, Array]:
-        """All of it, to be stored."""
-        return {name: getattr(self, f"_{name}") for name in FIELDS[1:]}
+        """What is kept, to be stored."""
+        places = self.sorted()
+        return {name: getattr(places, name) for name in FIELDS}
 
-    @classmethod
-    def of(cls, state: Mapping[str, Array]) -> Best:
-        """What was stored."""
-        groups, k, width = state["window"].shape
-        best = cls(groups, k, width)
-        for name in FIELDS[1:]:
-            getattr(best, f"_{name}")[...] = state[name]
-        if k:
-            best.floor = best._rank.min(1)
-        return best
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """What was stored, where nothing is kept yet. Raises ValueError for what was none."""
+        places = Places(*(state[name] for name in FIELDS))
+        group = places.group
+        if not (
+            len({len(getattr(places, name)) for name in FIELDS}) == 1
+            and (not len(group) or (group[0] >= 0 and group[-1] < len(self.floor) and (np.diff(group) >= 0).all()))
+            and (np.bincount(group, minlength=1) <= self.k).all()
+        ):
+            raise ValueError("its places are not as they are kept")
+        self._fill(places)
+        if self.k:
+            self.floor = self._rank.min(1)
 
 
 def _winners(group: Array, rank: Array, key: Array, position: Array, k: int) -> Array:

@@ -151,9 +151,8 @@ class Examples:
         """What was stored of a text that ends at this flat position, by whose tally the exponents are these. Raises
         ValueError for what was none.
         """
-        self._top, self._drawn = (
-            Best.of({name: state[f"{part}.{name}"] for name in FIELDS[1:]}) for part in ("top", "drawn")
-        )
+        for part, best in (("top", self._top), ("drawn", self._drawn)):
+            best.restore({name: state[f"{part}.{name}"] for name in FIELDS})
         self._exponents = np.array(state["exponents"])
         top, drawn = self.sorted()
         for places, features in ((top, top.group), (drawn, drawn.group // INTERVALS)):

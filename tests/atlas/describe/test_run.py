@@ -219,7 +219,7 @@ def test_what_cannot_be_described_leaves_nothing(
         describe(model, sae, corpora[0], to=tmp_path / "a", tokens=0, config=CONFIG)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
-    with pytest.raises(FileError, match=r"cannot write .*file/a.partial: Not a directory"):
+    with pytest.raises(FileError, match=r"cannot write .*file/a: Not a directory"):
         describe(model, sae, corpora[0], to=tmp_path / "file" / "a", config=CONFIG)
 
 

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
-import zlib
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,18 +17,21 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from atlases import content
+from gemscope.activations import work as work_
 from gemscope.activations.model import LanguageModel
 from gemscope.atlas.describe import compose as compose_
-from gemscope.atlas.describe import unfinished as unfinished_
+from gemscope.atlas.describe import run as run_
 from gemscope.atlas.describe.gather import DescribeConfig
 from gemscope.atlas.describe.run import describe
 from gemscope.atlas.reader import Atlas
+from gemscope.atlas.verify import verify
 from gemscope.checked import checksum_of, read_tensors
-from gemscope.errors import AccessError, CorruptFile, InputError, StorageFull
+from gemscope.errors import Awaited, CorruptFile, InputError, Mismatch, StorageFull
 from gemscope.features.sae import SAE
-from gemscope.testing import tiny_model
+from gemscope.testing import planted_sae, tiny_model
 from gemscope.text.corpus import Corpus
-from texts import CONFIG, varied
+from gemscope.world import World
+from texts import CONFIG
 
 
 class _Stop(Exception):
@@ -57,95 +54,130 @@ def _stopping_after(batches: int):
     return progress
 
 
-@pytest.mark.parametrize("often", [True, False])
+PIECE = 200
+"""Bytes of text: some fifteen pieces of a corpus."""
+
+
 def test_a_stopped_pass_goes_on_and_ends_as_if_never_stopped(
-    often: bool,
-    model: LanguageModel,
-    sae: SAE,
-    corpora: list[Corpus],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    model: LanguageModel, sae: SAE, corpora: list[Corpus], tmp_path: Path
 ) -> None:
-    whole = describe(model, sae, corpora[:2], to=tmp_path / "whole", config=CONFIG)
-    if often:
-        monkeypatch.setattr(unfinished_, "_LEAST", 0.0)
-        monkeypatch.setattr(unfinished_, "_SHARE", 0.0)
-    to, stops = tmp_path / "stopped", 0
-    for batches in (2, 3, 4, 9, 13, 40, 10**6):
+    whole = describe(model, sae, corpora[:2], to=tmp_path / "whole", config=CONFIG, piece=PIECE)
+    to, stops, done = tmp_path / "stopped", 0, 0
+    for batches in (2, 5, 9, 13, 40, 10**6):
         if to.exists():
             break
         try:
-            describe(model, sae, corpora[:2], to=to, config=CONFIG, progress=_stopping_after(batches))
+            describe(model, sae, corpora[:2], to=to, config=CONFIG, piece=PIECE, progress=_stopping_after(batches))
         except _Stop:
             stops += 1
             assert not to.exists()
+            before, done = done, len(list((tmp_path / "stopped.partial" / "pieces").glob("*")))
+            assert done >= before
     assert stops >= 3
     assert content(to) == content(whole.folder)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["stopped", "whole"]
 
 
-_CHILD = """
-import sys
-from gemscope.atlas.describe import unfinished
-unfinished._LEAST = unfinished._SHARE = 0.0
-sys.path.insert(0, sys.argv[2])
-from gemscope.atlas.describe.run import describe
-from gemscope.testing import planted_sae, tiny_model
-from gemscope.text.corpus import Corpus
-from texts import CONFIG, varied
-describe(tiny_model("gemma2"), planted_sae(site="1.res", seed=3).sae, Corpus.of(varied(0, 400)), to=sys.argv[1], config=CONFIG)
-"""
+def test_pieces_of_one_text_give_the_figures_of_the_text_in_one(
+    model: LanguageModel, sae: SAE, corpora: list[Corpus], atlas: Atlas, tmp_path: Path
+) -> None:
+    """But for the few tokens that open a row in the one and none in the other."""
+    cut = describe(model, sae, corpora[0], to=tmp_path / "cut", config=CONFIG, piece=PIECE)
+    assert verify(cut.folder) == []
+    assert cut.manifest.documents == atlas.manifest.documents
+    assert cut.manifest.tokens == pytest.approx(atlas.manifest.tokens, rel=0.02)
+    passages = list(corpora[0].pieces(PIECE))
+    rows = [len(list(model.rows(one.documents, length=CONFIG.length, batch=1))) for one in passages]
+    assert cut.manifest.rows == sum(rows)
+    assert len(rows) > 4
+    counts = [[page.count for page in one] for one in (cut, atlas)]
+    assert np.corrcoef(counts)[0, 1] > 0.99
 
 
-def _touched(path: Path) -> float:
-    return path.stat().st_mtime if path.exists() else 0.0
+def test_the_same_pieces_of_other_corpora_give_the_same(
+    model: LanguageModel, sae: SAE, corpora: list[Corpus], tmp_path: Path
+) -> None:
+    """Cut where the text of each ends, or where it would be cut within: what a piece holds decides."""
+    passages = list(corpora[0].pieces(PIECE))
+    several = [Corpus.of([one.text for one in passage.documents]) for passage in passages]
+    one = describe(model, sae, corpora[0], to=tmp_path / "one", config=CONFIG, piece=PIECE)
+    other = describe(model, sae, several, to=tmp_path / "other", config=CONFIG)
+    for name in ("corpus.npy", "sums.safetensors"):
+        assert (one.folder / name).read_bytes() == (other.folder / name).read_bytes()
 
 
-@pytest.mark.slow
-def test_kill_9_at_random_moments_changes_nothing(model: LanguageModel, sae: SAE, tmp_path: Path) -> None:
-    whole = describe(model, sae, Corpus.of(varied(0, 400)), to=tmp_path / "whole", config=CONFIG)
-    to, chance, kills = tmp_path / "killed", random.Random(os.getpid()), 0
-    command = [sys.executable, "-c", _CHILD, str(to), str(Path(__file__).parents[2])]
-    for _ in range(60):
-        with subprocess.Popen(command, stderr=subprocess.PIPE) as child:
-            # Loading takes a while: wait until it is at work, then a little.
-            started = time.time()
-            while child.poll() is None and _touched(to.with_name("killed.partial") / "corpus.bin") < started:
-                time.sleep(0.01)
-            patience = time.monotonic() + chance.uniform(0, 1.5)
-            while child.poll() is None and time.monotonic() < patience:
-                time.sleep(0.002)
-            if child.poll() is None:
-                child.send_signal(signal.SIGKILL)
-                child.wait()
-                kills += 1
-                if to.exists() and not to.with_name("killed.partial").exists():
-                    break  # it was through
-                continue
-            assert child.returncode == 0, child.stderr.read().decode()  # type: ignore[union-attr]
-            break
-    assert to.exists()
-    assert kills >= 1
-    assert content(to) == content(whole.folder)
+def test_a_limit_of_tokens_is_the_same_for_any_number_of_workers(
+    model: LanguageModel, sae: SAE, corpora: list[Corpus], tmp_path: Path
+) -> None:
+    """Whoever reads a piece in the middle has to know how many tokens are in those that others read."""
+    options: dict[str, Any] = {"config": CONFIG, "piece": PIECE, "tokens": 400}
+    alone = describe(model, sae, corpora[:2], to=tmp_path / "alone", **options)
+    assert 0 <= alone.manifest.rows * CONFIG.length - 400 < 400
+    for rank in (2, 1):
+        with pytest.raises(Awaited, match=r"pieces are done; others do the rest"):
+            describe(model, sae, corpora[:2], to=tmp_path / "three", world=World(rank, 3), **options)
+    three = describe(model, sae, corpora[:2], to=tmp_path / "three", world=World(0, 3), **options)
+    assert content(three.folder) == content(alone.folder)
+    late = describe(model, sae, corpora[:2], to=tmp_path / "three", world=World(1, 3), **options)
+    assert late.folder == three.folder
+    with pytest.raises(InputError, match="exists: an atlas is never written over"):
+        describe(model, sae, corpora[:1], to=tmp_path / "three", world=World(1, 3), config=DescribeConfig())
+
+
+def test_pieces_of_another_pass_are_not_put_together_and_what_differs_is_named(
+    model: LanguageModel, sae: SAE, corpora: list[Corpus], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when what two clusters made is copied into one folder."""
+
+    def half(rank: int, to: str, model: LanguageModel = model, sae: SAE = sae, **given: Any) -> None:
+        options: dict[str, Any] = {"config": CONFIG, "piece": PIECE, "world": World(rank, 2)}
+        describe(model, sae, given.pop("corpus", corpora[0]), to=tmp_path / to, **options | given)
+
+    with pytest.raises(Awaited):
+        half(0, "mine")
+    others: dict[str, dict[str, Any]] = {
+        "corpus": {"corpus": corpora[1]},
+        "sae": {"sae": planted_sae(site="1.res", seed=4).sae},
+        "model": {"model": tiny_model("llama")},
+        "options": {"config": replace(CONFIG, top=6)},
+        "tokens": {"tokens": 10**6},
+        "device": {},
+        "versions": {},
+    }
+    for number, (name, given) in enumerate(others.items()):
+        with monkeypatch.context() as patch:
+            if name == "device":
+                patch.setattr(run_, "device_kind", lambda device: "another")
+            if name == "versions":
+                patch.setattr(run_, "versions", lambda: {"torch": "0.4"})
+            with pytest.raises(Awaited):
+                half(1, f"theirs-{number}", **given)
+        mixed = tmp_path / f"mixed-{number}.partial"
+        shutil.copytree(tmp_path / "mine.partial", mixed)
+        shutil.copytree(tmp_path / f"theirs-{number}.partial", mixed, dirs_exist_ok=True)
+        with pytest.raises(Mismatch, match=rf"00001.safetensors is a piece of an atlas .* made with another {name}:"):
+            half(0, f"mixed-{number}")
+        assert not (tmp_path / f"mixed-{number}").exists()
 
 
 def test_going_on_with_other_settings_is_refused(
-    model: LanguageModel, sae: SAE, corpora: list[Corpus], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: LanguageModel, sae: SAE, corpora: list[Corpus], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(unfinished_, "_LEAST", 0.0)
-    monkeypatch.setattr(unfinished_, "_SHARE", 0.0)
+    cut = {"piece": PIECE}
     with pytest.raises(_Stop):
-        describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG, progress=_stopping_after(2))
-    with pytest.raises(InputError, match=r"another corpus.*same settings, or remove it"):
-        describe(model, sae, corpora[1], to=tmp_path / "a", config=CONFIG)
-    with pytest.raises(InputError, match=r"another tokens, options"):
-        describe(model, sae, corpora[0], to=tmp_path / "a", tokens=48, config=DescribeConfig())
+        describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG, **cut, progress=_stopping_after(5))
+    with pytest.raises(Mismatch, match=r"another corpus: go on with the same, name another folder, or remove"):
+        describe(model, sae, corpora[1], to=tmp_path / "a", config=CONFIG, **cut)
+    with pytest.raises(Mismatch, match=r"another tokens, options:"):
+        describe(model, sae, corpora[0], to=tmp_path / "a", tokens=48, config=DescribeConfig(), **cut)
+    with pytest.raises(Mismatch, match=r"another piece:"):
+        describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG)
     other = (
         "another number format, float32 where this is bfloat16 .load the model with --dtype float32, dtype='float32'"
     )
-    with pytest.raises(InputError, match=other):
-        describe(tiny_model("gemma2", dtype=torch.bfloat16), sae, corpora[0], to=tmp_path / "a", config=CONFIG)
-    describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG)
+    with pytest.raises(Mismatch, match=other):
+        describe(tiny_model("gemma2", dtype=torch.bfloat16), sae, corpora[0], to=tmp_path / "a", config=CONFIG, **cut)
+    describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG, **cut)
 
 
 def test_what_was_stopped_before_anything_was_saved_stands_in_nobody_s_way(
@@ -154,8 +186,8 @@ def test_what_was_stopped_before_anything_was_saved_stands_in_nobody_s_way(
     with pytest.raises(_Stop):
         describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG, progress=_stopping_after(2))
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "a.partial").mkdir()
-    (tmp_path / "a.partial" / "settings.json").write_text("{")  # killed at the very beginning
+    (tmp_path / "a.partial" / "pieces").mkdir(parents=True)  # killed at the very beginning
+    (tmp_path / "a.partial" / "pieces" / ".00000.safetensors.gemscope-elsewhere-1-0").write_text("half")
     assert describe(model, sae, corpora[1], to=tmp_path / "a", tokens=48, config=CONFIG).manifest.tokens
 
 
@@ -173,49 +205,45 @@ def test_what_no_description_wrote_is_never_taken_away(
     assert [path.name for path in tmp_path.iterdir()] == ["a.partial"]
 
 
-def test_two_passes_cannot_make_the_same_atlas_at_once(
+def test_two_passes_at_once_make_the_same_atlas_as_one(
     model: LanguageModel, sae: SAE, corpora: list[Corpus], atlas: Atlas, tmp_path: Path
 ) -> None:
-    refused = []
+    """Neither knows of the other; what the slower one still reads is of no use."""
+    made: list[Atlas] = []
 
     @contextmanager
     def progress(what: str, total: int | None, unit: str) -> Iterator[object]:
         def advance(done: int) -> None:
-            if not refused:
-                with pytest.raises(AccessError, match=r"a.partial is being written by another process") as error:
-                    describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG)
-                refused.append(str(error.value))
+            if done and not made:
+                made.append(describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG))
 
         yield advance
 
-    made = describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG, progress=progress)
-    assert refused
-    assert content(made.folder) == content(atlas.folder)
+    again = describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG, progress=progress)
+    assert content(again.folder) == content(made[0].folder) == content(atlas.folder)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-@pytest.mark.parametrize("steps", [0, 1, 2])
+@pytest.mark.parametrize("left", [True, False])
 def test_killed_while_cleaning_up_the_atlas_is_whole_and_the_rest_goes(
-    steps: int, model: LanguageModel, sae: SAE, corpora: list[Corpus], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    left: bool, model: LanguageModel, sae: SAE, corpora: list[Corpus], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def make() -> Atlas:
         return describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG)
 
-    def killed(path: Path, **_: object) -> None:
-        if steps == 2:
-            (path / "corpus.bin").unlink()
+    def killed(work: work_.Work) -> None:
+        if not left:
+            (work.folder / "pieces" / "00000.safetensors").unlink()
         raise _Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(unfinished_, "shutil", SimpleNamespace(rmtree=killed))
-        patch.setattr(unfinished_.Unfinished, "close", lambda self: self._held.pop_all())
-        if steps == 0:
-            patch.setattr(unfinished_.Unfinished, "discard", lambda self: killed(self.folder))
+        patch.setattr(work_.Work, "discard", killed)
+        patch.setattr(work_.Work, "end", lambda self: None)
         with pytest.raises(_Stop):
             make()
     made = content(tmp_path / "a")
     monkeypatch.setattr(LanguageModel, "capture", None)  # no text is read again
-    if steps == 0:
+    if left:
         assert content(make().folder) == made
     else:
         with pytest.raises(InputError, match="exists: an atlas is never written over"):
@@ -232,10 +260,8 @@ def test_a_full_disk_is_one_line_and_what_was_saved_stays(
 
     to = tmp_path / "a"
     with monkeypatch.context() as patch:
-        patch.setattr(unfinished_, "save_file", full)
-        with pytest.raises(
-            StorageFull, match=r"no room left on the disk for .*a.partial, nothing half-written was kept"
-        ):
+        patch.setattr(work_, "save_file", full)
+        with pytest.raises(StorageFull, match=r"no room left on the disk for .*/a, nothing half-written was kept"):
             describe(model, sae, corpora[0], to=to, config=CONFIG)
     assert list(tmp_path.iterdir()) == []
     with monkeypatch.context() as patch:
@@ -247,36 +273,37 @@ def test_a_full_disk_is_one_line_and_what_was_saved_stays(
     assert content(describe(model, sae, corpora[0], to=to, config=CONFIG).folder) == content(atlas.folder)
 
 
-def test_a_damaged_snapshot_is_one_clear_line(
-    model: LanguageModel, sae: SAE, corpora: list[Corpus], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(unfinished_, "_LEAST", 0.0)
-    monkeypatch.setattr(unfinished_, "_SHARE", 0.0)
+def _begun(model: LanguageModel, sae: SAE, corpus: Corpus, to: Path) -> Path:
+    """A pass of which the first piece is done: its file."""
     with pytest.raises(_Stop):
-        describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG, progress=_stopping_after(4))
-    state = tmp_path / "a.partial" / "state.safetensors"
-    state.write_bytes(state.read_bytes()[:-100])
-    with pytest.raises(CorruptFile, match=r"state.safetensors is damaged.*remove"):
-        describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG)
-    (tmp_path / "a.partial" / "settings.json").write_text("{")
-    with pytest.raises(CorruptFile, match=r"settings\.json is not JSON.*remove"):
-        describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG)
+        describe(model, sae, corpus, to=to, config=CONFIG, piece=PIECE, progress=_stopping_after(5))
+    return to.with_name(f"{to.name}.partial") / "pieces" / "00000.safetensors"
 
 
-def _stored(change: dict[str, np.ndarray], said: dict[str, Any], state: Path) -> None:
-    """A snapshot in which that stands, as whole by its checksum as any other."""
-    arrays, beside = read_tensors(state, framework="np")
+def test_a_damaged_piece_is_one_clear_line_and_done_again_once_it_is_gone(
+    model: LanguageModel, sae: SAE, corpora: list[Corpus], tmp_path: Path
+) -> None:
+    piece = _begun(model, sae, corpora[0], tmp_path / "a")
+    piece.write_bytes(piece.read_bytes()[:-100])
+    with pytest.raises(CorruptFile, match=r"00000.safetensors is damaged.*: remove .*00000.safetensors, and start"):
+        describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG, piece=PIECE)
+    piece.unlink()
+    again = describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG, piece=PIECE)
+    whole = describe(model, sae, corpora[0], to=tmp_path / "whole", config=CONFIG, piece=PIECE)
+    assert content(again.folder) == content(whole.folder)
+
+
+def _stored(change: dict[str, np.ndarray], said: dict[str, Any], piece: Path) -> None:
+    """A piece in which that stands, as whole by its checksum as any other."""
+    arrays, beside = read_tensors(piece, framework="np")
     arrays |= change
-    document = json.loads(beside["progress"])
+    document = json.loads(beside["piece"])
     del document["checksum"]
-    for name, value in said.items():
-        if isinstance(value, bytes):
-            (state.parent / name).write_bytes(value)
-            document["appended"][name] = [len(value), zlib.crc32(value)]
-        else:
-            document["progress"][name] = value
+    if "starts" in said:
+        said = {"starts": said["starts"] * len(document["facts"]["starts"])}
+    document["facts"] |= said
     document["checksum"] = checksum_of(arrays, document)
-    save_file(arrays, state, {"progress": json.dumps(document)})
+    save_file(arrays, piece, {"piece": json.dumps(document)})
 
 
 FORGED: dict[str, tuple[dict[str, np.ndarray], dict[str, Any]]] = {
@@ -286,31 +313,27 @@ FORGED: dict[str, tuple[dict[str, np.ndarray], dict[str, Any]]] = {
     "sums are no tally's": ({"0.tally.sums": np.full((2, 64), 2**40)}, {}),
     "norms are not of its tokens": ({"0.norms.counts": np.full(16384, 2**60)}, {}),
     "examples are not where they belong": ({"0.examples.exponents": np.full(64, 2**40)}, {}),
+    "places are not as they are kept": ({"0.examples.top.group": np.zeros(3, np.int64)}, {}),
     "sample of tokens is no such sample": ({"0.sample.position": np.zeros(0, np.int64)}, {}),
-    'field "read" is -1': ({}, {"read": -1}),
+    'field "source" is -1': ({}, {"source": -1}),
     'field "counts" is an empty object': ({}, {"counts": {}}),
-    'field "finished" is 1': ({}, {"finished": 1}),
-    "does not say how far it was": ({}, {"rows": 10**9}),
-    "documents do not begin where its text is": ({}, {"documents.jsonl": b""}),
-    'field "\\[0\\]" is -3': ({}, {"documents.jsonl": b'[-3, "a", ""]\n'}),
+    "does not say how much it has": ({}, {"source": 10**9}),
+    "its rows are none of this text": ({"ids": np.zeros((2, 5), np.int32)}, {}),
+    "documents do not begin where its text is": ({}, {"starts": [[0, "a", ""]]}),
 }
-"""What is said of a snapshot in which those arrays and these figures stand."""
+"""What is said of a piece in which those arrays and these facts stand."""
 
 
 @pytest.mark.parametrize("told", FORGED)
-def test_a_snapshot_that_passes_its_checksum_and_cannot_be_is_one_clear_line(
-    told: str, model: LanguageModel, sae: SAE, corpora: list[Corpus], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_piece_that_passes_its_checksum_and_cannot_be_is_one_clear_line(
+    told: str, model: LanguageModel, sae: SAE, corpora: list[Corpus], tmp_path: Path
 ) -> None:
     """Some went on to ask for more memory than there is, and some became atlases that `verify` called damaged."""
-    monkeypatch.setattr(unfinished_, "_LEAST", 0.0)
-    monkeypatch.setattr(unfinished_, "_SHARE", 0.0)
-    with pytest.raises(_Stop):
-        describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG, progress=_stopping_after(4))
-    state = tmp_path / "a.partial" / "state.safetensors"
-    arrays, said = FORGED[told]
-    _stored(arrays, said, state)
-    before = state.read_bytes()
-    with pytest.raises(CorruptFile, match=f"state.safetensors is damaged .*{told}.*: remove .*a.partial to begin anew"):
-        describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG)
-    assert state.read_bytes() == before
+    piece = _begun(model, sae, corpora[0], tmp_path / "a")
+    _stored(*FORGED[told], piece)
+    before = piece.read_bytes()
+    with pytest.raises(CorruptFile, match=f"00000.safetensors.*{told}") as raised:
+        describe(model, sae, corpora[0], to=tmp_path / "a", config=CONFIG, piece=PIECE)
+    assert "\n" not in str(raised.value)
+    assert piece.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["a.partial"]

@@ -23,7 +23,7 @@ from gemscope.features.tally import Tally
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_GROWING = ("sample.", "held_out.")
+_GROWING = ("sample.", "held_out.", "examples.top.", "examples.drawn.")
 _NORMS = "norms.counts"
 """What an older version did not gather."""
 _ROOM = 1 << 24
@@ -140,7 +140,7 @@ class Statistics:
     def _require(self, known: Mapping[str, Array], state: Mapping[str, Array]) -> None:
         """The same arrays as those that are known, of which only samples are as long as they happen to be."""
         forms = {
-            name: Form((None,) if name.startswith(_GROWING) else one.shape, str(one.dtype))
+            name: Form((None, *one.shape[1:]) if name.startswith(_GROWING) else one.shape, str(one.dtype))
             for name, one in known.items()
         }
         require_forms(state, forms)

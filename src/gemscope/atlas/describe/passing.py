@@ -1,11 +1,10 @@
-"""The pass over text itself: from wherever the last snapshot was to the end, saving now and then."""
+"""The pass over text itself: a piece after another, each gathered and kept by itself; and all of them together."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
-from itertools import islice, pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,24 +13,36 @@ from gemscope.activations import memory
 from gemscope.activations.harvest import expected_tokens
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.store import Store
+from gemscope.activations.work import Work, counted
 from gemscope.atlas.describe.gather import DescribeConfig, Described, Statistics, under
 from gemscope.atlas.describe.reading import Batch, live, stored
-from gemscope.atlas.describe.unfinished import Unfinished
 from gemscope.atlas.files.manifest import Part
 from gemscope.checked import Count
 from gemscope.errors import CorruptFile, InputError
+from gemscope.features.fit import sites_of
 from gemscope.features.keys import text_keys
 from gemscope.features.sae import SAE
 from gemscope.progress import Advance, Progress, silent
-from gemscope.text.corpus import Corpus
-from gemscope.text.rows import Passed
+from gemscope.text.corpus import Corpus, Passage
+from gemscope.world import World
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
+@dataclass(frozen=True)
+class _Section:
+    """What is read as one piece."""
+
+    number: int
+    """Over all sources."""
+    source: int
+    text: Passage | slice
+    """A passage of a corpus; the rows of a harvest."""
+
+
 @dataclass
 class _Counts:
-    """How much of one part was read, as one SAE counts it."""
+    """How much was read, as one SAE counts it."""
 
     rows: Count = 0
     documents: Count = 0
@@ -39,154 +50,178 @@ class _Counts:
     masked: dict[str, Count] = field(default_factory=dict)
     passed: dict[str, Count] = field(default_factory=dict)
 
+    def add(self, other: _Counts) -> None:
+        for name in ("rows", "documents", "counted"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for mine, theirs in ((self.masked, other.masked), (self.passed, other.passed)):
+            for reason, number in theirs.items():
+                mine[reason] = mine.get(reason, 0) + number
+
 
 @dataclass(frozen=True, kw_only=True)
-class _Progress:
-    """How far a pass was."""
+class _Piece:
+    """What is known of a piece beside its statistics."""
 
-    read: Count
-    """Tokens, padding apart."""
-    rows: Count
-    part: Count
-    """Source that is being read."""
-    done: Count
-    """Its batches that were."""
-    finished: bool
-    counts: Sequence[Sequence[_Counts]]
-    """By source and SAE."""
+    source: Count
+    counts: Sequence[_Counts]
+    """By SAE."""
+    starts: Sequence[tuple[Count, str, str]]
+    """Its documents: flat position of the first token, source, licence."""
 
 
 class Pass:
-    """The reading itself: from wherever the last snapshot was to the end."""
+    """The reading itself."""
 
     def __init__(
         self,
         model: LanguageModel,
         saes: Sequence[SAE],
         sources: Sequence[Corpus | Store],
-        unfinished: Unfinished,
+        work: Work,
         config: DescribeConfig,
     ) -> None:
-        self.model, self.saes, self.sources, self.config = model, saes, sources, config
-        self.unfinished = unfinished
-        self.statistics = [Statistics(sae.d_sae, config) for sae in saes]
-        self.counts: Sequence[Sequence[_Counts]] = [[_Counts() for _ in saes] for _ in sources]
-        self.read = self.rows = self.part = self.done = 0
-        self.finished = False
-        if saved := unfinished.resume(_Progress):
-            try:
-                self._restore(*saved)
-            except CorruptFile as error:
-                raise unfinished.damaged(error) from error
+        self.model, self.saes, self.sources, self.config, self.work = model, saes, sources, config, work
 
-    def run(self, tokens: int | None, progress: Progress) -> None:
-        """Reads to the end, saving now and then."""
-        if self.finished:
-            return
-        config = self.config
+    def run(self, tokens: int | None, piece: int, world: World, progress: Progress) -> None:
+        """Reads what this worker does."""
+        config, work = self.config, self.work
         batch = config.batch if tokens is None else max(1, min(config.batch, tokens // config.length))
         # Reading all of the text beforehand is for who watches a bar.
-        total = tokens or (None if progress is silent else _length(self.model, self.sources))
+        drawn = world.first and progress is not silent
+        total = tokens or (_length(self.model, self.sources) if drawn else None)
         room = memory.fewer("describe", batch, self.model.device)
+        known = {number: work.read_of(number) for number in work.there()} if drawn else {}
         with room, progress("describe", total, "tokens") as advance:
-            advance(self.read)
-            while self.part < len(self.sources) and not (tokens is not None and self.read >= tokens):
-                self._read(self.sources[self.part], batch, tokens, advance)
-                self.part, self.done = self.part + 1, 0
-        self.finished = True
-        if not any(statistics.tally.tokens for statistics in self.statistics):
+            advance(sum(known.values()))
+            for section, most in work.mine(self._sections(piece), world, tokens=tokens, count=self._counted):
+                known[section.number] = self._read(section, batch, most, advance)
+                if drawn and world.size > 1:
+                    advance(work.news(known))
+
+    def _sections(self, piece: int) -> Iterator[_Section]:
+        number = 0
+        for index, source in enumerate(self.sources):
+            texts: Iterator[Passage] | list[slice]
+            texts = source.pieces(piece) if isinstance(source, Corpus) else source[sites_of(self.saes[0])[0]].pieces
+            for text in texts:
+                yield _Section(number, index, text)
+                number += 1
+
+    def _counted(self, section: _Section) -> int:
+        if isinstance(section.text, slice):
+            return int(section.text.stop - section.text.start)
+        return counted(self.model, section.text, length=self.config.length)
+
+    def _batches(self, section: _Section, batch: int, tokens: int | None) -> Iterator[Batch]:
+        source, shape = self.sources[section.source], {"length": self.config.length, "batch": batch}
+        if isinstance(section.text, Passage):
+            return live(self.model, self.saes, section.text.documents, tokens=tokens, **shape)
+        assert isinstance(source, Store)
+        return stored(self.saes, source, section.text, bos=self.model.bos is not None, tokens=tokens, **shape)
+
+    def _read(self, section: _Section, batch: int, tokens: int | None, advance: Advance) -> int:
+        """Gathers a piece by itself, and keeps it; how many tokens it has."""
+        statistics = [Statistics(sae.d_sae, self.config) for sae in self.saes]
+        passed = dict(section.text.passed) if isinstance(section.text, Passage) else {}
+        counts = [_Counts(passed=dict(passed)) for _ in self.saes]
+        starts: list[tuple[int, str, str]] = []
+        blocks: list[Array] = []
+        rows = read = 0
+        for found in self._batches(section, batch, tokens):
+            first = rows * self.config.length
+            keys = text_keys(found.ids)
+            starts += [(first + flat, *facts) for flat, *facts in found.starts]
+            blocks.append(found.ids.astype(np.int32))
+            for gathered, count, one in zip(statistics, counts, found.found, strict=True):
+                gathered.add(found, one, keys, first)
+                masked = {reason: number for reason, number in one.masked.items() if number}
+                count.add(_Counts(len(found.ids), len(found.starts), len(one.tokens), masked))
+            rows += len(found.ids)
+            read += found.read
+            advance(found.read)
+        arrays = {"ids": np.concatenate([np.zeros((0, self.config.length), np.int32), *blocks])}
+        for index, gathered in enumerate(statistics):
+            arrays |= {f"{index}.{name}": value for name, value in gathered.state().items()}
+        facts = _Piece(source=section.source, counts=counts, starts=starts)
+        self.work.put(section.number, read=read, facts=asdict(facts), arrays=arrays)
+        return read
+
+    def together(self) -> Gathered:
+        """All pieces, put together in the order of the text. Raises CorruptFile, Mismatch, and InputError where nothing
+        counts.
+        """
+        return Gathered(self)
+
+
+class Gathered:
+    """What all pieces of a pass gave."""
+
+    def __init__(self, passing: Pass) -> None:
+        self._pass, self._work = passing, passing.work
+        self._length = passing.config.length
+        self.statistics = [Statistics(sae.d_sae, passing.config) for sae in passing.saes]
+        self.counts = [[_Counts() for _ in passing.saes] for _ in passing.sources]
+        self.starts: list[tuple[int, str, str]] = []
+        rows = 0
+        for number in range(self._work.number):
+            piece, arrays = self._work.get(number, _Piece)
+            try:
+                rows += self._add(piece, arrays, rows)
+            except CorruptFile as error:
+                raise self._work.damaged(number, error) from error
+        if not any(one.tally.tokens for one in self.statistics):
+            self._work.discard()  # there is nothing to go on from
             raise InputError("the text gave no token that counts: nothing to describe")
-        self._save()
 
-    def _read(self, source: Corpus | Store, batch: int, tokens: int | None, advance: Advance) -> None:
-        config = self.config
-        passed: Passed = Counter()
-        batches = (
-            live(
-                self.model,
-                self.saes,
-                source.documents(passed),
-                length=config.length,
-                batch=batch,
-                skip=self.done,
-                tokens=None if tokens is None else tokens - self.read,
-            )
-            if isinstance(source, Corpus)
-            else stored(
-                self.saes, source, length=config.length, batch=batch, bos=self.model.bos is not None, skip=self.done
-            )
-        )
-        for rows in islice(batches, self.done, None):
-            self._add(rows)
-            advance(rows.read)
-            if tokens is not None and self.read >= tokens:
-                break
-            if self.unfinished.due:
-                self._save()
-        # Whoever goes on from a snapshot reads the text from its beginning, and counts again.
-        for counts in self.counts[self.part]:
-            counts.passed = dict(passed)
-
-    def _add(self, batch: Batch) -> None:
-        first = self.rows * self.config.length
-        self.unfinished.append(batch.ids, [(first + flat, *facts) for flat, *facts in batch.starts])
-        keys = text_keys(batch.ids)
-        for statistics, counts, found in zip(self.statistics, self.counts[self.part], batch.found, strict=True):
-            statistics.add(batch, found, keys, first)
-            counts.rows += len(batch.ids)
-            counts.documents += len(batch.starts)
-            counts.counted += len(found.tokens)
-            for reason, number in found.masked.items():
-                counts.masked[reason] = counts.masked.get(reason, 0) + number
-        self.rows += len(batch.ids)
-        self.read += batch.read
-        self.done += 1
-
-    def _save(self) -> None:
-        progress = _Progress(**{one.name: getattr(self, one.name) for one in fields(_Progress)})
-        state = {
-            f"{index}.{name}": value
-            for index, statistics in enumerate(self.statistics)
-            for name, value in statistics.state().items()
-        }
-        self.unfinished.save(asdict(progress), state)
-
-    def _restore(self, saved: _Progress, state: dict[str, Array]) -> None:
-        """Raises CorruptFile for what no pass with these arguments has saved."""
-        length = self.config.length
+    def _add(self, piece: _Piece, arrays: Mapping[str, Array], before: int) -> int:
+        """A piece that has so many rows before it; how many it has itself. Raises CorruptFile for what no pass with
+        these arguments has kept.
+        """
+        ids, config = arrays.get("ids", np.zeros(0)), self._pass.config
+        if ids.ndim != 2 or ids.shape[1] != self._length or ids.dtype != np.int32:
+            raise CorruptFile("its rows are none of this text")
+        rows, saes = len(ids), len(self._pass.saes)
         if not (
-            [len(part) for part in saved.counts] == [len(self.saes)] * len(self.sources)
-            and all(sum(part[index].rows for part in saved.counts) == saved.rows for index in range(len(self.saes)))
-            and saved.part <= len(self.sources)
-            and self.unfinished.rows.stat().st_size == 4 * length * saved.rows
+            piece.source < len(self.counts)
+            and [count.rows for count in piece.counts] == [rows] * saes
+            and [count.documents for count in piece.counts] == [len(piece.starts)] * saes
         ):
-            raise CorruptFile("it does not say how far it was")
-        starts = [start for start, *_ in self.unfinished.starts()]
-        if len(starts) != sum(part[0].documents for part in saved.counts) or not all(
-            before < start for before, start in pairwise((-1, *starts, saved.rows * length))
-        ):
+            raise CorruptFile("it does not say how much it has")
+        flat = [start for start, *_ in piece.starts]
+        if not all(one < other for one, other in pairwise((-1, *flat, rows * self._length))):
             raise CorruptFile("its documents do not begin where its text is")
-        for one in fields(_Progress):
-            setattr(self, one.name, getattr(saved, one.name))
-        for index, statistics in enumerate(self.statistics):
-            statistics.restore(under(str(index), state), saved.rows * length)
+        shift = before * self._length
+        for index, (whole, sae) in enumerate(zip(self.statistics, self._pass.saes, strict=True)):
+            mine = Statistics(sae.d_sae, config)
+            mine.restore(under(str(index), arrays), rows * self._length)
+            whole.merge(mine, shift)
+        for count, theirs in zip(self.counts[piece.source], piece.counts, strict=True):
+            count.add(theirs)
+        self.starts += [(shift + start, source, license_) for start, source, license_ in piece.starts]
+        return rows
+
+    def blocks(self) -> Iterator[Array]:
+        """All rows, some at a time."""
+        for number in range(self._work.number):
+            yield self._work.get(number, _Piece)[1]["ids"]
 
     def described(self, index: int) -> Described:
         """What the pass gave for one SAE."""
         parts = [
             Part(name=name, digest=digest, dtype=self._dtype(source), **asdict(counts[index]))
-            for source, (name, digest), counts in zip(self.sources, map(named, self.sources), self.counts, strict=True)
+            for source, (name, digest), counts in zip(
+                self._pass.sources, map(named, self._pass.sources), self.counts, strict=True
+            )
             if counts[index].rows
         ]
-        bos = self.model.bos is not None
-        length = self.config.length
-        return Described(
-            self.statistics[index], parts, lambda: self.unfinished.blocks(length), self.unfinished.starts, bos
-        )
+        bos = self._pass.model.bos is not None
+        return Described(self.statistics[index], parts, self.blocks, lambda: iter(self.starts), bos)
 
     def _dtype(self, source: Corpus | Store) -> str:
         """The number format that the activations come from."""
-        return source.manifest.dtype if isinstance(source, Store) else str(self.model.dtype).removeprefix("torch.")
+        return (
+            source.manifest.dtype if isinstance(source, Store) else str(self._pass.model.dtype).removeprefix("torch.")
+        )
 
 
 def _length(model: LanguageModel, sources: Sequence[Corpus | Store]) -> int | None:

@@ -56,7 +56,7 @@ class Batch:
     read: int
     """Tokens, padding apart."""
     found: Sequence[Found]
-    """By SAE; empty where the batch was passed over."""
+    """By SAE."""
 
 
 def live(
@@ -66,24 +66,21 @@ def live(
     *,
     length: int,
     batch: int,
-    skip: int = 0,
     tokens: int | None = None,
 ) -> Iterator[Batch]:
-    """Text through a model, once for all SAEs. The first `skip` batches are not run: they have `found` empty. Of the
-    others come as many as have so many `tokens` (None: all).
-    """
+    """Text through a model, once for all SAEs, until so many `tokens` have come (None: all)."""
     recorded = _Recorded(documents)
     for sae in saes:
         require_fit(model, sae)
     sites = [sites_of(sae) for sae in saes]
     wanted = dict.fromkeys(site for both in sites for site in both)
-    packed = enough(model.rows(recorded, length=length, batch=batch), tokens, skip)
-    items = ((number, rows, recorded.starting(rows)) for number, rows in enumerate(packed))
+    packed = enough(model.rows(recorded, length=length, batch=batch), tokens)
+    items = ((rows, recorded.starting(rows)) for rows in packed)
 
-    def found(item: tuple[int, Tokens, object]) -> list[Found]:
-        return [] if item[0] < skip else _found(model.capture(item[1], wanted), saes, sites)
+    def found(item: tuple[Tokens, object]) -> list[Found]:
+        return _found(model.capture(item[0], wanted), saes, sites)
 
-    for (_, rows, starts), here in ahead(items, found, model.device):
+    for (rows, starts), here in ahead(items, found, model.device):
         ids = rows.ids.masked_fill(~rows.real, -1).numpy()
         yield Batch(ids, starts, int(rows.real.sum()), here)
 
@@ -151,8 +148,18 @@ class _Recorded:
         return found
 
 
-def stored(saes: Sequence[SAE], store: Store, *, length: int, batch: int, bos: bool, skip: int = 0) -> Iterator[Batch]:
-    """A harvest, laid out in rows again: its documents one after another, with a hole where tokens were not kept.
+def stored(
+    saes: Sequence[SAE],
+    store: Store,
+    within: slice,
+    *,
+    length: int,
+    batch: int,
+    bos: bool,
+    tokens: int | None = None,
+) -> Iterator[Batch]:
+    """Some rows of a harvest, laid out in rows of text again: their documents one after another, with a hole where
+    tokens were not kept; until so many `tokens` have come (None: all).
 
     Only counted tokens are in a store, so the others (the first of each row, special ones, sinks) are holes.
     `bos`: rows open with a hole where live ones have a BOS, so that places in documents are counted alike.
@@ -166,16 +173,17 @@ def stored(saes: Sequence[SAE], store: Store, *, length: int, batch: int, bos: b
     if room < 1:
         raise InputError(f"rows of {length} tokens leave no room for text: at least {1 + lead} are needed")
     size = room * batch
-    block = done = 0
+    begin, end, _ = within.indices(len(rows))
+    block, done = 0, begin
     place, document, offset = -1, -1, 0
-    while done < len(rows):
-        index = slice(done, min(len(rows), done + size))
+    while done < end and (tokens is None or done - begin < tokens):
+        index = slice(done, min(end, done + size))
         documents, offsets = (part(index).numpy().astype(np.int64) for part in (rows.documents, rows.offsets))
         new = np.diff(documents, prepend=document) != 0
         # As many holes as tokens are missing within a document, one between two.
         ahead = np.where(new, np.clip(offsets, 0, _GAP), 0)  # of a document, in front of its first token kept
         steps = np.where(new, 2 + ahead, np.clip(np.diff(offsets, prepend=offset), 1, _GAP))
-        if done == 0:
+        if done == begin:
             steps[0] -= 1
         places = place + steps.cumsum()
         inside = int(np.searchsorted(places, (block + 1) * size))
@@ -186,13 +194,11 @@ def stored(saes: Sequence[SAE], store: Store, *, length: int, batch: int, bos: b
         # One may begin in the block before, with tokens that were not kept.
         begun = _flat((places - ahead)[:inside][new[:inside]] - block * size, room, lead)
         starts = [(int(at), store.manifest.corpus, "") for at in begun]
-        found = []
-        if block >= skip:
-            values = {site: one[kept] for site, one in held.items()}
-            norms = {site: _norms(values[site]) for site in there}
-            features = [sae.encode(values[reads]) for sae, (reads, _) in zip(saes, sites, strict=True)]
-            fetched = _fetched(features, [norms.get(writes) for _, writes in sites])
-            found = [Found(here, one, {}, lengths) for one, lengths in fetched]
+        values = {site: one[kept] for site, one in held.items()}
+        norms = {site: _norms(values[site]) for site in there}
+        features = [sae.encode(values[reads]) for sae, (reads, _) in zip(saes, sites, strict=True)]
+        fetched = _fetched(features, [norms.get(writes) for _, writes in sites])
+        found = [Found(here, one, {}, lengths) for one, lengths in fetched]
         yield Batch(ids.reshape(batch, length), starts, inside, found)
         done, block = done + inside, block + 1
         if inside:

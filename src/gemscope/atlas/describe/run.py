@@ -1,8 +1,8 @@
 """One pass over text, and every feature's page comes out: statistics and examples from the pass, the rest from weights.
 
-`passing.py` goes through the text that `reading.py` brings, `gather.py` keeps running statistics, `unfinished.py` keeps
-them on disk, `compose.py` makes the atlas of them and of `weights.py`. Memory is that of the result: it does not grow
-with the text.
+`passing.py` goes through the text that `reading.py` brings, a piece at a time (`activations/work.py`), `gather.py`
+keeps running statistics, `compose.py` makes the atlas of them and of `weights.py`. Memory is that of the result: it
+does not grow with the text.
 """
 
 from __future__ import annotations
@@ -12,27 +12,28 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, overload
 
-import numpy as np
-
 from gemscope.activations.harvest import versions
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.store import Store
+from gemscope.activations.work import Work, device_kind
 from gemscope.atlas.describe.compose import compose
 from gemscope.atlas.describe.gather import DescribeConfig
 from gemscope.atlas.describe.passing import Pass, named
-from gemscope.atlas.describe.unfinished import Unfinished
 from gemscope.atlas.describe.weights import FromModel, address_of
 from gemscope.atlas.reader import Atlas
-from gemscope.errors import InputError, SiteNotFound
+from gemscope.checked import as_read
+from gemscope.errors import AccessError, Awaited, GemscopeError, InputError, SiteNotFound
 from gemscope.features.effect import Effect
 from gemscope.features.effect import effect as measure
 from gemscope.features.fit import require_fit, sites_of
 from gemscope.features.sae import SAE
 from gemscope.progress import Progress, silent
-from gemscope.text.corpus import Corpus
+from gemscope.text.corpus import PIECE, Corpus
 from gemscope.text.files import first_line
+from gemscope.world import ALONE, World
 
-Array = np.ndarray[Any, np.dtype[Any]]
+_OWN = r"effect-[\w.]+"
+"""What an unfinished atlas holds beside its pieces: the effect of a site, once it is measured."""
 
 
 @overload
@@ -46,6 +47,8 @@ def describe(
     config: DescribeConfig | None = None,
     effect: Effect | None = None,
     map: bool = True,
+    piece: int = PIECE,
+    world: World = ALONE,
     progress: Progress = silent,
 ) -> Atlas: ...
 
@@ -61,6 +64,8 @@ def describe(
     config: DescribeConfig | None = None,
     effect: Effect | None = None,
     map: bool = True,
+    piece: int = PIECE,
+    world: World = ALONE,
     progress: Progress = silent,
 ) -> list[Atlas]: ...
 
@@ -75,13 +80,16 @@ def describe(
     config: DescribeConfig | None = None,
     effect: Effect | None = None,
     map: bool = True,
+    piece: int = PIECE,
+    world: World = ALONE,
     progress: Progress = silent,
 ) -> Atlas | list[Atlas]:
     """Reads text through a model and one SAE, or several in one pass, and writes an atlas for each.
 
-    Several corpora are packed each by itself, so that atlases of each of them, merged, equal the atlas of all. A store
-    stands for the text it was harvested from: the model is not run. `tokens` stops after about as many (None: all).
-    `to` is the atlas's folder, which must not exist; with several SAEs it is the folder of their atlases.
+    Text is read in pieces, whole documents of at least `piece` bytes together, each packed by itself; so that atlases
+    of several corpora, merged, equal the atlas of all. A store stands for the text it was harvested from: the model is
+    not run. `tokens` stops after about as many (None: all). `to` is the atlas's folder, which must not exist; with
+    several SAEs it is the folder of their atlases.
 
     Over the first rows of the first corpus (`config.effect` tokens) the effect of each site at which an SAE writes is
     measured; SAEs of one site share it. One that is given as `effect` stands for that of its site, and where it is
@@ -90,12 +98,14 @@ def describe(
     All features are placed on a `map` by their directions, where scikit-learn is installed (40 seconds for 8,192 of
     them, minutes for tens of thousands); `gemscope atlas map` does it later.
 
-    A pass that was stopped, however it was stopped, goes on where it was when called again with the same arguments, and
-    its result is byte for byte that of a pass never stopped. Returns the Atlas, or a list of them.
+    A pass that was stopped, however it was stopped, goes on with the pieces that are missing when called again with the
+    same arguments, and its result is byte for byte that of a pass never stopped. So it is for any number of workers: of
+    a `world` of several each reads its share of the pieces, and whoever reads the last makes the atlas. Returns the
+    Atlas, or a list of them.
 
-    Raises Mismatch where model and SAE do not fit, or the effect is of none of the sites, InputError for settings that
-    do not go together or differ from those of an unfinished pass, AccessError while another process makes the same
-    atlas, StorageFull, FileError, CorruptFile.
+    Raises Mismatch where model and SAE do not fit, the effect is of none of the sites, or an unfinished pass was made
+    with other settings, InputError for settings that do not go together, Awaited where others still have pieces to
+    read, AccessError while another process puts the same atlas together, StorageFull, FileError, CorruptFile.
     """
     config = config or DescribeConfig()
     saes = [sae] if isinstance(sae, SAE) else list(sae)
@@ -105,8 +115,6 @@ def describe(
     places = [to] if isinstance(sae, SAE) else _places(to, saes)
     if tokens is not None and tokens < 1:
         raise InputError(f"tokens={tokens}: at least 1 is needed, or None for all of the text")
-    if not to.with_name(to.name + ".partial").exists():
-        _refuse_existing(to, places)
     sources: list[Corpus | Store] = [corpus] if isinstance(corpus, Corpus | Store) else list(corpus)
     if not sources:
         raise InputError("no text given: name at least one corpus")
@@ -114,24 +122,58 @@ def describe(
         require_fit(model, one)
     if effect is not None:
         _require_use(effect, model, saes)
-    unfinished = Unfinished(to, _settings(model, saes, sources, tokens, config=config, effect=effect))
-    try:
-        if not unfinished.begun:
+    settings = _settings(model, saes, sources, tokens, config=config, effect=effect, piece=piece)
+    work = Work(to, settings, what="atlas", own=_OWN)
+    if not work.folder.exists():
+        if world.size > 1 and all(place.exists() for place in places):
+            made = [Atlas(place) for place in places]
+            for atlas, one in zip(made, saes, strict=True):
+                _require_made(atlas, model, one, sources, config)
+            return made[0] if isinstance(sae, SAE) else made
+        _refuse_existing(to, places)
+    work.begin()
+    if all(place.exists() for place in places):  # finished, and stopped behind the last word
+        begun = bool(work.there())
+        work.discard()
+        if not begun:
             _refuse_existing(to, places)
-        passing = Pass(model, saes, sources, unfinished, config)
-        passing.run(tokens, progress)
-        effects = _Effects(model, sources, unfinished, config, given=effect, progress=progress)
+        atlases = [Atlas(place) for place in places]
+        return atlases[0] if isinstance(sae, SAE) else atlases
+    try:
+        passing = Pass(model, saes, sources, work, config)
+        passing.run(tokens, piece, world, progress)
+        work.require_all()
+        gathered = passing.together()
+        effects = _Effects(model, sources, work, config, given=effect, progress=progress)
         atlases = []
         for index, place in enumerate(places):
             if place.exists():  # finished before it was stopped
                 atlases.append(Atlas(place))
                 continue
             weights = FromModel(model, saes[index], config, effects.of(saes[index]), map=map)
-            atlases.append(compose(weights, passing.described(index), to=place, config=config, progress=progress))
-        unfinished.discard()
+            atlases.append(compose(weights, gathered.described(index), to=place, config=config, progress=progress))
+        work.discard()
+    except (OSError, GemscopeError) as error:
+        if work.folder.exists() or not all(place.exists() for place in places):
+            if world.size > 1 and isinstance(error, AccessError):
+                raise Awaited(f"{error}; it is another worker that puts all pieces together", work.left) from error
+            raise
+        atlases = [Atlas(place) for place in places]  # others have made it meanwhile
     finally:
-        unfinished.close()
+        work.end()
     return atlases[0] if isinstance(sae, SAE) else atlases
+
+
+def _require_made(
+    atlas: Atlas, model: LanguageModel, sae: SAE, sources: Sequence[Corpus | Store], config: DescribeConfig
+) -> None:
+    """Raises InputError for an atlas of something else than other workers have made meanwhile."""
+    manifest = atlas.manifest
+    there = [manifest.model, manifest.revision, manifest.sae_digest, as_read(manifest.options)]
+    digests = [named(source)[1] for source in sources]
+    ours = [model.name, model.revision, sae.digest, as_read(asdict(config))]
+    if there != ours or not {part.digest for part in manifest.parts} <= {*digests}:
+        raise InputError(f"{atlas.folder} exists: an atlas is never written over; name another folder or remove it")
 
 
 def _refuse_existing(to: Path, places: Sequence[Path]) -> None:
@@ -156,13 +198,13 @@ class _Effects:
         self,
         model: LanguageModel,
         sources: Sequence[Corpus | Store],
-        unfinished: Unfinished,
+        work: Work,
         config: DescribeConfig,
         *,
         given: Effect | None,
         progress: Progress,
     ) -> None:
-        self._model, self._unfinished, self._config, self._given = model, unfinished, config, given
+        self._model, self._work, self._config, self._given = model, work, config, given
         self._corpus = next((one for one in sources if isinstance(one, Corpus)), None)
         self._progress = progress
 
@@ -176,7 +218,7 @@ class _Effects:
             return "none was asked for"
         if self._corpus is None:
             return "the atlas was made of a harvest, and no text was read"
-        path, tokens = self._unfinished.effect_of(writes), self._config.effect
+        path, tokens = self._work.folder / f"effect-{writes}", self._config.effect
         if path.exists():
             return Effect.load(path)
         try:
@@ -205,6 +247,7 @@ def _settings(
     *,
     config: object,
     effect: Effect | None,
+    piece: int,
 ) -> dict[str, Any]:
     """All that the result depends on."""
     return {
@@ -215,5 +258,7 @@ def _settings(
         "tokens": tokens,
         "options": asdict(config),  # type: ignore[call-overload]
         "effect": None if effect is None else effect.digest,
+        "piece": piece,
         "versions": versions(),
+        "device": device_kind(model.device),
     }
