@@ -209,7 +209,10 @@ corpus: corpora/english-permissive.jsonl.gz  ## the large training corpus, from 
 
 own-words: corpora/own-words.jsonl.gz  ## prose and conversation that the bundled model writes itself
 
-default-sae: corpus own-words  ## the bundled SAE anew: harvest, training, card (an hour and 10 GB)
+corpora/unlike.jsonl.gz: | setup
+	$(BIN)/python tools/corpus.py -o corpora --unlike
+
+default-sae: corpus own-words corpora/unlike.jsonl.gz  ## the bundled SAE anew: harvest, training, card (an hour and 10 GB)
 	$(BIN)/python tools/default_sae.py
 
 $(MUTANTS)/ready: | setup

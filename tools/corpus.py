@@ -1,6 +1,7 @@
 """Builds the training corpus, 70 MB of permissive English, from Debian's documentation packages; installs nothing.
 
     python tools/corpus.py -o corpora
+    python tools/corpus.py -o corpora --unlike     # text that none of its sources resembles, to measure on
 
 Needs a Debian (12 or later) with apt-get and dpkg-deb, about 120 MB to fetch, and no Python package. Run `apt-get
 update` first. Writes english-permissive.jsonl.gz (`text`, `source`, `license` a line) and SOURCES.md. Packages are
@@ -339,6 +340,11 @@ SOURCES = [
     ),
 ]
 
+UNLIKE = [
+    Source("anarchist-faq", r"anarchism", r"/html/(sec|append)\w+\.html$", "GFDL-1.1+ or GPL-2+", pages),
+]
+"""Long political prose. SAEs are measured on it; none learns from it, and none of it is passed on."""
+
 FURNITURE = re.compile(
     r"(^|/)(genindex[^/]*|search|py-modindex|modindex|contents|bookindex|print|toc|doc_\w+_crossref|requirements)\.html$"
 )
@@ -441,13 +447,13 @@ def build(sources: list[Source], packages: Path, to: Path) -> list[Drawn]:
     return drawn
 
 
-def sources_page(drawn: list[Drawn]) -> str:
+def sources_page(drawn: list[Drawn], name: str) -> str:
     rows = "\n".join(
         f"| {one.source.name} | {one.package} | {one.source.license} | {one.documents} | {one.size / 1e6:.2f} |"
         for one in drawn
     )
     total = sum(one.size for one in drawn) / 1e6
-    return f"""# Sources of english-permissive.jsonl.gz
+    return f"""# Sources of {name}
 
 {sum(one.documents for one in drawn)} documents, {total:.1f} MB of text. Markup, navigation, headings and repeated
 paragraphs were taken out. The full notices are in each package's `copyright` file.
@@ -467,7 +473,10 @@ def main() -> None:
     )
     parser.add_argument("--debs", type=Path, help="folder of packages: those in it are used, others fetched into it")
     parser.add_argument("--only", nargs="+", metavar="SOURCE", help="build from these sources alone")
+    parser.add_argument("--unlike", action="store_true", help="the text to measure on: writes unlike.jsonl.gz")
     options = parser.parse_args()
+    if options.unlike and options.only:
+        parser.error("--only chooses among the sources of the training corpus: leave it out with --unlike")
     names = [source.name for source in SOURCES]
     if unknown := set(options.only or ()) - set(names):
         parser.error(f"no source called {', '.join(sorted(unknown))}: there are {', '.join(names)}")
@@ -475,15 +484,15 @@ def main() -> None:
         if shutil.which(command) is None:
             sys.exit(f"{command} is not there: this wants a Debian (or a container of one, such as debian:bookworm)")
     options.to.mkdir(parents=True, exist_ok=True)
-    corpus = options.to / "english-permissive.jsonl.gz"
-    chosen = [source for source in SOURCES if not options.only or source.name in options.only]
+    corpus = options.to / ("unlike.jsonl.gz" if options.unlike else "english-permissive.jsonl.gz")
+    chosen = UNLIKE if options.unlike else [one for one in SOURCES if not options.only or one.name in options.only]
     with tempfile.TemporaryDirectory() as scratch:
         if options.debs:
             options.debs.mkdir(parents=True, exist_ok=True)
         drawn = build(chosen, options.debs or Path(scratch), corpus)
-    page = options.to / "SOURCES.md"
+    page = options.to / ("SOURCES-unlike.md" if options.unlike else "SOURCES.md")
     aside = page.with_name(f".{page.name}.{os.getpid()}")
-    aside.write_text(sources_page(drawn))
+    aside.write_text(sources_page(drawn, corpus.name))
     os.replace(aside, page)
     documents, size = sum(one.documents for one in drawn), sum(one.size for one in drawn)
     print(f"{corpus}: {documents} documents, {size / 1e6:.1f} MB of text")

@@ -4,7 +4,8 @@
 
 Steps whose result is there already are passed over, so a run that was cut off goes on where it stopped. Needs about
 10 GB of disk and an hour and a half on two cores. `--card` measures the weights that are shipped and writes their figures into the
-card again, some ten minutes; what it says of data and training stays.
+card again, some ten minutes; what it says of data and training stays. `--unlike` measures them on the text that none of
+their sources resembles alone, three minutes; all else of the card stays.
 """
 
 import argparse
@@ -32,13 +33,16 @@ OUT = Path("src/gemscope/data/smollm2-15-res")
 PER_SOURCE = 2_000_000
 """Characters of each source at most: no single manual or dictionary shall dominate."""
 PER_DOCUMENT = 24_000
+PER_UNLIKE = 2_000
+"""Characters of each document unlike the sources: few of many, as one subject goes on for long."""
 HELD_OUT = 0.025
 SCORED = {"tokens": 120_000, "loss_tokens": 20_000}
+ELSEWHERE = {"tokens": 50_000, "loss_tokens": 20_000}
 TRIED = {"tokens": 20_000, "loss_tokens": 10_000}
 """Mistakes show on fewer tokens."""
 
 
-def mixed(corpora: list[Path], to: Path, seed: int) -> None:
+def mixed(corpora: list[Path], to: Path, seed: int, per_document: int = PER_DOCUMENT) -> None:
     """Documents of all corpora in one shuffled file, long ones and large sources cut."""
     dice = random.Random(seed)
     documents = [asdict(document) for document in gs.Corpus.read(corpora)]
@@ -48,9 +52,9 @@ def mixed(corpora: list[Path], to: Path, seed: int) -> None:
     with aside.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) as packed:
         for document in documents:
             text = document["text"]
-            if len(text) > PER_DOCUMENT:
-                start = text.find("\n", dice.randrange(len(text) - PER_DOCUMENT)) + 1
-                text = text[start : start + PER_DOCUMENT]
+            if len(text) > per_document:
+                start = text.find("\n", dice.randrange(len(text) - per_document)) + 1
+                text = text[start : start + per_document]
             if held[document["source"]] + len(text) > PER_SOURCE:
                 continue
             held[document["source"]] += len(text)
@@ -67,10 +71,22 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=6_170_000)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--card", action="store_true", help="measure the shipped weights anew and write their card")
+    parser.add_argument("--unlike", action="store_true", help="measure them on unlike text alone, and write that anew")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     config = TrainConfig.read(args.recipe)
+    unlike = args.work / "unlike.jsonl.gz"
+    if not unlike.exists():
+        mixed([args.corpora / "unlike.jsonl.gz"], unlike, config.seed, PER_UNLIKE)
+    readme = OUT / "README.md"
+    if args.unlike:
+        with bars() as progress:
+            told = elsewhere(gs.load_model("smollm2"), gs.Corpus.read(unlike), progress)
+        card_now = readme.read_text()
+        before, after = card_now.partition(BESIDE)[0], card_now[card_now.index(MISTAKES) :]
+        readme.write_text(f"{before.rstrip()}\n\n{told}\n{after}")
+        return
     mix = args.work / "mix.jsonl.gz"
     if not mix.exists():
         mixed([args.corpora / f"{name}.jsonl.gz" for name in ("english-permissive", "own-words")], mix, config.seed)
@@ -84,8 +100,7 @@ def main() -> None:
             harvests = {"held_out": args.work / "held-out", "progress": progress}
             gs.train(args.work / "train", config, to=args.work / "run", **harvests)
             ship(args.work / "run" / "sae")
-        figures = measured(model, held_out, progress)
-    readme = OUT / "README.md"
+        figures = measured(model, held_out, gs.Corpus.read(unlike), progress)
     if args.card:
         origin = readme.read_text()[readme.read_text().index(ORIGIN) :]
     else:
@@ -95,7 +110,7 @@ def main() -> None:
     readme.write_text(f"{figures}\n{origin}")
 
 
-def measured(model: gs.LanguageModel, held_out: gs.Corpus, progress: Progress) -> str:
+def measured(model: gs.LanguageModel, held_out: gs.Corpus, unlike: gs.Corpus, progress: Progress) -> str:
     """The card's first half: the figures of the shipped weights, and what they are when they are used wrongly."""
     sae = gs.load_sae("smollm2")
     score = gs.score(model, sae, held_out, **SCORED, progress=progress)
@@ -109,7 +124,30 @@ def measured(model: gs.LanguageModel, held_out: gs.Corpus, progress: Progress) -
     mistakes = [*zip(names, compared, strict=True), ("BOS, first positions and sinks counted", counted)]
     for name, one in mistakes:
         print(name, one, sep="\n")
-    return card(sae, model, score, mistakes)
+    return card(sae, model, score, elsewhere(model, unlike, progress), mistakes)
+
+
+def elsewhere(model: gs.LanguageModel, unlike: gs.Corpus, progress: Progress) -> str:
+    """The figures on text that none of the sources resembles, as the card has them."""
+    score = gs.score(model, gs.load_sae("smollm2"), unlike, **ELSEWHERE, progress=progress)
+    print(score)
+    return f"""{BESIDE}
+
+Most text is not what an SAE learned from. On political prose (Debian's package `anarchism`, {PER_UNLIKE:,} characters of each of its pages;
+`tools/corpus.py --unlike`), which none of the sources below resembles, the same figures are:
+
+| on unlike text | |
+| --- | --- |
+| L0 | {score.l0:.1f} per token (standard deviation {score.l0_std:.0f}, 95 % of tokens ≤ {score.l0_p95}) |
+| FVU | {score.fvu:.4f} (explained variance {score.explained_variance:.4f}) |
+| mean cosine | {score.cosine:.4f} |
+| dead (never fired) | {score.dead:.2%} |
+| delta loss, spliced | {score.delta_loss:+.4f} nats ({score.loss:.4f} → {score.spliced_loss:.4f}) |
+| KL(clean ‖ spliced) | {score.kl:.4f} nats |
+| loss with the site's mean in its place | {score.loss_recovered_mean:.2%} of the loss recovered, {score.kl_score_mean:.2%} of the KL |
+
+Over {score.tokens:,} tokens ({score.loss_tokens:,} for the losses; {score.masked:,} masked).
+"""
 
 
 def sources(mix: Path) -> Counter[str]:
@@ -120,7 +158,7 @@ def sources(mix: Path) -> Counter[str]:
     return held
 
 
-def card(sae: gs.SAE, model: gs.LanguageModel, score: Score, mistakes: list[tuple[str, Score]]) -> str:
+def card(sae: gs.SAE, model: gs.LanguageModel, score: Score, beside: str, mistakes: list[tuple[str, Score]]) -> str:
     """The figures, each of them measured."""
     tried = mistakes[0][1]
     rows = "\n".join(
@@ -150,7 +188,8 @@ Over {score.tokens:,} tokens ({score.loss_tokens:,} for the losses) of documents
 first positions and attention sinks are out of every figure ({score.masked:,} masked). The figures are those of the weights as
 shipped, with the matrices in float16. docs/score.md defines each.
 
-## What a mistake looks like
+{beside}
+{MISTAKES}
 
 The same weights used wrongly, on {tried.tokens:,} of the same tokens ({tried.loss_tokens:,} for the losses):
 
@@ -164,6 +203,9 @@ the others', no SAE is trained on them, and once they are counted the figures ar
 """
 
 
+BESIDE = "## On text unlike its own"
+MISTAKES = "## What a mistake looks like"
+"""What stands before and after the figures on unlike text."""
 ORIGIN = "## Data\n"
 """Where the card's second half begins."""
 

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from gemscope.features.listing import load_stack
 from gemscope.features.load import load_sae
 from gemscope.features.sae import SAE, SAEInfo
 from gemscope.reports import losses as losses_module
+from gemscope.reports import score as score_module
+from gemscope.reports.checking import check
+from gemscope.reports.score import unlike
 from gemscope.reports.scoring import score
 from gemscope.reports.sweep import compare
 from gemscope.testing import D_MODEL, identity_sae, tiny_model
@@ -565,3 +569,34 @@ def test_a_score_prints_itself_and_is_json(model: LanguageModel, corpus: Corpus)
     for piece in ("L0", "explained variance", "delta loss", f"{told.fvu:.4f}", model.name, "1.res"):
         assert piece in text
     assert not any(math.isnan(value) for value in facts.values() if isinstance(value, float))
+
+
+@pytest.mark.parametrize(
+    ("l0", "declared", "tokens", "said"),
+    [
+        (64.5, 49.97, 51_000, "29% more than the SAE's card says (49.97)"),
+        (30.0, 50.0, 2000, "40% less"),
+        (56.7, 49.97, 20_000, None),  # as on documents of its own sources
+        (64.5, 49.97, 1999, None),  # too few to tell
+        (64.5, None, 51_000, None),
+        (64.5, 0.0, 51_000, None),
+    ],
+)
+def test_an_l0_far_from_the_cards_is_told(l0: float, declared: float | None, tokens: int, said: str | None) -> None:
+    told = unlike(l0, declared, tokens)
+    assert told is None if said is None else (told is not None and said in told)
+
+
+def test_score_and_check_say_that_text_is_unlike_the_saes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(score_module, "_MANY", 10)
+    model, corpus = tiny_model(), Corpus.of([*TEXTS, "the end and the ending " * 9])
+    sae = identity_sae(D_MODEL, site="1.res")
+    fires = score(model, sae, corpus, loss_tokens=0, **OPTIONS).l0
+    for declared, far in ((fires, False), (fires / 1.3, True), (fires * 1.5, True)):
+        sae.info = replace(sae.info, declared_l0=declared)
+        one = score(model, sae, corpus, loss_tokens=0, **OPTIONS)
+        assert (one.unlike is not None) is far
+        for said in (str(one), one.to_html(), " ".join(check(model, sae, corpus).notes)):
+            assert ("unlike what" in " ".join(said.split())) is far
+        assert one.to_dict()["declared_l0"] == declared
+        assert score(model, sae, corpus, loss_tokens=0, every_token=True, **OPTIONS).unlike is None

@@ -14,6 +14,7 @@ from gemscope.features.fit import computed_by, require_fit
 from gemscope.features.sae import SAE
 from gemscope.progress import Progress, silent
 from gemscope.reports.check import FEW_FOR_A_VERDICT, Check, Trial
+from gemscope.reports.score import unlike
 from gemscope.reports.trials import LEAST_EXPLAINED, Bench, best_of, is_plausible
 from gemscope.text.corpus import Corpus
 from gemscope.text.rows import Passed, passed_over
@@ -70,7 +71,7 @@ def check(
         masked_l0=masked_l0,
         explained_variance_with_masked=with_masked,
         suggestion=None if ok else _suggestion(given, best, sae, model),
-        notes=tuple(_notes(model, sae, bench.count, passed)),
+        notes=tuple(_notes(model, sae, given if ok else None, bench.count, passed)),
         computed=computed_by(model, sae),
         trials=(given, *sorted(bench.trials[1:], key=lambda trial: trial.error)),
     )
@@ -160,12 +161,14 @@ def _suggestion(given: Trial, best: Trial | None, sae: SAE, model: LanguageModel
     return f"it fits {best.site} scaled by {best.scale:.4g}: {figures}; fold that factor into its weights"
 
 
-def _notes(model: LanguageModel, sae: SAE, count: int, passed: Mapping[str, int]) -> Iterable[str]:
+def _notes(model: LanguageModel, sae: SAE, given: Trial | None, count: int, passed: Mapping[str, int]) -> Iterable[str]:
     made = sae.info.model
     if made is not None and made.split("/")[-1].lower() != model.name.rstrip("/").split("/")[-1].lower():
         yield f"it was made for {made}, this is {model.name}"
     if sae.info.prepend_bos and model.bos is None:
         yield "it was trained on text that begins with BOS, this tokenizer adds none"
+    if given is not None and (told := unlike(given.l0, sae.info.declared_l0, count)):
+        yield told
     if count < FEW_FOR_A_VERDICT:
         yield f"{count} tokens are few: figures can be off by several percent; 500 are a good check"
     if told := passed_over(passed):

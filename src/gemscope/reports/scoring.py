@@ -123,6 +123,7 @@ def scores(
             passed=dict(passed),
             sinks=sinks,
             computed=computed_by(model, reading.sae),
+            declared_l0=reading.sae.info.declared_l0,
             **reading.figures(),
             **(losses if loss_tokens else {}),
         )
