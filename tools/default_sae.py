@@ -83,9 +83,9 @@ def main() -> None:
     if args.unlike:
         with bars() as progress:
             told = elsewhere(gs.load_model("smollm2"), gs.Corpus.read(unlike), progress)
-        card_now = readme.read_text()
-        before, after = card_now.partition(BESIDE)[0], card_now[card_now.index(MISTAKES) :]
-        readme.write_text(f"{before.rstrip()}\n\n{told}\n{after}")
+        text = readme.read_text()
+        before, after = text[: text.index(BESIDE if BESIDE in text else MISTAKES)], text[text.index(MISTAKES) :]
+        readme.write_text(f"{before}{told}\n{after}")
         return
     mix = args.work / "mix.jsonl.gz"
     if not mix.exists():
