@@ -34,6 +34,7 @@ from foreign import ADDRESS, examples_file
 from gemscope.activations import bundled
 from gemscope.activations import writer as writers
 from gemscope.activations.harvest import harvest
+from gemscope.activations.model import LanguageModel
 from gemscope.atlas.describe.gather import DescribeConfig
 from gemscope.atlas.describe.merge import merge
 from gemscope.atlas.describe.run import describe
@@ -41,6 +42,8 @@ from gemscope.atlas.exchange.verbs import export, import_atlas
 from gemscope.cli import main as shell
 from gemscope.features.files import npz
 from gemscope.features.files.saving import save_sae
+from gemscope.features.sae import SAE
+from gemscope.reports.scoring import score
 from gemscope.testing import planted_sae, tiny_model
 from gemscope.text.corpus import Corpus
 from gemscope.training.config import TrainConfig
@@ -78,6 +81,7 @@ def jobs(made: Path) -> dict[str, Job]:
             model, corpus, ["2.res", "0.mlp"], to=to, length=24, batch=4, piece=600, world=World.here()
         ),
         "describe": lambda to: describe(model, sae, halves, to=to, config=config, piece=200, world=World.here()),
+        "score": lambda to: scored(model, sae, corpus, to),
         "merge": lambda to: merge(described, to=to),
         "train": lambda to: train(store, settings, to=to),
         "train a crosscoder": lambda to: train(pair, settings, to=to, site=["0.mlp", "2.res"]),
@@ -97,6 +101,14 @@ def jobs(made: Path) -> dict[str, Job]:
         "unpack": lambda to: npz.read_npz(made / "packed.npz", to),
         "save": lambda to: save_sae(sae, to),
     }
+
+
+def scored(model: LanguageModel, sae: SAE, corpus: Corpus, to: Path) -> None:
+    """With the pieces where those of the other jobs are, and the figures in a file."""
+    options: dict[str, Any] = {"loss_tokens": 300, "length": 24, "batch": 4, "piece": 400}
+    found = score(model, sae, corpus, pieces=to.with_name("out.partial"), world=World.here(), **options)
+    to.mkdir(exist_ok=True)
+    (to / "score.json").write_text(json.dumps(found.to_dict()))
 
 
 def main() -> None:

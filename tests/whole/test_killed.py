@@ -221,7 +221,7 @@ def full_at(longest: int, job: str, nursery: Nursery, whole: Whole, to: Path) ->
 # --- several workers ------------------------------------------------------------------------------------------------
 
 
-SHARED = ("harvest", "describe")
+SHARED = ("harvest", "describe", "score")
 """Jobs that any number of workers may share."""
 
 

@@ -63,12 +63,14 @@ class _Said:
 class Work:
     """What is to become `to`, in pieces that lie in a folder beside it."""
 
-    def __init__(self, to: Path, identity: Mapping[str, Any], *, what: str, own: str) -> None:
+    def __init__(
+        self, to: Path, identity: Mapping[str, Any], *, what: str, own: str = "", folder: Path | None = None
+    ) -> None:
         """`identity` is all that the result depends on, `what` an unfinished one is called, such as "harvest"; `own`
-        matches what else there may be in the folder.
+        matches what else there may be in the `folder` (None: NAME.partial, beside it).
         """
         self.to = to
-        self.folder = to.with_name(to.name + ".partial")
+        self.folder = to.with_name(to.name + ".partial") if folder is None else folder
         self.what = what
         self.identity: dict[str, Any] = as_read(dict(identity))
         self.number = 0

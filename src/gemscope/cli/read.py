@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from gemscope.cli import options
+from gemscope.cli import options, workers
 from gemscope.cli.bars import bars
 
 if TYPE_CHECKING:
@@ -65,6 +67,13 @@ def add_to(commands: Any) -> None:
         help="how many of them again, spliced and ablated (default 10000; 0: no losses)",
     )
     score.add_argument("--html", metavar="FILE", help="write the figures and plots there as one HTML file")
+    score.add_argument("--piece", type=int, metavar="BYTES", help="of text, at least, in a piece (default 65,536)")
+    score.add_argument(
+        "--pieces",
+        metavar="FOLDER",
+        help="keep the pieces there: what stops goes on, and workers elsewhere share it",
+    )
+    workers.add_workers(score)
     _common(score)
     score.set_defaults(run=_score, parser=score)
 
@@ -135,7 +144,9 @@ def _score(args: argparse.Namespace) -> int:
     given = [address, *args.also]
     how: dict[str, Any] = {key: getattr(args, key) for key in ("tokens", "loss_tokens", "every_token")}
     found: Score | Comparison
-    with bars() as progress:
+    if args.piece is not None:
+        how["piece"] = args.piece
+    with workers.shared(args), workers.crew(args) as crew, bars(crew.world.first) as progress:
         # What can be wrong with the names comes out before a model is loaded.
         addresses = dict.fromkeys(one for each in given for one in each_of(each))
         text = options.corpus_of(corpus)
@@ -145,8 +156,9 @@ def _score(args: argparse.Namespace) -> int:
             for one in addresses
         ]
         if list(addresses) == [address] and isinstance(saes[0], SAE):
-            found = score(model, saes[0], text, progress=progress, **how)
+            scored: Callable[..., Score | Comparison] = partial(score, model, saes[0], text)
         else:
-            found = compare(model, saes, text, progress=progress, **how)
+            scored = partial(compare, model, saes, text)
+        found = crew.done(lambda world: scored(pieces=args.pieces, world=world, progress=progress, **how), progress)
     options.show(found, args.json, args.html)
     return 0

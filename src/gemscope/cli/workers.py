@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from gemscope.errors import Awaited, InputError
@@ -90,10 +91,27 @@ def crew(args: argparse.Namespace) -> Iterator[Crew]:
                 one.wait()
 
 
+@contextmanager
+def shared(args: argparse.Namespace) -> Iterator[None]:
+    """A folder for the pieces of several workers, where none is named and all of them are started here."""
+    if args.workers < 2 or args.pieces is not None:
+        yield
+        return
+    with TemporaryDirectory(prefix="gemscope-") as folder:
+        args.pieces = folder
+        args.argv = _with(args.argv, "--pieces", folder)
+        yield
+
+
+def _with(argv: Sequence[str], *words: str) -> list[str]:
+    """The same command with another option."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    return [*argv[:end], *words, *argv[end:]]
+
+
 def _started(argv: Sequence[str], world: World) -> subprocess.Popen[bytes]:
     """The same command as another worker, which says nothing but what went wrong."""
-    end = argv.index("--") if "--" in argv else len(argv)
-    command = [sys.executable, "-m", "gemscope", *argv[:end], "--workers", "1", *argv[end:]]
+    command = [sys.executable, "-m", "gemscope", *_with(argv, "--workers", "1")]
     environment = dict(os.environ) | {
         "GEMSCOPE_SHARE": f"{world.rank}/{world.size}",
         "LOCAL_RANK": str(world.rank),  # where there are several GPUs, each has its own

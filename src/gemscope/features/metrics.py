@@ -7,7 +7,7 @@ docs/score.md says why these and not others.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -54,6 +54,29 @@ class Variance:
         parts = ((exact - back).pow(2), squares, cosines, ratios, written, products)
         sums = torch.stack([part.sum() for part in parts])
         self._sums = sums if self._sums is None else self._sums + sums
+
+    def merge(self, other: Variance) -> None:
+        """What other text gave. Sums of float64: the order counts in the last digits."""
+        self.n += other.n
+        if other.total is not None:
+            self.total = other.total if self.total is None else self.total + other.total
+        if other._sums is not None:
+            self._sums = other._sums if self._sums is None else self._sums + other._sums
+
+    def state(self) -> dict[str, Tensor]:
+        """All of it, to be stored; `of` makes it again."""
+        total = torch.zeros(0, dtype=torch.float64) if self.total is None else self.total
+        return {"n": torch.tensor([self.n]), "total": total, "sums": torch.tensor(self.sums, dtype=torch.float64)}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Tensor]) -> Variance:
+        """The sums whose `state` was stored. Raises ValueError for what were none."""
+        made, number = cls(), int(state["n"])
+        if number < 0 or not all(part.isfinite().all() for part in state.values()):
+            raise ValueError("its sums are no such sums")
+        if number:
+            made.n, made.total, made._sums = number, state["total"], state["sums"]
+        return made
 
     @property
     def sums(self) -> list[float]:
@@ -128,6 +151,26 @@ class Firings:
         self._counts = self._counts.to(ids.device)
         places = torch.cat([ids.long(), l0.long() + len(self._counts) // 2])
         self._counts.index_add_(0, places, torch.ones_like(places))
+
+    def merge(self, other: Firings) -> None:
+        """What other text gave."""
+        self.n += other.n
+        self._counts = self._counts.cpu() + other._counts.cpu()
+
+    def state(self) -> dict[str, Tensor]:
+        """All of it, to be stored; `of` makes it again."""
+        self._counts = self._counts.cpu()
+        return {"n": torch.tensor([self.n]), "counts": self._counts}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Tensor], d_sae: int) -> Firings:
+        """The counts whose `state` was stored. Raises ValueError for what were none."""
+        made, number, counts = cls(d_sae), int(state["n"]), state["counts"]
+        # As many tokens as have any number of active features; on no more of them does one fire.
+        if not (counts >= 0).all() or (counts > number).any() or counts[d_sae:].sum() != number:
+            raise ValueError("its counts are no such counts")
+        made.n, made._counts = number, counts
+        return made
 
     @property
     def of_feature(self) -> Int[Tensor, "F"]:

@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,21 +23,31 @@ from gemscope.activations import memory
 from gemscope.activations.ahead import ahead, enough
 from gemscope.activations.capture import Captured
 from gemscope.activations.editing import Edit
+from gemscope.activations.harvest import versions
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site, locate
+from gemscope.activations.work import Work, counted, device_kind
+from gemscope.checked import Count, Form, require_forms
 from gemscope.edits.splice import Constant, Replace, Splice
-from gemscope.errors import InputError
+from gemscope.errors import CorruptFile, InputError
 from gemscope.features.activations import FeatureActivations
 from gemscope.features.cross_layer import CrossLayerTranscoder
 from gemscope.features.fit import answered_for, computed_by, require_fit, require_layers
 from gemscope.features.histogram import Histogram
 from gemscope.features.metrics import Firings, Variance, recovered
 from gemscope.features.sae import SAE
-from gemscope.progress import Progress, silent
+from gemscope.progress import Advance, Progress, silent
 from gemscope.reports.losses import Change, Kept, Losses, losses
 from gemscope.reports.score import Score
-from gemscope.text.corpus import Corpus
+from gemscope.text.corpus import Corpus, Passage
 from gemscope.text.rows import Passed
+from gemscope.text.tokens import Tokens
+from gemscope.world import ALONE, World
+
+PIECE = 1 << 16
+"""Bytes of text, at least, that are read as one piece where nobody says how many: some 15,000 tokens."""
+_LONGEST = 64
+"""Bytes of text to a token, at most, as far as pieces keep rows for the losses."""
 
 
 def score(
@@ -45,6 +60,9 @@ def score(
     length: int = 256,
     batch: int = 8,
     every_token: bool = False,
+    piece: int = PIECE,
+    pieces: str | Path | None = None,
+    world: World = ALONE,
     progress: Progress = silent,
 ) -> Score:
     """Reads up to `tokens` tokens of the corpus (None: all) up to the SAE's site, then the first `loss_tokens` of them
@@ -52,7 +70,13 @@ def score(
 
     `loss_tokens=0` leaves the losses out. Memory does not grow with the corpus, but for some thirty bytes per loss
     token. `every_token` counts special tokens, first positions and attention sinks too, for comparison alone.
-    Raises Mismatch when model and SAE do not fit, InputError for a corpus of which nothing counts.
+
+    The text is read in pieces, whole documents of at least `piece` bytes together, each packed by itself. They are kept
+    in the folder `pieces`, where one is named: what was stopped goes on there, and the workers of a `world` of several
+    share them; the figures are the same, to the last digit, for any number of workers.
+
+    Raises Mismatch when model and SAE do not fit, or the pieces are of something else, InputError for a corpus of which
+    nothing counts, Awaited where other workers still have pieces to read, CorruptFile, StorageFull.
     """
     return scores(
         model,
@@ -63,6 +87,9 @@ def score(
         length=length,
         batch=batch,
         every_token=every_token,
+        piece=piece,
+        pieces=pieces,
+        world=world,
         progress=progress,
     )[0]
 
@@ -77,6 +104,9 @@ def scores(
     length: int = 256,
     batch: int = 8,
     every_token: bool = False,
+    piece: int = PIECE,
+    pieces: str | Path | None = None,
+    world: World = ALONE,
     progress: Progress = silent,
 ) -> tuple[Score, ...]:
     """`score` of several SAEs in one reading of the text: they share the model's pass up to the deepest site, and the
@@ -88,31 +118,47 @@ def scores(
     if loss_tokens < 0:
         raise InputError(f"loss_tokens={loss_tokens}: expected how many tokens to read again, 0 for no losses")
     batch = batch if tokens is None else min(batch, math.ceil(tokens / length))
+    if world.size > 1 and pieces is None:
+        raise InputError(f"worker {world.rank} of {world.size} without `pieces`: name the folder that all share")
     readers = [_Layers(model, one) if isinstance(one, CrossLayerTranscoder) else _Reading(model, one) for one in saes]
     readings = [reading for reader in readers for reading in reader.readings]
-    sites = {site for reading in readings for site in (reading.site, reading.site_out)}
-    kept: list[Kept] = []
-    read = kept_tokens = sinks = 0
-    passed: Passed = Counter()
-    with memory.fewer("score", batch, model.device), progress("score", tokens, "tokens") as advance:
-        packed = model.rows(corpus.documents(passed), length=length, batch=batch, every_token=every_token)
-        short = (rows.trimmed for rows in enough(packed, tokens))
-        for rows, captured in ahead(
-            short, lambda rows: model.capture(rows, sites, every_token=every_token), model.device
-        ):
-            for reader in readers:
-                reader.read(captured)
-            sinks += captured[readings[0].site].dropped["sink"]  # the same at all sites
-            step = int(rows.real.sum())
-            if kept_tokens < loss_tokens:
-                kept.append(Kept(rows, {site: captured[site].kept for site in sites}))
-                kept_tokens += int(rows.counted.sum())
-            read += step
-            advance(step)
-    if any(reading.variance.n == 0 for reading in readings):
-        raise InputError(f"{corpus.name} gave no token that counts: nothing to score")
-    with memory.fewer("losses", batch, model.device):
-        found = _losses(model, readings, kept, progress)
+    identity = {
+        "model": [model.name, model.revision],
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "sae": [[reading.sae.digest, str(reading.site), str(reading.site_out)] for reading in readings],
+        "corpus": [corpus.name, corpus.digest],
+        "tokens": tokens,
+        "loss_tokens": loss_tokens,
+        "length": length,
+        "batch": batch,
+        "every_token": every_token,
+        "piece": piece,
+        "versions": versions(),
+        "device": device_kind(model.device),
+    }
+    with ExitStack() as held:
+        folder = Path(held.enter_context(TemporaryDirectory(prefix="gemscope-")) if pieces is None else pieces)
+        work = Work(folder / "score", identity, what="score", folder=folder)
+        work.begin()
+        held.callback(work.end)
+        reading = partial(_read, model, readers, length=length, batch=batch, every_token=every_token)
+        count = partial(counted, model, length=length)
+        known = {number: work.read_of(number) for number in work.there()} if world.first else {}
+        with memory.fewer("score", batch, model.device), progress("score", tokens, "tokens") as advance:
+            advance(sum(known.values()))
+            for passage, most in work.mine(corpus.pieces(piece), world, tokens=tokens, count=count):
+                near = passage.number * piece <= _LONGEST * loss_tokens
+                known[passage.number] = reading(
+                    work, passage, most, loss_tokens=loss_tokens if near else 0, advance=advance
+                )
+                if world.first and world.size > 1:
+                    advance(work.news(known))
+        work.require_all()
+        read, sinks, passed, kept = _together(work, readings, loss_tokens)
+        if any(reading.variance.n == 0 for reading in readings):
+            raise InputError(f"{corpus.name} gave no token that counts: nothing to score")
+        with memory.fewer("losses", batch, model.device):
+            found = _losses(model, readings, kept, partial(_once, work), progress)
     return tuple(
         Score(
             model=model.name,
@@ -131,14 +177,157 @@ def scores(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Piece:
+    """What is known of a piece beside its sums."""
+
+    sinks: Count
+    passed: Mapping[str, Count]
+    kept: Count
+    """Batches of rows that are to be read again."""
+
+
+def _read(
+    model: LanguageModel,
+    readers: Sequence[_Reading | _Layers],
+    work: Work,
+    passage: Passage,
+    tokens: int | None,
+    *,
+    loss_tokens: int,
+    advance: Advance,
+    length: int,
+    batch: int,
+    every_token: bool,
+) -> int:
+    """Reads a piece by itself, and keeps its sums and the rows of its first `loss_tokens`; how many tokens it has."""
+    readings = [reading for reader in readers for reading in reader.readings]
+    sites = sorted({site for reading in readings for site in (reading.site, reading.site_out)})
+    for reading in readings:
+        reading.empty()
+    arrays: dict[str, Tensor] = {}
+    read = sinks = batches = kept = 0
+    packed = model.rows(passage.documents, length=length, batch=batch, every_token=every_token)
+    short = (rows.trimmed for rows in enough(packed, tokens))
+    capture = partial(model.capture, sites=sites, every_token=every_token)
+    for rows, captured in ahead(short, capture, model.device):
+        for reader in readers:
+            reader.read(captured)
+        sinks += captured[readings[0].site].dropped["sink"]  # the same at all sites
+        if kept < loss_tokens:
+            parts = {"ids": rows.ids, "real": rows.real, "counted": rows.counted}
+            parts |= {str(site): captured[site].kept for site in sites}
+            arrays |= {f"kept.{batches}.{name}": part for name, part in parts.items()}
+            kept += int(rows.counted.sum())
+            batches += 1
+        step = int(rows.real.sum())
+        read += step
+        advance(step)
+    for index, reading in enumerate(readings):
+        arrays |= {f"{index}.{name}": part for name, part in reading.state().items()}
+    facts = _Piece(sinks=sinks, passed=dict(passage.passed), kept=batches)
+    whole = {name: part.cpu().numpy() for name, part in arrays.items()}
+    work.put(passage.number, read=read, facts=asdict(facts), arrays=whole)
+    return read
+
+
+def _together(work: Work, readings: Sequence[_Sums], loss_tokens: int) -> tuple[int, int, Passed, list[Kept]]:
+    """Sums over all pieces, in the order of the text, and the rows of the first `loss_tokens`. How many tokens were
+    read, and are sinks; rows without text. Raises CorruptFile for what no reading of these SAEs has kept.
+    """
+    for reading in readings:
+        reading.empty()
+    sites = sorted({site for reading in readings for site in (reading.site, reading.site_out)})
+    read = sinks = kept_tokens = 0
+    passed: Passed = Counter()
+    kept: list[Kept] = []
+    for number in range(work.number):
+        piece, arrays = work.get(number, _Piece)
+        tensors = {name: torch.from_numpy(part) for name, part in arrays.items()}
+        try:
+            for index, reading in enumerate(readings):
+                reading.add_state({name: tensors.get(f"{index}.{name}") for name in _STATE})
+            for batch in range(piece.kept if kept_tokens < loss_tokens else 0):
+                if kept_tokens < loss_tokens:
+                    names = (*_ROWS, *map(str, sites))
+                    kept.append(_kept({name: tensors.get(f"kept.{batch}.{name}") for name in names}))
+                    kept_tokens += int(kept[-1].tokens.counted.sum())
+        except ValueError as error:
+            raise work.damaged(number, error) from error
+        read += work.read_of(number)
+        sinks += piece.sinks
+        passed.update(piece.passed)
+    return read, sinks, passed, kept
+
+
+_STATE = ("variance.n", "variance.total", "variance.sums", "firings.n", "firings.counts")
+_ROWS = ("ids", "real", "counted")
+
+
+def _kept(parts: Mapping[str, Tensor | None]) -> Kept:
+    """Rows to be read again. Raises ValueError for what were none."""
+    ids, *masks = parts.values()
+    if ids is None or ids.dtype != torch.int64 or ids.ndim != 2 or not len(ids):
+        raise ValueError("its rows are no rows of tokens")
+    if any(mask is None or mask.dtype != torch.bool or mask.shape != ids.shape for mask in masks):
+        raise ValueError("its rows do not say which tokens count")
+    real, counted, *at = (mask for mask in masks if mask is not None)
+    return Kept(Tokens(ids, real, counted), dict(zip(map(Site.parse, list(parts)[3:]), at, strict=True)))
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Of the piece that losses are, there is no more to say."""
+
+
+def _once(work: Work, make: Callable[[], list[Losses]]) -> list[Losses]:
+    """The losses, as one more piece: whoever finds the others done makes it, and the rest read it."""
+    number = work.number
+    if not work.has(number):
+        made = make()
+        sums = np.array([[one.n, one.total, one.divergence] for one in made], np.float64).reshape(-1, 3)
+        work.put(number, read=0, facts={}, arrays={"losses": sums})
+    _, arrays = work.get(number, _Made)
+    require_forms(arrays, {"losses": Form((None, 3), "float64")}, where=str(work.folder))
+    return [Losses(int(n), total, divergence) for n, total, divergence in arrays["losses"].tolist()]
+
+
 class _Sums:
     """One SAE, or one layer of a cross-layer transcoder, and its running sums."""
 
     def __init__(self, sae: SAE, sites: tuple[Site, Site], name: str, no_losses: str | None) -> None:
         self.sae, self.name, self.no_losses = sae, name, no_losses
         self.site, self.site_out = sites
+        self.empty()
+
+    def empty(self) -> None:
+        """As if nothing had been read."""
         self.variance = Variance()
-        self.firings = Firings(sae.d_sae)
+        self.firings = Firings(self.sae.d_sae)
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums, to be stored."""
+        variance, firings = self.variance.state(), self.firings.state()
+        return {f"variance.{name}": one for name, one in variance.items()} | {
+            f"firings.{name}": one for name, one in firings.items()
+        }
+
+    def add_state(self, state: Mapping[str, Tensor | None]) -> None:
+        """What was stored of other text. Raises ValueError for what was not."""
+        whole = {name: one for name, one in state.items() if one is not None}
+        wide = None if self.variance.total is None else len(self.variance.total)
+        forms = {name: Form(one.shape, str(one.dtype).removeprefix("torch.")) for name, one in self.state().items()}
+        forms["variance.total"] = Form((wide if len(whole.get("variance.total", ())) else None,), "float64")
+        try:
+            require_forms(whole, forms)
+        except CorruptFile as error:
+            raise ValueError(error) from error
+        parts = {
+            part: {name.removeprefix(f"{part}."): one for name, one in whole.items() if name.startswith(part)}
+            for part in ("variance", "firings")
+        }
+        self.variance.merge(Variance.of(parts["variance"]))
+        self.firings.merge(Firings.of(parts["firings"], self.sae.d_sae))
 
     def add(self, features: FeatureActivations, target: Tensor, out: Tensor) -> None:
         """The features of counted tokens, what is there where it writes, and what it writes."""
@@ -219,7 +408,11 @@ def _histogram(parts: tuple[float, float, tuple[int, ...]]) -> Histogram:
 
 
 def _losses(
-    model: LanguageModel, readings: Sequence[_Sums], kept: Sequence[Kept], progress: Progress
+    model: LanguageModel,
+    readings: Sequence[_Sums],
+    kept: Sequence[Kept],
+    once: Callable[[Callable[[], list[Losses]]], list[Losses]],
+    progress: Progress,
 ) -> list[dict[str, Any]]:
     """The fields of each score that come from changed models."""
     changes: list[Change] = []
@@ -239,7 +432,14 @@ def _losses(
         changes.append(Change(reading.site, reading.spliced))
     if not changes:
         return [{"no_losses": reading.no_losses} for reading in readings]
-    clean, changed = losses(model, kept, changes, progress=progress)
+    at = list(dict.fromkeys(change.site for change in changes))
+
+    def make() -> list[Losses]:
+        clean, changed = losses(model, kept, changes, progress=progress)
+        return [*(clean[site] for site in at), *changed]
+
+    found = once(make)
+    clean, changed = dict(zip(at, found, strict=False)), found[len(at) :]
     return [
         _figures(clean[reading.site], {name: changed[place] for name, place in places[index].items()})
         if index in places

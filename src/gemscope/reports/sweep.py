@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from gemscope.activations.model import LanguageModel
@@ -18,8 +18,9 @@ from gemscope.pages.tables import Table
 from gemscope.progress import Progress, silent
 from gemscope.reports.front import Front, on_front
 from gemscope.reports.score import FORMULAS, MISLEADING, Score, conditions, number
-from gemscope.reports.scoring import scores
+from gemscope.reports.scoring import PIECE, scores
 from gemscope.text.corpus import Corpus
+from gemscope.world import ALONE, World
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -126,6 +127,9 @@ def compare(
     length: int = 256,
     batch: int = 8,
     every_token: bool = False,
+    piece: int = PIECE,
+    pieces: str | Path | None = None,
+    world: World = ALONE,
     progress: Progress = silent,
 ) -> Comparison:
     """`score` of several SAEs, or of all of a stack, over one reading of the text. The model's passes, clean and
@@ -148,6 +152,9 @@ def compare(
             length=length,
             batch=batch,
             every_token=every_token,
+            piece=piece,
+            pieces=pieces,
+            world=world,
             progress=progress,
         )
     )
