@@ -161,7 +161,7 @@ def read_yaml(path: Path, kind: Kind[T]) -> T:
 
     data, where = bytes_of(path, most=SMALL), shown(path)
     try:
-        root = yaml.compose(data.decode("utf-8-sig"), yaml.BaseLoader)
+        root = yaml.compose(data.decode("utf-8-sig"), _yaml_loader())
         value = None if root is None else _plain_yaml(root, set())
     except _Twice as twice:
         raise CorruptFile(f"{where} says {quoted(twice.args[0])} twice in one object") from None
@@ -174,6 +174,25 @@ def read_yaml(path: Path, kind: Kind[T]) -> T:
     except ValueError as error:
         raise CorruptFile(f"{where} is YAML of a kind that is not read: {shown(error)}") from error
     return declared(value, kind, where=where, strict=False)
+
+
+@cache
+def _yaml_loader() -> Any:
+    """One that gives up where it would go too deep: what it takes to go on grows with the square of the depth."""
+    import yaml
+
+    class Shallow(yaml.BaseLoader):
+        deep = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            self.deep += 1
+            if self.deep > DEEP:
+                raise RecursionError
+            node = super().compose_node(parent, index)
+            self.deep -= 1
+            return node
+
+    return Shallow
 
 
 def _plain_yaml(node: Any, seen: set[int]) -> Any:

@@ -25,6 +25,7 @@ from gemscope.checked import (
     quoted,
     read_json,
     read_toml,
+    read_yaml,
     require_forms,
     shown,
 )
@@ -253,3 +254,28 @@ def test_what_is_compared_with_what_was_read_is_as_it_is_read(tmp_path: Path) ->
     value = {"a": (1, 2.5), "b": {3: None}}
     (tmp_path / "a.json").write_text(json.dumps(value))
     assert as_read(value) == read_json(tmp_path / "a.json", dict[str, Any]) == {"a": [1, 2.5], "b": {"3": None}}
+
+
+@pytest.mark.parametrize("inside", ["[", "{b: ", "- "])
+def test_yaml_that_goes_too_deep_is_given_up_where_it_does(
+    inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To read on takes the square of the depth: seconds for a few thousand brackets."""
+    from yaml.scanner import Scanner
+
+    steps = 0
+    original = Scanner.fetch_more_tokens
+
+    def counted(self: Scanner) -> None:
+        nonlocal steps
+        steps += 1
+        original(self)
+
+    monkeypatch.setattr(Scanner, "fetch_more_tokens", counted)
+    path = tmp_path / "config.yaml"
+    path.write_text(f"{'a: ' if inside != '- ' else ''}{inside * 8000}")
+    with pytest.raises(CorruptFile, match="nested deeper than 64 levels"):
+        read_yaml(path, dict[str, Any])
+    assert steps < 1200  # that far ahead a key is looked for
+    path.write_text(f"a: {'[' * 60}{']' * 60}")
+    assert read_yaml(path, dict[str, Any])

@@ -19,7 +19,7 @@ from gemscope.errors import InputError, Mismatch, NotFinite, SAENotFound
 from gemscope.features.activations import FeatureActivations
 from gemscope.features.kernels import Rows
 from gemscope.features.kernels.choice import choose
-from gemscope.features.mapped import Mapped
+from gemscope.features.mapped import Scattered
 from gemscope.features.sae import SAE, SAEInfo
 from gemscope.shapes import Float, Int
 
@@ -47,14 +47,12 @@ class Written:
         return self._opened()
 
     @cached_property
-    def _mapped(self) -> Mapped | None:
-        return Mapped.of(self.tensor)
+    def _rows(self) -> Scattered:
+        return Scattered(self.tensor)
 
     def rows(self, features: Int[Tensor, "f"]) -> Float[Tensor, "f J O"]:
         """Of chosen features, ascending, in float32 in the processor's memory. Raises NotFinite."""
-        found = self.tensor[features.cpu()].float()
-        if self._mapped is not None:
-            self._mapped.release()
+        found = self._rows[features.cpu()].float()
         self.rows_read += len(features)
         if not found.sum().isfinite() and not found.isfinite().all():
             raise NotFinite(f"{self.name} holds NaN or Inf: the file is damaged or comes of a run that failed")

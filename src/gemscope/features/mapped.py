@@ -47,6 +47,36 @@ class Mapped:
         _libc().madvise(ctypes.c_void_p(self.start), ctypes.c_size_t(self.length), mmap.MADV_DONTNEED)
 
 
+class Scattered:
+    """Rows of a tensor that are read here and there. Where it is mapped from a file these alone are brought from the
+    disk, and not what lies around them, which would soon be all of it.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self._mapped = tensor, Mapped.of(tensor)
+        inside = ((size - 1) * stride for size, stride in zip(tensor.shape[1:], tensor.stride()[1:], strict=True))
+        self._row = (1 + sum(inside)) * tensor.itemsize
+        if self._mapped is not None:
+            self._advise(mmap.MADV_RANDOM, 0, len(tensor) - 1)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """A copy of the rows of these numbers, ascending."""
+        if self._mapped is None:
+            return self.tensor[rows]
+        for row in rows.tolist():
+            self._advise(mmap.MADV_WILLNEED, row, row)
+        found = self.tensor[rows]
+        self._mapped.release()
+        return found
+
+    def _advise(self, what: int, first: int, last: int) -> None:
+        """Says of rows what will be done with them."""
+        step = self.tensor.stride(0) * self.tensor.itemsize
+        start, end = self.tensor.data_ptr() + first * step, self.tensor.data_ptr() + last * step + self._row
+        start -= start % mmap.PAGESIZE
+        _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), what)
+
+
 def _map_around(first: int, last: int) -> str | None:
     """The addresses of the file's map that these lie in."""
     with Path("/proc/self/maps").open() as maps:
