@@ -25,7 +25,7 @@ COMMANDS = {
     "sweep": ["steer", "2852=200max", "I live in", "--sweep", "0,200", "--random-feature", *QUICK],
     "probe": ["probe", "sample", "--limit", "60", "--length", "8"],
     "probe-two": ["probe", "sample", "--limit", "40", "--length", "8", "--labels", "sqlite-docs,python-docs"],
-    "effect": ["effect", "--features", "263,8029", "--tokens", "48", "--length", "16"],
+    "effect": ["effect", "--features", "263,8029", "--tokens", "8", "--length", "6"],
     "feature": ["feature", "263", "5", "455"],
     "search": ["search", "money"],
     "search-on": ["search", "--on", "money"],
@@ -59,7 +59,12 @@ def known() -> dict[tuple[str, str], Any]:
 @pytest.fixture
 def found_once(command: str, known: dict[tuple[str, str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """What a command finds is the same however wide the terminal is."""
-    for module, name in (("look", "look"), ("dosing", "dose")):
+    for module, name in (
+        ("look", "look"),
+        ("dosing", "dose"),
+        ("attribute", "attribute"),
+        ("text_pair", "compare_texts"),
+    ):
         place = importlib.import_module(f"gemscope.reports.{module}")
         monkeypatch.setattr(place, name, partial(_once, known, (command, name), getattr(place, name)))
 
@@ -95,7 +100,7 @@ def test_no_line_is_longer_than_the_terminal_is_wide(
     assert not [line for line in found if re.search(r"\d…|\w{2,}…\s+\w+…", line)]
 
 
-@pytest.mark.usefixtures("at_hand")
+@pytest.mark.usefixtures("at_hand", "found_once")
 @pytest.mark.parametrize(
     "command", ["look", "steer", "sweep", "attribute", "feature", "search", "search-on", "compare"]
 )

@@ -102,7 +102,8 @@ def _has(model: nn.Module, case: Family) -> bool:
     """Whether the modules are there that the case names, in the first block as an example of all."""
     stack = next((path for path in case.layers if _found(model, path) is not None), None)
     first = None if stack is None else _found(model, f"{stack}.0")
-    return first is not None and all(_in_block(first, case, point.module) is not None for point in case.points.values())
+    there = {} if first is None else dict(first.named_modules(remove_duplicate=False))
+    return all(point.module in there or case.instead.get(point.module) in there for point in case.points.values())
 
 
 def _in_block(block: nn.Module, case: Family, path: str) -> str | None:
