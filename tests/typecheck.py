@@ -61,13 +61,19 @@ def _watched(given: Any, typechecker: Callable[..., Any]) -> Any:
     has_shapes = any("'" in str(hint) for hint in given.__annotations__.values())
     if not has_shapes and "<locals>" in given.__qualname__:
         return given
-    given.__annotations__ = {name: _hint(hint, given) for name, hint in given.__annotations__.items()}
-    watched = typechecker(given)
+    watched: Callable[..., Any] | None = None
+
+    def prepared() -> Callable[..., Any]:
+        """Once, when it is first called: to prepare all that is imported takes longer than to import it."""
+        nonlocal watched
+        given.__annotations__ = {name: _hint(hint, given) for name, hint in given.__annotations__.items()}
+        watched = typechecker(given)
+        return watched
 
     @functools.wraps(given)
     def plain(*args: Any, **options: Any) -> Any:
         __tracebackhide__ = True
-        return (given if jaxtyping.config.jaxtyping_disable else watched)(*args, **options)
+        return (given if jaxtyping.config.jaxtyping_disable else watched or prepared())(*args, **options)
 
     @functools.wraps(given)
     def shaped(*args: Any, **options: Any) -> Any:
@@ -75,7 +81,7 @@ def _watched(given: Any, typechecker: Callable[..., Any]) -> Any:
         if jaxtyping.config.jaxtyping_disable:
             return given(*args, **options)
         with _ONE_CALL:
-            return watched(*args, **options)
+            return (watched or prepared())(*args, **options)
 
     return shaped if has_shapes else plain
 

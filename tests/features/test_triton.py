@@ -122,8 +122,16 @@ def test_nothing_is_missed_where_rounding_loses_all_that_it_can(sign: float) -> 
         assert len(found.ids) == len(W)
 
 
-@pytest.mark.parametrize("size", [1e30, 1e18, 1e-18, 1e-30, 1e-40])
-@pytest.mark.parametrize("against", [1.0, 1e-30, 1e30])
+@pytest.mark.parametrize(
+    ("against", "size"),
+    [
+        *((1.0, size) for size in (1e30, 1e18, 1e-18, 1e-30, 1e-40)),
+        (1e-30, 1e30),
+        (1e-30, 1e-40),
+        (1e30, 1e18),
+        (1e30, 1e30),
+    ],
+)
 def test_huge_and_vanishing_norms_miss_nothing(size: float, against: float) -> None:
     x, W, b = data(3, 40, 20, seed=2)
     x, W = x * size, W * torch.linspace(0, against, 40, device=DEVICE)[:, None]

@@ -201,6 +201,7 @@ def test_every_line_of_ours_on_the_migration_page_runs(tmp_path: Path, as_read: 
     theirs = re.findall(r"```python\n# (?!gemscope)(.*?)```", MIGRATION, re.DOTALL)
     assert len(ours) == len(theirs) == 10
     less = "\n".join(ours).replace("20_000", "2_048").replace("4_000", "600")
+    less = less.replace("tokens=1_000, loss_tokens=500", "tokens=64, loss_tokens=64, length=64")
     out = as_read(less + "\nassert steered.pairs and found and page['maxActApprox'] > 0 and len(said) == 10")
     assert "15.res" in out
     assert "add feature 8029 (80" in out
