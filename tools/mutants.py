@@ -38,6 +38,8 @@ MEMORY, FILES = 20 << 30, 1 << 30
 """Bounds, in bytes, on the addresses of a process and on a file: a mutant may ask for anything."""
 
 
+NOWHERE = "in no function that is loaded"
+
 Place = tuple[int, int]
 
 
@@ -180,8 +182,8 @@ def _codes(code: CodeType) -> Iterator[tuple[tuple[str, int], CodeType]]:
             yield from _codes(constant)
 
 
-def replace_functions(mutant: Mutant) -> None:
-    """Every function object of the module runs the mutant's code from now on."""
+def replace_functions(mutant: Mutant) -> int:
+    """Every function object of the module runs the mutant's code from now on; how many there are that it changes."""
     path = str(SOURCES / mutant.module)
     name = "gemscope." + mutant.module.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     loader: Any = sys.modules[name].__loader__
@@ -191,11 +193,15 @@ def replace_functions(mutant: Mutant) -> None:
     original: dict[tuple[str, int], list[CodeType]] = {}
     for key, code in _codes(loader.source_to_code((SOURCES / mutant.module).read_bytes(), path)):
         original.setdefault(key, []).append(code)
+    changed = 0
+    gc.unfreeze()  # what is frozen is not told of: the tests freeze all that they import
     for function in gc.get_objects():
         if type(function) is FunctionType and function.__code__.co_filename == path:
             key = (function.__code__.co_qualname, function.__code__.co_firstlineno)
             which = original[key].index(function.__code__) if key in original else 0
+            changed += function.__code__ != mutated[key][which]
             function.__code__ = mutated[key][which]
+    return changed
 
 
 def replace_module(mutant: Mutant) -> None:
@@ -289,7 +295,8 @@ class Forks:
 
     def tried(self, mutant: Mutant, items: list[Any]) -> str:
         """The test that failed, or nothing."""
-        replace_functions(mutant)
+        if not replace_functions(mutant):
+            return NOWHERE
         for item in items:
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
             if self.failed:
@@ -344,8 +351,8 @@ def _within(ids: list[str], seconds: dict[str, float], budget: float) -> list[st
 
 
 def _verdict(outcome: Any) -> tuple[str, str]:
-    if outcome == "":
-        return "survived", ""
+    if outcome in ("", NOWHERE):  # in code that nobody has loaded, or in a function made anew by each call
+        return "survived", outcome
     if isinstance(outcome, int):
         return "killed", f"signal or exit {outcome}"
     return "killed", str(outcome)

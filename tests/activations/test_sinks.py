@@ -177,10 +177,10 @@ def test_real_sinks_are_those_whose_massive_activations_last(text: str, bundled:
 
 
 def test_ordinary_tokens_of_real_text_are_alike_in_the_middle_and_none_is_lost(bundled: LanguageModel) -> None:
-    rows = next(bundled.rows(Corpus.sample().take(12), length=128, batch=8))
+    rows = next(bundled.rows(Corpus.sample().take(12), length=128, batch=4))
     streams = hidden(bundled, rows.ids)
     norms = streams[15].norm(dim=-1)
     ordinary = norms < 2 * norms[rows.counted].median()
     counted = bundled.capture(rows, ["0.res"])["0.res"].counted
     assert torch.equal(counted, rows.counted & ordinary)
-    assert counted.sum() > 900
+    assert counted.sum() > 450
