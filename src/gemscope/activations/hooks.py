@@ -123,18 +123,22 @@ def watching(modules: Iterable[nn.Module], check: Callable[[], None]) -> Iterato
 
 
 @contextmanager
-def grasping(model: nn.Module, point: Point) -> Iterator[list[Tensor]]:
-    """While the block runs, a pass puts into the yielded list the tensor that flows through a plain point from there
-    on, as one that gradients can be taken with respect to.
+def grasping(model: nn.Module, point: Point, *, stop: bool = False) -> Iterator[list[Tensor]]:
+    """While the block runs, a pass puts into the yielded list the tensor that flows through a point from there on, as
+    one that gradients can be taken with respect to where the point is a plain one. With `stop` the pass ends there,
+    with `Enough`.
     """
     held: list[Tensor] = []
+    beside = point.transform == "normalized"
 
     def hold(tensor: Tensor) -> Tensor:
         # A copy goes on: the block may go on to write into the tensor itself (Falcon does), and that one is kept.
         kept = tensor.clone()
         if not kept.requires_grad:  # nothing before it does: it is where the graph begins
             kept.requires_grad_()
-        held.append(kept)
+        held.append(_normalized(bare(model.get_submodule(point.module)), kept) if beside else kept)
+        if stop:
+            raise Enough
         return kept.clone()
 
     with _attached(model, point, hold):

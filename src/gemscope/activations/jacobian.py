@@ -1,5 +1,6 @@
-"""How the last hidden states answer to what is written at a site, to first order: sums of Jacobians over the counted
-tokens of some rows, this position and later ones apart. What is made of them, `features/effect.py` knows.
+"""How the last hidden states, or a later site, answer to what is written at a site, to first order: sums of Jacobians
+over the counted tokens of some rows, this position and later ones apart. What is made of them, `features/effect.py`
+knows.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _CACHED = 1 << 12
 @dataclass(frozen=True)
 class Jacobian:
     """Sums over counted tokens of some rows, in float64: of ∂h_s/∂x_s, and of ∂h_t/∂x_s for t > s, both counted. x is
-    what flows through the site, O wide, h what the unembedding reads, H wide. Columns are the coordinates of x, or the
+    what flows through the site, O wide, h what the unembedding or a later site reads, H wide. Columns are the coordinates of x, or the
     directions that were asked for alone.
     """
 
@@ -101,7 +102,10 @@ class Through:
             weights = torch.zeros(times, *self.counted.shape, width, dtype=h.dtype, device=h.device)
             for copy in range(some):
                 weights[copy, ..., start + copy] = counts
-            (gradient,) = torch.autograd.grad(h, x, weights.view_as(h), retain_graph=start + times < width)
+            # Zeros where h does not answer to x at all: of attention and an MLP that are computed side by side.
+            (gradient,) = torch.autograd.grad(
+                h, x, weights.view_as(h), retain_graph=start + times < width, materialize_grads=True
+            )
             total[:, start : start + some] = self._summed(gradient)[:, :some]
             advance(some)
         return total

@@ -217,21 +217,24 @@ class LanguageModel(Reader):
         site: Site | str,
         parts: int,
         *,
+        until: Site | str | None = None,
         directions: Float[Tensor, "F O"] | None = None,
         advance: Callable[[int], None] = lambda _: None,
     ) -> tuple[jacobian.Jacobian, ...]:
-        """How the last hidden states, as the unembedding reads them, change with what is written at a site, to first
-        order: summed over counted tokens (no special ones, first positions, padding, attention sinks), this position
-        and later ones apart, in `parts` sums to which the rows of the text belong in turn.
+        """How the last hidden states, as the unembedding reads them, or what flows through the site `until`, change
+        with what is written at a site, to first order: summed over counted tokens (no special ones, first positions,
+        padding, attention sinks), this position and later ones apart, in `parts` sums to which the rows of the text
+        belong in turn.
 
         Once through the rows, for the sum of both, and once through each counted token behind a cache of those before
         it, which no other position answers to: backward for each coordinate of the last hidden states, or forward for
         each of some `directions`, of which `advance` is told. Raises SiteNotFound, Mismatch for directions of another
-        width, InputError for a site that the model computes on the side, while edits are in force, and for directions
-        in a model that torch's forward mode does not get through, NotFinite, and what `tokens` raises.
+        width, InputError for a site that the model computes on the side, one `until` which it does not come before,
+        while edits are in force, and for directions in a model that torch's forward mode does not get through,
+        NotFinite, and what `tokens` raises.
         """
         tokens, site = self.tokens(text), Site.parse(site)
-        point = self._differentiable(site)
+        point, head = self._differentiable(site), self._end(site, until)
         if self._session is not None:
             raise InputError("no Jacobian while edits are in force: take it outside of `with model.edited(...)`")
         if directions is not None and directions.shape[-1] != self.width(site):
@@ -240,14 +243,14 @@ class LanguageModel(Reader):
         counted, owners = seen.counted.cpu(), torch.arange(len(tokens)) % parts
         with products.quick():
             through = jacobian.Through(counted, owners, parts)
-            both = self._through(through, tokens, point, directions, advance=advance)
+            both = self._through(through, tokens, point, head, directions, advance=advance)
             this = torch.zeros_like(both)
             for rows, of in jacobian.ends(tokens, counted, pad=self._pad):
                 before = rows.first(len(rows), rows.ids.shape[1] - 1)
                 with torch.no_grad():
                     cache = self._forward(before, keep=1, use_cache=True).past_key_values
                 through = jacobian.Through(torch.ones(len(rows), 1, dtype=torch.bool), owners[of], parts)
-                this += self._through(through, rows, point, directions, cache=cache, advance=advance)
+                this += self._through(through, rows, point, head, directions, cache=cache, advance=advance)
         if not torch.stack([this, both]).isfinite().all():
             self._require_finite(torch.full((*tokens.ids.shape, 1), torch.nan), tokens, f"in the gradient at {site}")
         every = [seen.every(parts, part) for part in range(parts)]
@@ -261,32 +264,50 @@ class LanguageModel(Reader):
         through: jacobian.Through,
         tokens: Tokens,
         point: Point,
+        head: Point,
         directions: Float[Tensor, "F O"] | None,
         *,
         cache: Any = None,
         advance: Callable[[int], None],
     ) -> Float[Tensor, "parts H columns"]:
-        head, cached = jacobian.unembedding_reads(self.hf), cache is not None
+        cached = cache is not None
         times = 1 if cached else through.copies
         if directions is None:
-            with torch.enable_grad(), grasping(self.hf, point) as x, grasping(self.hf, head) as h:
+            grasped = grasping(self.hf, head, stop=True)
+            with torch.enable_grad(), grasping(self.hf, point) as x, grasped as h, suppress(Enough):
                 self._forward(jacobian.repeated(tokens, times), cache=cache, use_cache=cached)
             return through.backward(h[-1], x[-1], advance)
         found = []
         for start in range(0, len(directions), times):
             some = directions[start : start + times]
-            with jacobian.forward(), pushing(self.hf, point, through.tangent(some)), grasping(self.hf, head) as h:
-                # A cache holds one more token after each pass.
-                self._forward(jacobian.repeated(tokens, len(some)), cache=deepcopy(cache), use_cache=cached)
+            pushed, grasped = pushing(self.hf, point, through.tangent(some)), grasping(self.hf, head, stop=True)
+            with jacobian.forward(), pushed, grasped as h:
+                with suppress(Enough):
+                    # A cache holds one more token after each pass.
+                    self._forward(jacobian.repeated(tokens, len(some)), cache=deepcopy(cache), use_cache=cached)
                 found.append(through.forward(h[-1]))
             advance(len(some))
         return torch.cat(found, dim=-1)
 
     def jacobian(
-        self, text: Text, site: Site | str, *, advance: Callable[[int], None] = lambda _: None
+        self,
+        text: Text,
+        site: Site | str,
+        *,
+        until: Site | str | None = None,
+        advance: Callable[[int], None] = lambda _: None,
     ) -> jacobian.Jacobian:
         """The sums over all rows of a text: `jacobians` with one part."""
-        return self.jacobians(text, site, 1, advance=advance)[0]
+        return self.jacobians(text, site, 1, until=until, advance=advance)[0]
+
+    def _end(self, site: Site, until: Site | str | None) -> Point:
+        """Where the answer to what is written at a site is read."""
+        if until is None:
+            return jacobian.unembedding_reads(self.hf)
+        end = Site.parse(until)
+        if not site < end:
+            raise InputError(f"{end} does not come behind {site}: what is written there cannot reach it")
+        return places.locate(self.hf, end)
 
     def _differentiable(self, site: Site) -> Point:
         point = places.locate(self.hf, site)

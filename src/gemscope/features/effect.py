@@ -1,5 +1,6 @@
-"""What is written at a site does to the logits, to first order and on average over text: the mean Jacobian, as a value
-and as a file. It is of the site and serves every SAE that writes there; taking it is `activations/jacobian.py`'s.
+"""What is written at a site does to the logits, or to a later site, to first order and on average over text: the mean
+Jacobian, as a value and as a file. It is of the site and serves every SAE that writes there; taking it is
+`activations/jacobian.py`'s.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ class Measured:
     """Counted tokens in each half of the text, to which its rows belong in turn."""
     dropped: dict[str, Count]
     """Places of the text that are in no mean, by reason: padding, first, special, sink."""
+    until: str | None = None
+    """The later site that it is the effect on; None: on the logits."""
 
     @property
     def tokens(self) -> int:
@@ -65,13 +68,15 @@ class Measured:
         return sum(self.halves)
 
     def to_dict(self) -> dict[str, object]:
-        """As a file says it: nothing of rows where nobody asked for any, as files before said nothing of them."""
+        """As a file says it: nothing of rows where nobody asked for any, nor of a later site where there is none, as
+        files before said nothing of them.
+        """
         said: dict[str, object] = as_read(asdict(self))
-        return said if self.rows else {name: value for name, value in said.items() if name != "rows"}
+        return {name: value for name, value in said.items() if value or name not in ("rows", "until")}
 
     def __post_init__(self) -> None:
         """Raises ValueError for what is no site's name."""
-        require_names(self.site)
+        require_names(self.site, *([self.until] if self.until else []))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +98,8 @@ class Promoted:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Effect:
-    """The mean Jacobian from a site to the logits over text, kept up to the unembedding, which is linear.
+    """The mean Jacobian from a site to the logits over text, kept up to the unembedding, which is linear; or to a later
+    site (`of.until`), and then h is what flows through that one.
 
     With x what flows through the site, h what the unembedding W_U reads (behind the final norm, linearised where each
     token stands), and N counted tokens of rows of text,
@@ -141,8 +147,9 @@ class Effect:
     ) -> Float[Tensor, "F V"]:
         """What directions written at the site do to the logit of each token of the tokenizer's vocabulary (ids
         ascending), the mean over it taken out, which softmax does not see; float32 on the CPU. Raises Mismatch for
-        another model or width.
+        another model or width, and where the effect is that on a later site.
         """
+        self._require_on_logits()
         self._require_of(model, directions.shape[-1])
         return self._read(model, self._hidden(directions.detach().float().cpu(), self.jacobian(part)))
 
@@ -197,7 +204,7 @@ class Effect:
         norms = [self.jacobian(part).double().norm().item() for part in get_args(Part)[1:]]
         alone = "" if self.along is None else f", along {len(self.along)} directions alone"
         return (
-            f"effect of {of.site} of {of.model} on the logits{alone}: mean Jacobian over {of.tokens:,} tokens of "
+            f"effect of {of.site} of {of.model} on {of.until or 'the logits'}{alone}: mean Jacobian over {of.tokens:,} tokens of "
             f"{of.corpus} in rows of {of.length} (left out: {left_out}); its halves agree to {self.agreement:.3f}; "
             f"norm on this position {norms[0]:.3g}, on later ones {norms[1]:.3g}"
         )
@@ -242,7 +249,7 @@ class Effect:
         for one in effects:
             one._require_whole()
         for other in effects[1:]:
-            for name in ("model", "revision", "site", "dtype", "length"):
+            for name in ("model", "revision", "site", "until", "dtype", "length"):
                 ours, theirs = getattr(first, name), getattr(other.of, name)
                 if ours != theirs:
                     raise Mismatch(f"effects of another {name} have no mean ({ours!r}, {theirs!r}): measure one anew")
@@ -267,11 +274,30 @@ class Effect:
         return {"this": self.this, "later": self.later}.get(part, self.this + self.later)
 
     def require_of(self, model: LanguageModel, sae: SAE) -> None:
-        """Raises Mismatch for another model, or an SAE that writes elsewhere or in another width."""
+        """Raises Mismatch for another model, an SAE that writes elsewhere or in another width, and for an effect that
+        is not that on the logits.
+        """
+        self._require_on_logits()
+        self._require_writes(model, sae)
+
+    def require_between(self, model: LanguageModel, sae: SAE, later: SAE) -> None:
+        """Raises Mismatch for another model, and for SAEs of which not the first writes where the effect begins and the
+        second reads where it ends.
+        """
+        self._require_writes(model, sae)
+        reads, _ = sites_of(later)
+        if str(reads) != self.of.until:
+            raise Mismatch(f"{later.info.name} reads {reads}, this effect is that on {self.of.until or 'the logits'}")
+
+    def _require_writes(self, model: LanguageModel, sae: SAE) -> None:
         _, writes = sites_of(sae)
         if str(writes) != self.of.site:
             raise Mismatch(f"{sae.info.name} writes at {writes}, this effect is that of {self.of.site}")
         self._require_of(model, sae.d_out)
+
+    def _require_on_logits(self) -> None:
+        if self.of.until is not None:
+            raise Mismatch(f"this effect is that on {self.of.until}, and says nothing of the logits: measure one on them")
 
     def _require_of(self, model: LanguageModel, width: int) -> None:
         ours, theirs = (self.of.model, self.of.revision), (model.name, model.revision)
@@ -329,22 +355,23 @@ def effect(
     tokens: int = 160,
     length: int = 32,
     batch: int = 4,
+    until: Site | str | None = None,
     directions: Float[Tensor, "F O"] | None = None,
     to: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
 ) -> Effect:
     """Measures what writing at a site does to the logits, over the first rows of a corpus: about `tokens` tokens in
-    rows of `length`, `batch` rows at a time, which memory grows with. The same text always gives the same.
+    rows of `length`, `batch` rows at a time, which memory grows with. The same text always gives the same. With `until`
+    it is what writing does to that later site.
 
-    It takes two backward passes over the text for each coordinate of the last hidden states; with `directions`, two
-    forward passes for each of them, and the effect is that of these directions alone. Special tokens, first positions,
+    It takes two backward passes over the text for each coordinate of where it ends; with `directions`, two forward passes for each of them, and the effect is that of these directions alone. Special tokens, first positions,
     padding and attention sinks are in no mean.
 
     `to` is a file to keep it in. Stopped, it goes on there after the last whole batch of rows when called again with
     the same arguments, to the same bytes; an effect that is there already is returned where it is this one.
 
     Raises SiteNotFound, Mismatch for directions of another width, InputError for a site that the model does not read
-    itself, for text that has no counted tokens in two rows and where `to` holds another effect, AccessError while
+    itself, for one `until` which it does not come before, for text that has no counted tokens in two rows and where `to` holds another effect, AccessError while
     another process measures the same file, TextTooLong, NotFinite, StorageFull, FileError, CorruptFile.
     """
     if tokens < 1 or length < 2 or batch < 1:
@@ -357,6 +384,7 @@ def effect(
         model=model.name,
         revision=model.revision,
         site=str(place),
+        until=None if until is None else str(Site.parse(until)),
         dtype=str(model.dtype).removeprefix("torch."),
         corpus=corpus.name,
         corpus_digest=corpus.digest,
@@ -388,15 +416,18 @@ def _measured(
     kept: Unfinished | None = None,
     progress: Progress,
 ) -> Effect:
-    sums = Sums() if kept is None else kept.resumed((model.d_model, model.width(asked.site)))
-    columns = model.d_model if directions is None else len(directions)
+    end = model.d_model if asked.until is None else model.width(asked.until)
+    sums = Sums() if kept is None else kept.resumed((end, model.width(asked.site)))
+    columns = end if directions is None else len(directions)
     with progress("effect", 2 * columns * math.ceil(asked.rows / asked.batch), "passes") as advance:
         advance(2 * columns * (sums.rows // asked.batch))
         begun, seen = sums.rows, 0
         for packed in model.rows(corpus, length=asked.length, batch=asked.batch):
             part, seen = packed.first(asked.rows - seen, asked.length), seen + len(packed)
             if seen > begun:
-                found = model.jacobians(part, asked.site, 2, directions=directions, advance=advance)
+                found = model.jacobians(
+                    part, asked.site, 2, until=asked.until, directions=directions, advance=advance
+                )
                 sums.add(len(part), found)
                 if kept is not None:
                     kept.save(sums)
@@ -420,6 +451,7 @@ class _Asked:
     model: str
     revision: str | None
     site: str
+    until: str | None
     dtype: str
     corpus: str
     corpus_digest: str
@@ -428,5 +460,5 @@ class _Asked:
     batch: int
 
 
-_SAME = ("model", "revision", "site", "dtype", "corpus", "corpus_digest", "length")
+_SAME = ("model", "revision", "site", "until", "dtype", "corpus", "corpus_digest", "length")
 """What an effect says of itself before it is measured, and after."""
