@@ -12,6 +12,7 @@ from gemscope.atlas.describe.effects import add_effect as add_effect
 from gemscope.atlas.describe.elsewhere import read_elsewhere as read_elsewhere
 from gemscope.atlas.describe.gather import DescribeConfig as DescribeConfig
 from gemscope.atlas.describe.merge import merge as merge
+from gemscope.atlas.describe.relatives import add_relatives as add_relatives
 from gemscope.atlas.describe.run import describe as describe
 from gemscope.atlas.exchange.verbs import export as export
 from gemscope.atlas.exchange.verbs import import_atlas as import_atlas
@@ -71,6 +72,8 @@ from gemscope.reports.looks import Looks as Looks
 from gemscope.reports.looks import look_through as look_through
 from gemscope.reports.probe import Probe as Probe
 from gemscope.reports.probing import sparse_probe as sparse_probe
+from gemscope.reports.relatives import Relatives as Relatives
+from gemscope.reports.relatives import relatives as relatives
 from gemscope.reports.score import Score as Score
 from gemscope.reports.scoring import score as score
 from gemscope.reports.steer import Steered as Steered

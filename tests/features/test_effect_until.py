@@ -147,5 +147,5 @@ def test_an_effect_on_a_later_site_is_none_on_the_logits_and_of_no_other_sites()
     with pytest.raises(Mismatch, match="says nothing of the logits"):
         whole.promoted(model, saes[0], [0])
     for until in ("0.res", "0.mlp", "embed"):
-        with pytest.raises(InputError, match="does not come behind 0.res"):
+        with pytest.raises(InputError, match="does not come behind"):
             effect(model, "0.res", CORPUS, until=until, tokens=48, length=12)

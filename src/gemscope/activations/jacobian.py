@@ -31,8 +31,8 @@ _CACHED = 1 << 12
 @dataclass(frozen=True)
 class Jacobian:
     """Sums over counted tokens of some rows, in float64: of ∂h_s/∂x_s, and of ∂h_t/∂x_s for t > s, both counted. x is
-    what flows through the site, O wide, h what the unembedding or a later site reads, H wide. Columns are the coordinates of x, or the
-    directions that were asked for alone.
+    what flows through the site, O wide, h what the unembedding reads, or what flows through a later site, H wide.
+    Columns are the coordinates of x, or the directions that were asked for alone.
     """
 
     this: Float[Tensor, "H columns"]

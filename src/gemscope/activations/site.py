@@ -12,6 +12,7 @@ from functools import total_ordering
 from typing import TYPE_CHECKING, Any
 
 from gemscope.activations.families import UNLIKE, Family, Point, family
+from gemscope.checked import quoted
 from gemscope.errors import InputError, SiteNotFound
 
 if TYPE_CHECKING:
@@ -83,6 +84,17 @@ class Site:
 
     def _depth(self) -> tuple[int, int]:
         return (-1 if self.layer is None else self.layer, _ORDER[self.kind])
+
+
+def require_names(*sites: str) -> None:
+    """Names of sites are names of folders too. Raises ValueError."""
+    for site in sites:
+        try:
+            known = str(Site.parse(site)) == site
+        except SiteNotFound:
+            known = False
+        if not known:
+            raise ValueError(f"{quoted(site)} is no site's name")
 
 
 def family_of(model: nn.Module) -> Family:

@@ -22,9 +22,9 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
-from gemscope.activations.site import Site
-from gemscope.checked import Count, Numbered, Positive, quoted, read_json, read_tensors
-from gemscope.errors import AccessError, CorruptFile, InputError, NotFound, SiteNotFound
+from gemscope.activations.site import Site, require_names
+from gemscope.checked import Count, Numbered, Positive, read_json, read_tensors
+from gemscope.errors import AccessError, CorruptFile, InputError, NotFound
 from gemscope.progress import Progress, silent
 from gemscope.shapes import Float, Int
 
@@ -101,17 +101,6 @@ class Manifest:
     def __post_init__(self) -> None:
         """Raises ValueError for what is no site's name."""
         require_names(*self.sites, *self.dropped, *self.shards)
-
-
-def require_names(*sites: str) -> None:
-    """Names of sites are names of folders too. Raises ValueError."""
-    for site in sites:
-        try:
-            known = str(Site.parse(site)) == site
-        except SiteNotFound:
-            known = False
-        if not known:
-            raise ValueError(f"{quoted(site)} is no site's name")
 
 
 class Rows:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gemscope.activations.capture import Activations
 from gemscope.activations.fetch import together
+from gemscope.activations.site import require_names
 from gemscope.activations.store import (
     DTYPES,
     Counts,
@@ -26,7 +27,6 @@ from gemscope.activations.store import (
     Shard,
     Store,
     digest_of,
-    require_names,
     shard_name,
 )
 from gemscope.activations.work import PIECES, Work

@@ -28,7 +28,8 @@ CELLS = 1_000_000
 
 async def feature(request: Request) -> Response:
     """Everything that is known of a feature."""
-    return data(request, (await source_of(request))[index_of(request)].to_dict())
+    source = await source_of(request)
+    return data(request, shelf_of(request).resolved(source[index_of(request)]).to_dict())
 
 
 async def activation_new(request: Request) -> Response:

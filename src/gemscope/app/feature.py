@@ -24,7 +24,7 @@ async def feature(request: Request) -> Response:
     """One feature, as a page or for a frame."""
     source, index = await source_of(request), index_of(request)
     if wants_data(request):
-        return data(request, source[index].to_dict())
+        return data(request, shelf_of(request).resolved(source[index]).to_dict())
     if wants_part(request):
         return page(request, "panels/ranges.html", links=source.links, feature=source[index])
     embed = Embed.of(request.query_params)
@@ -42,7 +42,7 @@ def made(served: Shelf, wanted: Wanted) -> str:
     """The page of a feature. Raises NotFound, CorruptFile."""
     source, index = served.get(wanted.model, wanted.source), wanted.index
     # The many examples of its ranges are fetched by who scrolls as far as that, or follows a link.
-    dashboard = source.dashboard(index, ranges=wanted.query.get("ranges") == "true")
+    dashboard = served.resolved(source.dashboard(index, ranges=wanted.query.get("ranges") == "true"))
     embed = Embed.of(wanted.query)
     # A strength has no measure where nothing ever fired.
     steers = wanted.live and not dashboard.dead and (embed is None or embed.steer)

@@ -15,7 +15,7 @@ import numpy as np
 
 from gemscope.app.live import Live, Loaded
 from gemscope.app.opened import FEW, Opened, Room
-from gemscope.atlas.dashboard import Dashboard, Summary
+from gemscope.atlas.dashboard import Dashboard, Related, Summary
 from gemscope.atlas.files.manifest import IMPORTED, Manifest, read_manifest
 from gemscope.atlas.files.schema import NAME
 from gemscope.atlas.labels.explanations import Standing
@@ -156,6 +156,7 @@ class Shelf:
     def __init__(self, sources: Iterable[Source], room: Room) -> None:
         self._sources = {source.address: source for source in sources}
         self._room = room
+        self._by_digest = {one.manifest.sae_digest: one for one in self if one.manifest.sae_digest}
 
     def __iter__(self) -> Iterator[Source]:
         return iter(self._sources.values())
@@ -174,6 +175,20 @@ class Shelf:
         if not found:
             raise NotFound(f"no atlas of a model {model[:80]!r} is served here")
         return found
+
+    def resolved(self, dashboard: Dashboard) -> Dashboard:
+        """With addresses and what is known by now of its relatives at other sites, where their atlases are here too."""
+        return replace(dashboard, related=[self._resolved(one) for one in dashboard.related])
+
+    def _resolved(self, one: Related) -> Related:
+        source = self._by_digest.get(one.digest)
+        if source is None:
+            return one
+        found = replace(one, source="/".join(source.address), pages=source.links.source())
+        if (opened := source.at_hand()) is None and one.source:
+            return found  # what it said when they were put in will do: no page waits for another atlas
+        known = (opened or source.opened()).atlas.meanings(two.feature for two in one.features)
+        return replace(found, features=[replace(two, label=known.get(two.feature)) for two in one.features])
 
     def get(self, model: str, source: str) -> Source:
         """Raises NotFound."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gemscope.atlas.entry import AGREED
@@ -126,6 +126,100 @@ class Partner:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Kindred:
+    """A feature of an SAE at another site, and how it is related to this one."""
+
+    feature: int
+    cosine: float | None
+    """Of the decoder directions; None where these cannot be compared."""
+    correlation: float
+    """Of the activations of both, over all tokens."""
+    both: int
+    """Tokens on which both fire."""
+    effect: float | None
+    """What a mean firing of the earlier one adds to the later one on average, in mean firings of that one; None where
+    it does not reach it.
+    """
+    nearest: bool
+    """Whether it is the one that goes on as this feature: beyond chance, and nearer than any other there."""
+    label: str | None = None
+    """What it stands for and promotes, as far as that is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Related:
+    """Features of one SAE at another site that are related to this one (`features/relating.py`)."""
+
+    sae: str
+    digest: str
+    site: str
+    """Where it reads, and where it writes if elsewhere."""
+    later: bool
+    """Whether it comes later in the model."""
+    source: str
+    """Model and source as in the address of its atlas's pages; empty where that is not known."""
+    tokens: int
+    """That figures are over."""
+    corpus: str
+    effect_tokens: int | None
+    """That effects are the mean over; None where there are none: `why` says why."""
+    why: str
+    features: list[Kindred]
+    """Those that correlate most first."""
+    pages: str = ""
+    """Address of its features' pages, where they are served."""
+
+    def shown(self, each: int = 3) -> list[Kindred]:
+        """Those with the highest figures of each kind, in the same order."""
+        kept = set[int]()
+        for rank in (
+            lambda one: -(one.cosine or 0),
+            lambda one: -one.correlation,
+            lambda one: -(one.effect or 0),
+            lambda one: one.effect or 0,
+        ):
+            kept.update(one.feature for one in sorted(self.features, key=rank)[:each])
+        return [one for one in self.features if one.feature in kept]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "sae": self.sae,
+            "sae_digest": self.digest,
+            "site": self.site,
+            "later": self.later,
+            "source": self.source or None,
+            "tokens_counted": self.tokens,
+            "effect_tokens": self.effect_tokens,
+            "why": self.why or None,
+            "features": [
+                {
+                    "index": one.feature,
+                    "label": one.label,
+                    "cosine": one.cosine,
+                    "correlation": one.correlation,
+                    "both": one.both,
+                    "effect": one.effect,
+                    "nearest": one.nearest,
+                }
+                for one in self.features
+            ],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Life:
+    """Where along a chain of SAEs a feature begins and ends."""
+
+    born: str
+    """Site of the first in which a line of nearest relatives ends."""
+    gone: str
+    """Of the last."""
+    chain: list[str]
+    """Sites of all."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Explanation:
     """What somebody, or some method, says that a feature stands for."""
 
@@ -243,6 +337,9 @@ class Dashboard(Shown):
     logit_histogram: Histogram | None = None
     neighbours: list[Neighbour] = field(default_factory=list)
     coactive: list[Partner] = field(default_factory=list)
+    related: list[Related] = field(default_factory=list)
+    """By SAE at another site, in the model's order."""
+    life: Life | None = None
     explanations: list[Explanation] = field(default_factory=list)
     """The best first."""
 
@@ -327,6 +424,8 @@ class Dashboard(Shown):
             "coactivation": [
                 {"index": one.feature, "jaccard": one.jaccard, "share": one.share} for one in self.coactive
             ],
+            "relatives": [one.to_dict() for one in self.related],
+            "life": None if self.life is None else asdict(self.life),
             "explanations": [one.to_dict() for one in self.explanations],
             "activations": [self._activation(one) for one in self.examples],
         }

@@ -33,11 +33,13 @@ from gemscope.atlas.labels import search
 from gemscope.atlas.labels.explanations import Explanations, Standing
 from gemscope.atlas.labels.trial import GOOD, Trial
 from gemscope.atlas.lists import Filter, Lists
+from gemscope.atlas.relatives import Relatives
 from gemscope.atlas.striking import striking
 from gemscope.atlas.text import Text
 from gemscope.atlas.tokens import ByToken, Promoter, TokenHit
 from gemscope.errors import AccessError, FileError, InputError, NotFound
 from gemscope.features.pool import Pool
+from gemscope.features.relatives import Kin
 from gemscope.pages.labels import meaning
 from gemscope.text.rows import passed_over
 
@@ -58,6 +60,7 @@ class Atlas:
         self._places: list[plane.Places | None] = []
         self._text = Text(self.manifest, rows, self._database)
         self._features = Features(self._text, self._database)
+        self._relatives = Relatives(self.folder, self.manifest)
         self._explanations = Explanations(self._database, len(self))
         self._lists = Lists(self._text, self._database, self._explanations)
         self._by_token = ByToken(self._text, self._database, self._lists)
@@ -94,7 +97,16 @@ class Atlas:
         """All about one feature; without the examples drawn from `ranges` of activations it is read in less time.
         Raises NotFound, CorruptFile.
         """
-        return self._features.dashboard(self._index(index), ranges=ranges)
+        feature = self._index(index)
+        related, life = self._relatives.of(feature)
+        return replace(self._features.dashboard(feature, ranges=ranges), related=related, life=life)
+
+    @property
+    def relatives(self) -> Kin | None:
+        """Of its features, those among the features of SAEs at other sites; None where nobody has looked for any
+        (`gs.relatives`). Raises CorruptFile, and Mismatch where they are another SAE's.
+        """
+        return self._relatives.kin
 
     def entry(self, index: SupportsIndex) -> Entry:
         """One feature as numbers: what `Writer.add` was given, except that values beside the peaks have 11 bits.

@@ -17,7 +17,8 @@ from gemscope.atlas.files.manifest import Manifest, read_manifest
 from gemscope.atlas.files.page import Page, contradictions, unpack_page
 from gemscope.atlas.files.vocabulary import Vocabulary
 from gemscope.atlas.reader import Atlas
-from gemscope.errors import CorruptFile
+from gemscope.atlas.relatives import Relatives
+from gemscope.errors import CorruptFile, Mismatch
 
 _MANY = 100
 """Problems after which the rest is not looked for."""
@@ -45,12 +46,20 @@ def _problems(folder: Path) -> Iterator[str]:
         if found != ["ok"]:
             yield from (f"{schema.NAME}: {line}" for line in found)
             return  # what is read from a damaged file means little
+        yield from _relatives(folder, manifest)
         yield from _tables(db, manifest)
         yield from _pages(db, manifest, rows)
         yield from _written(db, manifest)
         yield from _plane(db, manifest)
         yield from _labels(db)
         yield from _held_out(db, manifest, rows)
+
+
+def _relatives(folder: Path, manifest: Manifest) -> Iterator[str]:
+    try:
+        _ = Relatives(folder, manifest).kin
+    except (CorruptFile, Mismatch) as error:
+        yield str(error)
 
 
 def _tables(db: sqlite3.Connection, manifest: Manifest) -> Iterator[str]:

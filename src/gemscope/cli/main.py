@@ -28,6 +28,7 @@ from gemscope.cli import (
     lists,
     measure,
     read,
+    relatives,
     serve,
     steer,
 )
@@ -54,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
         lists,
         explain,
         measure,
+        relatives,
         describe,
         serve,
         atlas,

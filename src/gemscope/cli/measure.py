@@ -143,7 +143,7 @@ def _effect(args: argparse.Namespace) -> int:
     if len(args.words) == 1 or len(args.words) > 3:
         args.parser.error(f"{len(args.words)} arguments: MODEL and SAE go together")
     name, address, *rest = args.words or (options.DEFAULT, options.DEFAULT)
-    features = _numbers("--features", args.features)
+    features = options.numbers("--features", args.features)
     with bars() as progress:
         kept: Effect | Corpus = options.corpus_of(*rest)
         how = {"tokens": args.tokens, "length": args.length}
@@ -164,22 +164,13 @@ def _effect(args: argparse.Namespace) -> int:
     return 0
 
 
-def _numbers(option: str, words: str) -> list[int]:
-    from gemscope.errors import InputError
-
-    try:
-        return [int(one) for one in words.split(",")]
-    except ValueError as error:
-        raise InputError(f"{option} {words}: expected whole numbers parted by commas, as in 1,2,5") from error
-
-
 def _probe(args: argparse.Namespace) -> int:
     from gemscope.reports.probing import sparse_probe
     from gemscope.reports.separating import require_sklearn
 
     name, address, dataset = _named(args, "DATASET")
     require_sklearn()  # before anything large is loaded
-    k = _numbers("--k", args.k)
+    k = options.numbers("--k", args.k)
     with bars() as progress:
         model = options.model_of(args, name, progress)
         sae = options.sae_of(args, address, progress, model)

@@ -176,6 +176,16 @@ def corpus_of(*paths: str | None) -> Corpus:
     return Corpus.read(given)
 
 
+def numbers(option: str, words: str) -> list[int]:
+    """Whole numbers parted by commas. Raises InputError."""
+    from gemscope.errors import InputError
+
+    try:
+        return [int(one) for one in words.split(",")]
+    except ValueError as error:
+        raise InputError(f"{option} {words}: expected whole numbers parted by commas, as in 1,2,5") from error
+
+
 def model_of(args: argparse.Namespace, name: str, progress: Progress) -> LanguageModel:
     """The model that the options ask for."""
     from gemscope.activations.load import load_model

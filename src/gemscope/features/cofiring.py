@@ -65,7 +65,7 @@ class Sample:
         taken = np.empty(int(within.sum()), features.dtype)
         done = 0
         for some in _blocks(within):
-            entries = _ranges(starts[kept[some]], within[some])
+            entries = ranges(starts[kept[some]], within[some])
             taken[done : done + len(entries)] = features[entries]
             done += len(entries)
         self._hash, self._position, self._sizes, self._features = key[kept], position[kept], within, taken
@@ -126,10 +126,10 @@ class Sample:
         """Distinct features of some tokens, ascending, and on how many of these tokens each is active."""
         blocks = list(_blocks(sizes))
         if len(blocks) == 1:
-            return _counted(self._features[_ranges(starts, sizes)], self.d_sae)
+            return _counted(self._features[ranges(starts, sizes)], self.d_sae)
         counts = np.zeros(self.d_sae, np.int64)
         for some in blocks:
-            counts += np.bincount(self._features[_ranges(starts[some], sizes[some])], minlength=self.d_sae)
+            counts += np.bincount(self._features[ranges(starts[some], sizes[some])], minlength=self.d_sae)
         there = np.flatnonzero(counts)
         return there, counts[there]
 
@@ -180,7 +180,7 @@ def _blocks(sizes: Array) -> Iterator[slice]:
         start = stop
 
 
-def _ranges(starts: Array, sizes: Array) -> Array:
+def ranges(starts: Array, sizes: Array) -> Array:
     """Whole numbers from each start on, as many as its size says, one range after another."""
     ranges: Array = np.arange(int(sizes.sum())) + np.repeat(starts - (sizes.cumsum() - sizes), sizes)
     return ranges

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from gemscope.activations.direct import unembedding
 from gemscope.activations.model import LanguageModel
-from gemscope.activations.site import Site, logit_divisor
-from gemscope.activations.store import require_names
+from gemscope.activations.site import Site, logit_divisor, require_names
 from gemscope.checked import Count, Form, Positive, as_read, checksum_of, json_of, read_tensors, require_forms, shown
 from gemscope.disk import written_aside
 from gemscope.errors import CorruptFile, InputError, Mismatch
@@ -204,9 +203,9 @@ class Effect:
         norms = [self.jacobian(part).double().norm().item() for part in get_args(Part)[1:]]
         alone = "" if self.along is None else f", along {len(self.along)} directions alone"
         return (
-            f"effect of {of.site} of {of.model} on {of.until or 'the logits'}{alone}: mean Jacobian over {of.tokens:,} tokens of "
-            f"{of.corpus} in rows of {of.length} (left out: {left_out}); its halves agree to {self.agreement:.3f}; "
-            f"norm on this position {norms[0]:.3g}, on later ones {norms[1]:.3g}"
+            f"effect of {of.site} of {of.model} on {of.until or 'the logits'}{alone}: mean Jacobian over {of.tokens:,} "
+            f"tokens of {of.corpus} in rows of {of.length} (left out: {left_out}); its halves agree to "
+            f"{self.agreement:.3f}; norm on this position {norms[0]:.3g}, on later ones {norms[1]:.3g}"
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -297,7 +296,9 @@ class Effect:
 
     def _require_on_logits(self) -> None:
         if self.of.until is not None:
-            raise Mismatch(f"this effect is that on {self.of.until}, and says nothing of the logits: measure one on them")
+            raise Mismatch(
+                f"this effect is that on {self.of.until}, and says nothing of the logits: measure one on them"
+            )
 
     def _require_of(self, model: LanguageModel, width: int) -> None:
         ours, theirs = (self.of.model, self.of.revision), (model.name, model.revision)
@@ -364,15 +365,17 @@ def effect(
     rows of `length`, `batch` rows at a time, which memory grows with. The same text always gives the same. With `until`
     it is what writing does to that later site.
 
-    It takes two backward passes over the text for each coordinate of where it ends; with `directions`, two forward passes for each of them, and the effect is that of these directions alone. Special tokens, first positions,
-    padding and attention sinks are in no mean.
+    It takes two backward passes over the text for each coordinate of where it ends; with `directions`, two forward
+    passes for each of them, and the effect is that of these directions alone. Special tokens, first positions, padding
+    and attention sinks are in no mean.
 
     `to` is a file to keep it in. Stopped, it goes on there after the last whole batch of rows when called again with
     the same arguments, to the same bytes; an effect that is there already is returned where it is this one.
 
     Raises SiteNotFound, Mismatch for directions of another width, InputError for a site that the model does not read
-    itself, for one `until` which it does not come before, for text that has no counted tokens in two rows and where `to` holds another effect, AccessError while
-    another process measures the same file, TextTooLong, NotFinite, StorageFull, FileError, CorruptFile.
+    itself, for one `until` which it does not come before, for text that has no counted tokens in two rows and where
+    `to` holds another effect, AccessError while another process measures the same file, TextTooLong, NotFinite,
+    StorageFull, FileError, CorruptFile.
     """
     if tokens < 1 or length < 2 or batch < 1:
         raise InputError(f"tokens={tokens}, length={length}, batch={batch}: expected at least 1, 2 and 1")
@@ -425,9 +428,7 @@ def _measured(
         for packed in model.rows(corpus, length=asked.length, batch=asked.batch):
             part, seen = packed.first(asked.rows - seen, asked.length), seen + len(packed)
             if seen > begun:
-                found = model.jacobians(
-                    part, asked.site, 2, until=asked.until, directions=directions, advance=advance
-                )
+                found = model.jacobians(part, asked.site, 2, until=asked.until, directions=directions, advance=advance)
                 sums.add(len(part), found)
                 if kept is not None:
                     kept.save(sums)

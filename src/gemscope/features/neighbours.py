@@ -47,7 +47,7 @@ def nearest(
     ids = W_dec.new_full((len(W_dec), k), -1, dtype=torch.int32)
     cosines = W_dec.new_zeros((len(W_dec), k), dtype=torch.float32)
     for start in range(0, len(W_dec), block):
-        found = _nearest_to(_units(W_dec[start : start + block]), start, W_dec, k, kernels)
+        found = _nearest_to(units(W_dec[start : start + block]), start, W_dec, k, kernels)
         order, rank = by_strength(found.offsets, found.rows, found.values)
         rows = found.rows[order] + start
         ids[rows, rank], cosines[rows, rank] = found.ids[order], found.values[order]
@@ -65,7 +65,7 @@ def _nearest_to(x: Tensor, first: int, W_dec: Tensor, k: int, kernels: Kernels) 
     mapped = Mapped.of(W_dec)
     each = max(64, _TILE // W_dec.shape[1])
     for start in range(0, len(W_dec), each):
-        tile = _units(W_dec[start : start + each])
+        tile = units(W_dec[start : start + each])
         zero = tile.new_zeros(len(tile))
         found = kernels.above(kernels.pack(tile, zero, zero), x, floor)
         found.values.clamp_(max=1.0)
@@ -78,7 +78,7 @@ def _nearest_to(x: Tensor, first: int, W_dec: Tensor, k: int, kernels: Kernels) 
 
 def _floor(x: Tensor, W_dec: Tensor, k: int) -> Tensor:
     """[rows] What k others are certain to exceed, from comparing with some; 0 where that says nothing."""
-    sample = _units(W_dec[:: max(1, len(W_dec) // _SAMPLE)])
+    sample = units(W_dec[:: max(1, len(W_dec) // _SAMPLE)])
     if len(sample) <= k:
         return x.new_zeros(len(x))
     # One more than k, for the row itself may be among them; lower than the difference of two float32 sums.
@@ -108,9 +108,9 @@ def closest(
     each, maps = max(64, _TILE // W_one.shape[1] // 4), [Mapped.of(some.detach()) for some in (W_one, W_other)]
     with progress("compare decoders", len(W_one), "features") as advance:
         for start in range(0, len(W_one), each):
-            mine = _units(W_one.detach()[start : start + each].cpu())
+            mine = units(W_one.detach()[start : start + each].cpu())
             for there in range(0, len(W_other), each):
-                tile = mine @ _units(W_other.detach()[there : there + each].cpu()).T
+                tile = mine @ units(W_other.detach()[there : there + each].cpu()).T
                 tile.masked_fill_(~torch.isfinite(tile), 0).clamp_(-1, 1)
                 _keep(found, slice(start, start + len(tile)), tile.max(1), there)
                 _keep(back, slice(there, there + tile.shape[1]), tile.max(0), start)
@@ -147,13 +147,13 @@ def encoder_cosines(sae: SAE) -> Float[Tensor, "F"] | None:
         some = slice(start, start + each)
         # Columns of a mapped matrix are read for many features at once: a page of the file holds a thousand of them.
         read, written = sae.W_enc.detach()[:, some].T.float(), sae.W_dec.detach()[some].float()
-        found.append((_units(read) * _units(written)).sum(-1).clamp_(-1, 1).cpu())
+        found.append((units(read) * units(written)).sum(-1).clamp_(-1, 1).cpu())
         for mapped in maps:
             mapped.release()
     return torch.cat(found)
 
 
-def _units(rows: Tensor) -> Float[Tensor, "F O"]:
+def units(rows: Tensor) -> Float[Tensor, "F O"]:
     """Rows scaled to length 1, in float32; rows of zeros as they are."""
     rows = rows.float()
     norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float64)

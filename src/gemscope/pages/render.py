@@ -142,6 +142,7 @@ def _environment() -> Environment:
         "logit_rows": rows.logits,
         "neighbour_rows": rows.neighbours,
         "partner_rows": rows.partners,
+        "kindred_rows": rows.kindred,
         "passed_over": passed_over,
         "placed": placed,
         "plane_of": plane_of,

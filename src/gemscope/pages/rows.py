@@ -82,6 +82,24 @@ class Partner(Relative, Protocol):
     def jaccard(self) -> float: ...
 
 
+@runtime_checkable
+class Kindred(Protocol):
+    """What is read of a feature of an SAE at another site."""
+
+    @property
+    def feature(self) -> int: ...
+    @property
+    def label(self) -> str | None: ...
+    @property
+    def nearest(self) -> bool: ...
+    @property
+    def cosine(self) -> float | None: ...
+    @property
+    def correlation(self) -> float: ...
+    @property
+    def effect(self) -> float | None: ...
+
+
 def logits(ones: Sequence[Logit]) -> Markup:
     """Tokens with their logits; bars are relative to the first, and grow to the left where a logit is lowered."""
     strongest = abs(ones[0].value) or 1
@@ -120,6 +138,25 @@ def _beside(of: int, one: Neighbour, links: Links) -> tuple[str, ...]:
 def partners(ones: Iterable[Partner], links: Links) -> Markup:
     """Features with their share of firings, and Jaccard's index."""
     return _rows((_named(one, links), percent(one.share), figure(one.jaccard)) for one in ones)
+
+
+def kindred(ones: Iterable[Kindred], pages: str) -> Markup:
+    """Features of an SAE whose pages lie at `pages` (nowhere: ""), each with its three figures."""
+    return _rows(
+        (
+            _there(one, pages),
+            "—" if one.cosine is None else figure(one.cosine),
+            figure(one.correlation),
+            "—" if one.effect is None else signed(one.effect),
+        )
+        for one in ones
+    )
+
+
+def _there(one: Kindred, pages: str) -> str:
+    name = f'<a href="{escape(pages)}/{one.feature}">{one.feature}</a>' if pages else str(one.feature)
+    goes_on = ' <small class="same">the same</small>' if one.nearest else ""
+    return f"{name}{goes_on} {hint(one.label, None)}"
 
 
 _HOVERED = 400
