@@ -25,11 +25,12 @@ MEASURES = (ROOT / "docs" / "measures.md").read_text(encoding="utf-8")
 EDITS = (ROOT / "docs" / "edits.md").read_text(encoding="utf-8")
 SCORE = (ROOT / "docs" / "score.md").read_text(encoding="utf-8")
 EFFECT = (ROOT / "docs" / "effect.md").read_text(encoding="utf-8")
+RELATIVES = (ROOT / "docs" / "relatives.md").read_text(encoding="utf-8")
 TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 
 
 def _commands() -> Iterator[str]:
-    for page in (PAGE, MEASURES, EDITS, SCORE, TRAINING, EFFECT, (ROOT / "README.md").read_text(encoding="utf-8")):
+    for page in (PAGE, MEASURES, EDITS, SCORE, TRAINING, EFFECT, RELATIVES, (ROOT / "README.md").read_text(encoding="utf-8")):
         for line in page.replace("\\\n", " ").splitlines():
             if re.match(r" {4}gemscope \w", line):
                 yield line.strip()
@@ -39,6 +40,18 @@ def _commands() -> Iterator[str]:
 def test_the_shell_takes_every_command_as_it_is_written(command: str) -> None:
     words = shlex.split(command, comments=True)[1:]
     assert parser().parse_args(words).run
+
+
+def test_the_python_of_the_relatives_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", RELATIVES, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "page", "exec"), {})
+    out = capsys.readouterr().out
+    assert "feature 3 of 1.res" in out
+    assert re.search(r"^2\.res \d+ ", out, re.MULTILINE)
+    assert (tmp_path / "pairs.csv").is_file()
 
 
 @pytest.fixture
