@@ -21,9 +21,12 @@ from gemscope.atlas.dashboard import (
     Explanation,
     Glance,
     Interval,
+    Kindred,
+    Life,
     Logit,
     Neighbour,
     Partner,
+    Related,
     Summary,
 )
 from gemscope.atlas.files.manifest import Manifest, Part
@@ -66,6 +69,23 @@ def example(
     )  # fmt: skip
 
 
+def related(label: str | None, *, later: bool = False, pages: str = "", **said: str) -> Related:
+    kindred = Kindred(feature=5, cosine=0.9, correlation=0.8, both=120, effect=1.25, nearest=True, label=label)
+    far = Kindred(feature=6, cosine=None, correlation=-0.01, both=0, effect=None, nearest=False)
+    names = {"sae": "org/tiny-sae", "corpus": "sample", "why": ""} | said
+    return Related(
+        digest="ab" * 32,
+        site="2.res" if later else "0.res",
+        later=later,
+        source="",
+        tokens=12_000,
+        effect_tokens=160,
+        features=[kindred, far],
+        pages=pages,
+        **names,
+    )
+
+
 def dashboard(label: str | None = "names of seas", **changes: Any) -> Dashboard:
     words = [" the", " Sea", " of", " Japan", "\n", " is"] * 10
     strong = [0.0] * 60
@@ -95,6 +115,8 @@ def dashboard(label: str | None = "names of seas", **changes: Any) -> Dashboard:
             logit_histogram=Histogram(-2.0, 0.5, [1, 5, 20, 60, 90, 40, 9, 1]),
             neighbours=[Neighbour(7, 0.9, "names of rivers"), Neighbour(8, 0.5)],
             coactive=[Partner(9, 0.25, 0.5, "capital letters")],
+            related=[related("capital letters"), related(None, later=True, pages="/tiny-model/2-res-tiny")],
+            life=Life(born="0.res", gone="1.res", chain=["0.res", "1.res", "2.res"]),
             explanations=explanations if label else [],
         ),
         **changes,
@@ -247,6 +269,8 @@ def all_pages(label: str | None = "names of seas", token: str = " Sea") -> dict[
         promoted=[Logit(1, token, 2.0)],
         neighbours=[Neighbour(7, 0.9, label)],
         coactive=[Partner(9, 0.25, 0.5, label)],
+        related=[related(label, sae=label or "", corpus=label or "", why=label or "")],
+        life=Life(born=label or "", gone="1.res", chain=[label or "", "1.res", "2.res"]),
     )
     look = replace(LOOK, tokens=tuple(replace(one, token=token) for one in LOOK.tokens))
     manifest = replace(MANIFEST, sae=label or "", parts=(replace(PART, name=label or ""),))

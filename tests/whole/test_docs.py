@@ -30,7 +30,16 @@ TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 
 
 def _commands() -> Iterator[str]:
-    for page in (PAGE, MEASURES, EDITS, SCORE, TRAINING, EFFECT, RELATIVES, (ROOT / "README.md").read_text(encoding="utf-8")):
+    for page in (
+        PAGE,
+        MEASURES,
+        EDITS,
+        SCORE,
+        TRAINING,
+        EFFECT,
+        RELATIVES,
+        (ROOT / "README.md").read_text(encoding="utf-8"),
+    ):
         for line in page.replace("\\\n", " ").splitlines():
             if re.match(r" {4}gemscope \w", line):
                 yield line.strip()
