@@ -115,8 +115,6 @@ def dashboard(label: str | None = "names of seas", **changes: Any) -> Dashboard:
             logit_histogram=Histogram(-2.0, 0.5, [1, 5, 20, 60, 90, 40, 9, 1]),
             neighbours=[Neighbour(7, 0.9, "names of rivers"), Neighbour(8, 0.5)],
             coactive=[Partner(9, 0.25, 0.5, "capital letters")],
-            related=[related("capital letters"), related(None, later=True, pages="/tiny-model/2-res-tiny")],
-            life=Life(born="0.res", gone="1.res", chain=["0.res", "1.res", "2.res"]),
             explanations=explanations if label else [],
         ),
         **changes,
@@ -269,7 +267,10 @@ def all_pages(label: str | None = "names of seas", token: str = " Sea") -> dict[
         promoted=[Logit(1, token, 2.0)],
         neighbours=[Neighbour(7, 0.9, label)],
         coactive=[Partner(9, 0.25, 0.5, label)],
-        related=[related(label, sae=label or "", corpus=label or "", why=label or "")],
+        related=[
+            related(label, sae=label or "", corpus=label or "", why=label or ""),
+            related(label, later=True, pages="/tiny-model/2-res-tiny"),
+        ],
         life=Life(born=label or "", gone="1.res", chain=[label or "", "1.res", "2.res"]),
     )
     look = replace(LOOK, tokens=tuple(replace(one, token=token) for one in LOOK.tokens))
