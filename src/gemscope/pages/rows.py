@@ -155,7 +155,7 @@ def kindred(ones: Iterable[Kindred], pages: str) -> Markup:
 
 def _there(one: Kindred, pages: str) -> str:
     name = f'<a href="{escape(pages)}/{one.feature}">{one.feature}</a>' if pages else str(one.feature)
-    goes_on = ' <small>same feature</small>' if one.nearest else ""
+    goes_on = " <small>same feature</small>" if one.nearest else ""
     return f"{name}{goes_on} {hint(one.label, None)}"
 
 
