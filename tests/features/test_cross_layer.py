@@ -174,6 +174,19 @@ def test_a_damaged_row_is_told_when_it_is_read(tmp_path: Path) -> None:
         clt.directions(2, 7)
 
 
+def test_layers_are_told_apart_by_all_that_they_are(tmp_path: Path) -> None:
+    before = gs.load_clt(GEMMA).digests
+    assert gs.load_clt(GEMMA).digests == before
+    assert len(set(before)) == 3
+    for name, changed_to in (("w_dec", 2), ("b_dec", 1), ("affine_skip_connection", 1), ("threshold", 1), ("w_enc", 1)):
+        folder = copied("circuit_tracer/gemma_scope_2_clt", tmp_path / name)
+        tensors = load_file(folder / "params_layer_1.safetensors")
+        save_file(tensors | {name: tensors[name] * changed_to + 0.5}, folder / "params_layer_1.safetensors")
+        first, second, third = gs.load_clt(folder).digests
+        assert (first, third) == (before[0], before[2])
+        assert second != before[1]
+
+
 def test_a_crosscoders_folder_is_told_by_its_name(tmp_path: Path) -> None:
     shutil.copytree(GEMMA, tmp_path / "crosscoder" / "layer_0_1_2")
     with pytest.raises(FileError, match="crosscoder"):

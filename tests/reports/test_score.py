@@ -489,6 +489,7 @@ def test_a_cross_layer_transcoder_is_scored_layer_by_layer_in_one_pass(corpus: C
         assert one.l0 == pytest.approx((features[layer] > 0).double().sum(-1).mean().item(), rel=1e-3)
         assert (one.site, one.features, one.delta_loss) == (f"{layer}.mid → {layer}.mlp", 24, None)
         assert "features of earlier ones" in (one.no_losses or "")
+        assert one.digest == clt.digests[layer]
     assert "layer_2" in str(told)
     with pytest.raises(Mismatch, match=r"reads 17 numbers per token, .* has 32 at 0\.mid"):
         compare(model, planted_clt(17, 24, layers=3), corpus, **OPTIONS)

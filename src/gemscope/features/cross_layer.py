@@ -5,6 +5,7 @@ March 2025). What a layer's features write stays in its file: the rows of active
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,6 +29,10 @@ Read = Mapping[Site, Activations] | Mapping[Site, Tensor] | Mapping[str, Tensor]
 
 _TILE = 1 << 24
 """Numbers of decoder rows held at a time: 64 MB in float32."""
+
+
+_TOLD = 64
+"""Rows of a decoder by which it is told from another."""
 
 
 class Written:
@@ -176,6 +181,22 @@ class CrossLayerTranscoder:
     def device(self) -> torch.device:
         """Where it computes; what is written stays in the file, and rows of it come here."""
         return self.encoders[0].device
+
+    @cached_property
+    def digests(self) -> tuple[str, ...]:
+        """Of each layer, SHA-256 over its encoder, biases, skip and some of the rows that it writes: to read all of them
+        only to tell one from another would take as long as to copy them.
+        """
+        return tuple(map(self._digest, range(len(self))))
+
+    def _digest(self, layer: int) -> str:
+        some = torch.unique(torch.linspace(0, self.features[layer] - 1, _TOLD).round().long())
+        skip = self.skips[layer]
+        parts = (self.b_dec[layer], self.written[layer].rows(some), *(() if skip is None else (skip,)))
+        hashed = hashlib.sha256(self.encoders[layer].digest.encode())
+        for part in parts:
+            hashed.update(part.float().cpu().contiguous().numpy().data)
+        return hashed.hexdigest()
 
     def to(self, device: torch.device | str) -> CrossLayerTranscoder:
         """The same on another device."""

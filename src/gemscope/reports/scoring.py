@@ -125,7 +125,7 @@ def scores(
     identity = {
         "model": [model.name, model.revision],
         "dtype": str(model.dtype).removeprefix("torch."),
-        "sae": [[reading.sae.digest, str(reading.site), str(reading.site_out)] for reading in readings],
+        "sae": [[reading.digest, str(reading.site), str(reading.site_out)] for reading in readings],
         "corpus": [corpus.name, corpus.digest],
         "tokens": tokens,
         "loss_tokens": loss_tokens,
@@ -295,8 +295,11 @@ def _once(work: Work, make: Callable[[], list[Losses]]) -> list[Losses]:
 class _Sums:
     """One SAE, or one layer of a cross-layer transcoder, and its running sums."""
 
-    def __init__(self, sae: SAE, sites: tuple[Site, Site], name: str, no_losses: str | None) -> None:
+    def __init__(
+        self, sae: SAE, sites: tuple[Site, Site], name: str, no_losses: str | None, digest: str | None = None
+    ) -> None:
         self.sae, self.name, self.no_losses = sae, name, no_losses
+        self.digest = digest or sae.digest
         self.site, self.site_out = sites
         self.empty()
 
@@ -343,7 +346,7 @@ class _Sums:
         variance, firings = self.variance, self.firings
         return {
             "sae": self.name,
-            "digest": self.sae.digest,
+            "digest": self.digest,
             "site": f"{self.site} → {self.site_out}" if self.sae.is_transcoder else str(self.site),
             "tokens": variance.n,
             "features": self.sae.d_sae,
@@ -389,9 +392,10 @@ class _Layers:
         require_layers(model, clt)
         self.clt = clt
         why = "what a cross-layer transcoder writes at a layer comes of features of earlier ones too"
+        places = zip(clt.encoders, clt.sites, clt.sites_out, clt.digests, strict=True)
         self.readings = [
-            _Sums(encoder, sites, f"{clt.info.name}/layer_{sites[0].layer}", why)
-            for encoder, sites in zip(clt.encoders, zip(clt.sites, clt.sites_out, strict=True), strict=True)
+            _Sums(encoder, (site, site_out), f"{clt.info.name}/layer_{site.layer}", why, digest)
+            for encoder, site, site_out, digest in places
         ]
 
     def read(self, captured: Captured) -> None:

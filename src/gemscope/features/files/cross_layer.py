@@ -8,7 +8,7 @@ import os
 import posixpath
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -168,7 +168,7 @@ def _encoder(layer: _Layer, info: SAEInfo, device: torch.device, dtype: torch.dt
         gate="jumprelu" if "threshold" in tensors else "relu",
         site=layer.site,
         site_out=layer.site_out,
-        info=info,
+        info=replace(info, declared_l0=None),  # which is not said to be a layer's
         writes=False,
     )
     return build(contents, dtype=dtype, device=device)
