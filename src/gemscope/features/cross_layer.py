@@ -184,8 +184,8 @@ class CrossLayerTranscoder:
 
     @cached_property
     def digests(self) -> tuple[str, ...]:
-        """Of each layer, SHA-256 over its encoder, biases, skip and some of the rows that it writes: to read all rows only
-        to tell one from another would take as long as to copy them.
+        """Of each layer, SHA-256 over its encoder, biases, skip and some of the rows that it writes. To read all rows
+        would take as long as to copy them.
         """
         return tuple(map(self._digest, range(len(self))))
 
