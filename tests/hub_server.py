@@ -1,5 +1,6 @@
 """An imitation of the Hugging Face Hub on the loopback, for the real client to talk to. It knows the Hub's addresses,
-headers and refusals, and keeps a record of what was asked; what the repositories hold is left to `hub_content`.
+headers and refusals, and keeps a record of what was asked; what the repositories hold is left to `hub_content`. It takes
+files too, by the protocol of git's large-file storage, and makes a commit of them.
 
     with hub({"google/gemma-2-2b": Repo(files, gated=True)}) as server:
         done = child("import gemscope ...; print(json.dumps(...))", env=server.env(tmp_path, token=GRANTED))
@@ -10,6 +11,7 @@ The client reads HF_ENDPOINT when it is imported, so it runs in a child process.
 several things of one. After the `with` block nobody listens at `server.url` any more: there, "the network is down".
 """
 
+import base64
 import functools
 import hashlib
 import json
@@ -20,7 +22,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,10 +32,21 @@ from processes import Done, python
 
 GRANTED = "hf_granted"
 """The token that may read what is gated or private. Any other belongs to somebody who was granted nothing."""
+WRITER = "hf_writer"
+"""That of `AUTHOR`, who may do that too, and write what is below that name."""
+AUTHOR = "a-writer"
 EXPIRED = "hf_expired"
 """A token no more: the Hub refuses it everywhere, for public repositories too."""
 
-LARGE = (".safetensors", ".npz", ".bin", ".gguf", ".parquet")  # kept in large-file storage: served from another host
+LARGE = (
+    ".safetensors",
+    ".npz",
+    ".npy",
+    ".bin",
+    ".gguf",
+    ".parquet",
+    ".sqlite",
+)  # kept in large-file storage: served from another host
 
 
 @dataclass(frozen=True)
@@ -132,6 +145,11 @@ class HubServer(ThreadingHTTPServer):
         self.cuts: dict[tuple[str, str], list[int]] = {}
         """(repository, path) to the points, in bytes of the body, where its next downloads break off; used up one by
         one, then the file is served whole."""
+        self.failing: list[tuple[str, str, int | None]] = []
+        """Method, ending of the path, and the status that the next such request is refused with; None for a connection
+        that breaks off. Used up one by one."""
+        self.objects: dict[str, bytes] = {}
+        """Large files that have arrived, by SHA-256, whether in a commit yet or not."""
         self.faults: list[str] = []
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.storage_url = f"http://localhost:{self.server_port}"  # another host to the client: it sends no token there
@@ -145,6 +163,7 @@ class HubServer(ThreadingHTTPServer):
             "XDG_CACHE_HOME": str(home / "cache"),
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_XET": "1",  # its protocol of uploading, which is not imitated
             "OMP_NUM_THREADS": "1",
             "TOKENIZERS_PARALLELISM": "false",
         }
@@ -160,13 +179,32 @@ class HubServer(ThreadingHTTPServer):
             self.faults.append(traceback.format_exc())
 
     def answer(self, question: "Question") -> Reply:
-        """Raises `Refusal`."""
+        """Raises `Refusal`, or ConnectionError for an answer that never comes."""
+        for failing in self.failing:
+            method, ending, status = failing
+            if question.method == method and unquote(question.path).endswith(ending):
+                self.failing.remove(failing)
+                if status is None:
+                    raise ConnectionResetError
+                raise Refusal(status, None, "told to fail")
+        if match := re.fullmatch(r"/received/([0-9a-f]{64})", question.path):
+            return self._received(question, match[1])
         if match := re.fullmatch(r"/storage/([^/]+/[^/]+)/([^/]+)/(.+)", question.path):
             return self._stored(question, *map(unquote, match.groups()))
         if question.token == EXPIRED:
             raise Refusal(401, None, "Invalid credentials in Authorization header")
         if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", question.path):
             return self._resolve(question, *map(unquote, match.groups()))
+        if question.path == "/api/repos/create":
+            return self._create(question)
+        if question.path == "/api/validate-yaml":
+            return _json({"errors": [], "warnings": []})
+        if match := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", question.path):
+            return self._large(question, match[1])
+        if question.method == "POST" and (
+            match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(branch|preupload|commit)/([^/]+)", question.path)
+        ):
+            return self._change(question, match[1], match[2], unquote(match[3]))
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/([a-z-]+))?(?:/([^/]+))?(?:/(.+))?", question.path):
             return self._listing(question, *(unquote(part or "") for part in match.groups()))
         raise Refusal(404, None, "Sorry, we can't find the page you are looking for.")
@@ -211,6 +249,92 @@ class HubServer(ThreadingHTTPServer):
                 return _json(_refs(repo))
         raise Refusal(404, None, "Sorry, we can't find the page you are looking for.")
 
+    # --- what is sent -----------------------------------------------------------------------------------------------
+
+    def _create(self, question: "Question") -> Reply:
+        asked = json.loads(question.body)
+        name = f"{asked.get('organization') or AUTHOR}/{asked['name']}"
+        self._require_writer(name, question.token)
+        if name in self.repos:
+            raise Refusal(409, None, "You already created this model repo")
+        private = asked.get("visibility") == "private" or bool(asked.get("private"))
+        self.repos[name] = Repo({".gitattributes": b"*.safetensors filter=lfs\n"}, private=private)
+        return _json({"url": f"{self.url}/{name}", "id": name, "name": name})
+
+    def _change(self, question: "Question", name: str, verb: str, revision: str) -> Reply:
+        repo = self._repo(name, question.token)
+        self._require_writer(name, question.token)
+        if verb == "branch":
+            if revision in repo.snapshots:
+                raise Refusal(409, None, "Reference already exists")
+            self.repos[name] = replace(repo, revisions={**repo.revisions, revision: repo.files})
+            return Reply(201)
+        snapshot = _snapshot(repo, revision)
+        if verb == "preupload":
+            return _json({"files": [_way(file, snapshot) for file in json.loads(question.body)["files"]]})
+        files = self._committed(question.body, snapshot)
+        changed = {"files": files} if revision == "main" else {"revisions": {**repo.revisions, revision: files}}
+        self.repos[name] = replace(repo, **changed)
+        commit = self.repos[name].snapshots[revision].commit
+        return _json({"commitUrl": f"{self.url}/{name}/commit/{commit}", "commitOid": commit, "hookOutput": ""})
+
+    def _committed(self, body: bytes, snapshot: "Snapshot") -> dict[str, bytes]:
+        """The files of a commit upon another: all that its lines say, or none."""
+        files = dict(snapshot.files)
+        for line in map(json.loads, body.splitlines()):
+            value = line["value"]
+            match line["key"]:
+                case "header":
+                    if value.get("parentCommit") not in (None, snapshot.commit):
+                        raise Refusal(412, None, "A commit has happened since. Please refresh and try again.")
+                case "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                case "lfsFile":
+                    if value["oid"] not in self.objects:
+                        raise Refusal(400, None, f"Your push was rejected: no LFS object {value['oid']}")
+                    files[value["path"]] = self.objects[value["oid"]]
+                case "deletedFile":
+                    if files.pop(value["path"], None) is None:
+                        raise Refusal(400, None, f"A file with the name {value['path']} does not exist")
+                case other:
+                    raise Refusal(400, None, f"unknown operation {other}")
+        return files
+
+    def _large(self, question: "Question", name: str) -> Reply:
+        """Where large files are to be sent; nowhere, for those that are here."""
+        self._repo(name, question.token)
+        self._require_writer(name, question.token)
+        files = [(one["oid"], one["size"]) for one in json.loads(question.body)["objects"]]
+        return _json(
+            {
+                "transfer": "basic",
+                "objects": [
+                    {"oid": oid, "size": size}
+                    if oid in self.objects
+                    else {
+                        "oid": oid,
+                        "size": size,
+                        "actions": {"upload": {"href": f"{self.storage_url}/received/{oid}?signed=yes"}},
+                    }
+                    for oid, size in files
+                ],
+            }
+        )
+
+    def _received(self, question: "Question", oid: str) -> Reply:
+        if question.token:
+            raise Refusal(400, None, "Only one auth mechanism allowed")
+        if hashlib.sha256(question.body).hexdigest() != oid:
+            raise Refusal(400, None, "content does not have this SHA-256")
+        self.objects[oid] = question.body
+        return Reply(200)
+
+    def _require_writer(self, name: str, token: str | None) -> None:
+        if token is None:
+            raise Refusal(401, None, "Invalid username or password.")
+        if token != WRITER or not name.startswith(f"{AUTHOR}/"):
+            raise Refusal(403, None, f"You don't have the rights to write to {name}")
+
     def _page(self, question: "Question", entries: list[dict[str, Any]]) -> Reply:
         if not entries:
             raise Refusal(404, "EntryNotFound", "Entry not found")
@@ -221,7 +345,9 @@ class HubServer(ThreadingHTTPServer):
 
     def _repo(self, name: str, token: str | None) -> Repo:
         repo = self.repos.get(name)
-        if repo is None or (repo.private and token != GRANTED):  # who may not see it is not told that it exists
+        if repo is None or (
+            repo.private and token not in (GRANTED, WRITER)
+        ):  # who may not see it is not told that it exists
             if token:
                 raise Refusal(404, "RepoNotFound", "Repository not found")
             raise Refusal(401, "RepoNotFound", "Invalid username or password.")
@@ -239,11 +365,14 @@ class _Handler(BaseHTTPRequestHandler):
         query = {name: values[-1] for name, values in parse_qs(address.query).items()}
         token = (self.headers["Authorization"] or "").removeprefix("Bearer ") or None
         byte_range = self.headers["Range"]
-        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        body = self._body()
         try:
             reply = self.server.answer(Question(self.command, address.path, query, token, byte_range, body))
         except Refusal as refusal:
             reply = refusal.reply
+        except ConnectionResetError:
+            self.close_connection = True
+            return
         except Exception:  # a fault of this imitation: `hub` raises it at the end
             self.server.faults.append(traceback.format_exc())
             reply = Reply(500, b"fault")
@@ -251,7 +380,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.requests.append(Request(self.command, path, reply.status, byte_range, token))
         self._write(reply, self._cut(path, reply))
 
-    do_GET = do_HEAD = do_POST = _serve
+    do_GET = do_HEAD = do_POST = do_PUT = _serve
+
+    def _body(self) -> bytes:
+        if self.headers["Transfer-Encoding"] != "chunked":
+            return self.rfile.read(int(self.headers["Content-Length"] or 0))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
 
     def _cut(self, path: str, reply: Reply) -> int | None:
         address = re.fullmatch(r"/(?:storage/)?([^/]+/[^/]+)/(?:resolve/)?[^/]+/(.+)", path)
@@ -309,6 +448,14 @@ def raised(function, *arguments, **options):
         return [kind.__name__ for kind in type(error).__mro__ if kind not in (Exception, BaseException, object)]
     return []
 """
+
+
+def _way(file: Mapping[str, Any], snapshot: Snapshot) -> dict[str, Any]:
+    """How a file is to be sent, and what lies there under its name."""
+    path = file["path"]
+    oid = snapshot.sha256.get(path, snapshot.oids.get(path))
+    way = "lfs" if path.endswith(LARGE) else "regular"
+    return {"path": path, "uploadMode": way, "shouldIgnore": False} | ({"oid": oid} if oid else {})
 
 
 def _snapshot(repo: Repo, revision: str) -> Snapshot:

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import gemscope as gs
 from gemscope.atlas.dashboard import Explanation
-from gemscope.atlas.describe.compose import SUMS
-from gemscope.atlas.describe.effects import EFFECT
 from gemscope.atlas.describe.gather import DescribeConfig
 from gemscope.atlas.describe.mapping import add_map
+from gemscope.atlas.files.whole import EFFECT, SUMS
 from gemscope.atlas.labels.rules import Weighed
 from gemscope.atlas.units import units_of
 from gemscope.cli.bars import bars

@@ -20,6 +20,7 @@ from gemscope.atlas.labels.asking import explain_with as explain_with
 from gemscope.atlas.labels.endpoint import Endpoint as Endpoint
 from gemscope.atlas.labels.rules import explain as explain
 from gemscope.atlas.labels.scoring import score_labels as score_labels
+from gemscope.atlas.load import load_atlas as load_atlas
 from gemscope.atlas.notes.kept import FeatureList as FeatureList
 from gemscope.atlas.notes.lists import Lists as Lists
 from gemscope.atlas.reader import Atlas as Atlas
@@ -72,6 +73,8 @@ from gemscope.reports.looks import Looks as Looks
 from gemscope.reports.looks import look_through as look_through
 from gemscope.reports.probe import Probe as Probe
 from gemscope.reports.probing import sparse_probe as sparse_probe
+from gemscope.reports.push import Pushed as Pushed
+from gemscope.reports.push import push as push
 from gemscope.reports.relatives import Relatives as Relatives
 from gemscope.reports.relatives import relatives as relatives
 from gemscope.reports.score import Score as Score

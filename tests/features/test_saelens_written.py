@@ -1,5 +1,6 @@
 """SAELens's folders as they are written, and read back."""
 
+import inspect
 import json
 import math
 import resource
@@ -13,11 +14,19 @@ from safetensors.torch import load_file
 from gemscope import load_sae
 from gemscope.activations.site import KINDS, Site
 from gemscope.errors import InputError, StorageFull
+from gemscope.features.files.saelens_described import Described
 from gemscope.features.files.saving import save_sae
 from gemscope.features.sae import SAEInfo
 from saelens_folders import D, F, quick, random_sae
 
 GATES = st.sampled_from(["jumprelu", "relu", "topk"])
+
+
+def test_an_sae_has_what_is_asked_of_it_where_python_looks_for_that_from_3_12_on():
+    sae = random_sae(skip=True)
+    for name in (*Described.__annotations__, *(name for name in vars(Described) if not name.startswith("_"))):
+        inspect.getattr_static(sae, name)
+    assert isinstance(sae, Described)
 
 
 @quick

@@ -11,12 +11,14 @@ import subprocess
 import tarfile
 import tomllib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
 import gemscope as gs
+from hub_server import AUTHOR, WRITER, hub
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / ".venv-release"
@@ -68,8 +70,8 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
         "OMP_NUM_THREADS": "1",
     }
 
-    def run(program: str, *words: object, folder: Path = home) -> str:
-        return _run(home / "env" / "bin" / program, *words, env=bare, cwd=folder)
+    def run(program: str, *words: object, folder: Path = home, also: Mapping[str, str] = MappingProxyType({})) -> str:
+        return _run(home / "env" / "bin" / program, *words, env={**bare, **also}, cwd=folder)
 
     pip = ("-m", "pip", "install", "--quiet", "--no-index", "--find-links", built, "--find-links", TOOLS / "wheelhouse")
     run("python", *pip, "gemscope[bundled]", "gemscope-native")
@@ -103,6 +105,26 @@ def test_the_wheel_holds_what_the_repository_holds_and_nothing_else(built: Path)
         lie = {name.partition("/")[2] for name in sdist.getnames()}
     assert set(tracked) <= lie
     assert not any(name.startswith((".venv", "runs/", "corpora/", "site/")) for name in lie)
+
+
+@release
+def test_no_link_of_the_page_at_the_index_leads_nowhere(built: Path) -> None:
+    """What leads into the repository leads there from the index too, to the state that this version is of."""
+    with zipfile.ZipFile(next(built.glob("gemscope-*.whl"))) as wheel:
+        (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+        page = wheel.read(name).decode()
+    assert "Description-Content-Type: text/markdown" in page
+    links = re.findall(r"\]\(([^)\s]+)\)", page)
+    assert links
+    assert [link for link in links if not link.startswith("https://")] == []
+    ours = {
+        f"https://github.com/gemscope/gemscope/blob/v{gs.__version__}/": r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)",
+        f"https://raw.githubusercontent.com/gemscope/gemscope/v{gs.__version__}/": r"!\[[^\]]*\]\(([^)\s]+)\)",
+    }
+    for home, pattern in ours.items():
+        there = [link.removeprefix(home) for link in re.findall(pattern, page) if link.startswith(home)]
+        assert len(there) > 2
+        assert [path for path in there if not (ROOT / path.partition("#")[0]).exists()] == []
 
 
 @release
@@ -188,6 +210,22 @@ def test_a_user_s_afternoon(installed: Command, tmp_path: Path) -> None:
     assert (tmp_path / "my.csv").read_text(encoding="utf-8").count("\n") >= 256
     installed("gemscope", "export", "my.atlas", "--format", "site", "-o", "pages", folder=tmp_path)
     assert list((tmp_path / "pages").rglob("*.html"))
-    if PEER.exists():
-        code = "from sae_lens import SAE; sae = SAE.load_from_disk('run/sae'); print(tuple(sae.W_dec.shape))"
-        assert "(256, 576)" in _run(PEER, "-c", code, cwd=tmp_path)
+    repo = f"{AUTHOR}/afternoon"
+    with hub({}) as server:
+        online = server.env(tmp_path / "hub", token=WRITER)
+        online = {name: value for name, value in online.items() if name.startswith(("HF_", "XDG_"))}
+        push = ("push", "run", repo, "--atlas", "my.atlas", "--json")
+        pushed = json.loads(installed("gemscope", *push, folder=tmp_path, also={**online, "HF_HUB_OFFLINE": "0"}))
+        assert pushed["saes"] == [f"{repo}/10.res"]
+        code = (
+            "import gemscope as gs\n"
+            f"with gs.load_atlas({repo!r}) as atlas:\n"
+            f"    print(gs.load_sae({repo!r}).digest, atlas.manifest.sae_digest, atlas.manifest.sae)\n"
+        )
+        here = gs.load_sae(tmp_path / "run" / "sae")
+        read = installed("python", "-c", code, folder=tmp_path, also={**online, "HF_HUB_OFFLINE": "0"})
+        assert read.split() == [here.digest, here.digest, f"{repo}/10.res"]
+        if PEER.exists():
+            code = f"from sae_lens import SAE; s = SAE.from_pretrained({repo!r}, '10.res'); print(float(s.W_dec.sum()))"
+            summed = float(_run(PEER, "-c", code, cwd=tmp_path, env={**os.environ, **online}).split()[-1])
+            assert summed == pytest.approx(float(here.W_dec.sum()), rel=1e-3, abs=1e-3)

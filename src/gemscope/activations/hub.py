@@ -16,6 +16,8 @@ from gemscope.disk import is_full
 from gemscope.errors import GatedRepository, GemscopeError, HubUnreachable, SAENotFound, StorageFull
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+CLIENTS = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"})
+"""Libraries by which one version or another of the Hub's client talks, and whose errors it lets through."""
 _PROBE_SECONDS = 5.0
 """How long to wait for the Hub's first sign of life. The Hub's own client tries five times, 23 seconds in all."""
 
@@ -125,24 +127,25 @@ def reach() -> None:
     """Returns when the Hub answers, whatever it says. Raises HubUnreachable, after a few seconds at most."""
     if is_offline():
         raise HubUnreachable("offline mode is on (HF_HUB_OFFLINE)")
-    _reach(_endpoint())
+    _reach(endpoint())
 
 
 @cache  # only an answer is remembered, not a failure
-def _reach(endpoint: str) -> None:
+def _reach(address: str) -> None:
     from huggingface_hub import get_session
 
     try:
-        get_session().head(endpoint, timeout=_PROBE_SECONDS)
+        get_session().head(address, timeout=_PROBE_SECONDS)
     except (
         Exception
     ) as error:  # the client's own library changes between versions of huggingface_hub, and its errors with it
         raise HubUnreachable(
-            f"{endpoint} cannot be reached ({type(error).__name__}): check the network, or use a local folder"
+            f"{address} cannot be reached ({type(error).__name__}): check the network, or use a local folder"
         ) from error
 
 
-def _endpoint() -> str:
+def endpoint() -> str:
+    """The Hub's address: HF_ENDPOINT."""
     from huggingface_hub import constants
 
     return str(constants.ENDPOINT)
@@ -158,7 +161,7 @@ def _commit(cached: Path) -> str:
 def _translated(repo: str, revision: str | None) -> Iterator[None]:
     from huggingface_hub import errors
 
-    page = f"{_endpoint()}/{repo}"
+    page = f"{endpoint()}/{repo}"
     try:
         yield
     except GemscopeError:
@@ -175,22 +178,22 @@ def _translated(repo: str, revision: str | None) -> Iterator[None]:
         raise SAENotFound(f"no revision {revision!r} of {repo}: see {page}/commits/main") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise HubUnreachable(
-            f"{repo} is not in the cache, and {_endpoint()} cannot be reached: check the network"
+            f"{repo} is not in the cache, and {endpoint()} cannot be reached: check the network"
         ) from error
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         if status in {401, 403}:
             raise GatedRepository(f"{repo} may not be read with this token (HTTP {status}): see {page}") from error
-        raise HubUnreachable(f"{_endpoint()} answered HTTP {status} for {repo}: try again later") from error
+        raise HubUnreachable(f"{endpoint()} answered HTTP {status} for {repo}: try again later") from error
     except errors.HFValidationError as error:
         raise SAENotFound(f"{repo!r} is not a name of a repository: expected owner/name") from error
     except OSError as error:
         _require_room(error, repo)
-        raise HubUnreachable(f"reading {repo} from {_endpoint()} failed: {_one_line(error)}") from error
+        raise HubUnreachable(f"reading {repo} from {endpoint()} failed: {_one_line(error)}") from error
     except Exception as error:
         _require_room(error, repo)
-        if type(error).__module__.partition(".")[0] in {"httpx", "httpcore", "requests", "urllib3"}:
-            raise HubUnreachable(f"reading {repo} from {_endpoint()} failed: {_one_line(error)}") from error
+        if type(error).__module__.partition(".")[0] in CLIENTS:
+            raise HubUnreachable(f"reading {repo} from {endpoint()} failed: {_one_line(error)}") from error
         raise
 
 

@@ -19,6 +19,7 @@ from gemscope.atlas.dashboard import Dashboard, Related, Summary
 from gemscope.atlas.files.manifest import IMPORTED, Manifest, read_manifest
 from gemscope.atlas.files.schema import NAME
 from gemscope.atlas.labels.explanations import Standing
+from gemscope.atlas.load import located
 from gemscope.atlas.reader import Atlas
 from gemscope.errors import InputError, NotFound
 from gemscope.pages.charts.scatter import Cells
@@ -255,7 +256,7 @@ def _free(manifest: Manifest, folder: Path, taken: dict[tuple[str, str], int]) -
 
 def folders(given: str | os.PathLike[str]) -> list[Path]:
     """The atlas that a folder is, or those that lie in it, however deep: layer 2 before layer 10. Raises NotFound."""
-    folder = Path(given).expanduser()
+    folder = located(given).expanduser()
     if (folder / MANIFEST).is_file():
         return [folder]
     if within := sorted(_below(folder), key=_naturally):

@@ -59,7 +59,8 @@ def add_to(commands: Any) -> None:
 
 
 def _effect(args: argparse.Namespace) -> int:
-    from gemscope.atlas.describe.effects import EFFECT, add_effect
+    from gemscope.atlas.describe.effects import add_effect
+    from gemscope.atlas.files.whole import EFFECT
     from gemscope.checked import existing
     from gemscope.features.effect import Effect, effect
     from gemscope.features.fit import require_fit, sites_of

@@ -106,9 +106,9 @@ def _atlases(args: argparse.Namespace) -> int:
 
 
 def _atlas(args: argparse.Namespace, folder: str | None) -> Atlas:
-    from gemscope.atlas.reader import Atlas
+    from gemscope.atlas.load import load_atlas
 
-    return options.atlas_of(args) if folder is None else Atlas(folder)
+    return options.atlas_of(args) if folder is None else load_atlas(folder)
 
 
 def _weights(one: Atlas, other: Atlas) -> Any:

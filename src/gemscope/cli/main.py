@@ -27,6 +27,7 @@ from gemscope.cli import (
     learn,
     lists,
     measure,
+    publish,
     read,
     relatives,
     serve,
@@ -60,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
         serve,
         atlas,
         exchange,
+        publish,
     ):
         group.add_to(commands)
     completion.add_to(commands, of=top)

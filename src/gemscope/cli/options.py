@@ -106,9 +106,10 @@ def add_atlas(command: argparse._ActionsContainer, beside: str = "") -> None:
 def atlas_of(args: argparse.Namespace) -> Atlas:
     """The atlas that is named, or the bundled one."""
     from gemscope.atlas.bundled import BUNDLED
-    from gemscope.atlas.reader import Atlas
+    from gemscope.atlas.load import load_atlas
 
-    return Atlas(args.atlas or BUNDLED)
+    names = ("token", "cache_dir", "offline")
+    return load_atlas(args.atlas or BUNDLED, **{name: getattr(args, name, None) for name in names})
 
 
 def links_to(atlas: Atlas) -> Links:

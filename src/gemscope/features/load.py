@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,7 +40,7 @@ from gemscope.features.files.pickled import OTHERS
 from gemscope.features.kernels.choice import place_for
 from gemscope.features.published import entry_of, find, nearest
 from gemscope.features.sae import SAE
-from gemscope.features.several import below, some_of
+from gemscope.features.several import among, below, some_of
 from gemscope.progress import Progress, silent
 
 BUNDLED = "smollm2"
@@ -70,6 +71,7 @@ def load_sae(
         gemma-2-2b/20-gemmascope-res-16k                                   a Neuronpedia id, or its page's URL
         mwhanna/qwen3-4b-transcoders/layer_12                              one file of several, its suffix or not
         runs/15-res, params.npz, ae.pt                                     a folder or file here; it goes first
+        USER/NAME, runs                                                    a repository or folder with one SAE below it
         smollm2                                                            the one that ships with this package
 
     `site` says where the SAE reads when its file does not, or says it in a way that is not known here. `revision` is
@@ -173,7 +175,9 @@ def _local(path: Path, source: str) -> _Lie:
     folder = path if path.is_dir() else path.parent
     if path.is_dir():
         here = weights_among(names := os.listdir(path))
-        if not here and (inside := below(path)):
+        if not here and len(inside := below(path)) == 1:
+            return _local(path / inside[0], source)
+        if not here and inside:
             raise SAENotFound(f"no SAE at {source!r}: there are SAEs in it: {some_of(inside)}")
         if not here and (alone := [name for name in names if is_beside(name) and name != "config.json"]):
             raise CorruptFile(f"{source} has {alone[0]} and no weights beside it: no {expected()}")
@@ -265,7 +269,19 @@ class _Remote:
             raise HubUnreachable(
                 f"{self._address} is not in the cache, and offline mode is on: go online to fetch it{hint}"
             )
-        return _one_of(self._meant(path, partial(hub.list_folder, token=self.token)), self._address)
+        meant = self._meant(path, partial(hub.list_folder, token=self.token))
+        return _one_of(meant or self._below(), self._address)
+
+    def _below(self) -> list[str]:
+        """The weights of the one SAE that lies in the folders below the one meant; the paths of several."""
+        inside = f"{self.published.path}/" if self.published.path else ""
+        names = hub.list_files(self.published.repo, revision=self.commit or self.revision, token=self.token)
+        found = among(name for name in names if name.startswith(inside))
+        if len(found) == 1:
+            self.folder, weights = found[0]
+            return [weights]
+        files = Counter(folder for folder, _ in found)
+        return [folder if files[folder] == 1 else f"{folder}/{name}".lstrip("/") for folder, name in found]
 
     def _meant(self, path: PurePosixPath, listed: Callable[..., list[str] | None]) -> list[str]:
         """The weights that a path may mean: a file, the files of a folder, a file without its suffix."""

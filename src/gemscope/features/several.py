@@ -7,6 +7,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections.abc import Iterable
 from fnmatch import translate
 from pathlib import Path
 
@@ -52,6 +53,15 @@ def below(folder: Path) -> list[str]:
         found += [str(path)] if len(weights) == 1 and path.parts else [str(path / name) for name in weights]
         inside.sort(key=natural)
     return found
+
+
+def among(paths: Iterable[str]) -> list[tuple[str, str]]:
+    """SAEs among the files of a repository: the folder of each ("" is the repository's own), and its weights there."""
+    inside: dict[str, list[str]] = {}
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        inside.setdefault(folder, []).append(name)
+    return [(folder, name) for folder in sorted(inside, key=natural) for name in weights_among(inside[folder])]
 
 
 def some_of(names: list[str], most: int = 5) -> str:

@@ -22,6 +22,11 @@ from gemscope.text.rows import passed_over
 from gemscope.training.config import FAR, TrainConfig
 from gemscope.training.log import read
 
+PLACE = "PATH/TO/THIS/FOLDER"
+"""What a card says in the place of the SAE's address."""
+REPORT = "../report.html"
+"""The page, from where the card lies."""
+
 
 @dataclass(frozen=True)
 class TrainingReport(Paged):
@@ -187,7 +192,7 @@ import gemscope as gs
 {f"{chr(10)}Held out:{chr(10)}{chr(10)}{held}{chr(10)}" if held else ""}
 ## Recipe
 
-{self.figures["steps"]:,} steps; see [report.html](../report.html) and `log.jsonl` for the way there.
+{self.figures["steps"]:,} steps; see [report.html]({REPORT}) and `log.jsonl` for the way there.
 
 ```toml
 [train]
@@ -223,10 +228,10 @@ on {_code(self.device)}.
 
     def _use(self) -> str:
         if not self.scored:
-            return 'crosscoder = gs.load_crosscoder("PATH/TO/THIS/FOLDER")'
+            return f'crosscoder = gs.load_crosscoder("{PLACE}")'
         return (
             f"model = gs.load_model({json.dumps(self.model)})\n"
-            'sae = gs.load_sae("PATH/TO/THIS/FOLDER")\n'
+            f'sae = gs.load_sae("{PLACE}")\n'
             'print(gs.look(model, sae, "Some text."))'
         )
 

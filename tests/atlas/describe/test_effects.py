@@ -16,10 +16,11 @@ from atlases import change_json, change_sql, content, powerless
 from gemscope.activations.harvest import harvest
 from gemscope.activations.model import LanguageModel
 from gemscope.atlas.describe import run
-from gemscope.atlas.describe.effects import EFFECT, add_effect, writings
+from gemscope.atlas.describe.effects import add_effect, writings
 from gemscope.atlas.describe.merge import merge
 from gemscope.atlas.describe.run import describe
 from gemscope.atlas.entry import AGREED
+from gemscope.atlas.files.whole import EFFECT
 from gemscope.atlas.reader import Atlas
 from gemscope.atlas.verify import verify
 from gemscope.errors import CorruptFile, Mismatch

@@ -10,9 +10,9 @@ from safetensors.numpy import save_file
 
 from atlases import content
 from gemscope.activations.model import LanguageModel
-from gemscope.atlas.describe.compose import SUMS
 from gemscope.atlas.describe.merge import merge
 from gemscope.atlas.describe.run import describe
+from gemscope.atlas.files.whole import SUMS
 from gemscope.atlas.reader import Atlas
 from gemscope.atlas.verify import verify
 from gemscope.checked import read_tensors

@@ -18,6 +18,7 @@ from gemscope.atlas.describe.weights import present
 from gemscope.atlas.entry import Entry
 from gemscope.atlas.files import corpus
 from gemscope.atlas.files.manifest import CROWDED, Crowded, Manifest
+from gemscope.atlas.files.whole import SUMS
 from gemscope.atlas.reader import Atlas
 from gemscope.atlas.writer import Writer
 from gemscope.features.best import Places
@@ -27,8 +28,6 @@ from gemscope.progress import Progress, silent
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-SUMS = "sums.safetensors"
-"""Beside an atlas: what merging it with another needs and no page shows."""
 _BLOCK = 1024
 """Features composed at a time."""
 

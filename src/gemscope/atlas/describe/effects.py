@@ -14,6 +14,7 @@ from gemscope.atlas.entry import AGREED, Written
 from gemscope.atlas.files import corpus, schema, vocabulary, written
 from gemscope.atlas.files.manifest import Measured, write_manifest
 from gemscope.atlas.files.opening import opened, upgraded
+from gemscope.atlas.files.whole import EFFECT
 from gemscope.atlas.meaning import misfit
 from gemscope.atlas.reader import Atlas
 from gemscope.disk import room
@@ -24,8 +25,6 @@ from gemscope.features.promoting import promotions
 from gemscope.features.sae import SAE
 from gemscope.progress import Progress, silent
 
-EFFECT = "effect.safetensors"
-"""Beside an atlas: the effect of its site, as `Effect.load` reads it."""
 UNREAD = "the mean of those of the atlases that were merged is yet to be read: gemscope atlas effect does that"
 
 

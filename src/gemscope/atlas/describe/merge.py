@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from gemscope.atlas.dashboard import Explanation
-from gemscope.atlas.describe.compose import SUMS, compose
-from gemscope.atlas.describe.effects import EFFECT, UNREAD, keep, measured
+from gemscope.atlas.describe.compose import compose
+from gemscope.atlas.describe.effects import UNREAD, keep, measured
 from gemscope.atlas.describe.gather import DescribeConfig, Described, Statistics
 from gemscope.atlas.describe.mapping import plane_of
+from gemscope.atlas.files.whole import EFFECT, SUMS
 from gemscope.atlas.labels.scoring import score_labels
 from gemscope.atlas.reader import Atlas
 from gemscope.checked import read_tensors

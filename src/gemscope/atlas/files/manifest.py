@@ -148,9 +148,12 @@ class Manifest:
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Raises StorageFull, FileError, AccessError."""
     with written_aside(folder / NAME) as aside:
-        aside.write_text(
-            json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace"
-        )
+        aside.write_bytes(as_json(manifest))
+
+
+def as_json(manifest: Manifest) -> bytes:
+    """What the file says."""
+    return (json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace")
 
 
 def read_manifest(folder: Path) -> Manifest:

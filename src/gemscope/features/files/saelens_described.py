@@ -25,7 +25,9 @@ _KWARGS = "model_from_pretrained_kwargs"
 
 @runtime_checkable
 class Described(Protocol):
-    """What is said here of an `SAE`."""
+    """What is said here of an `SAE`. Its weights are in `state_dict` alone: torch finds them as attributes where nobody
+    looks who asks, from Python 3.12 on, whether it is such an object.
+    """
 
     d_in: int
     d_sae: int
@@ -37,7 +39,6 @@ class Described(Protocol):
     site: Site | None
     site_out: Site | None
     info: Any
-    W_skip: Any
 
     @property
     def is_transcoder(self) -> bool:
@@ -116,11 +117,12 @@ def _normalised(sae: Described) -> str:
 
 def _architecture(sae: Described) -> str:
     gate: Literal["", "jumprelu", "topk"] = "" if sae.gate == "relu" else sae.gate
-    if not (sae.is_transcoder or sae.W_skip is not None or sae.d_in != sae.d_out):
+    skip = "W_skip" in sae.state_dict()
+    if not (sae.is_transcoder or skip or sae.d_in != sae.d_out):
         return gate or "standard"
     if gate == "topk":
         raise InputError(f"{sae} is a transcoder with gate='topk', for which SAELens has no format")
-    return "_".join(filter(None, (gate, "skip" if sae.W_skip is not None else "", "transcoder")))
+    return "_".join(filter(None, (gate, "skip" if skip else "", "transcoder")))
 
 
 def _metadata(sae: Described) -> dict[str, Any]:
