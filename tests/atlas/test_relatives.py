@@ -122,3 +122,10 @@ def test_a_folder_and_a_file_of_pages_have_them_with_labels_and_without_links(
         tables = [one for one in parse(html).all("table", class_="relatives") if "correlation" in one.text]
         assert len(tables) == 1
         assert not tables[0].all("a")
+
+
+def test_a_terminal_has_the_nearest_of_each_site(folders: list[Path]) -> None:
+    with Atlas(folders[1]) as atlas:
+        told = str(atlas[4])
+    assert told.index("above 2.res") < told.index("below 0.res") < told.index("there from 0.res to 2.res")
+    assert "+1.25" in told

@@ -22,7 +22,9 @@ from gemscope.atlas.labels.journal import journal_of, read_journal
 from gemscope.atlas.verify import verify
 from gemscope.cli.learn import _settings as chosen
 from gemscope.errors import GemscopeError, InputError
+from gemscope.features.firings import Firings, keeping
 from gemscope.features.jacobian_sums import unfinished
+from gemscope.features.relatives import Kin
 from gemscope.features.sae import SAE
 from gemscope.progress import silent
 from gemscope.text.labelled import labelled as texts_with_labels
@@ -361,6 +363,27 @@ def _measuring(folder: Path) -> None:
         sums = kept.resumed((samples.D, samples.D))
     if all(sums.counts):
         assert sums.mean("this").shape == (2, samples.D, samples.D)
+
+
+@_reads("relatives")
+def _relatives(folder: Path) -> None:
+    read = Kin.load(folder / "relatives.safetensors")
+    for relation in read.relations:
+        relation.nearest()
+        for feature in range(read.own.d_sae):
+            assert len(relation.of(feature)) >= 0
+    if read.lives is not None:
+        assert all(read.lives.of(feature) for feature in range(read.own.d_sae))
+
+
+@_reads("firings")
+def _firings(folder: Path) -> None:
+    with keeping(folder / "kept", samples.READING) as kept:
+        pieces = list(kept.pieces([40]))
+    for piece in pieces:
+        fired = Firings(40, piece["sizes.0"], piece["ids.0"], piece["values.0"])
+        if fired.tokens:
+            assert fired.beside(fired, range(40))[0].shape == (40, 40)
 
 
 assert set(READERS) >= set(samples.SAMPLES), set(samples.SAMPLES) - set(READERS)

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import gzip
 import json
+import shutil
 import struct
 from collections.abc import Callable
 from functools import cache
@@ -30,6 +31,7 @@ from gemscope.features.crosscoder import Crosscoder
 from gemscope.features.effect import Effect, Measured
 from gemscope.features.files.crosscoder import save_crosscoder
 from gemscope.features.files.tensors import stream_of, write_safetensors
+from gemscope.features.firings import keeping
 from gemscope.features.jacobian_sums import Sums
 from gemscope.features.jacobian_sums import unfinished as begun
 from gemscope.features.sae import SAE, SAEInfo
@@ -43,6 +45,7 @@ from gemscope.training.lesson import Lesson
 from gemscope.training.train import train
 from gemscope.world import World
 from ggufs import written
+from kinships import chain
 from peers import copied
 from planted import Given, directions, strengths
 
@@ -610,3 +613,29 @@ def measuring(folder: Path) -> None:
     sums.add(2, [Jacobian(values, -values, 11, {"padding": 0, "first": 1}) for _ in range(2)])
     with begun(folder / "effect", MEASURING) as kept:
         kept.save(sums)
+
+
+READING = {"tokens": 60, "saes": ["a"]}
+"""Settings of a reading that was stopped."""
+
+
+@_sample
+def relatives(folder: Path) -> None:
+    chain(folder / "chain", features=20)
+    (folder / "chain" / "1.res" / "relatives.safetensors").rename(folder / "relatives.safetensors")
+    shutil.rmtree(folder / "chain")
+
+
+@_sample
+def firings(folder: Path) -> None:
+    sizes, ids = np.array([2, 0, 3], np.int64), np.array([1, 7, 0, 7, 39], np.uint16)
+    piece = {
+        "sizes.0": sizes,
+        "ids.0": ids,
+        "values.0": np.linspace(1, 2, 5, dtype=np.float32),
+        "scales.0": np.zeros(0, np.float32),
+        "dropped": np.array([0, 1, 0, 0]),
+    }
+    with keeping(folder / "kept", READING) as kept:
+        kept.add(piece)
+        kept.add(piece)

@@ -74,6 +74,28 @@ def _sums(folder: Path) -> None:
 SEALS["measuring"] = _sums
 
 
+def _relatives(folder: Path) -> None:
+    path = folder / "relatives.safetensors"
+    tensors, beside = read_tensors(path, framework="np")
+    said = json_of(beside["gemscope_relatives"], dict[str, Any], where="")
+    said["checksum"] = checksum_of(tensors, said["of"])
+    _put_beside(path, {"gemscope_relatives": said})
+
+
+SEALS["relatives"] = _relatives
+
+
+def _firings(folder: Path) -> None:
+    for path in (folder / "kept").glob("*.safetensors"):
+        tensors, beside = read_tensors(path, framework="np")
+        said = json_of(beside["gemscope_firings"], dict[str, Any], where="")
+        said["checksum"] = checksum_of(tensors, said["settings"])
+        _put_beside(path, {"gemscope_firings": said})
+
+
+SEALS["firings"] = _firings
+
+
 def _put_beside(path: Path, said: dict[str, Any]) -> None:
     """In a safetensors file, beside the tensors that it has."""
     data = path.read_bytes()

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from gemscope.activations.model import LanguageModel
-from gemscope.checked import as_read, checksum_of, json_of, read_tensors
+from gemscope.checked import Form, as_read, checksum_of, json_of, read_tensors, require_forms
 from gemscope.disk import claimed, room, synced
 from gemscope.errors import CorruptFile, InputError, NotFound
 from gemscope.features.activations import FeatureActivations
@@ -159,7 +159,7 @@ def read_firings(
     Raises Mismatch, InputError for text that gives no token that counts, and what `capture` and `encode` raise.
     """
     sites = [require_fit(model, sae) for sae in saes]
-    pieces = [] if kept is None else list(kept.pieces())
+    pieces = [] if kept is None else list(kept.pieces([sae.d_sae for sae in saes]))
     done, seen = len(pieces), sum(len(piece["sizes.0"]) for piece in pieces)
     with progress("read", tokens, "tokens") as advance:
         advance(min(seen, tokens))
@@ -201,11 +201,10 @@ def _counted(found: FeatureActivations) -> dict[str, Array]:
     assert found.counted is not None
     counted = found.counted.reshape(-1)
     entries = counted[found.tokens]
-    kind = np.uint16 if found.d_sae <= 1 << 16 else np.int32
     scales = np.zeros(0, np.float32) if found.scale is None else found.scale.reshape(-1)[counted].float().numpy()
     return {
         "sizes": found.offsets.diff()[counted].numpy(),
-        "ids": found.features[entries].numpy().astype(kind),
+        "ids": found.features[entries].numpy().astype(_kind(found.d_sae)),
         "values": found.values[entries].float().numpy(),
         "scales": scales,
     }
@@ -221,8 +220,8 @@ class Kept:
         self.folder, self._place, self._settings = folder, place, as_read(settings)
         self._next = 0
 
-    def pieces(self) -> Iterator[dict[str, Array]]:
-        """From the first on. Raises InputError for those of other settings, CorruptFile."""
+    def pieces(self, widths: Sequence[int]) -> Iterator[dict[str, Array]]:
+        """From the first on, of SAEs of so many features. Raises InputError for another reading's, CorruptFile."""
         for number in count():
             path = self._path(number)
             try:
@@ -232,14 +231,15 @@ class Kept:
                 return
             except CorruptFile as error:
                 raise CorruptFile(f"{error}: {_REMEDY}") from error
-            settings = json_of(said.get("settings", "{}"), dict[str, Any], where=str(path))
-            if other := [name for name in self._settings if settings.get(name) != self._settings[name]]:
+            of = json_of(said.get("gemscope_firings", "{}"), _Said, where=str(path))
+            if other := [name for name in self._settings if of.settings.get(name) != self._settings[name]]:
                 raise InputError(
                     f"{self.folder} holds what was read with another {', '.join(other)}: go on with the same settings, "
                     "or remove it"
                 )
-            if said.get("checksum") != checksum_of(tensors, self._settings):
+            if of.checksum != checksum_of(tensors, self._settings):
                 raise CorruptFile(f"{path} is damaged: its checksum is another: {_REMEDY}")
+            _require_sound(tensors, widths, path)
             yield tensors
 
     def add(self, piece: Mapping[str, Array]) -> None:
@@ -247,11 +247,11 @@ class Kept:
         from safetensors.numpy import save_file
 
         path = self._path(self._next)
-        said = {"settings": json.dumps(self._settings), "checksum": checksum_of(piece, self._settings)}
+        said = {"settings": self._settings, "checksum": checksum_of(piece, self._settings)}
         aside = self._place / path.name
         with room(path, self._place):
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(dict(piece), aside, said)
+            save_file(dict(piece), aside, {"gemscope_firings": json.dumps(said)})
             synced(aside)
             os.replace(aside, path)
         self._next += 1
@@ -262,6 +262,36 @@ class Kept:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06d}.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Said:
+    """What stands beside a piece."""
+
+    settings: dict[str, Any]
+    checksum: str
+
+
+def _require_sound(piece: Mapping[str, Array], widths: Sequence[int], path: Path) -> None:
+    """Raises CorruptFile for what no reading left."""
+    tokens = len(piece.get("sizes.0", ()))
+    forms = {"dropped": Form((len(_REASONS),), "int64", 0)}
+    for number, width in enumerate(widths):
+        forms[f"sizes.{number}"] = Form((tokens,), "int64", 0, width)
+        forms[f"ids.{number}"] = Form((None,), np.dtype(_kind(width)).name, 0, width - 1)
+        forms[f"values.{number}"] = Form((None,), "float32", 0)
+        forms[f"scales.{number}"] = Form((None,), "float32", 0)
+    require_forms(piece, forms, where=str(path))
+    for number in range(len(widths)):
+        entries = int(piece[f"sizes.{number}"].sum())
+        sizes = [len(piece[f"{name}.{number}"]) for name in ("ids", "values", "scales")]
+        if sizes[:2] != [entries, entries] or sizes[2] not in (0, tokens):
+            raise CorruptFile(f"{path}: its tokens have {entries} features, of which there are {sizes[0]}: {_REMEDY}")
+
+
+def _kind(width: int) -> type[np.generic]:
+    """What ids of so many features are kept as."""
+    return np.uint16 if width <= 1 << 16 else np.int32
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from gemscope.pages.blocks import bars, spark
 from gemscope.pages.chips import shade
 from gemscope.pages.labels import STANDS, said, short_label
 from gemscope.pages.links import Links, NoLinks, neuronpedia
-from gemscope.pages.numbers import figure, often, percent
+from gemscope.pages.numbers import figure, often, percent, signed
 from gemscope.pages.plain import Shown
 from gemscope.pages.strips import PART
 from gemscope.pages.tables import Cell, Table
@@ -87,6 +87,10 @@ def lines(one: Any, width: int, *, drawn: bool = False, links: Links | None = No
     yield from _relatives("nearest", "cosine", [(near, near.cosine) for near in one.neighbours[:_NEAR]], drawn, links)
     along = [(partner, partner.share) for partner in one.coactive[:_NEAR]]
     yield from _relatives("fires along", "share", along, drawn, links)
+    for related in reversed(one.related):
+        yield from _kindred(related)
+    if one.life is not None and len(one.life.chain) > 2:
+        yield Text(f"  there from {readable(one.life.born)} to {readable(one.life.gone)}")
 
 
 def _logits(one: Any) -> Iterator[RenderableType]:
@@ -195,6 +199,34 @@ def _relatives(
     ]
     yield Text()
     yield Padding(Table(heads, rows, left=heads[2:], wraps=heads[-1:], bold=False), (0, 0, 0, 2))
+
+
+def _kindred(related: Any) -> Iterator[RenderableType]:
+    """Of an SAE at another site, which has links of its own."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    if not related.features:
+        return
+    heads = (
+        f"{'above' if related.later else 'below'} {readable(related.site)}",
+        "cosine",
+        "correlation",
+        "effect",
+        STANDS,
+    )
+    rows = [
+        (
+            str(other.feature),
+            "—" if other.cosine is None else f"{other.cosine:.2f}",
+            f"{other.correlation:.2f}",
+            "—" if other.effect is None else signed(other.effect),
+            short_label(other.label),
+        )
+        for other in related.shown(1)
+    ]
+    yield Text()
+    yield Padding(Table(heads, rows, left=heads[4:], wraps=heads[-1:], bold=False), (0, 0, 0, 2))
 
 
 def _on(token: str) -> Cell:
