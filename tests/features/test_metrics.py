@@ -173,12 +173,14 @@ def test_a_token_of_norm_0_has_no_direction_and_no_ratio() -> None:
 
 def test_firings_are_counted_exactly_however_the_tokens_are_split() -> None:
     planted = planted_sae(8, 16, tokens=97, active=3)
-    f = planted.sae.encode(planted.x[:60]).to_dense()
-    f = torch.cat([f, planted.sae.encode(planted.x[60:]).to_dense()])
+    x = planted.x * (torch.arange(97) % 4 > 0)[:, None]  # another number of features fires on some
+    f = planted.sae.encode(x[:60]).to_dense()
+    f = torch.cat([f, planted.sae.encode(x[60:]).to_dense()])
     counted = Firings(16)
     for start, end in ((0, 1), (1, 40), (40, 97)):
-        counted.add(planted.sae.encode(planted.x[start:end]))
+        counted.add(planted.sae.encode(x[start:end]))
     l0, density = (f > 0).sum(-1).double(), (f > 0).double().mean(0)
+    assert l0.std() > 0.5
     assert counted.n == 97
     assert counted.l0 == pytest.approx(l0.mean().item())
     assert counted.l0_std == pytest.approx(l0.std(correction=0).item())
@@ -213,6 +215,10 @@ def test_densities_of_features_that_fire_always_or_once() -> None:
     low, step, bins = counted.densities()
     assert (low, step, len(bins)) == (-3.25, 0.25, 13)
     assert [place for place, count in enumerate(bins) if count] == [1, 12]  # 10**-3 opens its bin, 1 closes the last
+
+
+def test_of_no_tokens_there_are_no_densities() -> None:
+    assert Firings(3).densities() == (0.0, 0.25, ())
 
 
 def test_predictions_of_chosen_tokens_equal_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:

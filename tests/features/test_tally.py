@@ -106,6 +106,21 @@ def test_a_state_that_no_text_gives_is_refused() -> None:
         Tally.of(state)
 
 
+def test_a_state_of_more_tokens_than_there_were_or_of_other_sums_is_refused() -> None:
+    dense = torch.tensor([[1.5, 0.0, 2.0], [0.0, 1.0, 3.0]])
+    tally = _tally((dense, torch.ones(2, dtype=torch.bool)))
+    state = tally.state()
+    state["counts"][2] += 1
+    state["bins"][2, -1] += 1  # all else fits
+    with pytest.raises(ValueError, match="counts and maxima are no tally's"):
+        Tally.of(state)
+    for part, feature, wrong in ((0, 0, -1), (1, 1, -1), (0, 0, 2)):  # a mean above the maximum
+        state = tally.state()
+        state["sums"][part, feature] = wrong
+        with pytest.raises(ValueError, match="sums are no tally's"):
+            Tally.of(state)
+
+
 def test_sums_stay_exact_where_floats_would_not() -> None:
     values = torch.full((5000, 1), 1e-3)
     values[0] = 1e8
