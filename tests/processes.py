@@ -38,7 +38,7 @@ class Done(NamedTuple):
         return json.loads(self.stdout.splitlines()[-1])
 
 
-def python(*arguments: str, env: Mapping[str, str], timeout: int = 240) -> Done:
+def python(*arguments: str, env: Mapping[str, str], timeout: int = 600) -> Done:
     """What comes of `python -c CODE ...` or `python -m MODULE ...`; one that takes longer is ended by SIGALRM."""
     if sys.platform != "linux":  # elsewhere libraries do not bear to be forked
         command = [sys.executable, *arguments]
