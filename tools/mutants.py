@@ -198,9 +198,11 @@ def replace_functions(mutant: Mutant) -> int:
     for function in gc.get_objects():
         if type(function) is FunctionType and function.__code__.co_filename == path:
             key = (function.__code__.co_qualname, function.__code__.co_firstlineno)
-            which = original[key].index(function.__code__) if key in original else 0
-            changed += function.__code__ != mutated[key][which]
-            function.__code__ = mutated[key][which]
+            if function.__code__ not in original.get(key, []):  # the file is no longer what was loaded
+                continue
+            code = mutated[key][original[key].index(function.__code__)]
+            changed += function.__code__ != code
+            function.__code__ = code
     return changed
 
 
