@@ -23,14 +23,18 @@ from gemscope.training.source import StoreSource
 SITE = Site(3, "res")
 
 
-def store_of(rows: Tensor, folder: Path, site: Site = SITE, piece: int = 1 << 14) -> Store:
-    """A harvest of rows that no model computed."""
+def store_of(rows: Tensor | Mapping[Site, Tensor], folder: Path, site: Site = SITE, piece: int = 1 << 14) -> Store:
+    """A harvest of rows that no model computed, at a site or at several."""
+    sites = {site: rows} if isinstance(rows, Tensor) else rows
+    rows = next(iter(sites.values()))
     with Writer(folder) as writer:
         with writer.piece() as shards:
-            for part in rows.split(piece):
-                ids = torch.arange(len(part))[None]
+            for start in range(0, len(rows), piece):
+                ids = torch.arange(len(rows[start : start + piece]))[None]
                 counted = torch.ones_like(ids, dtype=torch.bool)
-                shards.add(Activations(part[None], counted, Tokens(ids, counted, counted), site, "planted"))
+                for one, values in sites.items():
+                    part = values[None, start : start + piece]
+                    shards.add(Activations(part, counted, Tokens(ids, counted, counted), one, "planted"))
         return writer.finish(
             Manifest(
                 format=FORMAT,

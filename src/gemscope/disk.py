@@ -176,7 +176,7 @@ def claimed(target: Path, *, wait: bool = False) -> Iterator[Path]:
     that is at it; without, that is an AccessError. Raises FileError, StorageFull.
     """
     target = target.absolute()
-    place = target.with_name(f".{target.name}{_SUFFIX}")
+    place = aside_of(target)
     missing = [folder for folder in target.parents if not folder.exists()]
     lock = _lock_in(place)
     try:
@@ -199,9 +199,14 @@ def claimed(target: Path, *, wait: bool = False) -> Iterator[Path]:
                     folder.rmdir()
 
 
+def aside_of(target: Path) -> Path:
+    """The folder of what is on its way to a name; it is there while somebody has claimed that."""
+    return target.absolute().with_name(f".{target.name}{_SUFFIX}")
+
+
 def tidied(target: Path) -> None:
     """What is there needs no writing: what a process left beside it that died behind its last word is taken away."""
-    place = target.absolute().with_name(f".{target.name}{_SUFFIX}")
+    place = aside_of(target)
     if place.exists():
         _let_go(place, _lock_in(place))
 

@@ -25,6 +25,8 @@ class World:
 
     rank: int = 0
     size: int = 1
+    local: int = 0
+    """Which it is of those on the same machine, where that is known: its GPU."""
 
     def __post_init__(self) -> None:
         """Raises InputError for a rank beyond the size."""
@@ -49,6 +51,18 @@ class World:
             if environment.get(rank):
                 return _told(environment, rank, size, first, step)
         return cls()
+
+    @classmethod
+    def together(cls, environment: Mapping[str, str] = os.environ) -> World:
+        """Which of the processes it is that torchrun has started to work as one, and told where they find each other;
+        without that it is alone, whatever else numbers it: tasks of an array are told nothing of the kind.
+
+        Raises InputError for what makes no rank and size.
+        """
+        if not (environment.get("MASTER_ADDR") and environment.get("RANK") and environment.get("WORLD_SIZE")):
+            return cls()
+        found = _told(environment, "RANK", "WORLD_SIZE", None, None)
+        return cls(found.rank, found.size, _number(environment, "LOCAL_RANK", else_=0))
 
     @property
     def first(self) -> bool:

@@ -350,7 +350,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_nothing_half_written(
 ) -> None:
     written = []
 
-    def fills(tensors: dict[str, Tensor], path: Path) -> None:
+    def fills(tensors: dict[str, Tensor], path: Path, facts: None = None) -> None:
         if written:
             path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")

@@ -93,6 +93,11 @@ def test_only_one_file_touches_the_hooks_of_torch() -> None:
     assert users == ["activations/hooks.py"]
 
 
+def test_only_one_file_lets_processes_talk() -> None:
+    users = [path.relative_to(ROOT).as_posix() for path in _modules() if "torch.distributed" in path.read_text()]
+    assert users == ["training/group.py"]
+
+
 def test_pickles_are_read_in_one_place_as_tensors_alone() -> None:
     for path in _modules():
         text = path.read_text()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 from contextlib import suppress
 from functools import partial
 from itertools import product
@@ -11,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from gemscope.cli import options, workers
 from gemscope.cli.bars import Bars, bars
+from gemscope.world import World
 
 if TYPE_CHECKING:
     from gemscope.activations.store import Store
     from gemscope.training.config import TrainConfig
+    from gemscope.training.group import Group
     from gemscope.training.log import Line, Watch
     from gemscope.training.source import Source
 
@@ -87,6 +91,21 @@ def add_to(commands: Any) -> None:
         "--skip-corrupt", action="store_true", help="check the store's checksums; leave damaged shards out, by name"
     )
     train.add_argument("--log", default="", metavar="NAMES", help="tensorboard, wandb, or both, parted by a comma")
+    ranks = train.add_argument_group("an SAE wider than one GPU (or processor), trained by several processes")
+    ranks.add_argument(
+        "--ranks",
+        type=int,
+        metavar="N",
+        help="share the features among N processes on this machine, each with a GPU of its own where there are GPUs; "
+        "starts torchrun. For several machines start `torchrun ... -m gemscope train ...` on each",
+    )
+    ranks.add_argument(
+        "--timeout",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="how long a rank waits for another before it gives up (default 300)",
+    )
     stream = train.add_argument_group("without a store")
     stream.add_argument(
         "--stream",
@@ -149,6 +168,34 @@ def _harvest(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
+    from gemscope.errors import GemscopeError, InputError
+    from gemscope.training.group import ALONE, joined, launched
+
+    world = World.together()
+    if args.ranks is not None and args.ranks < 1:
+        raise InputError(f"--ranks {args.ranks}: expected a number from 1")
+    if args.timeout <= 0:
+        raise InputError(f"--timeout {args.timeout:g}: expected seconds")
+    if args.ranks and world.size == 1:
+        if args.ranks > 1:
+            return launched(args.ranks, [*args.argv])
+    elif args.ranks not in (None, world.size):
+        raise InputError(f"--ranks {args.ranks} under torchrun, which started {world.size}: leave it")
+    if world.size > 1:  # whoever ends a rank among others says why: torchrun, or the shell
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    group = ALONE
+    try:
+        with joined(world, timeout=args.timeout) as group:
+            return _trained(args, group)
+    except BaseException as error:
+        if not group.speaks(error):
+            return 1
+        if isinstance(error, GemscopeError):
+            raise group.named(error) from error
+        raise
+
+
+def _trained(args: argparse.Namespace, group: Group) -> int:
     from gemscope.reports.training import training_report
     from gemscope.training.train import sweep
 
@@ -157,7 +204,7 @@ def _train(args: argparse.Namespace) -> int:
         wanted = "--stream and at most a recipe" if args.stream else "a store, and a recipe or none"
         args.parser.error(f"{len(args.words)} arguments: give {wanted}")
     configs = _settings(args, args.words[most - 1] if len(args.words) == most else None)
-    with bars() as progress:
+    with bars(group.first) as progress:
         saes = sweep(
             _source(args, progress),
             configs,
@@ -169,7 +216,10 @@ def _train(args: argparse.Namespace) -> int:
             log=args.log.split(",") if args.log else (),
             watch=_said(progress),
             progress=progress,
+            group=group,
         )
+    if not group.first:
+        return 0
     reports = {name: training_report(Path(args.out, name)) for name in saes}
     for report in reports.values():
         report.write()

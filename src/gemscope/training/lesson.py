@@ -13,17 +13,19 @@ from torch import Tensor
 
 from gemscope.activations.harvest import versions
 from gemscope.activations.suited import other_format
-from gemscope.checked import declared
+from gemscope.checked import checksum_of, declared
 from gemscope.errors import CorruptFile, InputError, Mismatch
 from gemscope.features.crosscoder import Crosscoder
-from gemscope.features.files.crosscoder import save_crosscoder
+from gemscope.features.files.crosscoder import load_crosscoder, save_crosscoder
 from gemscope.features.files.saving import save_sae
+from gemscope.features.load import load_sae
 from gemscope.features.sae import SAE
 from gemscope.progress import Progress
 from gemscope.training import checkpoint
 from gemscope.training.config import FAR, TrainConfig
 from gemscope.training.delivery import Delivered
 from gemscope.training.fold import Scale
+from gemscope.training.group import ALONE, Group
 from gemscope.training.log import Log, Watch, unwatched
 from gemscope.training.objective import Step
 from gemscope.training.outcome import figures_of, sae_of, write_figures
@@ -42,7 +44,9 @@ _RUNAWAY = 1.0
 
 
 class Lesson:
-    """Runs that share one reading of the rows."""
+    """Runs that share one reading of the rows. Of several ranks each reads all rows, from what the first one to ask has
+    left in the memory of its machine; the first rank alone writes, but for checkpoints, and speaks.
+    """
 
     def __init__(
         self,
@@ -54,24 +58,29 @@ class Lesson:
         *,
         watch: Watch = unwatched,
         device: torch.device = _PROCESSOR,
+        group: Group = ALONE,
     ) -> None:
-        self.source, self.watch, self.device = source, watch, device
+        self.source, self.watch, self.device, self.group = source, watch, device, group
         self.config = next(iter(configs.values()))
         self._last = math.ceil(min(self.config.rows, _LAST_ROWS) / self.config.batch)
         batches = source.batches(self.config.batch, self.config.seed)
         self.batches = Delivered(batches, device, self.config.steps + self._last)
+        if group.size > 1:
+            group.require_same(self._named(configs), _difference)
         self.x, self.y, self.variance = self._scales()
         self._there = self.x.to(device), self.y.to(device)
         self.test = self._held_out(held_out)
         same = source.reads == source.writes
         for config in configs.values():
             _require_fit(config, same)
+            if group.size > 1:
+                _require_shared(config, group.size, source)
         self.runs: dict[str, Run] = {}
         self.folders = {name: to / name for name in configs}
         for name, config in configs.items():
-            self.runs[name] = self._started(name, Run(config, self.x, self.y, same=same, device=device))
+            self.runs[name] = self._started(name, Run(config, self.x, self.y, same=same, device=device, group=group))
         self.logs = {
-            name: Log(self.folders[name], run.done, rows=run.done * self.config.batch, also=log)
+            name: Log(self.folders[name], run.done, rows=run.done * self.config.batch, also=log, writes=group.first)
             for name, run in self.runs.items()
         }
         self._ran_away: set[str] = set()
@@ -102,7 +111,7 @@ class Lesson:
         return self._scaled(there, there if y is x else y.to(self.device).float())
 
     def _started(self, name: str, run: Run) -> Run:
-        found = checkpoint.newest(self.folders[name])
+        found = checkpoint.newest(self.folders[name], run.deal)
         if found is None:
             run.begin(self._scaled(*self.batches[0])[0])
             return run
@@ -111,20 +120,30 @@ class Lesson:
             state = declared(said, Saved, where="state.json")
         except CorruptFile as error:
             raise checkpoint.damaged(self.folders[name], error) from error
-        if state.identity != self._identity(run):
+        if state.identity != self._identity(run.config):
             raise Mismatch(
                 f"{self.folders[name]} holds a run with other settings or data "
-                f"({_difference(state.identity, self._identity(run))}): name another folder, or remove it"
+                f"({_difference(state.identity, self._identity(run.config))}): name another folder, or remove it"
             )
         try:
             run.restore(state, tensors)
         except CorruptFile as error:
             raise checkpoint.damaged(self.folders[name], error) from error
-        checkpoint.rotate(self.folders[name], run.config.keep)
+        self.group.barrier()  # all have read it
+        if self.group.first:
+            checkpoint.rotate(self.folders[name], run.config.keep)
         return run
 
-    def _identity(self, run: Run) -> dict[str, Any]:
-        return {"config": run.config.to_dict(), **self.source.identity}
+    def _named(self, configs: Mapping[str, TrainConfig]) -> dict[str, Any]:
+        """What ranks must have alike, in one table."""
+        first, *others = (config.to_dict() for config in configs.values())
+        source = self.source
+        shards = source.store.manifest.shards if isinstance(source, StoreSource) else {}
+        files = checksum_of({}, {site: [shard.sha256 for shard in found] for site, found in shards.items()})
+        return {"config": first, **source.identity, **versions(), "files": files, "beside": list(configs), "of": others}
+
+    def _identity(self, config: TrainConfig) -> dict[str, Any]:
+        return {"config": config.to_dict(), **self.source.identity}
 
     # --- the way ----------------------------------------------------------------------------------------------
 
@@ -157,8 +176,8 @@ class Lesson:
         # After the log, so that the log has every line up to the checkpoint that a run goes on from.
         if run.done % run.config.checkpoint_every == 0 or last:
             tensors, state = run.state()
-            state |= {"identity": self._identity(run), "versions": versions()}
-            checkpoint.save(self.folders[name], run.done, tensors, state, keep=run.config.keep)
+            state |= {"identity": self._identity(run.config), "versions": versions()}
+            checkpoint.save(self.folders[name], run.done, tensors, state, keep=run.config.keep, group=self.group)
 
     def _log(self, name: str, run: Run, told: Step, x: Tensor, last: bool) -> None:
         config, spread = run.config, run.spread(x)
@@ -176,19 +195,24 @@ class Lesson:
             "lr": config.lr_at(run.done - 1),
             "grad_norm": run.grad_norm,
             "clipped": run.clipped / run.done,
-            "silent": run.silent.double().mean().item(),
-            "dense": (told.firings > len(x) / 10).double().mean().item(),
+            "silent": run.deal.whole(run.silent).double().mean().item(),
+            "dense": (run.deal.whole(told.firings) > len(x) / 10).double().mean().item(),
             "spread": spread,
         }
         if config.architecture in ("jumprelu", "batchtopk"):
-            line["median_threshold"] = run.weights.threshold.median().item()
+            line["median_threshold"] = run.deal.whole(run.weights.threshold).median().item()
         if config.architecture == "jumprelu":
             line |= {"window": told.window, "bandwidth": run.bandwidth}
         if self.test is not None and (run.done % (10 * config.log_every) == 0 or last):
             fvu, firings = run.measured(*self.test)
             line |= {"held_out_fvu": fvu, "held_out_l0": firings.l0}
             line |= {"held_out_dead": firings.dead, "held_out_dense": firings.dense}
-        self.watch(name, {**line, "rows_per_second": self.logs[name].write(line)})
+        if self.group.size > 1:
+            line |= {"world": self.group.size, "held": run.deal.most}
+        speed = self.logs[name].write(line)
+        if not self.group.first:
+            return
+        self.watch(name, {**line, "rows_per_second": speed})
         if spread > _RUNAWAY and name not in self._ran_away:
             self._ran_away.add(name)
             warnings.warn(
@@ -207,26 +231,32 @@ class Lesson:
             before = run.l0(x)
             l0 = run.meet_target(x)
             target = run.config.target_l0
-            if run.config.meets_target and abs(l0 / target - 1) > FAR:
+            if self.group.first and run.config.meets_target and abs(l0 / target - 1) > FAR:
                 warnings.warn(
                     f"{self.folders[name]}: L0 {l0:.1f} at the end, {target:g} was aimed at; train longer, or look at "
                     "the thresholds in its log",
                     stacklevel=4,
                 )
             sae, folder = sae_of(run, self.source, str(self.folders[name]), l0), self.folders[name] / "sae"
-            if len(self.source.reads) == 1:
-                out[name] = sae
-                save_sae(sae, folder)
-            else:
-                out[name] = several = Crosscoder(sae, self.source.reads, self.x.widths, self.x.lengths)
-                save_crosscoder(several, folder)
             figures = {"l0_as_trained": before, "training": figures_of(run, x, y)}
             if self.test is not None:
                 figures["held_out"] = figures_of(run, *self.test)
-            write_figures(self.folders[name], run, self.source, self.held_out_facts, figures)
+            alone = len(self.source.reads) == 1
+            if sae is not None:
+                if alone:
+                    out[name] = sae
+                    save_sae(sae, folder)
+                else:
+                    out[name] = several = Crosscoder(sae, self.source.reads, self.x.widths, self.x.lengths)
+                    save_crosscoder(several, folder)
+                write_figures(self.folders[name], run, self.source, self.held_out_facts, figures)
+            self.group.barrier()
             self.logs[name].close()
             run.adam.state.clear()  # as much as two SAEs: it is over
-            sae.to(self.device)
+            if sae is None:  # another rank has written it
+                out[name] = load_sae(folder, device=self.device) if alone else load_crosscoder(folder)
+            else:
+                sae.to(self.device)
         return out
 
     def _rows_for_the_end(self) -> tuple[Tensor, Tensor]:
@@ -251,6 +281,20 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         else f"{key} was {flat[0].get(key)} and is {flat[1].get(key)}"
         for key in keys[:3]
     )
+
+
+def _require_shared(config: TrainConfig, ranks: int, source: Source) -> None:
+    """Raises InputError for what several ranks do not train."""
+    if config.architecture == "gated":
+        raise InputError(
+            f"architecture='gated' on {ranks} ranks: it is trained by one process; take jumprelu, or leave --ranks"
+        )
+    if config.width < ranks:
+        raise InputError(f"width={config.width} on {ranks} ranks: at least a feature each is needed")
+    if not isinstance(source, StoreSource):
+        raise InputError(
+            f"rows that are computed on the way, on {ranks} ranks: each would compute all; harvest a store first"
+        )
 
 
 def _require_fit(config: TrainConfig, same: bool) -> None:

@@ -41,14 +41,20 @@ def unwatched(name: str, line: Line) -> None:
 class Log:
     """The log of a run's folder."""
 
-    def __init__(self, folder: Path, done: int, *, rows: int = 0, also: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, done: int, *, rows: int = 0, also: Sequence[str] = (), writes: bool = True
+    ) -> None:
         """Lines from after step `done` are dropped: those steps are about to be taken again. `rows` were read until
-        then. Raises InputError for an unknown logger, MissingDependency for one that is not installed.
+        then. Of several ranks one `writes`. Raises InputError for an unknown logger, MissingDependency for one that is
+        not installed.
         """
+        self._writes = writes
+        if not writes:
+            also = ()
         self._path, self._times = folder / "log.jsonl", folder / "times.jsonl"
         self._also = [_logger(name, folder, done) for name in also]
         self._last = time.monotonic(), rows
-        for path in (self._path, self._times):
+        for path in (self._path, self._times) if writes else ():
             _forget_after(path, done)
 
     def write(self, line: Line) -> float:
@@ -56,6 +62,8 @@ class Log:
         (then, rows), now = self._last, time.monotonic()
         self._last = now, int(line["rows"])
         speed = (line["rows"] - rows) / max(now - then, 1e-9)
+        if not self._writes:
+            return speed
         self._path.parent.mkdir(parents=True, exist_ok=True)
         _append(self._path, {key: _rounded(value) for key, value in line.items()})
         _append(self._times, {"step": line["step"], "time": round(time.time(), 1), "rows_per_second": round(speed, 1)})

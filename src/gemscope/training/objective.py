@@ -33,6 +33,9 @@ Weights get the plain gradient through active entries. Thresholds get the pseudo
 
 and, where `to_input`, z gets their opposites as Anthropic has it. While few entries lie above their floors those alone
 are computed; while many do (a fresh SAE), dense products are cheaper.
+
+Ranks that hold a share of the features each (`deal.py`) have the same rows, and add up what they make of them, x̂_g; of
+all else that needs more than a feature and the error, numbers alone.
 """
 
 from __future__ import annotations
@@ -48,6 +51,7 @@ from torch import Tensor
 from gemscope.features.kernels import Kernels, Rows
 from gemscope.features.kernels.choice import choose
 from gemscope.shapes import Bool, Float, Int
+from gemscope.training.deal import Deal
 from gemscope.training.products import FLOAT32, Products
 from gemscope.training.weights import Weights, at_once, cut, largest, lengths, norms_by_part
 
@@ -113,17 +117,18 @@ def step(
     silent: Bool[Tensor, "F"] | None = None,
     kernels: Kernels | None = None,
     dense: bool | None = None,
+    deal: Deal | None = None,
 ) -> tuple[Step, Weights]:
     """Loss and gradients (a `Weights` of the same shapes) on one batch.
 
     `silent` are the features that the auxiliary loss is for. `kernels` are those that suit the device, and `dense` is
-    decided by a look at a few rows, unless given.
+    decided by a look at a few rows, unless given. With a `deal` the weights are this rank's share of them.
     """
     kernels = kernels or choose(x.device)
-    pass_ = _Pass(weights, x, y, terms, kernels)
+    pass_ = _Pass(weights, x, y, terms, kernels=kernels, deal=deal or Deal(len(weights.b_enc)))
     if terms.gate in ("jumprelu", "relu") and not terms.to_input:
         quick = kernels.sparse_below / (1 if terms.products.of == torch.float32 or x.device.type == "cpu" else _QUICKER)
-        if _share_above(weights, pass_.floor, x) > quick if dense is None else dense:
+        if _share_above(weights, pass_, x) > quick if dense is None else dense:
             pass_.densely()
         else:
             pass_.sparsely()
@@ -139,12 +144,13 @@ class _Pass:
     they are until then: a GPU is waited for whenever one is looked at.
     """
 
-    def __init__(self, weights: Weights, x: Tensor, y: Tensor, terms: Terms, kernels: Kernels) -> None:
+    def __init__(self, weights: Weights, x: Tensor, y: Tensor, terms: Terms, *, kernels: Kernels, deal: Deal) -> None:
         self.weights, self.x, self.y, self.terms, self.kernels = weights, x, y, terms, kernels
+        self.deal, self.group = deal, deal.group
         self.count, self.width = len(x), len(weights.b_enc)
         self.by_name: dict[str, Tensor] = {}
         """Gradients."""
-        self.groups = list(pairwise((0, *(terms.prefixes or (self.width,)))))
+        self.groups = list(pairwise((0, *map(deal.of_first, terms.prefixes or (deal.width,)))))
         """First feature and end of each group: the g-th prefix is the groups up to the g-th."""
         self.parts = norms_by_part(weights.W_dec, terms.parts) if terms.penalty in ("tanh", "l1") else []
         self.norms = sum(self.parts[1:], self.parts[0]) if self.parts else None
@@ -154,7 +160,7 @@ class _Pass:
         self.errors: list[Tensor] = []
         """Σ ‖y − x̂_g‖² of some rows, group after group."""
         self.extra: list[tuple[float, Tensor]] = []
-        """Parts of the penalty: a weight, and what it is of."""
+        """Parts of the penalty: a weight, and what it is of with this rank's features."""
         self.left: list[Tensor] = []
         """What the silent features leave of some rows, as Σ ‖·‖²; after all of them what there was."""
         self.firings = torch.zeros(self.width, dtype=torch.int64, device=x.device)
@@ -184,9 +190,15 @@ class _Pass:
     def told(self) -> Step:
         terms, l0 = self.terms, self.l0
         often = self._excess().double().pow(2).sum() if terms.frequency else None
-        waiting = [*self.errors, *(of for _, of in self.extra), *self.left, *([] if often is None else [often])]
-        found = torch.stack([number.double() for number in waiting]).tolist()
+        waiting = [*self.errors, *self.left, *(of for _, of in self.extra), *([] if often is None else [often])]
+        numbers = torch.stack([number.double() for number in waiting])
+        if self.group.size > 1:
+            numbers = torch.cat([numbers, numbers.new_tensor([self.near])])
+            self.group.sum_(numbers[len(self.errors) + len(self.left) :])
+        found = numbers.tolist()
+        near = self.near if self.group.size == 1 else found.pop()
         errors, found = found[: len(self.errors)], found[len(self.errors) :]
+        left, found = found[: len(self.left)], found[len(self.left) :]
         weighed, found = found[: len(self.extra)], found[len(self.extra) :]
         groups = len(self.groups)
         nested = error = 0.0
@@ -197,15 +209,15 @@ class _Pass:
         for (weight, _), number in zip(self.extra, weighed, strict=True):
             extra += weight * number
         auxiliary = 0.0
-        for number in found[: len(self.left) - 1] if self.left else []:
-            auxiliary += number / found[len(self.left) - 1]
+        for number in left[:-1]:
+            auxiliary += number / left[-1]
         penalty = {
             "target": lambda: terms.sparsity * (l0 / terms.target - 1) ** 2,
             "l0": lambda: terms.sparsity * l0,
         }.get(terms.penalty, lambda: extra)()
         penalty += terms.frequency * found[-1] if terms.frequency else 0.0
         loss = nested + penalty + terms.auxiliary * auxiliary
-        return Step(loss, error, l0, self.near / self.count, self.firings, auxiliary, self.tau, penalty)
+        return Step(loss, error, l0, near / self.count, self.firings, auxiliary, self.tau, penalty)
 
     def _floor(self) -> Tensor:
         theta = self.weights.threshold
@@ -223,12 +235,14 @@ class _Pass:
         weights, terms, x, kernels = self.weights, self.terms, self.x, self.kernels
         found, active, near = self._entries()
         on, window = found.where(active), near.nonzero()[:, 0]
-        self.l0, self.near = len(on.ids) / self.count, len(window)
+        self.near = len(window)
         by_feature, origin = kernels.transposed(on, self.width)
         self.firings = by_feature.offsets.diff()
 
         decoder = terms.products.rounded(weights.W_dec)
-        backwards = self._residuals([kernels.sums(part, decoder) for part in self._split(on)])
+        parts, l0, all_on = self._of_all([kernels.sums(part, decoder) for part in self._split(on)], on.offsets.diff())
+        self.l0 = (len(on.ids) if all_on is None else all_on.item()) / self.count
+        backwards = self._residuals(parts)
         low_backwards = [terms.products.rounded(g) for g in backwards]
         moved = active | near if terms.to_input else active
         df = torch.empty_like(found.values)
@@ -242,12 +256,12 @@ class _Pass:
         row = found.rows
         if self.norms is not None:
             df += self._penalised(found.ids, found.values.masked_fill(~active, 0.0))
-        each = self._pull(on.offsets.diff(), row)
+        each = self._pull(l0, row)
         if terms.frequency:
             each = each + self._often_pull()[found.ids]
 
-        parts = zip(self._by_group(by_feature), low_backwards, strict=True)
-        self._add("W_dec", [kernels.sums(part, g) for part, g in parts])
+        by_group = zip(self._by_group(by_feature), low_backwards, strict=True)
+        self._add("W_dec", [kernels.sums(part, g) for part, g in by_group])
         dz = df * active
         if terms.gate == "jumprelu":
             theta = weights.threshold[found.ids]
@@ -267,18 +281,20 @@ class _Pass:
         """Entries, which of them are active, and which lie in the window of their threshold."""
         weights, terms, x, kernels = self.weights, self.terms, self.x, self.kernels
         if terms.gate == "topk":
-            found = largest(weights, x, round(terms.target), terms.products)
+            found = largest(weights, x, round(terms.target), terms.products, self.deal)
             everything = torch.ones_like(found.ids, dtype=torch.bool)
             return found, everything, ~everything
         found = kernels.above(kernels.pack(weights.W_enc, weights.b_enc, self.floor), x)
         if terms.gate == "batchtopk":
-            wanted = max(1, round(terms.target * self.count))
-            if len(found.ids) < wanted and self.floor.any():
+            wanted, norms = max(1, round(terms.target * self.count)), lengths(weights)
+            written = found.values * norms[found.ids]
+            tau = self.group.largest(written, wanted)
+            if tau is None and self.group.total(int(self.floor.any())):
                 zero = torch.zeros_like(self.floor)
                 found = kernels.above(kernels.pack(weights.W_enc, weights.b_enc, zero), x)
-            written = found.values * lengths(weights)[found.ids]
-            if len(found.ids) >= wanted:
-                self.tau = written.kthvalue(len(found.ids) - wanted + 1).values.item()
+                written = found.values * norms[found.ids]
+                tau = self.group.largest(written, wanted)
+            self.tau = tau or 0.0
             active = written >= self.tau
             return found, active, torch.zeros_like(active)
         theta = weights.threshold[found.ids]
@@ -308,7 +324,8 @@ class _Pass:
         weights, terms, theta, products = self.weights, self.terms, self.weights.threshold, self.terms.products
         encoder, decoder = products.rounded(weights.W_enc), products.rounded(weights.W_dec)
         firings, near, pulled, inside = (torch.zeros_like(theta) for _ in range(4))
-        rows = at_once(self.x, self.width)
+        all_on = torch.zeros((), dtype=torch.float64, device=self.x.device)
+        rows = at_once(self.x, self.deal.most)
         buffers = torch.empty(4, min(self.count, rows), self.width, device=self.x.device)
         whole_y, whole_x = self.y, self.x
         for x, y in zip(torch.split(whole_x, rows), torch.split(whole_y, rows), strict=True):
@@ -322,7 +339,10 @@ class _Pass:
             firings += active.sum(0)
             f = z.mul_(active)
             self.x, self.y = x, y
-            backwards = self._residuals([products.mm(f[:, low:high], decoder[low:high]) for low, high in self.groups])
+            parts = [products.mm(f[:, low:high], decoder[low:high]) for low, high in self.groups]
+            parts, l0, _ = self._of_all(parts, l0)
+            all_on += l0.double().sum()
+            backwards = self._residuals(parts)
             for (low, high), g in zip(self.groups, backwards, strict=True):
                 products.into(df[:, low:high], g, decoder[low:high].T)
                 products.add(self._gradient("W_dec")[low:high], f[:, low:high].T, g)
@@ -334,7 +354,7 @@ class _Pass:
             products.add(self._gradient("W_enc"), dz.T, x)
             self._gradient("b_enc").add_(dz.sum(0))
         self.x, self.y = whole_x, whole_y
-        self.l0 = firings.double().sum().item() / self.count
+        self.l0 = all_on.item() / self.count
         self.firings = firings.to(torch.int64)
         self.near = int(inside.double().sum())
         if terms.gate == "jumprelu":
@@ -343,6 +363,16 @@ class _Pass:
             self._gradient("threshold").sub_((theta * pulled + each * near + often) / terms.bandwidth)
 
     # --- what both ways share ---------------------------------------------------------------------------------
+
+    def _of_all(self, parts: list[Tensor], l0: Tensor) -> tuple[list[Tensor], Tensor, Tensor | None]:
+        """What the features of all ranks add to x̂, group after group, from what this one's do; L0 by row, and its sum
+        over rows, which one process alone need not ask for. One word, in which the counts ride along.
+        """
+        if self.group.size == 1:
+            return parts, l0, None
+        said = self.group.sum_(torch.cat([*parts, l0[:, None].float()], dim=1))
+        *parts, counts = torch.split(said, [*(part.shape[1] for part in parts), 1], dim=1)
+        return [part.contiguous() for part in parts], counts[:, 0], counts.double().sum()
 
     def _residuals(self, parts: list[Tensor]) -> list[Tensor]:
         """From what each group adds to x̂: the errors, the biases' gradients, and for each group ∂loss/∂x̂ of all the
@@ -402,7 +432,8 @@ class _Pass:
         """The same of all entries of a row, for the penalty that looks at each row by itself."""
         terms = self.terms
         each = 2 * terms.sparsity / (terms.target * self.count)
-        self.extra.append((each, (l0 - terms.target).pow(2).sum()))
+        known = (l0 - terms.target).pow(2).sum()
+        self.extra.append((each, known if self.group.first else torch.zeros_like(known)))  # all know it alike
         return 2 * each * (l0 - terms.target)
 
     def _batch_pull(self) -> float:
@@ -428,20 +459,24 @@ class _Pass:
         """
         weights, terms = self.weights, self.terms
         chosen = silent.nonzero()[:, 0]
-        if not len(chosen):
+        of_all = int(self.group.total(len(chosen)))
+        if not of_all:
             return
         encoder, decoder, bias = weights.W_enc[chosen], weights.W_dec[chosen], weights.b_enc[chosen]
         error = torch.cat(self.unexplained)
         spread = (error - error.mean(0)).pow(2).sum()
         if spread <= 1e-9 * error.pow(2).sum():  # every row leaves the same, or nothing: that is the bias's part
             return
-        k = min(len(chosen), max(1, self.x.shape[1] // 2))
-        rows = at_once(self.x, len(chosen))
+        k = min(of_all, max(1, self.x.shape[1] // 2))
+        rows = at_once(self.x, of_all)
         for x, e in zip(torch.split(self.x, rows), torch.split(error, rows), strict=True):
             z = torch.addmm(bias, x, encoder.T)
-            kept = z.topk(k, dim=-1)
-            f = torch.zeros_like(z).scatter(1, kept.indices, kept.values.clamp(min=0))
-            residual = f @ decoder - e
+            kept = z.topk(min(k, len(chosen)), dim=-1)
+            values = kept.values.clamp(min=0)
+            if k < of_all:
+                values.masked_fill_(~self.group.among(kept.values, k), 0.0)
+            f = torch.zeros_like(z).scatter(1, kept.indices, values)
+            residual = self.group.sum_(f @ decoder) - e
             self.left.append(residual.pow(2).sum())
             g = residual.mul_(2 * terms.auxiliary / spread)
             self._gradient("W_dec").index_add_(0, chosen, f.T @ g)
@@ -451,7 +486,10 @@ class _Pass:
         self.left.append(spread)
 
 
-def _share_above(weights: Weights, floor: Tensor, x: Tensor) -> float:
-    """Of a few rows spread over the batch: a function of the batch alone, so that a run can be repeated."""
-    few = x[:: max(1, len(x) // 16)]
-    return (torch.addmm(weights.b_enc, few, weights.W_enc.T) > floor).float().mean().item()
+def _share_above(weights: Weights, pass_: _Pass, x: Tensor) -> float:
+    """Of a few rows spread over the batch: a function of the batch alone, so that a run can be repeated, and the same
+    with every rank, for they must go one way.
+    """
+    few, group = x[:: max(1, len(x) // 16)], pass_.group
+    share = (torch.addmm(weights.b_enc, few, weights.W_enc.T) > pass_.floor).float().mean().item()
+    return group.total(share) / group.size

@@ -14,13 +14,18 @@ from gemscope.activations.harvest import versions
 from gemscope.disk import written_aside
 from gemscope.errors import NotFinite
 from gemscope.features.sae import SAE, SAEInfo
-from gemscope.training.fold import folded
+from gemscope.training.fold import OF_FEATURES, folded
 from gemscope.training.run import Run
 from gemscope.training.source import Source
 
 
-def sae_of(run: Run, source: Source, name: str, l0: float) -> SAE:
-    """In the units of its site: unit decoder rows, scaling and centring folded in. Raises NotFinite."""
+def sae_of(run: Run, source: Source, name: str, l0: float) -> SAE | None:
+    """In the units of its site: unit decoder rows, scaling and centring folded in. Of several ranks each folds its own
+    features, and the first gets the whole. Raises NotFinite.
+    """
+    tensors = _whole(run)
+    if tensors is None:
+        return None
     config, facts = run.config, dict(source.facts)
     topk = config.architecture == "topk"
     alone = len(source.reads) == 1
@@ -43,13 +48,22 @@ def sae_of(run: Run, source: Source, name: str, l0: float) -> SAE:
             metadata={**facts, "training": config.to_dict(), "versions": versions()},
         ),
     )
-    tensors = folded(run.ungated.to(torch.device("cpu")), run.x, run.y, pre_bias=config.pre_bias, free=not topk)
-    if lost := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
-        raise NotFinite(f"{lost[0]} of the trained SAE holds NaN or Inf: try a lower lr than {config.lr}")
     if sae.threshold is None:
         del tensors["threshold"]
     sae.load_state_dict(tensors)
     return sae
+
+
+def _whole(run: Run) -> dict[str, Tensor] | None:
+    """Its weights as an SAE's, with the first rank."""
+    config = run.config
+    weights, free = run.ungated.to(torch.device("cpu")), config.architecture != "topk"
+    tensors = folded(weights, run.x, run.y, pre_bias=config.pre_bias, free=free)
+    if lost := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise NotFinite(f"{lost[0]} of the trained SAE holds NaN or Inf: try a lower lr than {config.lr}")
+    for name, dim in OF_FEATURES.items():
+        tensors[name] = run.deal.whole(tensors[name], dim, to_first=True).contiguous()
+    return tensors if run.group.first else None
 
 
 def figures_of(run: Run, x: Tensor, y: Tensor) -> dict[str, Any]:
@@ -81,6 +95,7 @@ def write_figures(
         "config": run.config.to_dict(),
         "steps": run.done,
         "device": str(run.device),
+        "world": run.group.size,
         "meets_target": run.config.meets_target,
         "versions": versions(),
     }

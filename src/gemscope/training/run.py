@@ -18,10 +18,12 @@ from gemscope.errors import CorruptFile, InputError, NotFinite
 from gemscope.features.kernels.choice import choose
 from gemscope.features.metrics import Firings
 from gemscope.training.config import TrainConfig
+from gemscope.training.deal import Deal
 from gemscope.training.fold import Scale
 from gemscope.training.gated import GatedWeights, gated_step
+from gemscope.training.group import ALONE, Group
 from gemscope.training.objective import Gate, Step, Terms, step
-from gemscope.training.weights import Weights, cut, lengths, reconstruct
+from gemscope.training.weights import Weights, active, alike, cut, lengths, reconstruct
 
 _GATES: Mapping[str, Gate] = {"jumprelu": "jumprelu", "topk": "topk", "batchtopk": "batchtopk", "standard": "relu"}
 _ROWS = 2048
@@ -29,6 +31,8 @@ _ROWS = 2048
 _FIRST = 1 << 28
 """Entries of the first batch, at most, that thresholds begin by: a gigabyte."""
 _PROCESSOR = torch.device("cpu")
+_BLOCK = 4096
+"""Features whose first directions are thrown at a time: no rank holds those of all."""
 _COUNTED = 1 << 24
 """Steps that Adam counts, in float32."""
 
@@ -45,22 +49,32 @@ class Saved:
 
 
 class Run:
-    """Fresh weights, or those of a checkpoint; one `advance` a batch."""
+    """Fresh weights, or those of a checkpoint; one `advance` a batch. Of several ranks each has its share of the
+    features (`deal`), and all of them take each step, and ask each question, together.
+    """
 
     def __init__(
-        self, config: TrainConfig, x: Scale, y: Scale, *, same: bool, device: torch.device = _PROCESSOR
+        self,
+        config: TrainConfig,
+        x: Scale,
+        y: Scale,
+        *,
+        same: bool,
+        device: torch.device = _PROCESSOR,
+        group: Group = ALONE,
     ) -> None:
         """`same`: what it writes is what it reads, so that encoder and decoder begin as one. Weights, and all that is
         remembered of them, lie on `device`, as the rows do that `advance` is given.
         """
         self.config, self.x, self.y, self.same, self.device = config, x, y, same, device
+        self.deal, self.group = Deal(config.width, group), group
         self.done = 0
         self.bandwidth = config.bandwidth
         self.clipped = 0
         """Steps whose gradient was longer than `clip`."""
         self.grad_norm = 0.0
         """Of the last step's gradient, before that."""
-        self.fired_at = torch.zeros(config.width, dtype=torch.int64, device=device)
+        self.fired_at = torch.zeros(self.deal.held, dtype=torch.int64, device=device)
         self.weights: Weights
         self.adam: torch.optim.Adam
 
@@ -72,7 +86,7 @@ class Run:
         """
         config = self.config
         generator = torch.Generator().manual_seed(config.seed)
-        W_enc = torch.randn(config.width, x.shape[1], generator=generator)
+        W_enc = self._thrown(x.shape[1], generator)
         W_enc *= (1.0 if config.unit_norm else config.init_norm) / W_enc.norm(dim=-1, keepdim=True)
         # The dice are a processor's, wherever the weights go: every device begins alike.
         W_enc = W_enc.to(self.device)
@@ -80,23 +94,40 @@ class Run:
         writes = len(self.y.mean)
         self.weights = Weights(
             W_enc=W_enc,
-            b_enc=torch.zeros(config.width, device=self.device),
+            b_enc=torch.zeros(self.deal.held, device=self.device),
             W_dec=W_enc.clone() if self.same else self._first_decoder(generator).to(self.device),
             b_dec=torch.zeros(writes, device=self.device),
-            threshold=self._first_threshold(z).repeat(config.width),
+            threshold=self._first_threshold(z).repeat(self.deal.held),
             W_skip=torch.zeros(writes, x.shape[1], device=self.device) if config.skip else None,
         )
         if config.architecture == "gated":
             self.weights = GatedWeights.of(self.weights)
-        self.bandwidth = config.bandwidth or 0.5 * z.std().item()
+        self.bandwidth = config.bandwidth or 0.5 * self._deviation(z)
         self.adam = self._optimizer()
+
+    def _thrown(self, width: int, generator: torch.Generator) -> Tensor:
+        """Normal numbers [F, width], of which each rank keeps its features': the same dice for any number of ranks."""
+        parts, start, count = [], 0, self.config.width
+        while start < count:
+            # None is so short that torch would throw it in another way than a long one.
+            size = _BLOCK if count - start >= 2 * _BLOCK else count - start
+            block = torch.randn(size, width, generator=generator)
+            parts.append(block if self.group.size == 1 else self.deal.mine(block, start).clone())
+            start += size
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _deviation(self, z: Tensor) -> float:
+        """The standard deviation of all ranks' entries."""
+        mine = z.new_tensor([len(z) * z.shape[1], z.mean().item(), z.std().item()], dtype=torch.float64)
+        n, mean, std = torch.stack(self.group.gather(mine, even=True)).T if self.group.size > 1 else mine[:, None]
+        share = n / n.sum()
+        return float((share * (std**2 + (mean - (share * mean).sum()) ** 2)).sum().sqrt())
 
     def _first_decoder(self, generator: torch.Generator) -> Tensor:
         """Of a transcoder: nothing to begin with, unless rows must have norm 1."""
-        shape = (self.config.width, len(self.y.mean))
         if not self.config.unit_norm:
-            return torch.zeros(shape)
-        rows = torch.randn(shape, generator=generator)
+            return torch.zeros(self.deal.held, len(self.y.mean))
+        rows = self._thrown(len(self.y.mean), generator)
         rows /= rows.norm(dim=-1, keepdim=True)
         return rows
 
@@ -107,9 +138,12 @@ class Run:
         if config.threshold_init:
             return torch.full((1,), config.threshold_init, device=self.device)
         share = min(0.5, config.target_at(0) / config.width)
-        count = min(z.numel(), 1 << 23)
-        found: Tensor = z.flatten()[:count].kthvalue(int((1 - share) * count)).values.clamp(min=1e-6)
-        return found
+        count = min(len(z) * config.width, 1 << 23)
+        rows, rest = divmod(count, config.width)
+        mine = z.flatten()[: rows * self.deal.held + self.deal.of_first(rest)]
+        found = self.group.largest(mine, count - int((1 - share) * count) + 1)
+        assert found is not None
+        return torch.full((1,), found, device=self.device).clamp(min=1e-6)
 
     def _optimizer(self) -> torch.optim.Adam:
         tensors = self.weights.tensors()
@@ -132,8 +166,7 @@ class Run:
         learned = weights.tensors()
         for name, gradient in grads.tensors().items():
             learned[name].grad = gradient
-        clipped = [tensor for name, tensor in learned.items() if name != "threshold"]
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(clipped, config.clip).item()
+        self.grad_norm = self._clip({name: one for name, one in grads.tensors().items() if name != "threshold"})
         if not math.isfinite(self.grad_norm):  # the loss may be finite yet, and weights of NaN let nothing fire
             raise NotFinite(
                 f"the gradient is {self.grad_norm} at step {now} of {config.steps}: try a lower lr than {config.lr}"
@@ -165,6 +198,17 @@ class Run:
             self._begin_anew(x, y)
         return told
 
+    def _clip(self, grads: Mapping[str, Tensor]) -> float:
+        """Shortens a gradient that is longer than `clip`; how long it was. Every rank finds the same."""
+        norms = torch.stack([torch.linalg.vector_norm(one) for one in grads.values()])
+        every = torch.stack(self.group.gather(norms, even=True))
+        every[1:, [place for place, name in enumerate(grads) if alike(name)]] = 0  # all have it: it counts once
+        whole = torch.linalg.vector_norm(every.flatten())
+        factor = (self.config.clip / (whole + 1e-6)).clamp(max=1.0)
+        for one in grads.values():
+            one.mul_(factor)
+        return float(whole)
+
     def _gradients(self, x: Tensor, y: Tensor) -> tuple[Step, Weights]:
         config, weights, now = self.config, self.weights, self.done
         terms = self._terms(now)
@@ -176,13 +220,13 @@ class Run:
         told, grads = self._stepped(weights, x, y, terms)
         weights.b_enc = bias
         grads.W_enc.addr_(grads.b_enc, weights.b_dec, alpha=-1)
-        grads.b_dec.sub_(grads.b_enc @ weights.W_enc)
+        grads.b_dec.sub_(self.group.sum_(grads.b_enc @ weights.W_enc))
         return told, grads
 
     def _stepped(self, weights: Weights, x: Tensor, y: Tensor, terms: Terms) -> tuple[Step, Weights]:
         if isinstance(weights, GatedWeights):
             return gated_step(weights, x, y, terms)
-        return step(weights, x, y, terms, silent=self.silent if terms.auxiliary else None)
+        return step(weights, x, y, terms, silent=self.silent if terms.auxiliary else None, deal=self.deal)
 
     def _terms(self, now: int) -> Terms:
         config = self.config
@@ -203,7 +247,7 @@ class Run:
 
     @property
     def silent(self) -> Tensor:
-        """Features [F] that have not fired for as long as `patience` says."""
+        """Features at hand that have not fired for as long as `patience` says."""
         config = self.config
         patience = config.patience / config.batch or max(10, config.steps / 50)
         return self.done - self.fired_at > patience
@@ -217,8 +261,9 @@ class Run:
         self.bandwidth *= 1.15 if told.window < wanted else 1 / 1.15
         # Thresholds of 0, as a run has them that begins with half of its features on, must not make ε 0: nothing would
         # lie within it, and none of them could rise again. x has squared norm 1, spread over its D numbers.
-        spread = self.weights.W_enc.norm(dim=-1).median().item() / math.sqrt(self.weights.W_enc.shape[1])
-        self.bandwidth = min(self.bandwidth, max(1.8 * self.weights.threshold.median().item(), 0.5 * spread))
+        norms, thresholds = map(self.deal.whole, (self.weights.W_enc.norm(dim=-1), self.weights.threshold))
+        spread = norms.median().item() / math.sqrt(self.weights.W_enc.shape[1])
+        self.bandwidth = min(self.bandwidth, max(1.8 * thresholds.median().item(), 0.5 * spread))
 
     def _resamples(self) -> bool:
         every = max(1, self.config.resample // self.config.batch)
@@ -226,18 +271,22 @@ class Run:
 
     def _begin_anew(self, x: Tensor, y: Tensor) -> None:
         """Silent features from badly explained rows of this batch, with the memory of Adam that belongs to them."""
-        silent = self.silent.nonzero()[:, 0]
-        if not len(silent) or len(silent) == self.config.width:
+        every = self.deal.whole(self.silent)
+        count = int(every.sum())
+        if count in (0, self.config.width):
             return
-        weights = self.weights
-        living = ~self.silent
+        weights, silent = self.weights, self.silent.nonzero()[:, 0]
+        encoded, decoded = (
+            self.deal.whole(rows.norm(dim=-1))[~every].mean() for rows in (weights.W_enc, weights.W_dec)
+        )
         error = (y - self.reconstructed(x)[0]).pow(2).sum(-1).cpu()
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.done)
-        chosen = torch.multinomial(error.double().pow(2), len(silent), replacement=True, generator=generator)
-        chosen = chosen.to(self.device)
+        chosen = torch.multinomial(error.double().pow(2), count, replacement=True, generator=generator)
+        # One for each silent feature in their order; this rank has its own of them.
+        chosen = chosen.to(self.device)[self.deal.mine(every.cumsum(0) - 1)[silent]]
         inward, outward = (rows[chosen] / rows[chosen].norm(dim=-1, keepdim=True).clamp(min=1e-12) for rows in (x, y))
-        weights.W_enc[silent] = 0.2 * weights.W_enc[living].norm(dim=-1).mean() * inward
-        weights.W_dec[silent] = weights.W_dec[living].norm(dim=-1).mean() * outward
+        weights.W_enc[silent] = 0.2 * encoded * inward
+        weights.W_dec[silent] = decoded * outward
         weights.b_enc.index_fill_(0, silent, 0)
         for name in ("W_enc", "W_dec", "b_enc"):
             memory = self.adam.state[weights.tensors()[name]]
@@ -263,9 +312,12 @@ class Run:
         return Weights(**{**weights.tensors(), "b_enc": bias})
 
     def reconstructed(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What it makes of scaled rows, and how often each feature fired."""
-        k = round(self.config.target_at(self.done)) if self.config.architecture == "topk" else None
-        return reconstruct(self.plain, x, k=k)
+        """What it makes of scaled rows, and how often each feature at hand fired."""
+        return reconstruct(self.plain, x, k=self._k, deal=self.deal)
+
+    @property
+    def _k(self) -> int | None:
+        return round(self.config.target_at(self.done)) if self.config.architecture == "topk" else None
 
     def spread(self, x: Tensor) -> float:
         """Root mean square, over features, of the standard deviation of z‖d‖ over a few of these scaled rows: how much
@@ -275,16 +327,17 @@ class Run:
         weights = self.ungated
         few = x[:: max(1, len(x) // 64)]
         written = (few @ weights.W_enc.T) * weights.W_dec.norm(dim=-1)
-        return float(written.var(0, correction=0).mean().sqrt())
+        return float(self.deal.whole(written.var(0, correction=0)).mean().sqrt())
 
     def measured(self, x: Tensor, y: Tensor) -> tuple[float, Firings]:
         """FVU on scaled rows, and how often each feature fires on them."""
-        error, firings = 0.0, Firings(self.config.width)
+        error, fired_in_all = 0.0, torch.zeros(self.deal.held, dtype=torch.int64)
         for rows, wanted in zip(*(torch.split(both, _ROWS) for both in (x, y)), strict=True):
             out, fired = self.reconstructed(rows)
             error += (out - wanted).double().pow(2).sum().item()
-            firings.of_feature += fired.cpu()
-        firings.n = len(x)
+            fired_in_all += fired.cpu()
+        firings = Firings(self.config.width)
+        firings.of_feature, firings.n = self.deal.whole(fired_in_all), len(x)
         return error / (y - y.mean(0)).double().pow(2).sum().item(), firings
 
     def meet_target(self, x: Tensor) -> float:
@@ -310,14 +363,12 @@ class Run:
             packed = kernels.pack(weights.W_enc, weights.b_enc, floor)
             parts = [kernels.above(packed, rows) for rows in torch.split(x, _ROWS)]
             found = torch.cat([part.values * norms[part.ids] for part in parts])
-            if len(found) > wanted or not floor.any():
+            high, low = (self.group.largest(found, wanted + more) for more in (0, 1))
+            if low is not None or not self.group.total(int(floor.any())):
                 break
             floor = torch.zeros_like(floor)
-        tau = 0.0  # where fewer are positive than may fire, all of them do
-        if len(found) > wanted:
-            low, high = (found.kthvalue(len(found) - wanted + more).values.item() for more in (0, 1))
-            tau = (low + high) / 2
-        self._cut_at(tau)
+        # Where fewer are positive than may fire, all of them do.
+        self._cut_at(0.0 if high is None or low is None else (low + high) / 2)
 
     def _cut_at(self, tau: float) -> None:
         """Lets through what writes more than tau, z‖d‖: one threshold once decoder rows are brought to norm 1."""
@@ -347,17 +398,23 @@ class Run:
 
     def l0(self, x: Tensor) -> float:
         """Mean L0 on scaled rows."""
-        return sum(self.reconstructed(rows)[1].sum().item() for rows in torch.split(x, _ROWS)) / len(x)
+        plain = self.plain
+        found = (len(active(plain, rows, k=self._k, deal=self.deal).ids) for rows in torch.split(x, _ROWS))
+        return self.group.total(sum(found)) / len(x)
 
     # --- on disk ----------------------------------------------------------------------------------------------
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors, on the processor, and plain values from which `restore` makes the same run. Raises NotFinite: no run
-        could go on.
+        """Tensors, on the processor, and plain values from which `restore` makes the same run. Of several ranks each
+        has its own features'; what all have alike is the first one's from here on, should another processor have
+        rounded otherwise. Raises NotFinite: no run could go on.
         """
         tensors: dict[str, Tensor] = {**self.weights.tensors(), "fired_at": self.fired_at}
         for name, tensor in self.weights.tensors().items():
             tensors |= {f"adam.{name}.{part}": value for part, value in self.adam.state[tensor].items()}
+        if self.group.size > 1:
+            for name in sorted(name for name, tensor in tensors.items() if alike(name) and tensor.dim()):
+                tensors[name].copy_(self.group.gather(tensors[name], even=True)[0])
         tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
         if lost := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
             raise NotFinite(f"{lost[0]} holds NaN or Inf after step {self.done}: try a lower lr than {self.config.lr}")
@@ -382,9 +439,9 @@ class Run:
 
     @property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the weights, by name."""
+        """Of the weights at hand, by name."""
         config, reads, writes = self.config, len(self.x.mean), len(self.y.mean)
-        each = (config.width,)
+        each = (self.deal.held,)
         shapes = {"W_enc": (*each, reads), "b_enc": each, "W_dec": (*each, writes), "b_dec": (writes,)}
         shapes["threshold"] = each
         if config.skip:
@@ -401,8 +458,8 @@ class Run:
     def _forms(self, step: int) -> dict[str, Form]:
         """All that a checkpoint holds after a step."""
         forms = {name: Form(shape) for name, shape in self._shapes.items()}
-        forms["threshold"] = Form((self.config.width,), low=0)
-        forms["fired_at"] = Form((self.config.width,), "int64", 0, step)
+        forms["threshold"] = Form((self.deal.held,), low=0)
+        forms["fired_at"] = Form((self.deal.held,), "int64", 0, step)
         counted = min(step, _COUNTED)
         for name in self._learned:
             shape = self._shapes[name]

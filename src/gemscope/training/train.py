@@ -13,13 +13,14 @@ from rich.filesize import decimal
 from gemscope.activations.memory import elsewhere, free_on, room
 from gemscope.activations.site import Site
 from gemscope.activations.store import Store
-from gemscope.disk import claimed
+from gemscope.disk import aside_of, claimed
 from gemscope.errors import InputError, Mismatch
 from gemscope.features.crosscoder import Crosscoder
 from gemscope.features.kernels.choice import place_for
 from gemscope.features.sae import SAE
 from gemscope.progress import Progress, silent
 from gemscope.training.config import TrainConfig
+from gemscope.training.group import ALONE, Group
 from gemscope.training.lesson import Lesson
 from gemscope.training.log import Watch, unwatched
 from gemscope.training.source import Source, StoreSource, StreamSource
@@ -45,6 +46,7 @@ def train(
     log: Sequence[str] = (),
     watch: Watch = unwatched,
     progress: Progress = silent,
+    group: Group = ALONE,
 ) -> SAE: ...
 
 
@@ -61,6 +63,7 @@ def train(
     log: Sequence[str] = (),
     watch: Watch = unwatched,
     progress: Progress = silent,
+    group: Group = ALONE,
 ) -> SAE | Crosscoder: ...
 
 
@@ -76,6 +79,7 @@ def train(
     log: Sequence[str] = (),
     watch: Watch = unwatched,
     progress: Progress = silent,
+    group: Group = ALONE,
 ) -> SAE | Crosscoder:
     """Trains an SAE on a harvest and saves it in `to`/sae, a folder that SAELens reads too.
 
@@ -86,13 +90,15 @@ def train(
     is worth in the end: `training_report` makes a page and a card of both. `site` may be left out where the store holds
     only one; with `writes` it makes a transcoder; several sites make a crosscoder, which `load_crosscoder` reads.
     `device` is where weights and Adam's memory lie and all of a step is computed, and where the SAE is left: "auto" or
-    None is CUDA where there is one, beside the model of a `StreamSource`, else the processor.
+    None is CUDA where there is one, beside the model of a `StreamSource`, else the processor. The ranks of a `group`
+    (`gemscope.training.group.joined`) train one SAE together, a share of the features each; `to` is a folder that all
+    of them see, and all get the whole SAE.
     Raises InputError, Mismatch, NotFinite, OutOfMemory, StorageFull, FileError, AccessError where another process is at
     the run.
     """
     config = config or TrainConfig()
     where = {"to": to, "site": site, "writes": writes, "held_out": held_out, "device": device}
-    return sweep(store, {"": config}, **where, log=log, watch=watch, progress=progress)[""]  # type: ignore[arg-type]
+    return sweep(store, {"": config}, **where, log=log, watch=watch, progress=progress, group=group)[""]  # type: ignore[arg-type]
 
 
 def sweep(
@@ -107,6 +113,7 @@ def sweep(
     log: Sequence[str] = (),
     watch: Watch = unwatched,
     progress: Progress = silent,
+    group: Group = ALONE,
 ) -> dict[str, SAE | Crosscoder]:
     """`train` of several SAEs from one reading of the rows, each in the folder of its name in `to`.
 
@@ -129,10 +136,20 @@ def sweep(
             raise Mismatch(f"held-out rows of widths {test.widths} for rows of widths {source.widths}")
     with ExitStack() as held:
         for name in configs:
-            held.enter_context(claimed(Path(to) / name / RUN))
-        place = place_of(device, source)
-        with _room(source, configs, place):
-            return _taken(lambda: Lesson(source, configs, Path(to), test, log, watch=watch, device=place), progress)
+            if group.first:
+                held.enter_context(claimed(Path(to) / name / RUN))
+        group.barrier()
+        for name in configs:
+            if not aside_of(Path(to) / name / RUN).exists():
+                raise InputError(
+                    f"{Path(to) / name} is not there for all ranks: name a folder on a disk that they share"
+                )
+        place = place_of(device, source, group)
+        with _room(source, configs, place, group):
+            return _taken(
+                lambda: Lesson(source, configs, Path(to), test, log, watch=watch, device=place, group=group),
+                progress if group.first else silent,
+            )
 
 
 def _taken(begun: Callable[[], Lesson], progress: Progress) -> dict[str, SAE | Crosscoder]:
@@ -146,10 +163,12 @@ def _taken(begun: Callable[[], Lesson], progress: Progress) -> dict[str, SAE | C
         lesson.batches.close()
 
 
-def _room(source: Source, configs: Mapping[str, TrainConfig], device: torch.device) -> AbstractContextManager[None]:
+def _room(
+    source: Source, configs: Mapping[str, TrainConfig], device: torch.device, group: Group
+) -> AbstractContextManager[None]:
     """Says what would fit where a device has no room."""
     widths, batch = [config.width for config in configs.values()], next(iter(configs.values())).batch
-    each = _BYTES * sum(sum(side) for side in source.widths)
+    each = _BYTES * sum(sum(side) for side in source.widths) / group.size
 
     def remedy() -> str:
         free = free_on(device)
@@ -164,16 +183,24 @@ def _room(source: Source, configs: Mapping[str, TrainConfig], device: torch.devi
 
     of = " and ".join(f"{width:,}" for width in widths)
     what = f"training {of} features with batch={batch}, of which weights, gradients and Adam's memory take"
-    return room(f"{what} {decimal(each * sum(widths))}", device, remedy)
+    return room(f"{what} {decimal(int(each * sum(widths)))}", device, remedy)
 
 
-def place_of(asked: torch.device | str | None, source: Source) -> torch.device:
+def place_of(asked: torch.device | str | None, source: Source, group: Group = ALONE) -> torch.device:
     """Where to train: where it is asked for; by "auto" or None beside the model that computes the rows, or where a
-    model would go. Raises InputError for a device that is not there, or that nothing is trained on.
+    model would go. Of several ranks each takes a GPU of its own. Raises InputError for a device that is not there, or
+    that nothing is trained on.
     """
     found = place_for(asked, source.model.device if isinstance(source, StreamSource) else None)
     if found.type == "mps":
         raise InputError("device 'mps' has no sparse products: SAEs are trained on cuda and cpu; take --device cpu")
+    if found.type == "cuda" and group.size > 1:
+        if group.local >= torch.cuda.device_count():
+            raise InputError(
+                f"a GPU for each rank, and this machine has {torch.cuda.device_count()}: start as many, or --device cpu"
+            )
+        found = torch.device("cuda", group.local)
+        torch.cuda.set_device(found)
     return found
 
 

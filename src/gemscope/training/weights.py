@@ -11,6 +11,7 @@ from gemscope.features.kernels import Kernels, Rows
 from gemscope.features.kernels.choice import choose
 from gemscope.features.kernels.rows import below
 from gemscope.shapes import Float, Int
+from gemscope.training.deal import Deal
 from gemscope.training.products import FLOAT32, Products
 
 ROWS = 512
@@ -22,7 +23,8 @@ _HELD = 1 << 26
 @dataclass
 class Weights:
     """What is trained, one feature a row: `W_enc` [F, D] (the transpose of the SAE's), `b_enc` [F], `W_dec` [F, O],
-    `b_dec` [O], `threshold` [F], and `W_skip` [O, D] where there is one.
+    `b_dec` [O], `threshold` [F], and `W_skip` [O, D] where there is one. Of several ranks each has its own features,
+    and all have the same `b_dec` and `W_skip`.
     """
 
     W_enc: Float[Tensor, "F D"]
@@ -41,23 +43,48 @@ class Weights:
         return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
 
 
+def alike(name: str) -> bool:
+    """Whether a weight, or what a run remembers of one, is the same with every rank; of others each has its features'
+    rows.
+    """
+    return name.endswith(".step") or any(part in ("b_dec", "W_skip") for part in name.split("."))
+
+
 def at_once(x: Tensor, width: int) -> int:
     """Rows of a dense step over so many features that are held at a time."""
     return ROWS if x.device.type == "cpu" else max(128, _HELD // width)
 
 
 @torch.no_grad()
-def reconstruct(
-    weights: Weights, x: Float[Tensor, "B D"], *, k: int | None = None, kernels: Kernels | None = None
-) -> tuple[Float[Tensor, "B O"], Int[Tensor, "F"]]:
-    """x̂, and how often each feature fired. With `k`, the row's k largest fire; else what exceeds its threshold."""
+def active(
+    weights: Weights,
+    x: Float[Tensor, "B D"],
+    *,
+    k: int | None = None,
+    kernels: Kernels | None = None,
+    deal: Deal | None = None,
+) -> Rows:
+    """What fires of the features at hand: with `k`, the row's k largest; else what exceeds its threshold."""
+    if k is not None:
+        return largest(weights, x, k, deal=deal)
     kernels = kernels or choose(x.device)
-    if k is None:
-        on = kernels.above(kernels.pack(weights.W_enc, weights.b_enc, weights.threshold.clamp(min=0)), x)
-    else:
-        on = largest(weights, x, k)
+    return kernels.above(kernels.pack(weights.W_enc, weights.b_enc, weights.threshold.clamp(min=0)), x)
+
+
+@torch.no_grad()
+def reconstruct(
+    weights: Weights,
+    x: Float[Tensor, "B D"],
+    *,
+    k: int | None = None,
+    kernels: Kernels | None = None,
+    deal: Deal | None = None,
+) -> tuple[Float[Tensor, "B O"], Int[Tensor, "F"]]:
+    """x̂ by the features of all ranks, and how often each of those at hand fired."""
+    kernels, deal = kernels or choose(x.device), deal or Deal(len(weights.b_enc))
+    on = active(weights, x, k=k, kernels=kernels, deal=deal)
     counts = torch.bincount(on.ids, minlength=len(weights.b_enc))
-    out = kernels.sums(on, weights.W_dec).add_(weights.b_dec)
+    out = deal.group.sum_(kernels.sums(on, weights.W_dec)).add_(weights.b_dec)
     return out if weights.W_skip is None else out.addmm_(x, weights.W_skip.T), counts
 
 
@@ -68,7 +95,9 @@ def lengths(weights: Weights) -> Float[Tensor, "F"]:
 
 
 def cut(weights: Weights, share: float) -> Float[Tensor, "F"]:
-    """What z must exceed for z‖d‖ to exceed this share of batchtopk's one threshold on it."""
+    """What z must exceed for z‖d‖ to exceed this share of batchtopk's one threshold on it. That is the same with every
+    feature, so that the median of some is that of all, to rounding.
+    """
     norms = lengths(weights)
     return share * (weights.threshold.clamp(min=0) * norms).median() / norms
 
@@ -78,13 +107,14 @@ def norms_by_part(W_dec: Float[Tensor, "F O"], parts: tuple[int, ...]) -> list[F
     return [part.norm(dim=-1) for part in torch.split(W_dec, list(parts or W_dec.shape[1:]), dim=-1)]
 
 
-def largest(weights: Weights, x: Tensor, k: int, products: Products = FLOAT32) -> Rows:
-    """Of each row the k largest entries, of those above zero."""
+def largest(weights: Weights, x: Tensor, k: int, products: Products = FLOAT32, deal: Deal | None = None) -> Rows:
+    """Of each row the k largest entries of all ranks, of those above zero; this rank's of them."""
     parts, encoder, width = [], products.rounded(weights.W_enc), len(weights.b_enc)
-    for rows in torch.split(x, at_once(x, width)):
+    deal = deal or Deal(width)
+    for rows in torch.split(x, at_once(x, deal.most)):
         kept = products.affine(weights.b_enc, rows, encoder.T).topk(min(k, width), dim=-1)
         ids, order = kept.indices.sort(dim=-1)
-        values = kept.values.gather(1, order)
+        values = kept.values.masked_fill(~deal.group.among(kept.values, k), 0.0).gather(1, order)
         every = torch.arange(len(rows) + 1, device=x.device) * ids.shape[1]
         found = Rows(every, ids.flatten().to(torch.int32), values.flatten())
         parts.append(found.where(found.values > 0))
