@@ -68,10 +68,26 @@ def test_catalog_shows_one_scope(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ]
     assert main(["catalog", "google/gemma-scope-2b-pt-res", "--layer", "20", "--width", "65k", "--offline"]) == 0
     assert "20.res  20 · 34 · 61 · 114* · 221" in capsys.readouterr().out
+    assert main(["catalog", "google/gemma-scope-2b-pt-res", "--offline"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[1].split() == ["site", "4k", "16k", "32k", "65k", "131k", "262k", "524k", "1m"]
+    assert max(map(len, told)) > 160  # a row is a line
     assert main(["catalog", str(tmp_path), "--width", "65"]) == 1
     assert "is 65 wide: the widths are 64" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main(["catalog", str(tmp_path), "--l0", "9"])
+
+
+def test_info_of_several_saes_shows_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for layer in (1, 2):
+        save_sae(planted_sae(site=f"{layer}.res").sae, tmp_path / place_of(Site(layer, "res"), 64, 9))
+    for address in (str(tmp_path), f"{tmp_path}/res/*/*/*"):
+        assert main(["info", address]) == 0
+        assert "2 SAEs, 2 sites, widths 64" in capsys.readouterr().out
+    assert main(["info", "mwhanna/qwen3-4b-transcoders", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["saes"]) == 36
+    assert main(["info", str(tmp_path / place_of(Site(1, "res"), 64, 9))]) == 0
+    assert "d_sae" in capsys.readouterr().out
 
 
 def test_info_tells_of_a_cross_layer_transcoder(capsys: pytest.CaptureFixture[str]) -> None:

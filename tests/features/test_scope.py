@@ -12,7 +12,9 @@ import torch
 
 import gemscope as gs
 from gemscope.errors import CorruptFile, FileError, InputError, SAENotFound
+from gemscope.features import several
 from gemscope.features.files.saving import save_sae
+from gemscope.features.listing import each_of, is_scope
 from gemscope.features.scope_manifest import Failed, Made, Manifest, Text, place_of, write_scope
 from gemscope.testing import planted_sae, tiny_model
 from hub_server import Repo, child, hub
@@ -232,6 +234,43 @@ def test_a_folder_without_saes_is_no_scope(tmp_path: Path) -> None:
             gs.load_scope(address, offline=True)
     with pytest.raises(SAENotFound, match="no SAE matches"):
         gs.load_scope("google/gemma-scope-9x-*", offline=True)
+
+
+@pytest.mark.parametrize(
+    ("address", "is_several", "count"),
+    [
+        ("google/gemma-scope-2b-pt-res/layer_20/width_16k/*", True, 5),
+        ("google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71", False, 1),
+        ("gemma-2-2b/20-gemmascope-res-16k", False, 1),
+        ("mwhanna/qwen3-4b-transcoders", True, 36),
+        ("mwhanna/qwen3-4b-transcoders/layer_3", False, 1),
+        ("Goodfire/Llama-3.1-8B-Instruct-SAE-l19", False, 1),
+        ("mntss/clt-gemma-2-2b-2.5M", False, 1),
+        ("smollm2", False, 1),
+        (str(FORMATS / "circuit_tracer" / "set_relu"), True, 3),
+        (str(FORMATS / "circuit_tracer" / "set_relu" / "layer_1.safetensors"), False, 1),
+        (str(FORMATS / "circuit_tracer" / "clt"), False, 1),
+        (str(FORMATS / "saelens" / "jumprelu"), False, 1),
+        ("nothing at all", False, 1),
+    ],
+)
+def test_an_address_of_several_saes_stands_for_each(address: str, is_several: bool, count: int) -> None:
+    assert is_scope(address) is is_several
+    assert len(each_of(address)) == count
+    if not is_several:
+        assert each_of(address) == [address]
+
+
+def test_a_repository_of_many_is_not_taken_for_all_of_them() -> None:
+    with pytest.raises(
+        InputError, match=r"has 316 SAEs: choose by a pattern, such as 'google/gemma-scope-2b-pt-res/.*\*'"
+    ):
+        each_of("google/gemma-scope-2b-pt-res")
+
+
+def test_a_folder_of_any_number_of_saes_is_listed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(several, "_MANY", 2)
+    assert len(gs.load_scope(own(tmp_path / "mine", manifest=False))) == 4
 
 
 # --- on the Hub -----------------------------------------------------------------------------------------------------

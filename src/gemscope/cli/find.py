@@ -45,7 +45,8 @@ def add_to(commands: Any) -> None:
         help="what an SAE is, the versions in use, what this machine is quick at",
         usage="gemscope info [SAE] [options]",
         description="What an SAE's file says: sites, width, gate, declared L0, origin; of a cross-layer transcoder "
-        "what its layers have in common. Without one: versions.",
+        "what its layers have in common; of a folder or a repository with several what `catalog` shows. Without one: "
+        "versions.",
     )
     info.add_argument("sae", nargs="?")
     info.add_argument(
@@ -106,10 +107,7 @@ def _scope(args: argparse.Namespace) -> int:
         scope = scope.layer(args.layer)
     if args.width is not None:
         scope = scope.wide(args.width)
-    if args.json:
-        options.show(scope, True)
-    else:
-        print(scope)
+    options.show(scope, args.json)
     return 0
 
 
@@ -149,6 +147,9 @@ def _l0(text: str | None) -> float | str | tuple[float, float] | None:
 def _info(args: argparse.Namespace) -> int:
     if args.machine:
         return _machine(args)
+    if args.sae is not None and (scope := options.scope_of(args, args.sae)) is not None:
+        options.show(scope, args.json)
+        return 0
     facts = _environment() if args.sae is None else _described(args)
     if args.json:
         options.show(facts, True)

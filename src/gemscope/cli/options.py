@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gemscope.atlas.reader import Atlas
     from gemscope.features.cross_layer import CrossLayerTranscoder
     from gemscope.features.sae import SAE
+    from gemscope.features.scope import Scope
     from gemscope.pages.links import Links
     from gemscope.text.chat import OneText
     from gemscope.text.corpus import Corpus
@@ -222,6 +223,17 @@ def sae_of(args: argparse.Namespace, name: str, progress: Progress, model: Langu
             model=model,
             progress=progress,
         )
+
+
+def scope_of(args: argparse.Namespace, name: str) -> Scope | None:
+    """The scope that an address is of, where it is of one."""
+    from gemscope.features.listing import is_scope, load_scope
+
+    if not is_scope(name):
+        return None
+    return load_scope(
+        name, revision=args.sae_revision, token=args.token, cache_dir=args.cache_dir, offline=args.offline
+    )
 
 
 def clt_of(args: argparse.Namespace, name: str, progress: Progress) -> CrossLayerTranscoder:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -128,28 +129,37 @@ def load_stack(
     return scope.stack(kind, width=width, l0=l0)
 
 
+def is_scope(address: str) -> bool:
+    """Whether an address stands for several SAEs, so that `load_scope` is for it and not `load_sae`: a pattern, a
+    folder with several below it, a repository or a release of the catalogue.
+    """
+    if is_pattern(address):
+        return True
+    here = existing(address)
+    if here is not None:
+        if not here.is_dir() or is_clt(address):
+            return False
+        return (here / scope_manifest.NAME).exists() or (
+            len(weights_among(os.listdir(here))) != 1 and bool(below(here, many=1))
+        )
+    entries = [entry for entry in snapshot() if _is_of(entry, address.rstrip("/"))]
+    return len(entries) > 1 and find(address) is None and not is_clt(address)
+
+
 def each_of(address: str) -> list[str]:
     """The addresses of single SAEs that one may stand for: those of a pattern, of a folder with several, of a published
-    repository with one for each place; else itself. Raises SAENotFound, InputError for a repository of many.
+    repository with one for each place; else itself. Raises SAENotFound, InputError for a repository of many, what
+    `load_scope` raises.
     """
     if is_pattern(address):
         return matching(address)
-    if is_clt(address):
+    if not is_scope(address):
         return [address]
-    here = existing(address)
-    if here is not None:
-        several = here.is_dir() and len(weights_among(os.listdir(here))) != 1 and bool(below(here))
-        return [one.address for one in load_scope(here)] if several else [address]
-    found = _of_catalogue(lambda entry: _is_of(entry, address.rstrip("/")))
-    if found is None or len(found.members) < 2 or find(address) is not None:
-        return [address]
-    places = {one.site for one in found.members}
-    if len(places) < len(found.members):
-        raise InputError(
-            f"{address} has {len(found.members):,} SAEs: choose by a pattern, such as "
-            f"'{sorted(found.members, key=order)[0].address.rpartition('/')[0]}/*'"
-        )
-    return [one.address for one in sorted(found.members, key=order)]
+    scope = load_scope(address)
+    if existing(address) is None and len(scope.sites) < len(scope):
+        pattern = f"{scope[0].address.rpartition('/')[0]}/*"
+        raise InputError(f"{address} has {len(scope):,} SAEs: choose by a pattern, such as '{pattern}'")
+    return [member.address for member in scope]
 
 
 # --- what lies there ----------------------------------------------------------------------------------------------
@@ -246,7 +256,7 @@ def _in_folder(folder: Path, where: _Where) -> _Found:
     if config is not None and config.transcoders is not None:
         _add_set(found, config, str(folder))
         return found
-    for name in below(folder):
+    for name in below(folder, many=sys.maxsize):
         path = folder / name
         found.add(name, partial(glance, path, where.model), address=str(path), folder=path if path.is_dir() else None)
     return found

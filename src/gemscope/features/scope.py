@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from gemscope.activations.site import KINDS, Site
 from gemscope.checked import shown
@@ -18,6 +18,9 @@ from gemscope.features.sae import SAE
 from gemscope.features.scope_manifest import ATLAS, SCORE, Failed, Manifest, width_label
 from gemscope.features.scored import Figures, figures_of
 from gemscope.features.stack import Stack
+
+if TYPE_CHECKING:
+    from rich.console import Group
 
 CANONICAL_L0 = 100
 """Of several SAEs that differ in L0 alone, the one closest to this L0 is canonical, as in Gemma Scope."""
@@ -256,6 +259,12 @@ class Scope(Sequence[Member]):
         told = "L0s; * canonical" + ("; with FVU and delta loss" if scored else "")
         failed = [f"not there: {_failed(one)}" for one in self.failed]
         return "\n".join([f"{self!r}{more}", *lines, told, *failed])
+
+    def __rich__(self) -> Group:
+        from rich.console import Group
+        from rich.text import Text
+
+        return Group(Text(str(self), no_wrap=True, overflow="ignore"))  # a row is a line, however wide
 
     # --- by what is asked for -----------------------------------------------------------------------------------
 

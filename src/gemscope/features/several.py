@@ -42,14 +42,16 @@ def matching(pattern: str) -> list[str]:
     return sorted(found, key=natural)
 
 
-def below(folder: Path) -> list[str]:
-    """SAEs in the folders below one, by their paths from it. Neither links nor folders deep down are followed."""
+def below(folder: Path, many: int = _MANY) -> list[str]:
+    """SAEs in the folders below one, by their paths from it, about so `many`. Neither links nor folders deep down are
+    followed.
+    """
     found: list[str] = []
     for place, inside, names in os.walk(folder):
         path = Path(place).relative_to(folder)
-        if len(path.parts) == _DEEP or len(found) >= _MANY:
+        if len(path.parts) == _DEEP or len(found) >= many:
             inside.clear()
-        weights = weights_among(names) if len(found) < _MANY else []
+        weights = weights_among(names) if len(found) < many else []
         found += [str(path)] if len(weights) == 1 and path.parts else [str(path / name) for name in weights]
         inside.sort(key=natural)
     return found
