@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def test_a_map_is_kept_and_read_by_others(tmp_path: Path) -> None:
 
 def test_an_atlas_of_an_older_format_has_no_map_until_one_is_added(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(BUNDLED, tmp_path / "atlas"))
-    with sqlite3.connect(folder / "atlas.sqlite") as db:
+    with closing(sqlite3.connect(folder / "atlas.sqlite")) as db:
         older = db.execute("PRAGMA user_version").fetchone()[0] < 4
     with gs.Atlas(folder) as atlas:
         if older:

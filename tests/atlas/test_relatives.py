@@ -11,8 +11,8 @@ import pytest
 from atlases import HOSTILE_LABEL
 from gemscope.atlas.describe.relatives import add_relatives
 from gemscope.atlas.exchange.html import export_html, export_site
+from gemscope.atlas.files.whole import RELATIVES
 from gemscope.atlas.reader import Atlas
-from gemscope.atlas.relatives import NAME
 from gemscope.atlas.verify import verify
 from gemscope.errors import CorruptFile, Mismatch, NotFound
 from html_tree import parse
@@ -80,12 +80,12 @@ def test_relations_to_further_saes_stay_when_others_are_put_in(tmp_path: Path) -
 def test_relatives_of_another_sae_or_model_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
     folders = chain(tmp_path)
     kin = made_up(folders)
-    before = (folders[0] / NAME).read_bytes()
+    before = (folders[0] / RELATIVES).read_bytes()
     with pytest.raises(NotFound, match="no relatives of tiny/1"):
         add_relatives(folders[:2], [kin[0], kin[2]])
     with pytest.raises(Mismatch, match="was found in another/model"):
         add_relatives(folders, [replace(one, model="another/model") for one in kin])
-    assert (folders[0] / NAME).read_bytes() == before
+    assert (folders[0] / RELATIVES).read_bytes() == before
     renamed(folders[0], "9" * 64)
     with Atlas(folders[0]) as atlas, pytest.raises(Mismatch, match="is of tiny/0") as caught:
         _ = atlas[0]
@@ -96,7 +96,7 @@ def test_relatives_of_another_sae_or_model_are_refused_and_nothing_is_written(tm
 def test_damage_is_told_by_verify_and_on_reading(tmp_path: Path) -> None:
     folders = chain(tmp_path)
     assert verify(folders[1]) == []
-    path = folders[1] / NAME
+    path = folders[1] / RELATIVES
     data = bytearray(path.read_bytes())
     data[-3] ^= 0x40
     path.write_bytes(data)

@@ -24,7 +24,13 @@ ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / ".venv-release"
 PEER = ROOT / ".venv-peer" / "bin" / "python"
 PROMPT = "Would you be able to travel through time using a wormhole?"
-release = pytest.mark.release
+PATIENCE = 3600
+"""Seconds: an environment is made and filled, and busy machines take minutes for that."""
+
+
+def release(test: Callable[..., None]) -> Callable[..., None]:
+    return pytest.mark.release(pytest.mark.timeout(PATIENCE)(test))
+
 
 Command = Callable[..., str]
 

@@ -9,11 +9,9 @@ import numpy as np
 
 from gemscope.atlas.dashboard import Kindred, Life, Related
 from gemscope.atlas.files.manifest import Manifest
+from gemscope.atlas.files.whole import RELATIVES
 from gemscope.errors import Mismatch
 from gemscope.features.relatives import Kin, Relation
-
-NAME = "relatives.safetensors"
-"""Beside an atlas: the relatives of its features, as `Kin.load` reads them."""
 
 
 class Relatives:
@@ -25,7 +23,7 @@ class Relatives:
     @cached_property
     def kin(self) -> Kin | None:
         """All of it; None where there is no file. Raises CorruptFile, Mismatch for another SAE's."""
-        path = self._folder / NAME
+        path = self._folder / RELATIVES
         if not path.is_file():
             return None
         found = Kin.load(path)

@@ -208,7 +208,7 @@ def _labels(db: sqlite3.Connection) -> Iterator[str]:
             WHERE label IS NOT explanation.text"""
     ):
         yield f"feature {feature}: its label is {label!r}, its best explanation {said!r}"
-    with sqlite3.connect(":memory:", isolation_level=None) as fresh:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as fresh:
         sql = db.execute("SELECT sql FROM sqlite_schema WHERE name = 'label_text'").fetchone()[0]
         fresh.execute(sql)
         fresh.execute("CREATE TABLE explanation (id INTEGER PRIMARY KEY, text TEXT)")

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from gemscope.atlas.files import corpus
+from gemscope.atlas.files.whole import RELATIVES
 from gemscope.atlas.reader import Atlas
-from gemscope.atlas.relatives import NAME, Relatives, require_of
+from gemscope.atlas.relatives import Relatives, require_of
 from gemscope.errors import NotFound
 from gemscope.features.relatives import Kin, Relation
 
@@ -34,7 +35,7 @@ def add_relatives(atlases: Sequence[Atlas | str | Path], kin: Sequence[Kin]) -> 
 def _of(atlas: Atlas, kin: Sequence[Kin]) -> Kin:
     for one in kin:
         if one.own.digest == atlas.manifest.sae_digest:
-            require_of(one, atlas.manifest, atlas.folder / NAME)
+            require_of(one, atlas.manifest, atlas.folder / RELATIVES)
             return one
     names = ", ".join(one.own.name for one in kin)
     raise NotFound(f"no relatives of {atlas.manifest.sae}, which {atlas.folder} is of, among those of {names}")
@@ -43,7 +44,7 @@ def _of(atlas: Atlas, kin: Sequence[Kin]) -> Kin:
 def _kept(atlas: Atlas, own: Kin, atlases: Mapping[str, Atlas]) -> Path:
     named = replace(own, relations=tuple(_named(one, atlases.get(one.other.digest)) for one in own.relations))
     before = Relatives(atlas.folder, atlas.manifest).kin
-    path = (named if before is None else named.with_others(before)).save(atlas.folder / NAME)
+    path = (named if before is None else named.with_others(before)).save(atlas.folder / RELATIVES)
     path.chmod((atlas.folder / corpus.NAME).stat().st_mode)  # safetensors lets nobody else read it
     return path
 
