@@ -51,7 +51,7 @@ def test_the_sites_above_come_first_and_lead_to_their_features(whole: TestClient
     for link in above.all("a"):
         assert whole.get(link.attributes["href"]).status_code == 200
     cells = [cell.text.strip() for cell in above.one("tbody").all("tr")[0].all("td")]
-    assert cells[1:] == ["0.9", "0.8", "+1.25"]
+    assert cells[1:] == ["0.90", "0.80", "+1.25"]
     assert "same feature" in cells[0]
     assert "There from" in page
     assert "Found at" in whole.get(f"{AT}/5").text

@@ -145,12 +145,17 @@ def kindred(ones: Iterable[Kindred], pages: str) -> Markup:
     return _rows(
         (
             _there(one, pages),
-            "—" if one.cosine is None else figure(one.cosine),
-            figure(one.correlation),
-            "—" if one.effect is None else signed(one.effect),
+            "—" if one.cosine is None else _two(one.cosine),
+            _two(one.correlation),
+            "—" if one.effect is None else _two(one.effect, "+"),
         )
         for one in ones
     )
+
+
+def _two(value: float, sign: str = "") -> str:
+    """With two decimals, each: labels beside three figures have little room."""
+    return f"{value:{sign}z.2f}".replace("-", "−")
 
 
 def _there(one: Kindred, pages: str) -> str:
