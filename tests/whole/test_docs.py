@@ -201,7 +201,9 @@ def test_an_interval_is_wilson_s() -> None:
     assert figures.repetition([1, 2]) == 0.0
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/atlas.md", "docs/edits.md", "docs/training.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/atlas.md", "docs/edits.md", "docs/relatives.md", "docs/training.md"]
+)
 def test_pictures_and_links_lead_somewhere(page: str) -> None:
     path = ROOT / page
     text = path.read_text(encoding="utf-8")
