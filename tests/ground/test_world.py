@@ -97,3 +97,25 @@ def test_of_all_workers_one_does_a_piece_whenever_they_begin(size: int) -> None:
     """Shares of what is missing are no such thing: to a worker that begins later less is missing."""
     for number in range(60):
         assert sum(World(rank, size).does(number) for rank in range(size)) == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "rank", "size", "local"),
+    [
+        ({}, 0, 1, 0),
+        ({"MASTER_ADDR": "one", "RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1"}, 9, 16, 1),
+        ({"MASTER_ADDR": "one", "RANK": "1", "WORLD_SIZE": "2"}, 1, 2, 0),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, 0, 1, 0),
+        ({"GEMSCOPE_SHARE": "2/8"}, 0, 1, 0),
+        (
+            {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"},
+            0,
+            1,
+            0,
+        ),
+    ],
+)
+def test_only_those_work_as_one_that_were_told_where_they_find_each_other(
+    environment: dict[str, str], rank: int, size: int, local: int
+) -> None:
+    assert World.together(environment) == World(rank, size, local)

@@ -25,6 +25,7 @@ from gemscope.training import checkpoint, lesson
 from gemscope.training import run as running
 from gemscope.training.config import TrainConfig
 from gemscope.training.deal import Deal
+from gemscope.training.fold import Scale
 from gemscope.training.group import ALONE, Group
 from gemscope.training.log import read
 from gemscope.training.objective import Terms, step
@@ -148,6 +149,24 @@ def test_ranks_find_the_gradients_of_one_process(kind: str, found: dict[str, lis
         assert told.tau == numbers[5]
     if terms.auxiliary:
         assert told.auxiliary > 0
+
+
+@pytest.mark.parametrize("width", [5, 31, 37, 64, 101])
+@pytest.mark.parametrize("d", [1, 7, 12])
+def test_the_first_directions_are_the_same_dice_on_any_number_of_ranks(
+    width: int, d: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "_BLOCK", 16)  # as many numbers as torch throws at a time
+    whole = torch.randn(width, d, generator=torch.Generator().manual_seed(3))
+    config, scale = TrainConfig(width=width, target_l0=1, rows=64, batch=64), Scale.of(torch.randn(9, d), (d,))
+    for size in (1, 3):
+        for rank in range(size):
+            run = running.Run(config, scale, scale, same=True, group=Group(World(rank, size)))
+            generator = torch.Generator().manual_seed(3)
+            assert torch.equal(run._thrown(d, generator), whole[rank::size])
+            after = torch.Generator().manual_seed(3)
+            torch.randn(width, d, generator=after)
+            assert torch.equal(generator.get_state(), after.get_state())
 
 
 # --- whole runs ---------------------------------------------------------------------------------------------------
