@@ -9,9 +9,13 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gemscope.errors import GemscopeError
+from gemscope.training.group import ALONE, joined
+from gemscope.world import World
 from processes import Done, python
 
 PATIENCE = 120.0
@@ -31,14 +35,17 @@ def together(size: int, what: str, folder: Path, *given: Any, timeout: float = P
 
 
 def main() -> None:
+    """What takes long is imported once, for all ranks."""
     asked = json.loads(sys.argv[-1])
+    module, name = asked.pop("what").split(":")
+    call = getattr(importlib.import_module(module), name)
     begun = []
     for rank in range(asked["size"]):
         child = os.fork()
         if child == 0:
             code = 1
             try:
-                code = _be(rank, **asked)
+                code = _be(rank, call, **asked)
             except BaseException:
                 traceback.print_exc()
             finally:
@@ -51,16 +58,7 @@ def main() -> None:
     sys.exit(next((abs(code) for code in codes if code), 0))
 
 
-def _be(rank: int, *, size: int, what: str, folder: str, given: list[Any], timeout: float) -> int:
-    import torch
-
-    from gemscope.errors import GemscopeError
-    from gemscope.training.group import ALONE, joined
-    from gemscope.world import World
-
-    torch.set_num_threads(1)
-    module, name = what.split(":")
-    call = getattr(importlib.import_module(module), name)
+def _be(rank: int, call: Callable[..., None], *, size: int, folder: str, given: list[Any], timeout: float) -> int:
     group = ALONE
     try:
         with joined(World(rank, size), timeout=timeout, address=f"file://{folder}/links") as group:
