@@ -19,7 +19,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 BENCH_PIP := $(BENCH)/bin/pip install --quiet --disable-pip-version-check
 
 .PHONY: help setup demo test test-browser test-notebooks test-hub test-old check format docs site \
-	release-check peer corpus own-words default-sae mutants clean \
+	release-check peer corpus own-words default-sae scope mutants clean \
 	bench-startup bench-encode bench-train bench-scaling bench-describe bench-pages bench-edits bench-train-real bench-toy bench-gpu bench-smoke
 
 help:  ## this list
@@ -214,6 +214,10 @@ corpora/unlike.jsonl.gz: | setup
 
 default-sae: corpus own-words corpora/unlike.jsonl.gz  ## the bundled SAE anew: harvest, training, card (an hour and 10 GB)
 	$(BIN)/python tools/default_sae.py
+
+SCOPE ?= ../smollm2-scope
+scope: corpus own-words  ## a scope of the bundled model, in $(SCOPE): every layer's residual stream, MLP, attention, transcoder (a day; resumable)
+	$(BIN)/gemscope scope make smollm2 corpora recipes/scope-small.toml -o $(SCOPE) $(SCOPE_OPTIONS)
 
 $(MUTANTS)/ready: | setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --target $(MUTANTS) cosmic-ray==8.7.0 coverage==7.17.5

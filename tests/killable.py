@@ -3,8 +3,8 @@ another asks how it ended. What the jobs work on is made once, and each is a for
 
     {"job": "export site", "to": "FOLDER", "said": "FILE"}      as `gemscope` would do it, exit code and all
     {"job": ..., "share": "1/3"}                as one of several workers, who open no socket
-    {"job": ..., "kill": 9, "longest": 1000}    with a signal to itself when the first thing is about to get its name;
-                                                with no file longer than so many bytes
+    {"job": ..., "kill": 9, "longest": 1000}    with a signal to itself when the first thing is about to get its name
+                                                ("after": 7, the eighth); with no file longer than so many bytes
     {"wait": NUMBER}
 """
 
@@ -14,13 +14,14 @@ import argparse
 import functools
 import gc
 import io
+import itertools
 import json
 import os
 import resource
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+import scopes
 from atlases import planted_atlas
 from foreign import ADDRESS, examples_file
 from gemscope.activations import bundled
@@ -85,6 +87,8 @@ def jobs(made: Path) -> dict[str, Job]:
         "merge": lambda to: merge(described, to=to),
         "train": lambda to: train(store, settings, to=to),
         "train a crosscoder": lambda to: train(pair, settings, to=to, site=["0.mlp", "2.res"]),
+        "scope": scopes.made,
+        "large scope": lambda to: scopes.made(to, scopes.EIGHT),
         "import": lambda to: import_atlas("neuronpedia", published, to),
         "import anthropic": lambda to: import_atlas("anthropic", features, to),
         "import gemma-scope-2": lambda to: import_atlas(
@@ -156,7 +160,9 @@ def _do(job: Job, asked: dict[str, Any]) -> None:
         sys.addaudithook(lambda event, given: opened.append(event) if event.startswith("socket.") else None)
     if asked["kill"] is not None:
         for name in ("replace", "rename"):
-            setattr(os, name, functools.partial(_killed, getattr(os, name), asked["kill"]))
+            setattr(
+                os, name, functools.partial(_killed, getattr(os, name), asked["kill"], itertools.count(-asked["after"]))
+            )
     if asked["longest"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (asked["longest"], resource.RLIM_INFINITY))
     sys.stdout = sys.stderr = said = io.StringIO()
@@ -173,8 +179,9 @@ def _do(job: Job, asked: dict[str, Any]) -> None:
         os._exit(code)
 
 
-def _killed(real: Callable[..., None], kill: int, *given: Any) -> None:
-    os.kill(os.getpid(), kill)
+def _killed(real: Callable[..., None], kill: int, named: Iterator[int], *given: Any) -> None:
+    if next(named) >= 0:
+        os.kill(os.getpid(), kill)
     real(*given)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import gemscope
 
 ROOT = Path(gemscope.__file__).parent
-ORDER = ("text", "activations", "features", "edits", "training", "pages", "atlas", "reports", "app", "cli")
+ORDER = ("text", "activations", "features", "edits", "training", "pages", "atlas", "reports", "scope", "app", "cli")
 """Each may import from those before it and from the ground floor, the files that lie in no folder."""
 SAYS = {
     "text": "words to ids",
@@ -25,10 +25,11 @@ SAYS = {
     "pages": "values to HTML",
     "atlas": "the dictionary of features",
     "reports": "what is said of a prompt, an SAE, a corpus",
+    "scope": "SAEs all over a model",
     "app": "from a browser",
     "cli": "from a shell",
 }
-HUES = (210, 190, 165, 140, 95, 50, 32, 12, 335, 280)
+HUES = (210, 190, 165, 140, 95, 50, 32, 12, 350, 310, 280)
 
 COLUMN, GAP, LINE, TOP, LEFT = 132, 10, 16, 250, 14
 """Pixels: a column's width, between columns, a line of text, what the arcs have above the columns."""

@@ -33,6 +33,7 @@ FOLDERS = {
     "training": "Learning an SAE of one's own.",
     "atlas": "The dictionary of features: making it, reading it, labels, other tools' formats.",
     "reports": "What is said of a prompt, of features, of an SAE, of a corpus.",
+    "scope": "SAEs all over a model, in one command.",
     "app": "The server that shows atlases in the browser.",
 }
 """What holds public names, in the order of the design."""

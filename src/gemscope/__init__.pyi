@@ -87,6 +87,12 @@ from gemscope.reports.text_pair import TextPair as TextPair
 from gemscope.reports.text_pair import compare_texts as compare_texts
 from gemscope.reports.training import TrainingReport as TrainingReport
 from gemscope.reports.training import training_report as training_report
+from gemscope.scope.making import make_scope as make_scope
+from gemscope.scope.making import plan_scope as plan_scope
+from gemscope.scope.plan import Plan as Plan
+from gemscope.scope.recipe import ScopeRecipe as ScopeRecipe
+from gemscope.scope.scoring import score_scope as score_scope
+from gemscope.scope.table import ScopeTable as ScopeTable
 from gemscope.text.corpus import Corpus as Corpus
 from gemscope.text.sources import Document as Document
 from gemscope.text.tokens import Tokens as Tokens

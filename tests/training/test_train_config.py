@@ -20,7 +20,8 @@ from gemscope.training.train import train
 from lessons import SITE, Pairs, lesson_of, planted, store_of
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+RECIPES = sorted({*(ROOT / "recipes").glob("*.toml")} - {*(ROOT / "recipes").glob("scope-*")})
+"""Of one run each; those of scopes are tests/scope's."""
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------

@@ -9,7 +9,20 @@ from tools import house
 import gemscope
 
 ROOT = Path(gemscope.__file__).parent
-ORDER = ["text", "activations", "features", "edits", "training", "pages", "atlas", "reports", "app", "cli", "testing"]
+ORDER = [
+    "text",
+    "activations",
+    "features",
+    "edits",
+    "training",
+    "pages",
+    "atlas",
+    "reports",
+    "scope",
+    "app",
+    "cli",
+    "testing",
+]
 GROUND = {"errors", "checked", "shapes", "progress", "disk", "world", "__version__"}
 ONLY_HERE = {"transformers": {"activations/load.py", "testing/models.py"}, "argparse": {"cli"}}
 

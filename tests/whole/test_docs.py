@@ -27,6 +27,7 @@ SCORE = (ROOT / "docs" / "score.md").read_text(encoding="utf-8")
 EFFECT = (ROOT / "docs" / "effect.md").read_text(encoding="utf-8")
 RELATIVES = (ROOT / "docs" / "relatives.md").read_text(encoding="utf-8")
 TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+SCOPE = (ROOT / "docs" / "scope.md").read_text(encoding="utf-8")
 
 
 def _commands() -> Iterator[str]:
@@ -38,6 +39,7 @@ def _commands() -> Iterator[str]:
         TRAINING,
         EFFECT,
         RELATIVES,
+        SCOPE,
         (ROOT / "README.md").read_text(encoding="utf-8"),
     ):
         for line in page.replace("\\\n", " ").splitlines():

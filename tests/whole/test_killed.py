@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,15 +22,25 @@ pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 if not hasattr(os, "fork"):
     pytest.skip("this system does not fork", allow_module_level=True)
 
-GO_ON = ("harvest", "describe", "train", "train a crosscoder")
+GO_ON = ("harvest", "describe", "train", "scope", "train a crosscoder")
 """Jobs that are gone on from: what they leave has a name that stays."""
-JOBS = [*GO_ON[:3], "import", "export site", "export parquet", "convert", "unpack", "save"]
+JOBS = [*GO_ON[:4], "import", "export site", "export parquet", "convert", "unpack", "save"]
 """One of each way of writing."""
 OTHERS = [
     *("train a crosscoder", "merge", "import anthropic", "import gemma-scope-2", "export html", "export csv"),
     *("export anthropic", "export neuronpedia", "export neuronpedia-upload"),
 ]
-REPEATED = ("train", "train a crosscoder", "save", "convert", "unpack", "export csv", "export html", "export parquet")
+REPEATED = (
+    "train",
+    "train a crosscoder",
+    "scope",
+    "save",
+    "convert",
+    "unpack",
+    "export csv",
+    "export html",
+    "export parquet",
+)
 """Jobs that may be done again where they are done already."""
 MOMENTS = 20
 
@@ -51,19 +60,17 @@ class Nursery:
             print(json.dumps(asked), file=talk, flush=True)
         return listen.readline().strip()
 
-    def begin(
-        self, job: str, to: Path, *, kill: int | None = None, longest: int | None = None, share: str | None = None
-    ) -> int:
+    def begin(self, job: str, to: Path, **asked: str | int) -> int:
         to.parent.mkdir(parents=True, exist_ok=True)
         self.said = to.parent.parent / f"said-{time.monotonic_ns()}"
-        asked = {"job": job, "to": str(to), "said": str(self.said), "kill": kill, "longest": longest, "share": share}
-        return int(self._ask(asked))
+        plain = {"kill": None, "after": 0, "longest": None, "share": None}
+        return int(self._ask({**plain, **asked, "job": job, "to": str(to), "said": str(self.said)}))
 
     def end(self, child: int) -> int:
         return int(self._ask({"wait": child}))
 
-    def do(self, job: str, to: Path, **given: Any) -> int:
-        return self.end(self.begin(job, to, **given))
+    def do(self, job: str, to: Path, **asked: str | int) -> int:
+        return self.end(self.begin(job, to, **asked))
 
 
 @dataclass
@@ -144,6 +151,9 @@ def is_sound(job: str, to: Path, whole: Whole) -> bool:
         found = {name: content for name, content in found.items() if not name.startswith("out/pieces/")}
     if job == "describe" and (to.parent / "out.partial").exists():  # it is being taken away
         found = {name: content for name, content in found.items() if not name.startswith("out.partial/")}
+    if job == "scope":  # SAEs get into their places one by one
+        found = {name: content for name, content in found.items() if not name.startswith("out.partial/")}
+        return found.items() <= whole.contents.items()
     if job == "train":  # the log has lines beyond the checkpoint
         found = {name: content for name, content in found.items() if name in whole.contents and "log" not in name}
         return found.items() <= whole.contents.items()
@@ -173,6 +183,59 @@ def test_told_to_end_when_all_is_written_it_takes_everything_away(
     assert left(to) == []
     assert job in GO_ON or list(to.parent.iterdir()) == []
     gone_on(job, to, nursery, whole)
+
+
+def weights_in(to: Path) -> dict[str, int]:
+    """Which files the SAEs of a scope are: one that is written anew is another."""
+    return {str(path.relative_to(to)): path.stat().st_ino for path in to.rglob("sae_weights.safetensors")}
+
+
+def test_a_scope_of_many_saes_killed_at_five_moments_is_gone_on_with_to_the_same_bytes(
+    nursery: Nursery, wholes: dict[str, Whole], tmp_path: Path
+) -> None:
+    """At moments that hang on no clock, when the so-many-th thing is about to get its name: of its rows, the first time,
+    and of its runs and SAEs.
+    """
+    whole = whole_of("large scope", nursery, wholes, tmp_path)
+    assert sum(name.endswith("sae_weights.safetensors") for name in whole.contents) == 32
+    to, dice, there = tmp_path / "killed" / "out", random.Random(5), dict[str, int]()
+    for low, high in ((0, 90), (105, 125), (5, 50), (5, 50), (5, 50)):
+        assert nursery.do("large scope", to, kill=signal.SIGKILL, after=dice.randrange(low, high)) == -signal.SIGKILL
+        assert not (to / "scope.json").exists()
+        assert there.items() <= weights_in(to).items()
+        there = weights_in(to)
+    assert 0 < len(there) < 32
+    gone_on("large scope", to, nursery, whole)
+    assert there.items() <= weights_in(to).items()
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_any_number_of_workers_makes_the_same_scope(
+    size: int, nursery: Nursery, wholes: dict[str, Whole], tmp_path: Path
+) -> None:
+    whole = whole_of("scope", nursery, wholes, tmp_path)
+    to = tmp_path / "shared" / "out"
+    children = [nursery.begin("scope", to, share=f"{rank}/{size}") for rank in range(size)]
+    assert [nursery.end(child) for child in children] == [0] * size
+    assert contents(to) == whole.contents
+    assert left(to) == []
+
+
+def test_a_scope_whose_workers_die_is_finished_by_those_that_live_and_by_another_number(
+    nursery: Nursery, wholes: dict[str, Whole], tmp_path: Path
+) -> None:
+    whole = whole_of("scope", nursery, wholes, tmp_path)
+    to, moments = tmp_path / "shared" / "out", (2, 3, 4)  # fewer, together, than there is to name
+    children = [
+        nursery.begin("scope", to, share=f"{rank}/3", kill=signal.SIGKILL, after=after)
+        for rank, after in enumerate(moments)
+    ]
+    assert [nursery.end(child) for child in children] == [-signal.SIGKILL] * 3
+    dying = nursery.begin("scope", to, share="0/2", kill=signal.SIGKILL, after=2)
+    living = nursery.begin("scope", to, share="1/2")
+    assert nursery.end(dying) in (0, -signal.SIGKILL)  # the other may have been quicker
+    assert nursery.end(living) == 0
+    gone_on("scope", to, nursery, whole)
 
 
 def several_at_once(job: str, number: int, nursery: Nursery, whole: Whole, to: Path) -> int:

@@ -6,7 +6,7 @@ import platform
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -150,4 +150,10 @@ def _require_room(to: Path, tokens: int, row: int, *, done: int) -> None:
 def versions() -> dict[str, str]:
     """What computed this: for manifests and cards."""
     packages = ("gemscope", "torch", "transformers")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+    return {"python": platform.python_version()} | {name: _version(name) for name in packages}
+
+
+@cache
+def _version(package: str) -> str:
+    """Looked up once: a run of many checkpoints asks each time."""
+    return version(package)

@@ -30,6 +30,7 @@ from gemscope.cli import (
     publish,
     read,
     relatives,
+    scope,
     serve,
     steer,
 )
@@ -51,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
         steer,
         find,
         learn,
+        scope,
         features,
         compare,
         lists,

@@ -142,8 +142,10 @@ class TrainingReport(Paged):
 
     # --- the card ---------------------------------------------------------------------------------------------
 
-    def to_card(self) -> str:
-        """Markdown: figures with their conditions, how to use the SAE, the data and the recipe."""
+    def to_card(self, *, way: str = f"see [report.html]({REPORT}) and `log.jsonl` for the way there") -> str:
+        """Markdown: figures with their conditions, how to use the SAE, the data and the recipe; `way` says where the
+        run's log lies.
+        """
         rows, config = dict(self.rows), self.config
         heads = [f"{name} rows" for name in rows]
         table = "\n".join(
@@ -192,7 +194,7 @@ import gemscope as gs
 {f"{chr(10)}Held out:{chr(10)}{chr(10)}{held}{chr(10)}" if held else ""}
 ## Recipe
 
-{self.figures["steps"]:,} steps; see [report.html]({REPORT}) and `log.jsonl` for the way there.
+{self.figures["steps"]:,} steps; {way}.
 
 ```toml
 [train]

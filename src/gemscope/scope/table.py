@@ -1,0 +1,78 @@
+"""A scope as a table: every SAE with its figures, and what failed with the reason."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gemscope.features.listing import load_scope
+from gemscope.features.scope import Member, Scope
+from gemscope.features.scope_manifest import Failed
+from gemscope.features.scored import Figures
+from gemscope.pages.numbers import many
+from gemscope.pages.plain import Shown
+from gemscope.pages.tables import Table
+from gemscope.reports.score import number
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True)
+class ScopeTable(Shown):
+    """What a scope of one's own holds, by the depth of its sites."""
+
+    folder: Path
+    scope: Scope
+    failed: tuple[Failed, ...]
+    """What is not there, or could not be measured."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "folder": str(self.folder),
+            "saes": [member.to_dict() for member in self.scope],
+            "failed": [asdict(one) for one in self.failed],
+        }
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.text import Text
+
+        heads = ("site", "features", "L0", "FVU", "delta loss", "dead")
+        rows = [(_place(one), f"{one.width:,}", *_figures(one, one.figures)) for one in self.scope]
+        parts: list[RenderableType] = [
+            Text(f"{many(len(self.scope), 'SAE')} in {self.folder}", style="bold"),
+            Table(heads, rows, left=heads[:1], bold=False, indent=2),
+        ]
+        if self.failed:
+            parts.append(Text(f"\n{len(self.failed)} failed", style="bold yellow"))
+            parts += [Text(f"  {_failing(one)}: {one.reason}") for one in self.failed]
+        return Group(*parts)
+
+
+def table_of(folder: str | Path) -> ScopeTable:
+    """The table of a scope of one's own. Raises NotFound, AccessError, CorruptFile."""
+    scope = load_scope(str(folder))
+    return ScopeTable(Path(folder), scope, scope.failed)
+
+
+def _place(member: Member) -> str:
+    return str(member.site) if member.site == member.site_out else f"{member.site} → {member.site_out}"
+
+
+def _failing(one: Failed) -> str:
+    features = "" if one.width is None else f"{one.width:,} features"
+    return ", ".join(filter(None, (one.site, features, "" if one.l0 is None else f"L0 {one.l0:g}")))
+
+
+def _figures(member: Member, figures: Figures | None) -> tuple[str, ...]:
+    if figures is None:
+        return (number(member.l0, ".1f"), "", "", "")
+    return (
+        number(figures.l0, ".1f"),
+        number(figures.fvu, ".4f"),
+        number(figures.delta_loss, "+.4f"),
+        f"{figures.dead:.2%}",
+    )
