@@ -70,7 +70,12 @@ def test_two_saes_show_their_figures_and_match_when_asked(client: TestClient) ->
     found = client.get(f"{address.replace('compare', 'compare.json', 1)}&match=true").json()
     assert found["matching"]["by"] == "decoder"  # the same SAE twice
     assert all(pair["one"] == pair["other"] for pair in found["matching"]["pairs"])
-    assert "The same in both" in client.get(address).text
+    page = client.get(address).text
+    assert "The same in both" in page
+    assert "mean max cosine similarity" in page
+    assert len([one for one in parse(page).all("svg") if "Best matches" in one.text]) == 2
+    more = client.get(f"{address.replace('compare', 'compare.json', 1)}&match=true&k=3").json()["matching"]
+    assert len(more["pairs"]) == 3
 
 
 @pytest.mark.parametrize(

@@ -291,6 +291,43 @@ def test_features_in_another_order_are_matched_and_those_that_are_new_are_left_o
         assert sum((pair.one, pair.other) in alive for pair in told) >= 0.9 * len(told)
 
 
+def test_the_mean_max_cosine_is_the_plain_formula_both_ways(
+    atlases: tuple[gs.Atlas, gs.Atlas], saes: tuple[SAE, SAE]
+) -> None:
+    matching = compare_atlases(*atlases, saes=saes).matching
+    assert matching is not None
+    rows = [sae.W_dec.double() / sae.W_dec.double().norm(dim=1, keepdim=True) for sae in saes]
+    cosines = rows[0] @ rows[1].T
+    living = [atlas.scatter()[0] for atlas in atlases]
+    best = cosines.max(dim=1).values[living[0]], cosines.max(dim=0).values[living[1]]
+    back = cosines.argmax(dim=0)
+    mutual = sum(
+        back[other] == one and other in living[1]
+        for one, other in enumerate(cosines.argmax(dim=1).tolist())
+        if one in living[0]
+    )
+    for mean, median, spread, values in zip(matching.mean, matching.median, matching.spread, best, strict=True):
+        assert mean == pytest.approx(values.mean().item(), abs=1e-5)
+        assert median == pytest.approx(values.quantile(0.5).item(), abs=1e-5)
+        assert sum(spread.counts) == len(values)
+        assert sum(spread.counts[-2:]) == sum(value >= 0.9 for value in values.clamp(max=1).tolist())
+    assert matching.mutual == mutual
+    assert matching.mean[0] != matching.mean[1]
+
+
+def test_how_far_each_is_in_the_other_is_said_in_figures(
+    atlases: tuple[gs.Atlas, gs.Atlas], saes: tuple[SAE, SAE]
+) -> None:
+    found = compare_atlases(*atlases, saes=saes)
+    matching = found.matching
+    assert matching is not None
+    said = {name: (one, other) for name, one, other in found.shares()}
+    assert said["mean max cosine similarity"] == tuple(f"{mean:.3f}" for mean in matching.mean)
+    assert said["in one alone"][0].startswith(f"{matching.lonely[0]} (")
+    assert f"{matching.mean[0]:.3f}" in str(found)
+    assert next(iter(compare_atlases(*atlases).shares()))[0] == "mean best Jaccard index"
+
+
 def test_figures_are_those_of_the_atlases(atlases: tuple[gs.Atlas, gs.Atlas]) -> None:
     found = compare_atlases(*atlases)
     for figures, atlas in zip(found.figures, atlases, strict=True):

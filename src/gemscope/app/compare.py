@@ -18,6 +18,8 @@ from gemscope.app.worker import Job
 from gemscope.errors import GemscopeError, InputError
 from gemscope.pages.links import ServerLinks
 
+_KEPT = 32
+"""Pairs of SAEs whose matches are kept."""
 _ADDRESS = re.compile(r"([^/]{1,200})/([^/]{1,200})(?:/([0-9]{1,9}))?")
 
 
@@ -62,17 +64,21 @@ def _features(request: Request, one: tuple[Source, int], other: tuple[Source, in
 
 async def _atlases(request: Request, one: Source, other: Source, asked: Compare) -> Response:
     known: dict[Any, Any] = request.app.state.compared
-    key, note = (one.address, other.address), ""
+    key, note = (one.address, other.address, asked.k), ""
     if asked.match and key not in known:
         if pressed(request):
-            known[key] = await ask(request, lambda job: _matched(job, one, other), seconds=MEASURING, patient=True)
+            while len(known) >= _KEPT:
+                del known[next(iter(known))]
+            known[key] = await ask(
+                request, lambda job: _matched(job, one, other, asked.k), seconds=MEASURING, patient=True
+            )
         else:
             note = "Press Match their features: a link shows two SAEs, and sets nothing to work."
     found: Any = known[key] if key in known else await run_in_threadpool(_figures, one, other)
     if wants_data(request):
         return data(request, found.to_dict())
     return await run_in_threadpool(
-        page, request, "compare_atlases.html", links=one.links, found=found, sides=(one, other), note=note
+        page, request, "compare_atlases.html", links=one.links, found=found, sides=(one, other), asked=asked, note=note
     )
 
 
@@ -83,7 +89,7 @@ def _figures(one: Source, other: Source) -> Any:
     return AtlasPair(one=one.manifest, other=other.manifest, figures=pair, matching=None, why="")
 
 
-def _matched(job: Job[Any], one: Source, other: Source) -> Any:
+def _matched(job: Job[Any], one: Source, other: Source, k: int) -> Any:
     from gemscope.reports.atlas_pair import compare_atlases
 
     job.check()
@@ -93,7 +99,7 @@ def _matched(job: Job[Any], one: Source, other: Source) -> Any:
             saes = one.live.pair(job)[1], other.live.pair(job)[1]
         except Off:
             saes = None
-    return compare_atlases(one.atlas, other.atlas, saes=saes)
+    return compare_atlases(one.atlas, other.atlas, saes=saes, k=k)
 
 
 async def texts(request: Request) -> Response:

@@ -163,6 +163,8 @@ class Compare(Struct, frozen=True, kw_only=True):
     b: Annotated[str, Meta(max_length=500)] = ""
     match: bool = False
     """Whether to look for features of one SAE in the other, which takes a while."""
+    k: Annotated[int, Meta(ge=1, le=200)] = 12
+    """Pairs that are shown of two SAEs, and features that one of them alone has."""
 
 
 class Texts(Struct, frozen=True, kw_only=True):

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from gemscope.atlas.entry import Floats
 from gemscope.atlas.files.manifest import Manifest
 from gemscope.atlas.reader import Atlas
 from gemscope.errors import InputError, Mismatch
+from gemscope.features.histogram import Histogram
 from gemscope.features.together import Best, Together
 from gemscope.pages.labels import said, short_label
 from gemscope.pages.numbers import figure, percent
@@ -33,6 +35,7 @@ SAME: dict[By, float] = {"decoder": 0.7, "firing": 0.5}
 other's best match are called the same.
 """
 _DENSE = 0.1
+_BINS = 20
 
 
 class Figures(NamedTuple):
@@ -88,8 +91,14 @@ class Matching:
     """Pairs of which each is the other's best."""
     same: int
     """Of these, those as near as `SAME`."""
+    mean: tuple[float, float]
+    """Of the living features' best values, of each SAE: by decoders what papers call MMCS, mean max cosine similarity
+    (arXiv 2309.08600), which is not the same both ways.
+    """
     median: tuple[float, float]
-    """Of the living features' best values, of each SAE."""
+    """Of the same."""
+    spread: tuple[Histogram, Histogram]
+    """The same values, by size."""
     pairs: tuple[Match, ...]
     """Mutual pairs, the nearest first."""
     alone: tuple[tuple[Alone, ...], tuple[Alone, ...]]
@@ -160,7 +169,7 @@ class AtlasPair(Shown):
 
     def table(self) -> Table:
         """The figures of both."""
-        rows = [(name, *cells) for name, *cells in self.rows()]
+        rows = [(name, *cells) for name, *cells in (*self.rows(), *self.shares())]
         return Table(("", *self.names), rows, left=("",), bold=False)
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
@@ -179,6 +188,25 @@ class AtlasPair(Shown):
         yield row("labels", lambda one: f"{one.labelled:,}")
         yield row("good labels", lambda one: percent(one.good / one.scored) if one.scored else "—")
 
+    def shares(self) -> Iterator[tuple[str, str, str]]:
+        """How far each is in the other, in figures with their names; none where nothing is matched."""
+        found = self.matching
+        if found is None:
+            return
+        name = "mean max cosine similarity" if found.by == "decoder" else "mean best Jaccard index"
+        yield name, *(f"{one:.3f}" for one in found.mean)
+        yield "half have a best match of", *(f"{one:.3f}" for one in found.median)
+        living = [max(1, figures.living) for figures in self.figures]
+        yield "each other's best", *(f"{found.mutual:,} ({percent(found.mutual / all_)})" for all_ in living)
+        yield (
+            f"of these {SAME[found.by]} or more: the same",
+            *(f"{found.same:,} ({percent(found.same / all_)})" for all_ in living),
+        )
+        yield (
+            "in one alone",
+            *(f"{lonely:,} ({percent(lonely / all_)})" for lonely, all_ in zip(found.lonely, living, strict=True)),
+        )
+
     def summary(self) -> str:
         """How much of each is in the other."""
         found = self.matching
@@ -194,8 +222,8 @@ class AtlasPair(Shown):
         return (
             f"{found.same:,} features are the same: each the other's best match, with {how}{chance}; that is "
             f"{percent(found.same / one)} of the living ones of {self.names[0]}, {percent(found.same / other)} of "
-            f"those of {self.names[1]}. Half of them have a match of at least {found.median[0]:.2f}, and "
-            f"{found.median[1]:.2f} the other way"
+            f"those of {self.names[1]}. Half of the living features have a match of at least "
+            f"{found.median[0]:.2f}, and {found.median[1]:.2f} the other way"
         )
 
     @property
@@ -361,16 +389,18 @@ def _told(
                 for feature in shown.tolist()
             )
         )
-    medians = [
-        float(np.median(found.values[mask])) if mask.any() else 0.0 for found, mask in zip(best, living, strict=True)
-    ]
+    values = [found.values[mask] for found, mask in zip(best, living, strict=True)]
+    medians = [float(np.median(some)) if len(some) else 0.0 for some in values]
+    means = [float(some.mean(dtype=np.float64)) if len(some) else 0.0 for some in values]
     return Matching(
         by=by,
         tokens=tokens,
         chance=chance,
         mutual=len(mutual),
         same=len(same),
+        mean=(means[0], means[1]),
         median=(medians[0], medians[1]),
+        spread=(_spread(values[0]), _spread(values[1])),
         pairs=tuple(
             Match(
                 feature,
@@ -384,6 +414,12 @@ def _told(
         alone=(alone[0], alone[1]),
         lonely=(lonely[0], lonely[1]),
     )
+
+
+def _spread(values: Floats) -> Histogram:
+    """In twenty bins from 0 to 1; those below 0 are as good as none."""
+    bins = np.clip((np.maximum(values, 0) * _BINS).astype(np.int64), 0, _BINS - 1)
+    return Histogram(0.0, 1 / _BINS, np.bincount(bins, minlength=_BINS).tolist())
 
 
 def _names(atlas: Atlas, features: Sequence[int]) -> dict[int, str]:
