@@ -14,6 +14,7 @@ import pytest
 import gemscope as gs
 from gemscope.cli import main as shell_main
 from gemscope.cli.main import main
+from gemscope.testing import identity_sae
 
 PROMPT = "Would you be able to travel through time using a wormhole?"
 
@@ -32,6 +33,22 @@ def test_look_at_a_text_with_the_bundled_model_and_sae(capsys: pytest.CaptureFix
     assert "L0" in out
     assert "explained variance" in out
     assert "Next:" in out
+
+
+@pytest.mark.usefixtures("at_hand")
+def test_a_look_through_several_saes_takes_one_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for layer in (3, 20):
+        gs.save_sae(identity_sae(576, site=f"{layer}.res"), tmp_path / "res" / f"layer_{layer}")
+    assert main(["look", "smollm2", str(tmp_path), "The sun and the moon", "--also", "smollm2", "--json", "-k", "2"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["site"] for one in found["sites"]] == ["3.res", "15.res", "20.res"]
+    assert [one["order"] for one in found["sites"]] == ["activation", "telling", "activation"]
+    assert found["sites"][0]["fvu"] == pytest.approx(0, abs=1e-5)
+    assert main(["look", "smollm2", str(tmp_path), "The sun"]) == 0
+    assert "in one pass" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main(["look", "smollm2", str(tmp_path), "The sun", "--atlas", "some"])
+    assert "found beside them" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("at_hand")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemscope.cli import options, workers
@@ -13,6 +14,7 @@ from gemscope.cli.bars import bars
 if TYPE_CHECKING:
     from gemscope.reports.score import Score
     from gemscope.reports.sweep import Comparison
+    from gemscope.text.chat import OneText
 
 
 def add_to(commands: Any) -> None:
@@ -21,9 +23,14 @@ def add_to(commands: Any) -> None:
         "look",
         help="which features fire on each token of a text",
         usage="gemscope look [MODEL SAE] TEXT [options]",
-        description="Reads a text through a model and an SAE (default: the bundled ones). TEXT - reads stdin.",
+        description="Reads a text through a model and an SAE (default: the bundled ones). TEXT - reads stdin. "
+        "Where SAE stands for several (a folder, a pattern, --also), all are read in one pass: tokens by layers, with "
+        "what the atlas beside each says.",
     )
     look.add_argument("words", nargs="+", metavar="[MODEL SAE] TEXT")
+    look.add_argument(
+        "--also", action="append", default=[], metavar="SAE", help="one more, or a pattern; again for more"
+    )
     look.add_argument("-k", type=int, default=3, help="features shown per token (default 3)")
     look.add_argument(
         "--order", choices=("telling", "activation"), help="features of a token by what they say, or by strength alone"
@@ -99,6 +106,7 @@ def _named(args: argparse.Namespace, most: int) -> tuple[str, str, str | None]:
 
 
 def _look(args: argparse.Namespace) -> int:
+    from gemscope.features.listing import each_of
     from gemscope.reports.look import look
 
     if len(args.words) not in (1, 3):
@@ -108,6 +116,9 @@ def _look(args: argparse.Namespace) -> int:
     *named, text = args.words
     name, address = named or (options.DEFAULT, options.DEFAULT)
     text = options.text_of(args, text)
+    addresses = list(dict.fromkeys(one for each in (address, *args.also) for one in each_of(each)))
+    if len(addresses) > 1:
+        return _look_through(args, name, addresses, text)
     with bars() as progress:
         model = options.model_of(args, name, progress)
         sae = options.sae_of(args, address, progress, model)
@@ -116,6 +127,24 @@ def _look(args: argparse.Namespace) -> int:
     options.show(seen, args.json)
     first = seen.foremost[0].feature if seen.foremost else None
     options.lead(args, first, ("is this the right place and scale?", ["check", *named]))
+    return 0
+
+
+def _look_through(args: argparse.Namespace, name: str, addresses: list[str], text: OneText) -> int:
+    """Several SAEs in one pass, each with the atlas that lies beside it."""
+    from gemscope.features.scope_manifest import ATLAS
+    from gemscope.reports.looks import look_through
+
+    if args.atlas is not None:
+        args.parser.error(f"--atlas is of one SAE, and {len(addresses)} are given: theirs are found beside them")
+    with bars() as progress:
+        model = options.model_of(args, name, progress)
+        saes = [options.sae_of(args, one, progress, model) for one in addresses]
+        beside = [Path(one) / ATLAS for one in addresses]
+        atlases = {sae.site: one for sae, one in zip(saes, beside, strict=True) if sae.site and one.is_dir()}
+        how = {"order": args.order, "max_density": args.max_density, "atlases": atlases}
+        found = look_through(model, saes, text, k=args.k, every_token=args.every_token, **how)
+    options.show(found, args.json)
     return 0
 
 

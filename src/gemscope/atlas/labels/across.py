@@ -10,7 +10,7 @@ from pathlib import Path
 from gemscope.atlas.files import schema
 from gemscope.atlas.files.database import Database
 from gemscope.atlas.files.manifest import read_manifest
-from gemscope.atlas.labels.search import Ranked, features_with, ranked
+from gemscope.atlas.labels.search import Ranked, count_with, ranked
 from gemscope.atlas.reader import Atlas
 from gemscope.errors import FileError, NotFound
 from gemscope.pages.labels import meaning
@@ -63,7 +63,7 @@ def across(atlases: Sequence[Atlas | Path], text: str, *, limit: int = 50, offse
     for place, one in enumerate(atlases):
         try:
             with _tables(one) as database:
-                counts[place] = len(set(features_with(text, database)))
+                counts[place] = count_with(text, database)
                 if counts[place]:
                     best += [(place, each) for each in ranked(text, offset + limit, database)]
         except (FileError, NotFound):

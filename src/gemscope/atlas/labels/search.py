@@ -63,6 +63,20 @@ def features_with(text: str, database: Database) -> list[int]:
     return [feature for (feature,) in rows]
 
 
+def count_with(text: str, database: Database) -> int:
+    """How many these are."""
+    query = _query(text)
+    if not query:
+        return 0
+    with database.reading() as db:
+        found = db.execute(
+            "SELECT count(DISTINCT feature) FROM label_text JOIN explanation ON id = label_text.rowid"
+            " WHERE label_text MATCH ?",
+            (query,),
+        ).fetchone()
+    return int(found[0])
+
+
 def _query(text: str) -> str:
     """Words as FTS5 takes them, each quoted so that none is an operator; the last may be the beginning of one."""
     # A NUL would end the query early, half a surrogate pair cannot be sent.
