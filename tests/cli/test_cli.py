@@ -39,7 +39,9 @@ def test_look_at_a_text_with_the_bundled_model_and_sae(capsys: pytest.CaptureFix
 def test_a_look_through_several_saes_takes_one_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for layer in (3, 20):
         gs.save_sae(identity_sae(576, site=f"{layer}.res"), tmp_path / "res" / f"layer_{layer}")
-    assert main(["look", "smollm2", str(tmp_path), "The sun and the moon", "--also", "smollm2", "--json", "-k", "2"]) == 0
+    assert (
+        main(["look", "smollm2", str(tmp_path), "The sun and the moon", "--also", "smollm2", "--json", "-k", "2"]) == 0
+    )
     found = json.loads(capsys.readouterr().out)
     assert [one["site"] for one in found["sites"]] == ["3.res", "15.res", "20.res"]
     assert [one["order"] for one in found["sites"]] == ["activation", "telling", "activation"]

@@ -93,7 +93,7 @@ def test_a_notebook_shows_the_table_in_colours_and_the_plots(whole: Grid) -> Non
     page = parse(whole.to_html())
     table = page.all("table", class_="grid")[0]
     boxes = {box.text: box.attributes.get("class") for box in table.all("td") if box.text}
-    assert boxes == {"0.4": "a0", "0.3": "a3", "0.1 of 2": "a9", "2k": None}
+    assert boxes == {"0.4": "a0", "0.3": "a3", "0.1 of 2": "a9", "—": None}
     assert [one.text for one in page.all("h2")] == ["FVU", "delta loss", "dead", "L0"]
     assert [one.text for one in page.all("h3")] == ["all sites"] * 2 + ["res"] * 2  # of the MLPs one alone is scored
     assert "<b>model</b>" not in whole.to_html()

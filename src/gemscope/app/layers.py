@@ -178,7 +178,10 @@ def _seen(job: Job[Any], chosen: dict[Site, Source], asked: Layers) -> _Seen:
     part = slice(asked.start, asked.start + SPAN)
     hints = []
     for one, source in zip(looks, chosen.values(), strict=True):
-        bare = {each.feature for token in one.tokens[part] for each in token.features if each.label is None}
+        shown = [
+            token for token in one.tokens if token.position == asked.at or part.start <= token.position < part.stop
+        ]
+        bare = {each.feature for token in shown for each in token.features if each.label is None}
         hints.append(source.atlas.strongest_on(bare))
     return _Seen(looks, pinned, hints)
 
@@ -217,7 +220,9 @@ def _shown(seen: _Seen, chosen: Mapping[Site, Source], asked: Layers) -> dict[st
         "tokens": tokens,
         "part": tokens[part],
         "at": at,
-        "one": [] if at is None else list(zip(sources, (one.tokens[at] for one in seen.looks), strict=True)),
+        "one": []
+        if at is None
+        else list(zip(sources, (one.tokens[at] for one in seen.looks), seen.hints, strict=True)),
         "pin": pin,
         "label": pin and pin[0].atlas.meanings([pin[1]]).get(pin[1]),
     }

@@ -120,7 +120,7 @@ class Layers(Struct, frozen=True, kw_only=True):
     """Of site; that with the most layers where none is named."""
     width: Annotated[int, Meta(ge=1, le=10**9)] | None = None
     """Of the SAEs; the one that the most sites have where none is named."""
-    k: Annotated[int, Meta(ge=1, le=10)] = 5
+    k: Annotated[int, Meta(ge=1, le=10)] = 3
     """Features of each token."""
     at: Place | None = None
     """A token to be seen through all layers by itself."""

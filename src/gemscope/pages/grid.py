@@ -65,7 +65,7 @@ def boxes(grid: Any, by: str, url: Url) -> tuple[list[tuple[str, list[Box | None
 
     def box(one: Any) -> Box:
         many = len(grid.at(one.site.layer, one.site.kind))
-        text = one.said(by) or wide(one.width)
+        text = one.said(by) or ("—" if known else wide(one.width))
         return Box(text, shade(one.value(by)), one.about, url(one), many, str(one.site))
 
     scale = Scale(known[values.index(low)].said(by), known[values.index(high)].said(by)) if known else None

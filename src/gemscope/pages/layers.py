@@ -8,10 +8,13 @@ from typing import Any
 
 from gemscope.pages.labels import clipped_label
 from gemscope.pages.links import NoLinks
+from gemscope.pages.numbers import figure, percent
 from gemscope.pages.render import render
 from gemscope.pages.standalone import document
-from gemscope.pages.strips import shade
+from gemscope.text.printable import visible
 
+SHADES = 10
+"""Of which the fullest stands for a feature's maximum: those of marked text (`gemscope.css`)."""
 LABEL = 60
 """Characters of a label in a cell, which shows two or three lines of it."""
 SPAN = 40
@@ -24,6 +27,8 @@ class Fired:
 
     feature: int
     label: str
+    hint: str
+    """The token that it fires on most, where it has no label."""
     about: str
     """The whole label and the figures, for who hovers."""
     shade: int
@@ -74,16 +79,17 @@ def rows_of(
                 cells.append(None)
                 continue
             first = token.features[0]
-            label = clipped_label(first.label, LABEL) if first.label else ""
-            strongest = f"strongest on {hint[first.feature]!r}" if first.feature in hint else "no label"
-            share = "" if first.share is None else f", {first.share:.0%} of its max"
-            about = f"{one.site}, feature {first.feature}: {first.label or strongest}; {first.activation:.3g}{share}"
+            token_of = f"on “{visible(hint[first.feature])}”" if first.feature in hint else ""
+            share = "" if first.share is None else f", {percent(first.share)} of its max"
+            said = first.label or (f"strongest {token_of}" if token_of else "no label")
+            about = f"{one.site}, feature {first.feature}: {said}; {figure(first.activation)}{share}"
             cells.append(
                 Fired(
                     first.feature,
-                    label,
+                    clipped_label(first.label, LABEL) if first.label else "",
+                    token_of,
                     about,
-                    shade(first.share or 0.0),
+                    round((SHADES - 1) * min(1.0, first.share or 0.0)),
                     feature_url(first.feature),
                     pin == (key, first.feature),
                 )

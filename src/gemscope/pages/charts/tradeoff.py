@@ -64,7 +64,9 @@ def tradeoff(dots: Sequence[Dot], *, title: str, across: str, up: str) -> Markup
             f'<circle class="{kind}" cx="{x(dot.x):.1f}" cy="{y(dot.y):.1f}" r="4"><title>{name}</title></circle>'
         )
         if dot.front or len(shown) <= _NAMED:
-            out.append(f'<text x="{x(dot.x) + 6:.1f}" y="{y(dot.y) - 5:.1f}">{escape(dot.label)}</text>')
+            late = x(dot.x) + 6 + _LETTER * len(dot.label) > WIDE  # it would be cut off
+            place = f'x="{x(dot.x) - 6:.1f}" text-anchor="end"' if late else f'x="{x(dot.x) + 6:.1f}"'
+            out.append(f'<text {place} y="{y(dot.y) - 5:.1f}">{escape(dot.label)}</text>')
     out.append(f'<text x="{LEFT}" y="{_TALL - 4}">{escape(across)}, log scale →</text>')
     out.append(f'<text x="{WIDE - RIGHT}" y="{_TALL - 4}" text-anchor="end">↑ {escape(up)}</text>')
     best = ", ".join(dot.label for dot in shown if dot.front)
@@ -78,6 +80,8 @@ def tradeoff(dots: Sequence[Dot], *, title: str, across: str, up: str) -> Markup
 
 
 _TALL = 240
+_LETTER = 6.5
+"""Pixels of a letter, about."""
 _NAMED = 16
 """Dots that are all named; of more those on the front are."""
 
