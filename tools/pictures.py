@@ -1,6 +1,7 @@
 """The pictures of docs/atlas.md, taken of the bundled atlas in a browser (GEMSCOPE_CHROMIUM, or the chromium on the path).
 
-By hand, after the pages have changed: `.venv/bin/python tools/pictures.py`.
+By hand, after the pages have changed: `.venv/bin/python tools/pictures.py`. With the folder of a scope of the bundled model,
+those of a whole model alone: `tools/pictures.py my-scope`.
 """
 
 import base64
@@ -37,6 +38,12 @@ def main() -> None:
         sys.exit("no chromium: install it, or name it in GEMSCOPE_CHROMIUM")
     HOME.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as play:
+        if len(sys.argv) > 1:
+            browser = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
+            with gs.serve(sys.argv[1], block=False, port=0) as server:
+                whole(browser, server.url)
+            browser.close()
+            return
         folder = Path(shutil.copytree(BUNDLED, Path(scratch) / "bundled.atlas"))
         browser = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
         with gs.serve(folder, block=False, port=0) as server:
@@ -99,6 +106,20 @@ def pages(browser, url: str) -> None:
     page = browser.new_page(viewport=PHONE, base_url=url)
     page.goto(f"{AT}/{GREETINGS}")
     take(page, "phone")
+    page.close()
+
+
+def whole(browser, url: str) -> None:
+    """What the server shows of a whole model."""
+    page = browser.new_page(viewport=DESK, base_url=url)
+    page.set_default_timeout(LIVE)
+    page.goto(f"/smollm2-135m-instruct/prompt?text={PROMPT}")
+    page.click("#prompt button")
+    page.wait_for_selector("table.layers")
+    page.locator("table.layers thead button").nth(10).click()
+    page.wait_for_selector(".token-through")
+    page.evaluate("document.querySelector('.with-token').scrollIntoView()")
+    take(page, "layers")
     page.close()
 
 

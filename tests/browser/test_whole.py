@@ -131,6 +131,19 @@ def test_layers_and_tokens_stay_in_sight_while_the_table_is_moved(page: Page) ->
     assert abs(head["y"] - place["y"]) < 6
 
 
+def test_the_token_that_is_chosen_stays_in_sight(page: Page) -> None:
+    page.set_viewport_size(PHONE)
+    page.goto(f"/tiny-model/prompt?text={'the cat and the sun ' * 4}")
+    _through(page)
+    token = page.locator("table.layers thead button").nth(16)
+    token.click()
+    page.wait_for_selector(".token-through", timeout=LIVE)
+    place, chosen = page.locator(".through").bounding_box(), page.locator("thead .chosen").bounding_box()
+    assert place is not None
+    assert chosen is not None
+    assert place["x"] <= chosen["x"] <= place["x"] + place["width"] - chosen["width"]
+
+
 def test_without_scripts_all_of_it_is_there(chromium: Browser, served: str) -> None:
     with reading(chromium, served, base_url=served, java_script_enabled=False) as (page, _):
         page.goto("/")
