@@ -15,7 +15,7 @@ from gemscope.errors import CorruptFile, FileError, InputError, SAENotFound
 from gemscope.features import several
 from gemscope.features.files.saving import save_sae
 from gemscope.features.listing import each_of, is_scope
-from gemscope.features.scope_manifest import Failed, Made, Manifest, Text, place_of, write_scope
+from gemscope.features.scope_manifest import Failed, Made, Manifest, Text, place_of, read_scope, write_scope
 from gemscope.testing import planted_sae, tiny_model
 from hub_server import Repo, child, hub
 from peers import FORMATS, answers, copied
@@ -65,6 +65,18 @@ def test_a_scope_of_ones_own_opens_by_site_width_and_l0(tmp_path: Path, manifest
         assert scope.model == "tiny"
         assert scope.manifest is not None
         assert "not there: 3.res, 64 wide: its loss was not finite" in str(scope)
+
+
+def test_an_l0_is_asked_for_as_the_folder_has_it_too(tmp_path: Path) -> None:
+    folder = own(tmp_path / "mine")
+    manifest = read_scope(folder)
+    saes = tuple(replace(one, l0=one.l0 + 0.37) for one in manifest.saes)
+    write_scope(replace(manifest, saes=saes), folder)
+    scope = gs.load_scope(folder)
+    for l0 in (30, 30.37, "30", "30.37"):
+        assert scope.find("1.res", 32, l0).l0 == 30.37
+    with pytest.raises(SAENotFound, match=r"an L0 of 31: there are 4\.37, 30\.37"):
+        scope.find("1.res", 32, 31)
 
 
 def test_what_lies_beside_an_sae_is_found_without_the_manifest(tmp_path: Path) -> None:

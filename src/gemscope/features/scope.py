@@ -337,9 +337,13 @@ def _names(member: Member) -> set[str]:
 
 
 def _has(member: Member, l0: float | str) -> bool:
-    if isinstance(l0, str):
-        return l0 == member.l0_label or l0 == _l0(member)
-    return member.l0 is not None and l0 in (member.l0, round(member.l0))
+    """Whether this is its L0: 71 is also one of 71.03, as names of folders have it."""
+    if l0 == member.l0_label:
+        return True
+    try:
+        return member.l0 is not None and float(l0) in (member.l0, round(member.l0))
+    except ValueError:
+        return False
 
 
 def _l0(member: Member) -> str:

@@ -45,7 +45,7 @@ class Made:
     """Where it writes: `site`, but for transcoders."""
     width: Positive
     l0: Finite
-    """Features active per token, as its folder's name says."""
+    """Features active per token; its folder's name has it as a whole number."""
 
 
 @dataclass(frozen=True, kw_only=True)
