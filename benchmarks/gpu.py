@@ -303,10 +303,11 @@ def _rows(d_model: int, count: int, folder: Path) -> Store:
     counted = torch.ones(1, count, dtype=torch.bool)
     tokens = Tokens(torch.arange(count)[None], counted, counted)
     with Writer(folder, stored="float32") as writer:
-        writer.add(Activations(rows[None], counted, tokens, gs.Site(0, "res"), "planted"))
+        with writer.piece() as shards:
+            shards.add(Activations(rows[None], counted, tokens, gs.Site(0, "res"), "planted"))
         facts = {"model": "planted", "revision": None, "corpus": "planted", "corpus_digest": "0", "versions": {}}
         return writer.finish(
-            Manifest(format=FORMAT, dtype="float32", sites=writer.counts, read=count, length=count, **facts)
+            Manifest(format=FORMAT, dtype="float32", sites={}, read=0, length=count, **facts), pieces=1
         )
 
 

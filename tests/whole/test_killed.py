@@ -322,17 +322,17 @@ def test_killed_at_random_moments_it_is_finished_by_another_number_of_workers_an
     to, dice = tmp_path / "killed" / "out", random.Random(job)
     for number in (3, 2, 4, 1):
         before = pieces_of(to)
-        children = [nursery.begin(job, to, share=share) for share in shares(number)]
+        children = [(nursery.begin(job, to, share=share), nursery.said) for share in shares(number)]
         time.sleep(dice.random() * whole.seconds / number)
-        for child in children:
+        for child, said in children:
             os.kill(child, signal.SIGKILL)  # nobody has waited for it, so the number is still its own
-            assert nursery.end(child) in (0, -signal.SIGKILL)
+            assert nursery.end(child) in (0, -signal.SIGKILL), said.read_text()
         if to.exists():
             break
         after = pieces_of(to)
         assert after.items() >= before.items()
-    children = [nursery.begin(job, to, share=share) for share in shares(3)]
-    assert [nursery.end(child) for child in children] == [0, 0, 0], nursery.said.read_text()
+    for child, said in [(nursery.begin(job, to, share=share), nursery.said) for share in shares(3)]:
+        assert nursery.end(child) == 0, said.read_text()
     found = contents(to)
     if job == "harvest":  # killed with all but the last word said
         found = {name: content for name, content in found.items() if not name.startswith("out/pieces/")}
@@ -353,6 +353,8 @@ def test_one_worker_does_its_share_and_the_same_one_twice_changes_nothing(
     before = pieces_of(to)
     assert len(before) >= 2
     assert not to.exists()
+    assert nursery.do(job, to, share="1/2") == 0
+    assert pieces_of(to) == before
     assert nursery.do(job, to, share="0/2") == 0, nursery.said.read_text()
     assert contents(to) == whole.contents
     assert nursery.do(job, to, share="1/2") == 0, nursery.said.read_text()  # it comes when all is done

@@ -88,16 +88,27 @@ class Work:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._require_own()
             left_by_dead(self.folder)
-            (self.folder / PIECES).mkdir(parents=True, exist_ok=True)  # others may have just taken it all away
+            for last in (False, False, True):
+                try:
+                    (self.folder / PIECES).mkdir(parents=True, exist_ok=True)
+                    break
+                except FileNotFoundError:  # others, who have just ended, have taken the empty folder away
+                    if last:
+                        raise
             left_by_dead(self.folder / PIECES)
         if there := self.there():
             self.read_of(min(there))
 
     def _require_own(self) -> None:
         """It may be somebody's work."""
-        for path in self.folder.rglob("*"):
-            if not path.is_dir() and self._own.fullmatch(path.relative_to(self.folder).as_posix()) is None:
+        for path in self.files():
+            if self._own.fullmatch(path.relative_to(self.folder).as_posix()) is None:
                 raise InputError(f"{path} is of no unfinished {self.what}: move {self.folder}, or name another folder")
+
+    def files(self) -> Iterator[Path]:
+        """All files in the folder, while others may add some and take some away."""
+        for folder, _, names in os.walk(self.folder):
+            yield from (Path(folder, name) for name in names)
 
     def end(self) -> None:
         """Where no piece is done, nothing stays: there is nothing to go on from."""

@@ -166,12 +166,12 @@ class Writer:
             folder / site / shard_name(shard.name) for site, written in manifest.shards.items() for shard in written
         }
         kept |= {folder / "manifest.json", *(folder / PIECES).glob("*.safetensors")}
-        for path in sorted(folder.rglob("*"), reverse=True):
-            if path.is_dir():
-                with suppress(OSError):  # shards are in it
-                    path.rmdir()
-            elif path not in kept:
+        for path in self.work.files():
+            if path not in kept:
                 path.unlink(missing_ok=True)
+        for there, _, _ in os.walk(folder, topdown=False):
+            with suppress(OSError):  # shards are in it
+                os.rmdir(there)
 
 
 class Shards:
