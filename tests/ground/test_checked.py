@@ -100,7 +100,10 @@ RAW = {
     "too many digits": (b'{"name": "a", "width": 4, "anything": ' + b"9" * 9999 + b"}", "is not something"),
     "deep": (b'{"name": "a", "width": 4, "anything": ' + b"[" * 70 + b"]" * 70 + b"}", "deeper than 64"),
     "very deep": (b'{"name": "a", "width": 4, "anything": ' + b'{"a":' * 200_000, "deeper than 64"),
-    "deep where nobody looks": (b'{"name": "a", "width": 4, "other": ' + b"[" * 200_000, "deeper than 64"),
+    "deep where nobody looks": (
+        b'{"name": "a", "width": 4, "other": ' + b"[" * 200_000 + b"]" * 200_000 + b"}",
+        "deeper than 64",
+    ),
     "half a letter": (b'{"name": "a\xff", "width": 4}', "not text in UTF-8"),
     "half a pair": (b'{"name": "\\ud800", "width": 4}', "is not JSON"),
     "twice": (b'{"name": "a", "width": 4, "width": 5}', 'says "width" twice'),
