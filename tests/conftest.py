@@ -25,7 +25,8 @@ gc.disable()  # until everything is imported: it would look through all of it, a
 os.environ["OMP_NUM_THREADS"] = "1"  # read by torch when it is imported
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 typecheck.install()
-hypothesis.settings.register_profile("patient", deadline=None)  # machines are slow, or busy
+# Machines are slow, or busy: neither what a test does nor how its examples are drawn is timed.
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("patient")
 
 

@@ -10,7 +10,9 @@ from gemscope import load_sae
 from gemscope.features.sae import SAE
 
 D, F = 6, 16
-quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 def weights(seed=0, d_out=D, **more):

@@ -18,7 +18,9 @@ from hypothesis.extra import numpy as arrays
 from gemscope.errors import CorruptFile, StorageFull, UnsafeFile
 from gemscope.features.files.npz import read_npz
 
-quick = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 def params(seed=0, d_in=5, d_sae=12):

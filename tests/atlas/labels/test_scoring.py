@@ -13,8 +13,8 @@ import gemscope as gs
 from atlases import planted_atlas
 from gemscope.atlas.dashboard import Explanation
 from gemscope.atlas.labels.rules import explain
-from gemscope.atlas.labels.scoring import score_labels
-from gemscope.atlas.labels.trial import Trial
+from gemscope.atlas.labels.scoring import RESERVED, score_labels, standings
+from gemscope.atlas.labels.trial import COUNTS, Trial
 from gemscope.atlas.verify import verify
 from gemscope.errors import InputError
 from gemscope.features.intervals import balanced_accuracy
@@ -209,3 +209,20 @@ def test_who_said_it_with_which_rule_and_score_goes_out_and_comes_in_again(
             assert all(one.control is not None and one.score is not None for one in mine)
             assert sorted(theirs, key=str) == sorted(mine, key=str)
             assert back[feature].label == atlas[feature].label
+
+
+def test_labels_stand_by_kind_and_by_method_where_there_are_several() -> None:
+    def said(hits: int, method: str = "", text: str = "it") -> tuple[Explanation | None, Trial]:
+        counts = dict.fromkeys(COUNTS, 0) | {"strong": 10, "strong_hits": hits, "silent": 10}
+        return Explanation(id=0, text=text, method=method) if method else None, Trial(**counts)
+
+    every = [said(10, "a"), said(8, "a", f"it{RESERVED[0]}"), said(2, "b"), said(0)]
+    found = {one.labels: (one.features, one.median, one.good) for one in standings(every) if one.on == "strong"}
+    assert found == {
+        "every feature": (4, pytest.approx(0.75), 0.5),
+        "with a label": (3, pytest.approx(0.9), pytest.approx(2 / 3)),
+        "without reserve": (2, pytest.approx(0.8), 0.5),
+        "by a": (2, pytest.approx(0.95), 1.0),
+        "by b": (1, pytest.approx(0.6), 0.0),
+    }
+    assert not [one for one in standings(every[:2]) if one.labels.startswith("by")]

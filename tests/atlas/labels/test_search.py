@@ -50,7 +50,7 @@ def test_any_text_can_be_searched_for(planted: Atlas, text: str) -> None:
     assert planted.summaries(text=text) in ([], planted.summaries())
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.text(st.characters(codec=None), max_size=60))
 def test_no_search_fails_whatever_is_typed(planted: Atlas, text: str) -> None:
     assert len(planted.search(text)) <= 50
