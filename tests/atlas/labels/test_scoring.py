@@ -161,7 +161,10 @@ def test_it_says_what_it_counted(atlas: gs.Atlas) -> None:
     explain(atlas)
     told = score_labels(atlas)
     strong = next(one for one in told.standings if one.on == "strong")
-    assert told.nameless == len(atlas) - len(atlas.explanations())
+    assert told.nameless == len(atlas) - len(atlas.explanations()) == 2
+    counted = {one.labels: (one.features, one.good) for one in told.standings if one.on == "firing"}
+    assert counted["with a label"] == (4, 1.0)
+    assert counted["every feature"] == (5, pytest.approx(0.8))  # one without a label, as chance, and one that is silent
     scores = [atlas[feature].explanations[0].score for feature in range(len(PLANTED))]
     assert strong.features >= len(PLANTED)
     assert strong.median <= max(score for score in scores if score is not None)
