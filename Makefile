@@ -216,7 +216,7 @@ default-sae: corpus own-words corpora/unlike.jsonl.gz  ## the bundled SAE anew: 
 	$(BIN)/python tools/default_sae.py
 
 SCOPE ?= ../smollm2-scope
-scope: corpus own-words  ## a scope of the bundled model, in $(SCOPE): every layer's residual stream, MLP, attention, transcoder (a day; resumable)
+scope: corpus own-words  ## a scope of the bundled model, in $(SCOPE): every layer's residual stream, MLP, attention, transcoder (hours; resumable)
 	$(BIN)/gemscope scope make smollm2 corpora recipes/scope-small.toml -o $(SCOPE) $(SCOPE_OPTIONS)
 
 $(MUTANTS)/ready: | setup
