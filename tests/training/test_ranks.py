@@ -179,7 +179,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "quadratic": {"penalty": "quadratic", "sparsity": 0.01, "frequency": 0.2, "unit_norm": True},
     "batchtopk": {"architecture": "batchtopk", "matryoshka": (0.1, 0.5), "pre_bias": True},
     "topk": {"architecture": "topk"},
-    "standard": {"architecture": "standard", "sparsity": 0.4, "resample": 20 * 64, "patience": 640},
+    "standard": {"architecture": "standard", "sparsity": 1.5, "resample": 20 * 64, "patience": 64},
     "transcoder": {"skip": True, "architecture": "batchtopk", "matryoshka": (0.25,)},
     "crosscoder": {"architecture": "batchtopk"},
 }
