@@ -175,7 +175,7 @@ def test_harvest_and_train_from_the_shell(tmp_path: Path, capsys: pytest.Capture
         (["catalog", "--model", "gemma-9-2b", "--offline"], "gemma-9-2b"),
         (["look", "hi", "--dtype", "float13"], "float13"),
         (["describe", "--tokens", "0", "-o", "/no/such/atlas"], "tokens=0: at least 1"),
-        (["describe", "--tokens", "600", "-o", "/dev/null/atlas"], "cannot write /dev/null/atlas.partial: Not a dir"),
+        (["describe", "--tokens", "600", "-o", "/dev/null/atlas"], "cannot write /dev/null/atlas: Not a dir"),
         (["describe", "smollm2", "smollm2", "/no/such.txt", "-o", "/no/such/atlas"], "/no/such.txt"),
         (["describe", "--top", "0"], 'field "top" is 0, expected a whole number from 1'),
         (["serve", "/no/such/atlas"], "no atlas at /no/such/atlas"),
