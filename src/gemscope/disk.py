@@ -132,6 +132,12 @@ def put_once(target: Path, write: Callable[[Path], None]) -> bool:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def of_another(path: Path) -> bool:
+    """Whether this, or a folder that it lies in, is what another process has on its way."""
+    own = rf"{re.escape(_host())}-{os.getpid()}-"
+    return any(re.match(rf"\..*{re.escape(_MINE)}(?!{own})", part) for part in path.parts)
+
+
 def left_by_dead(folder: Path, *, own: bool = False) -> None:
     """Takes away what processes of this host had on its way into a folder, and are there no more; with `own`, what this
     one has.

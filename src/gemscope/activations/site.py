@@ -114,8 +114,13 @@ def _has(model: nn.Module, case: Family) -> bool:
     """Whether the modules are there that the case names, in the first block as an example of all."""
     stack = next((path for path in case.layers if _found(model, path) is not None), None)
     first = None if stack is None else _found(model, f"{stack}.0")
-    there = {} if first is None else dict(first.named_modules(remove_duplicate=False))
-    return all(point.module in there or case.instead.get(point.module) in there for point in case.points.values())
+    if first is None:
+        return False
+    there = dict(
+        first.named_modules(remove_duplicate=False)
+    )  # quick; a wrapped block answers to more names than it has
+    places = [point.module for point in case.points.values()]
+    return all(place in there or _in_block(first, case, place) is not None for place in places)
 
 
 def _in_block(block: nn.Module, case: Family, path: str) -> str | None:

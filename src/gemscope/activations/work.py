@@ -85,17 +85,17 @@ class Work:
         """
         self._made = [folder for folder in self.folder.absolute().parents if not folder.exists()]
         with self.room():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._require_own()
-            left_by_dead(self.folder)
             for last in (False, False, True):
                 try:
-                    (self.folder / PIECES).mkdir(parents=True, exist_ok=True)
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    self._require_own()
+                    left_by_dead(self.folder)
+                    (self.folder / PIECES).mkdir(exist_ok=True)
+                    left_by_dead(self.folder / PIECES)
                     break
-                except FileNotFoundError:  # others, who have just ended, have taken the empty folder away
+                except FileNotFoundError:  # others, who have just ended, have moved the folder or taken it away
                     if last:
                         raise
-            left_by_dead(self.folder / PIECES)
         if there := self.there():
             self.read_of(min(there))
 

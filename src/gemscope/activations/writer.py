@@ -30,7 +30,7 @@ from gemscope.activations.store import (
     shard_name,
 )
 from gemscope.activations.work import PIECES, Work
-from gemscope.disk import put_once, synced, unlike_others
+from gemscope.disk import left_by_dead, of_another, put_once, synced, unlike_others
 from gemscope.errors import CorruptFile, InputError, NotFinite
 from gemscope.shapes import Float
 
@@ -120,10 +120,17 @@ class Writer:
         self.work.require_all()
         whole = self._whole(manifest, pieces)
         with self.work.room():
-            path = self.work.folder / "manifest.json"
-            put_once(path, lambda aside: _write(aside, json.dumps(asdict(whole), indent=1) + "\n"))
-            self._tidy(whole)
-            os.rename(self.work.folder, self._to)
+            for last in (False, False, False, True):
+                try:
+                    path = self.work.folder / "manifest.json"
+                    put_once(path, lambda aside: _write(aside, json.dumps(asdict(whole), indent=1) + "\n"))
+                    left_by_dead(self.work.folder)
+                    self._tidy(whole)
+                    os.rename(self.work.folder, self._to)
+                    break
+                except FileNotFoundError:  # another does the same at this moment, and tidies what this one has begun
+                    if last or (self._to / "manifest.json").exists():
+                        raise
         # Only now: until here a harvest that is killed would go on from it.
         shutil.rmtree(self._to / PIECES, ignore_errors=True)
         return Store(self._to)
@@ -160,18 +167,21 @@ class Writer:
         )
 
     def _tidy(self, manifest: Manifest) -> None:
-        """Takes away what is not of the store, the notes of its pieces apart."""
+        """Takes away what is not of the store, apart from the notes of its pieces and what others are still at: they
+        find it in its place then, and that they were late.
+        """
         folder = self.work.folder
         kept = {
             folder / site / shard_name(shard.name) for site, written in manifest.shards.items() for shard in written
         }
         kept |= {folder / "manifest.json", *(folder / PIECES).glob("*.safetensors")}
         for path in self.work.files():
-            if path not in kept:
+            if path not in kept and not of_another(path.relative_to(folder)):
                 path.unlink(missing_ok=True)
         for there, _, _ in os.walk(folder, topdown=False):
-            with suppress(OSError):  # shards are in it
-                os.rmdir(there)
+            if not of_another(Path(there).relative_to(folder)):
+                with suppress(OSError):  # shards are in it
+                    os.rmdir(there)
 
 
 class Shards:

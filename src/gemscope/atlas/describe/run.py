@@ -154,11 +154,12 @@ def describe(
             atlases.append(compose(weights, gathered.described(index), to=place, config=config, progress=progress))
         work.discard()
     except (OSError, GemscopeError) as error:
-        if work.folder.exists() or not all(place.exists() for place in places):
+        if not all(place.exists() for place in places):
             if world.size > 1 and isinstance(error, AccessError):
                 raise Awaited(f"{error}; it is another worker that puts all pieces together", work.left) from error
             raise
-        atlases = [Atlas(place) for place in places]  # others have made it meanwhile
+        work.discard()
+        atlases = [Atlas(place) for place in places]  # others have made them meanwhile
     finally:
         work.end()
     return atlases[0] if isinstance(sae, SAE) else atlases

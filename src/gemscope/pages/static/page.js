@@ -22,16 +22,16 @@
 
   // Who waits for the model is told how many are before them.
   let asked = 0;
-  document.addEventListener("htmx:configRequest", ({ target, detail }) => {
+  document.addEventListener("htmx:config:request", ({ target, detail }) => {
     const busy = target.querySelector(".busy");
     if (!busy) return;
-    const name = (detail.headers["x-asked"] = `${performance.timeOrigin}-${++asked}`);
+    const name = (detail.ctx.request.headers["x-asked"] = `${performance.timeOrigin}-${++asked}`);
     const said = (busy.dataset.said ??= busy.textContent);
     const watch = setInterval(async () => {
       const { ahead } = await (await fetch(`/queue/${name}.json`)).json();
       busy.textContent = ahead ? `waiting, ${ahead} before you…` : said;
     }, 700);
-    target.addEventListener("htmx:afterRequest", () => {
+    target.addEventListener("htmx:finally:request", () => {
       clearInterval(watch);
       busy.textContent = said;
     }, { once: true });
