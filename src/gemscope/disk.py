@@ -133,9 +133,10 @@ def put_once(target: Path, write: Callable[[Path], None]) -> bool:
 
 
 def of_another(path: Path) -> bool:
-    """Whether this, or a folder that it lies in, is what another process has on its way."""
-    own = rf"{re.escape(_host())}-{os.getpid()}-"
-    return any(re.match(rf"\..*{re.escape(_MINE)}(?!{own})", part) for part in path.parts)
+    """Whether this, or a folder that it lies in, is what another process of this host has on its way, and lives."""
+    mine = re.compile(rf"\..*{re.escape(_MINE + _host())}-(\d+)-\d+")
+    numbers = (int(found[1]) for found in map(mine.fullmatch, path.parts) if found)
+    return any(number != os.getpid() and _lives(number) for number in numbers)
 
 
 def left_by_dead(folder: Path, *, own: bool = False) -> None:

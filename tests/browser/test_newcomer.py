@@ -70,9 +70,9 @@ def test_a_newcomer_gets_from_the_start_to_a_comparison(page: Page, lists: Any, 
     page.keyboard.press("/")
     page.keyboard.type("greetings")
     page.keyboard.press("Enter")
-    page.wait_for_selector(".found li")
+    page.wait_for_selector("#results .hits")
 
-    hand.press(f".found a[href='{AT}/{GREETINGS}']")
+    hand.press(f"#results a[href='{AT}/{GREETINGS}']")
     page.wait_for_url(f"**{AT}/{GREETINGS}")
     assert page.locator(".examples mark").count() > 8
 

@@ -167,8 +167,8 @@ class Writer:
         )
 
     def _tidy(self, manifest: Manifest) -> None:
-        """Takes away what is not of the store, apart from the notes of its pieces and what others are still at: they
-        find it in its place then, and that they were late.
+        """Takes away what is not of the store, apart from the notes of its pieces and what others here are still at:
+        they are told that they were late, and take it away.
         """
         folder = self.work.folder
         kept = {
