@@ -144,6 +144,19 @@ def spills(page: Page) -> list[str]:
     )
 
 
+def sound(page: Page, name: str) -> None:
+    """No barrier and nothing that spills, in light and dark, on a desk and on a phone; pictures under this name."""
+    for size, viewport in (("desk", DESK), ("phone", PHONE)):
+        page.set_viewport_size(viewport)  # type: ignore[arg-type]
+        for theme in ("light", "dark"):
+            page.emulate_media(color_scheme=theme, reduced_motion="reduce")  # type: ignore[arg-type]
+            page.wait_for_timeout(50)
+            shot(page, f"{name}-{theme}-{size}")
+            if (theme, size) in SEEN:
+                assert barriers(page) == [], (theme, size)
+        assert spills(page) == [], size
+
+
 def shown(found: Locator) -> str:
     return " ".join((found.text_content() or "").split())
 

@@ -10,18 +10,13 @@ import pytest
 
 from browsing import (
     AT,
-    DESK,
     GREETINGS,
     LIVE,
-    PHONE,
     PLANTED,
-    SEEN,
     SISTER,
-    barriers,
     looked,
     reading,
-    shot,
-    spills,
+    sound,
     written,
 )
 
@@ -136,12 +131,4 @@ def test_every_page_is_sound_in_light_and_dark_on_a_desk_and_on_a_phone(
         page.goto(url)
         ready(page)
         page.mouse.move(0, 0)
-        for size, viewport in (("desk", DESK), ("phone", PHONE)):
-            page.set_viewport_size(viewport)
-            for theme in ("light", "dark"):
-                page.emulate_media(color_scheme=theme, reduced_motion="reduce")  # type: ignore[arg-type]
-                page.wait_for_timeout(50)
-                shot(page, f"{name}-{theme}-{size}")
-                if (theme, size) in SEEN:
-                    assert barriers(page) == [], (theme, size)
-            assert spills(page) == [], size
+        sound(page, name)

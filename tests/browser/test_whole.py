@@ -11,7 +11,7 @@ import pytest
 
 import gemscope as gs
 from atlases import change_json, planted_atlas
-from browsing import DESK, LIVE, PHONE, SEEN, barriers, reading, shot, spills
+from browsing import LIVE, PHONE, reading, sound
 from gemscope.testing import planted_sae
 from served import MODEL, TEXT
 
@@ -86,15 +86,7 @@ def test_every_page_of_a_whole_model_is_sound_in_light_and_dark_on_a_desk_and_on
         page.goto(url)
         ready(page)
         page.mouse.move(0, 0)
-        for size, viewport in (("desk", DESK), ("phone", PHONE)):
-            page.set_viewport_size(viewport)
-            for theme in ("light", "dark"):
-                page.emulate_media(color_scheme=theme, reduced_motion="reduce")  # type: ignore[arg-type]
-                page.wait_for_timeout(50)
-                shot(page, f"{name}-{theme}-{size}")
-                if (theme, size) in SEEN:
-                    assert barriers(page) == [], (theme, size)
-            assert spills(page) == [], size
+        sound(page, name)
 
 
 def test_from_the_grid_to_a_feature_and_a_text_with_the_keyboard_alone(page: Page) -> None:
