@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -22,96 +23,107 @@ _PROBE_SECONDS = 5.0
 """How long to wait for the Hub's first sign of life. The Hub's own client tries five times, 23 seconds in all."""
 
 
-def find(
-    repo: str,
-    path: str,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    offline: bool | None = None,
-) -> tuple[Path, str] | None:
-    """A file of a repository: where it lies on this disk, and the commit that it is of; None where the repository is
-    there and the file is not.
+@dataclass(frozen=True)
+class Access:
+    """How repositories are read: at which revision (a branch, a tag, a commit; None: the main one), with whose token,
+    through which cache, or offline: from the cache alone (None: as HF_HUB_OFFLINE says). Tokens and caches are
+    huggingface_hub's.
 
-    Looked for in the Hub's cache first, with no word to the network; downloaded when it is not there. `offline=None`
-    follows HF_HUB_OFFLINE.
-
-    Raises SAENotFound for a repository or revision that does not exist, GatedRepository, HubUnreachable (no network,
-    offline mode, or the Hub answers with an error of its own), StorageFull.
+    What is asked of it raises SAENotFound for a repository or revision that does not exist, GatedRepository,
+    HubUnreachable (no network, offline mode, or the Hub answers with an error of its own), StorageFull.
     """
-    import huggingface_hub
-    from huggingface_hub import errors
 
-    with _translated(repo, revision):
-        cached = huggingface_hub.try_to_load_from_cache(repo, path, cache_dir=cache_dir, revision=revision)
-    if isinstance(cached, str):
-        return Path(cached), _commit(Path(cached))
-    if cached is not None and _COMMIT.fullmatch(revision or ""):
-        return None  # looked for before and not there, and a commit does not change
-    if is_offline(offline):
-        raise HubUnreachable(f"{repo}/{path} is not in the cache, and offline mode is on: go online once to fetch it")
-    reach()
-    with _translated(repo, revision):
-        try:
-            local = huggingface_hub.hf_hub_download(repo, path, revision=revision, token=token, cache_dir=cache_dir)
-        except errors.LocalEntryNotFoundError:  # the network went away; an EntryNotFoundError too, so it comes first
-            raise
-        except errors.EntryNotFoundError:
-            return None
-    return Path(local), _commit(Path(local))
+    revision: str | None = None
+    token: str | bool | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    offline: bool | None = None
 
+    @property
+    def is_offline(self) -> bool:
+        """Whether nobody may be asked."""
+        return is_offline(self.offline)
 
-def list_files(repo: str, *, revision: str | None = None, token: str | bool | None = None) -> list[str]:
-    """Every file of a repository. Raises as `fetch` does."""
-    import huggingface_hub
+    def find(self, repo: str, path: str) -> tuple[Path, str] | None:
+        """A file of a repository: where it lies on this disk, and the commit that it is of; None where the repository
+        is there and the file is not.
 
-    with _translated(repo, revision):
-        return list(huggingface_hub.HfApi(token=token).list_repo_files(repo, revision=revision))
+        Looked for in the Hub's cache first, with no word to the network; downloaded when it is not there.
+        """
+        import huggingface_hub
+        from huggingface_hub import errors
 
+        revision, cache_dir = self.revision, self.cache_dir
+        with _translated(repo, revision):
+            cached = huggingface_hub.try_to_load_from_cache(repo, path, cache_dir=cache_dir, revision=revision)
+        if isinstance(cached, str):
+            return Path(cached), _commit(Path(cached))
+        if cached is not None and _COMMIT.fullmatch(revision or ""):
+            return None  # looked for before and not there, and a commit does not change
+        if self.is_offline:
+            raise self.missing(f"{repo}/{path}", "go online once")
+        reach()
+        with _translated(repo, revision):
+            try:
+                local = huggingface_hub.hf_hub_download(
+                    repo, path, revision=revision, token=self.token, cache_dir=cache_dir
+                )
+            except (
+                errors.LocalEntryNotFoundError
+            ):  # the network went away; an EntryNotFoundError too, so it comes first
+                raise
+            except errors.EntryNotFoundError:
+                return None
+        return Path(local), _commit(Path(local))
 
-def list_folder(
-    repo: str,
-    folder: str,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-) -> list[str] | None:
-    """The names of the files in a folder of a repository ("" is the repository's own), whatever lies in the cache; None
-    where there is no such folder. Raises as `find` does.
-    """
-    import huggingface_hub
-    from huggingface_hub import errors
+    def files(self, repo: str) -> list[str]:
+        """Every file of a repository, whatever lies in the cache."""
+        import huggingface_hub
 
-    reach()
-    with _translated(repo, revision):
-        try:
-            tree = huggingface_hub.HfApi(token=token).list_repo_tree(repo, folder or None, revision=revision)
-            files = [one.path for one in tree if isinstance(one, huggingface_hub.hf_api.RepoFile)]
-        except errors.EntryNotFoundError:
-            return None
-    return [path.rsplit("/", 1)[-1] for path in files]
+        reach()
+        with _translated(repo, self.revision):
+            return list(huggingface_hub.HfApi(token=self.token).list_repo_files(repo, revision=self.revision))
 
+    def folder(self, repo: str, folder: str) -> list[str] | None:
+        """The names of the files in a folder of a repository ("" is the repository's own), whatever lies in the cache;
+        None where there is no such folder.
+        """
+        import huggingface_hub
+        from huggingface_hub import errors
 
-def cached_names(
-    repo: str,
-    folder: str,
-    *,
-    revision: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-) -> list[str] | None:
-    """Those of them that lie in the cache, with no word to the network; None where none does."""
-    from huggingface_hub import constants
+        reach()
+        with _translated(repo, self.revision):
+            try:
+                client = huggingface_hub.HfApi(token=self.token)
+                tree = client.list_repo_tree(repo, folder or None, revision=self.revision)
+                files = [one.path for one in tree if isinstance(one, huggingface_hub.hf_api.RepoFile)]
+            except errors.EntryNotFoundError:
+                return None
+        return [path.rsplit("/", 1)[-1] for path in files]
 
-    home = Path(cache_dir or constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
-    with _translated(repo, revision):
-        named = home / "refs" / (revision or "main")
-        commit = named.read_text().strip() if named.is_file() else revision
-        place = home / "snapshots" / (commit or "") / folder
-        if not commit or not place.is_dir():
-            return None
-        return [path.name for path in place.iterdir() if path.is_file()]
+    def cached(self, repo: str, folder: str) -> list[str] | None:
+        """Those of them that lie in the cache, with no word to the network; None where none does."""
+        from huggingface_hub import constants
+
+        home = Path(self.cache_dir or constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+        with _translated(repo, self.revision):
+            named = home / "refs" / (self.revision or "main")
+            commit = named.read_text().strip() if named.is_file() else self.revision
+            place = home / "snapshots" / (commit or "") / folder
+            if not commit or not place.is_dir():
+                return None
+            return [path.name for path in place.iterdir() if path.is_file()]
+
+    def names(self, repo: str, folder: str) -> list[str]:
+        """The names of the files in a folder: of the cache alone where nobody may be asked."""
+        if not self.is_offline:
+            return self.folder(repo, folder) or []
+        if (found := self.cached(repo, folder)) is None:
+            raise self.missing("/".join(filter(None, (repo, folder))))
+        return found
+
+    def missing(self, what: str, remedy: str = "go online") -> HubUnreachable:
+        """What offline mode stands in the way of."""
+        return HubUnreachable(f"{what} is not in the cache, and offline mode is on: {remedy} to fetch it")
 
 
 def is_offline(offline: bool | None = None) -> bool:

@@ -157,7 +157,7 @@ def _listed(wanted: Sequence[Entry], *, online: bool | None, token: str | bool |
     try:
         hub.reach()
         with ThreadPoolExecutor(min(8, len(repos))) as pool:
-            listings = list(pool.map(lambda repo: hub.list_files(repo, token=token), repos))
+            listings = list(pool.map(hub.Access(token=token).files, repos))
     except (HubUnreachable, SAENotFound) as error:
         if online:
             raise

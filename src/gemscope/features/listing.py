@@ -8,7 +8,7 @@ import os
 import posixpath
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -70,7 +70,7 @@ def load_scope(
     scope.json that is none, HubUnreachable, GatedRepository.
     """
     name = os.fspath(address).strip()
-    where = _Where(revision, token, cache_dir, offline, model)
+    where = _Where(hub.Access(revision, token, cache_dir, offline), model)
     found = _listed(name, where)
     if not found.members:
         if found.failed:
@@ -337,30 +337,14 @@ def _of_entry(entry: Entry) -> Member:
 class _Where:
     """How the Hub is asked, and what else is known."""
 
-    revision: str | None
-    token: str | bool | None
-    cache_dir: str | os.PathLike[str] | None
-    offline: bool | None
+    hub: hub.Access
     model: LanguageModel | None
     """That the SAEs are for, where it is given."""
 
     def find(self, repo: str, path: str) -> Path | None:
         """A file of a repository, fetched."""
-        found = hub.find(
-            repo, path, revision=self.revision, token=self.token, cache_dir=self.cache_dir, offline=self.offline
-        )
+        found = self.hub.find(repo, path)
         return None if found is None else found[0]
-
-    def names(self, repo: str, folder: str) -> Sequence[str]:
-        """The files in a folder of a repository: from the cache where nobody may be asked."""
-        if hub.is_offline(self.offline):
-            return hub.cached_names(repo, folder, revision=self.revision, cache_dir=self.cache_dir) or []
-        return hub.list_folder(repo, folder, revision=self.revision, token=self.token, cache_dir=self.cache_dir) or []
-
-    def files(self, repo: str) -> Sequence[str]:
-        """All files of a repository."""
-        hub.reach()
-        return hub.list_files(repo, revision=self.revision, token=self.token)
 
 
 def _on_hub(name: str, where: _Where) -> _Found:
@@ -375,9 +359,9 @@ def _on_hub(name: str, where: _Where) -> _Found:
     config = where.find(repo, posixpath.join(folder, circuit_tracer.CONFIG))
     if config is not None:
         told = read_yaml(config, circuit_tracer.Config)
-        _add_set(found, told, posixpath.join(repo, folder), [] if told.transcoders else where.names(repo, folder))
+        _add_set(found, told, posixpath.join(repo, folder), [] if told.transcoders else where.hub.names(repo, folder))
         return found
-    for path in where.files(repo):
+    for path in where.hub.files(repo):
         place = PurePosixPath(path)
         if place.name == sparsify.WEIGHTS and (not folder or place.is_relative_to(folder)):
             found.add(

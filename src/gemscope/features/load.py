@@ -99,7 +99,7 @@ def load_sae(
         published = _published(name)
         if published.entry is not None and published.entry.closed:
             raise FileError(f"{name} cannot be opened here: {published.entry.closed}")
-        remote = _Remote(published, revision or published.revision, token, cache_dir, offline)
+        remote = _Remote(published, hub.Access(revision or published.revision, token, cache_dir, offline))
         try:
             contents = _read(found(**remote.located()))
         except HubUnreachable as error:
@@ -231,19 +231,15 @@ class _Published:
         return find(f"{self.repo}/{self.path}") is not None
 
 
+_Listed = Callable[[str, str], list[str] | None]
+"""The names of the files in a folder of a repository."""
+
+
 class _Remote:
     """One folder of a repository, its files fetched when asked for, all of one commit."""
 
-    def __init__(
-        self,
-        published: _Published,
-        revision: str | None,
-        token: str | bool | None,
-        cache_dir: str | os.PathLike[str] | None,
-        offline: bool | None,
-    ) -> None:
-        self.published, self.token, self.cache_dir, self.offline = published, token, cache_dir, offline
-        self.revision = revision
+    def __init__(self, published: _Published, access: hub.Access) -> None:
+        self.published, self.access = published, access
         self.commit: str | None = None
 
         self.folder = published.path
@@ -260,30 +256,27 @@ class _Remote:
 
     def _weights(self) -> str:
         path = PurePosixPath(self.published.path)
-        known = self._meant(path, hub.cached_names)  # what was loaded once needs no network
+        known = self._meant(path, self.access.cached)  # what was loaded once needs no network
         # One of the names that a set's files have says nothing of how many there are: that the Hub alone knows.
         if len(known) == 1 and (is_fixed(known[0]) or f"{known[0]}.".startswith(f"{path.name}.")):
             return known[0]
-        if hub.is_offline(self.offline):
+        if self.access.is_offline:
             hint = f" (there is {some_of(known)}: name one)" if known else ""
-            raise HubUnreachable(
-                f"{self._address} is not in the cache, and offline mode is on: go online to fetch it{hint}"
-            )
-        meant = self._meant(path, partial(hub.list_folder, token=self.token))
+            raise HubUnreachable(f"{self.access.missing(self._address)}{hint}")
+        meant = self._meant(path, self.access.folder)
         return _one_of(meant or self._below(), self._address)
 
     def _below(self) -> list[str]:
         """The weights of the one SAE that lies in the folders below the one meant; the paths of several."""
         inside = f"{self.published.path}/" if self.published.path else ""
-        names = hub.list_files(self.published.repo, revision=self.commit or self.revision, token=self.token)
-        found = among(name for name in names if name.startswith(inside))
+        found = among(name for name in self.access.files(self.published.repo) if name.startswith(inside))
         if len(found) == 1:
             self.folder, weights = found[0]
             return [weights]
         files = Counter(folder for folder, _ in found)
         return [folder if files[folder] == 1 else f"{folder}/{name}".lstrip("/") for folder, name in found]
 
-    def _meant(self, path: PurePosixPath, listed: Callable[..., list[str] | None]) -> list[str]:
+    def _meant(self, path: PurePosixPath, listed: _Listed) -> list[str]:
         """The weights that a path may mean: a file, the files of a folder, a file without its suffix."""
         if is_weights(path.name) or is_beside(path.name):
             names = self._names(path.parent, listed) or []
@@ -294,12 +287,11 @@ class _Remote:
             return weights_among(inside)
         return [name for name in self._names(path.parent, listed) or [] if name.startswith(f"{path.name}.")]
 
-    def _names(self, folder: PurePosixPath, listed: Callable[..., list[str] | None]) -> list[str] | None:
+    def _names(self, folder: PurePosixPath, listed: _Listed) -> list[str] | None:
         """The files of a folder, which is then the one meant; None for no folder, or none that is known here."""
         self.folder = "" if folder == PurePosixPath() else str(folder)
         try:
-            revision = self.commit or self.revision
-            return listed(self.published.repo, self.folder, revision=revision, cache_dir=self.cache_dir)
+            return listed(self.published.repo, self.folder)
         except SAENotFound as error:
             raise SAENotFound(f"{error}{_near(self._address)}") from error
 
@@ -312,14 +304,7 @@ class _Remote:
         if path.startswith(".."):
             return None
         try:
-            found = hub.find(
-                self.published.repo,
-                path,
-                revision=self.commit or self.revision,
-                token=self.token,
-                cache_dir=self.cache_dir,
-                offline=self.offline,
-            )
+            found = self.access.find(self.published.repo, path)
         except HubUnreachable:
             if needed:
                 raise
@@ -329,6 +314,7 @@ class _Remote:
         if found is None:
             return None
         local, self.commit = found
+        self.access = replace(self.access, revision=self.commit)
         return local
 
 

@@ -175,7 +175,7 @@ def _replaced(path: str, places: Iterable[str]) -> bool:
 
 
 def _has_our_page(repo: str, commit: str, token: str) -> bool:
-    found = hub.find(repo, CARD, revision=commit, token=token)
+    found = hub.Access(commit, token).find(repo, CARD)
     return found is not None and cards.MARK.encode() in bytes_of(found[0], most=LARGE)
 
 

@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from torch import Tensor
 from gemscope.activations import hub
 from gemscope.activations.site import Site
 from gemscope.checked import existing, read_json, read_yaml
-from gemscope.errors import CorruptFile, FileError, HubUnreachable, NotFinite, SAENotFound
+from gemscope.errors import CorruptFile, FileError, NotFinite, SAENotFound
 from gemscope.features.cross_layer import CrossLayerTranscoder, Written
 from gemscope.features.files import circuit_tracer
 from gemscope.features.files.contents import Contents, build
@@ -95,19 +94,13 @@ def load_clt(
                 f"no cross-layer transcoder at {name!r}: expected a folder here, or REPO/folder on the Hub"
             )
         repo, inside = "/".join(parts[:2]), "/".join(parts[2:])
-        asked: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir}
+        access = hub.Access(revision, token, cache_dir, offline)
 
         def find(file: str) -> Path | None:
-            found = hub.find(repo, posixpath.join(inside, file), token=token, offline=offline, **asked)
+            found = access.find(repo, posixpath.join(inside, file))
             return None if found is None else found[0]
 
-        if not hub.is_offline(offline):
-            names = hub.list_folder(repo, inside, token=token, **asked) or []
-        elif (cached := hub.cached_names(repo, inside, **asked)) is not None:
-            names = cached
-        else:
-            raise HubUnreachable(f"{name} is not in the cache, and offline mode is on: go online to fetch it")
-        layers, info = _read(name, names, find)
+        layers, info = _read(name, access.names(repo, inside), find)
     if len({one.tensors["b_dec"].numel() for one in layers}) > 1:
         raise CorruptFile(f"{name}: its layers write different numbers per token")
     return CrossLayerTranscoder(
