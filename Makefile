@@ -19,7 +19,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 BENCH_PIP := $(BENCH)/bin/pip install --quiet --disable-pip-version-check
 
 .PHONY: help setup demo test test-browser test-notebooks test-hub test-old check format docs site \
-	release-check peer corpus own-words default-sae scope mutants clean \
+	release-check peer corpus own-words broad own-subjects unlike default-sae scope mutants clean \
 	bench-startup bench-encode bench-train bench-scaling bench-describe bench-pages bench-edits bench-train-real bench-toy bench-gpu bench-smoke
 
 help:  ## this list
@@ -205,14 +205,27 @@ corpora/english-permissive.jsonl.gz: | setup
 corpora/own-words.jsonl.gz: | setup
 	$(BIN)/python tools/own_words.py -o $@
 
+corpora/broad.jsonl.gz: | setup
+	$(BIN)/python tools/corpus.py -o corpora --broad
+
+corpora/own-subjects.jsonl.gz: | setup
+	$(BIN)/python tools/own_words.py -o $@ --broad
+
 corpus: corpora/english-permissive.jsonl.gz  ## the large training corpus, from Debian's documentation packages
 
 own-words: corpora/own-words.jsonl.gz  ## prose and conversation that the bundled model writes itself
 
-corpora/unlike.jsonl.gz: | setup
-	$(BIN)/python tools/corpus.py -o corpora --unlike
+broad: corpora/broad.jsonl.gz  ## other kinds of prose: encyclopedia, scripture, stories, sayings, how-to
 
-default-sae: corpus own-words corpora/unlike.jsonl.gz  ## the bundled SAE anew: harvest, training, card (an hour and 10 GB)
+own-subjects: corpora/own-subjects.jsonl.gz  ## what the bundled model writes of many subjects in many forms
+
+# Not in corpora/: what is there is trained on.
+unlike/unlike.jsonl.gz: | setup
+	$(BIN)/python tools/corpus.py -o unlike --unlike
+
+unlike: unlike/unlike.jsonl.gz  ## text that no corpus resembles, to measure on
+
+default-sae: corpus own-words unlike  ## the bundled SAE anew: harvest, training, card (an hour and 10 GB)
 	$(BIN)/python tools/default_sae.py
 
 SCOPE ?= ../smollm2-scope

