@@ -4,13 +4,14 @@ and of a model recomputed from what flows through one site. None of it knows how
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
 
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import KINDS, Site
+from gemscope.features.cross_layer import CrossLayerTranscoder, Written
 from gemscope.features.sae import SAE, SAEInfo
 from gemscope.testing import tiny_model
 
@@ -59,6 +60,26 @@ def random_sae(model: LanguageModel, site: str = "1.res", *, seed: int = 0, d_sa
     if sae.threshold is not None:
         sae.threshold.abs_()
     return sae
+
+
+def planted_clt(d: int, features: int, *, layers: int) -> CrossLayerTranscoder:
+    random = torch.Generator().manual_seed(0)
+    draw = partial(torch.randn, generator=random)
+    encoders = []
+    for layer in range(layers):
+        sae = SAE(d, features, 0, gate="relu", site=f"{layer}.mid", site_out=f"{layer}.mlp")
+        sae.W_enc.copy_(draw(d, features) / d**0.5)
+        sae.b_enc.copy_(0.1 * draw(features))
+        encoders.append(sae)
+    rows = [0.1 * draw(features, layers - layer, d) for layer in range(layers)]
+    return CrossLayerTranscoder(
+        encoders=tuple(encoders),
+        written=tuple(Written(f"layer {layer}", lambda one=one: one) for layer, one in enumerate(rows)),
+        b_dec=tuple(0.1 * draw(d) for _ in range(layers)),
+        sites_out=tuple(Site(layer, "mlp") for layer in range(layers)),
+        skips=tuple(0.1 * draw(d, d) for _ in range(layers)),
+        info=SAEInfo(name="planted"),
+    )
 
 
 # --- in float64, one step after the other ---------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from gemscope.edits.clamp import Clamp as Clamp
 from gemscope.edits.clamp import Scale as Scale
 from gemscope.edits.splice import Replace as Replace
 from gemscope.edits.splice import Splice as Splice
+from gemscope.edits.splice import replacement as replacement
 from gemscope.edits.steer import Cap as Cap
 from gemscope.edits.steer import Project as Project
 from gemscope.edits.steer import Steer as Steer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 
 import torch
 from torch import Tensor
@@ -10,8 +10,10 @@ from torch import Tensor
 from gemscope.activations.editing import Edit, Positions, positions
 from gemscope.activations.site import Site
 from gemscope.errors import InputError
+from gemscope.features.cross_layer import CrossLayerTranscoder, Flow
 from gemscope.features.fit import sites_of
 from gemscope.features.sae import SAE
+from gemscope.features.stack import Stack
 from gemscope.shapes import Float
 
 
@@ -88,6 +90,58 @@ class Replace(_Whole):
 
     def __str__(self) -> str:
         return f"replace {self.site} by what {self.sae.info.name} makes of {self.reads}"
+
+
+class _Layer(_Whole):
+    """One layer of a cross-layer transcoder in the place of what it stands for, the others in theirs."""
+
+    def __init__(self, flow: Flow, layer: int, at: Positions, every_token: bool) -> None:
+        clt = flow.clt
+        super().__init__(clt.sites_out[layer], clt.d_out, at, every_token)
+        self._reads, self.flow, self.layer = clt.sites[layer], flow, layer
+
+    @property
+    def reads(self) -> Site:
+        return self._reads
+
+    @property
+    def reads_width(self) -> int:
+        return self.flow.clt.d_in
+
+    def change(self, x: Float[Tensor, "N D"], read: Float[Tensor, "N I"]) -> Float[Tensor, "N D"]:
+        return self.flow.at(self.layer, read).to(x.device) - x
+
+    def __str__(self) -> str:
+        return f"replace {self.site} by what {self.flow.clt.info.name} makes of {self.reads} and earlier layers"
+
+
+def replacement(
+    saes: Stack | CrossLayerTranscoder | Iterable[SAE], *, at: Positions = "all", every_token: bool = False
+) -> tuple[Edit, ...]:
+    """All SAEs or transcoders of a stack, or all layers of a cross-layer transcoder, in place at once: with the edits
+    in force the model runs on what they make of it (the replacement model of Ameisen et al., March 2025). Each layer
+    reads what is left of the model after the earlier ones were replaced.
+
+        with model.edited(*gs.replacement(stack)): ...
+
+    Raises InputError for SAEs without a site, or two that write at one site.
+    """
+    if isinstance(saes, CrossLayerTranscoder):
+        flow = Flow(saes)
+        return tuple(_Layer(flow, layer, at, every_token) for layer in range(len(saes)))
+    edits: dict[Site, Edit] = {}
+    for sae in saes.values() if isinstance(saes, Stack) else saes:
+        site, site_out = sites_of(sae)
+        if site_out in edits:
+            raise InputError(
+                f"{sae.info.name} writes at {site_out}, as another one does: a replacement has one for each"
+            )
+        edits[site_out] = (
+            Splice(sae, error=False, at=at, every_token=every_token)
+            if site == site_out
+            else Replace(sae, at=at, every_token=every_token)
+        )
+    return tuple(edits.values())
 
 
 class Constant(_Whole):

@@ -125,7 +125,7 @@ class CrossLayerTranscoder:
                 )
         out = [bias.float().repeat(of_layers[0].n_tokens, 1) for bias in self.b_dec]
         for layer, found in enumerate(of_layers):
-            self._write(layer, found, out[layer:])
+            self.write(layer, found, out[layer:])
         return {site: rows.reshape(*lead, rows.shape[-1]) for site, rows in zip(self.sites_out, out, strict=True)}
 
     def __call__(self, captured: Read) -> dict[Site, Float[Tensor, "... O"]]:
@@ -216,7 +216,7 @@ class CrossLayerTranscoder:
 
     # --- rows of what is written --------------------------------------------------------------------------------
 
-    def _write(self, layer: int, found: FeatureActivations, out: list[Tensor]) -> None:
+    def write(self, layer: int, found: FeatureActivations, out: list[Tensor]) -> None:
         """Adds what a layer's features write to `out` [tokens, D] of that layer and each later one."""
         active, places = torch.unique(found.features.long(), return_inverse=True)
         rows = Rows(found.offsets.long(), places.to(torch.int32), found.values.float())
@@ -239,3 +239,31 @@ class CrossLayerTranscoder:
                 f"no activations of {', '.join(missing)}: capture all sites, as in model.capture(text, clt.sites)"
             )
         return given
+
+
+class Flow:
+    """What a cross-layer transcoder writes while a model runs, where what a layer reads may depend on what was written
+    before it: layer by layer, from the first.
+    """
+
+    def __init__(self, clt: CrossLayerTranscoder) -> None:
+        self.clt = clt
+        self._ahead: list[Tensor] = []
+        """What is written so far at the layers that have not come by."""
+
+    @torch.no_grad()
+    def at(self, layer: int, x: Float[Tensor, "N D"]) -> Float[Tensor, "N O"]:
+        """What is written at a layer for tokens of which it reads `x`. Raises Mismatch for other tokens, or an earlier
+        layer, than those that came by.
+        """
+        clt, x = self.clt, x.to(self.clt.device, torch.float32)
+        if layer == 0:
+            self._ahead = [bias.float().repeat(len(x), 1) for bias in clt.b_dec]
+        if len(self._ahead) != len(clt) - layer or len(self._ahead[0]) != len(x):
+            raise Mismatch(
+                f"layer {layer} of {clt.info.name} for {len(x)} tokens, of which not all earlier layers were seen: all "
+                "of its layers must be in place, on the same tokens"
+            )
+        clt.write(layer, clt.encoders[layer].encode(x), self._ahead)
+        out, skip = self._ahead.pop(0), clt.skips[layer]
+        return out if skip is None else out + x @ skip.T

@@ -44,11 +44,26 @@ def score_document(score: Score, rows: Sequence[object], conditions: str) -> str
     return document(body, title=f"Score of {score.sae}")
 
 
-def comparison_document(scores: Sequence[Any], names: Sequence[str], fronts: Sequence[Front], conditions: str) -> str:
-    """Several scores: a table, and a plot for each front. `names` tell them apart in few words."""
+def comparison_document(
+    scores: Sequence[Any],
+    names: Sequence[str],
+    fronts: Sequence[Front],
+    conditions: str,
+    replaced: Sequence[tuple[Any, Sequence[object]]] = (),
+) -> str:
+    """Several scores: a table, and a plot for each front. `names` tell them apart in few words; `replaced` are stacks
+    that stand in the model at once, each with its losses.
+    """
     plots = [(front, _plot(scores, names, front)) for front in fronts]
     body = render(
-        "scores.html", links=NoLinks(), scores=scores, names=names, fronts=fronts, plots=plots, conditions=conditions
+        "scores.html",
+        links=NoLinks(),
+        scores=scores,
+        names=names,
+        fronts=fronts,
+        plots=plots,
+        conditions=conditions,
+        replaced=replaced,
     )
     return document(body, title=f"{len(scores)} SAEs compared")
 

@@ -50,10 +50,10 @@ class Kept:
 
 @dataclass(frozen=True)
 class Change:
-    """A change to the model on the tokens that count at `site`: `edit` is given their mask."""
+    """A change to the model on the tokens that count at `site`: `edits` is given their mask."""
 
     site: Site
-    edit: Callable[[Bool[Tensor, "B T"]], Edit]
+    edits: Callable[[Bool[Tensor, "B T"]], Sequence[Edit]]
 
 
 @dataclass
@@ -117,7 +117,7 @@ def _add(
         sums.add(losses[among[site]])
     advance(size)
     for change, sums in changed:
-        with model.edited(change.edit(part.counted[change.site])):
+        with model.edited(*change.edits(part.counted[change.site])):
             other = Predictions(model.logits(part.tokens), chosen)
         mask = among[change.site]
         lost, divergences = together([other.loss(following), plain.divergence(other)])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from gemscope.features.histogram import Histogram
 from gemscope.pages.plain import Paged, known
 from gemscope.pages.tables import Table
+from gemscope.reports.replaced import Replaced
 from gemscope.text.rows import passed_over
 
 if TYPE_CHECKING:
@@ -148,16 +149,8 @@ class Score(Paged):
         if self.no_losses:
             parts.append(Text(f"  no losses: {self.no_losses}"))
         elif self.loss is not None:
-            parts += [Text(f"\n  nats per token, over {self.loss_tokens:,} tokens", style="dim"), self._table()]
+            parts += [Text(f"\n  nats per token, over {self.loss_tokens:,} tokens", style="dim"), loss_table(self)]
         return Group(*parts)
-
-    def _table(self) -> Table:
-        heads = ("", "loss", "delta loss", "KL", "loss recovered", "KL score")
-        rows = [
-            (row.name, *(number(value, form) for value, form in zip(row.values, _FORMS, strict=True)))
-            for row in loss_rows(self)
-        ]
-        return Table(heads, rows, left=heads[:1], bold=False, indent=2)
 
 
 MISLEADING = "every token counted: BOS, special tokens and attention sinks are in these figures, which mislead"
@@ -195,13 +188,16 @@ class LossRow:
     """Loss, delta loss, KL, loss recovered, KL score."""
 
 
-def loss_rows(score: Score) -> list[LossRow]:
+def loss_rows(score: Score | Replaced) -> list[LossRow]:
     """The losses as a table; none where they were left out."""
     if score.loss is None:
         return []
     rows = [
         LossRow("clean", (score.loss, None, None, None, None)),
-        LossRow("SAE spliced in", (score.spliced_loss, score.delta_loss, score.kl, None, None)),
+        LossRow(
+            "SAE spliced in" if isinstance(score, Score) else "all in place",
+            (score.spliced_loss, score.delta_loss, score.kl, None, None),
+        ),
     ]
     for name, loss, kl, loss_recovered, kl_score in (
         ("mean ablation", score.mean_loss, score.mean_kl, score.loss_recovered_mean, score.kl_score_mean),
@@ -210,6 +206,16 @@ def loss_rows(score: Score) -> list[LossRow]:
         delta = None if loss is None else loss - score.loss
         rows.append(LossRow(name, (loss, delta, kl, loss_recovered, kl_score)))
     return rows
+
+
+def loss_table(score: Score | Replaced) -> Table:
+    """The losses for the shell."""
+    heads = ("", "loss", "delta loss", "KL", "loss recovered", "KL score")
+    rows = [
+        (row.name, *(number(value, form) for value, form in zip(row.values, _FORMS, strict=True)))
+        for row in loss_rows(score)
+    ]
+    return Table(heads, rows, left=heads[:1], bold=False, indent=2)
 
 
 def conditions(score: Score) -> str:

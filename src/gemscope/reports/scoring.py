@@ -6,7 +6,7 @@ docs/score.md defines every figure; `features/metrics` computes them, `losses` r
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -28,7 +28,7 @@ from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site, locate
 from gemscope.activations.work import Work, counted, device_kind
 from gemscope.checked import Count, Form, require_forms
-from gemscope.edits.splice import Constant, Replace, Splice
+from gemscope.edits.splice import Constant, replacement
 from gemscope.errors import CorruptFile, InputError
 from gemscope.features.activations import FeatureActivations
 from gemscope.features.cross_layer import CrossLayerTranscoder
@@ -38,6 +38,7 @@ from gemscope.features.metrics import Firings, Variance, recovered
 from gemscope.features.sae import SAE
 from gemscope.progress import Advance, Progress, silent
 from gemscope.reports.losses import Change, Kept, Losses, losses
+from gemscope.reports.replaced import Replaced
 from gemscope.reports.score import Score
 from gemscope.text.corpus import Corpus, Passage
 from gemscope.text.rows import Passed
@@ -91,7 +92,15 @@ def score(
         pieces=pieces,
         world=world,
         progress=progress,
-    )[0]
+    ).scores[0]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Of several SAEs each, and of those that make a stack all at once."""
+
+    scores: tuple[Score, ...]
+    replaced: tuple[Replaced, ...]
 
 
 def scores(
@@ -104,14 +113,18 @@ def scores(
     length: int = 256,
     batch: int = 8,
     every_token: bool = False,
+    together: bool = True,
     piece: int = PIECE,
     pieces: str | Path | None = None,
     world: World = ALONE,
     progress: Progress = silent,
-) -> tuple[Score, ...]:
+) -> Scored:
     """`score` of several SAEs in one reading of the text: they share the model's pass up to the deepest site, and the
     clean loss; those of one site share the losses of its ablations too. A cross-layer transcoder has a score for each
     of its layers, without losses: how much of what is written there its features from all layers up to it explain.
+
+    With `together`, where the SAEs are one for each of several sites of a kind, the model is run with all of them in
+    place, too; and so with all layers of each cross-layer transcoder.
     """
     if tokens is not None and tokens < 1:
         raise InputError(f"tokens={tokens}: at least one must be read (None: all)")
@@ -122,6 +135,7 @@ def scores(
         raise InputError(f"worker {world.rank} of {world.size} without `pieces`: name the folder that all share")
     readers = [_Layers(model, one) if isinstance(one, CrossLayerTranscoder) else _Reading(model, one) for one in saes]
     readings = [reading for reader in readers for reading in reader.readings]
+    stacks = _stacks(readers, model.name) if together else []
     identity = {
         "model": [model.name, model.revision],
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -132,6 +146,7 @@ def scores(
         "length": length,
         "batch": batch,
         "every_token": every_token,
+        "together": together,
         "piece": piece,
         "versions": versions(),
         "device": device_kind(model.device),
@@ -158,8 +173,8 @@ def scores(
         if any(reading.variance.n == 0 for reading in readings):
             raise InputError(f"{corpus.name} gave no token that counts: nothing to score")
         with memory.fewer("losses", batch, model.device):
-            found = _losses(model, readings, kept, partial(_once, work), progress)
-    return tuple(
+            found, whole = _losses(model, readings, stacks, kept, once=partial(_once, work), progress=progress)
+    each = tuple(
         Score(
             model=model.name,
             revision=model.revision,
@@ -174,6 +189,15 @@ def scores(
             **(losses if loss_tokens else {}),
         )
         for reading, losses in zip(readings, found, strict=True)
+    )
+    if not loss_tokens:
+        return Scored(each, ())
+    return Scored(
+        each,
+        tuple(
+            Replaced(name=stack.name, layers=len(stack.readings), **losses)
+            for stack, losses in zip(stacks, whole, strict=True)
+        ),
     )
 
 
@@ -337,9 +361,9 @@ class _Sums:
         self.variance.add(*answered_for(self.sae, target.to(out.device), out))
         self.firings.add(features)
 
-    def spliced(self, counted: Tensor) -> Edit:
+    def spliced(self, counted: Tensor) -> Sequence[Edit]:
         """What puts its output in place."""
-        return Replace(self.sae, at=counted) if self.sae.is_transcoder else Splice(self.sae, error=False, at=counted)
+        return replacement([self.sae], at=counted)
 
     def figures(self) -> dict[str, Any]:
         """All that is known without running a changed model."""
@@ -411,49 +435,88 @@ def _histogram(parts: tuple[float, float, tuple[int, ...]]) -> Histogram:
     return Histogram(low, step, list(counts))
 
 
+@dataclass(frozen=True)
+class _Stack:
+    """Those that stand in the model at once, one at each site."""
+
+    name: str
+    readings: Sequence[_Sums]
+    saes: CrossLayerTranscoder | Sequence[SAE]
+
+    def spliced(self, counted: Tensor) -> Sequence[Edit]:
+        """What puts all of their outputs in place."""
+        return replacement(self.saes, at=counted)
+
+    def ablated(self, name: str, counted: Tensor) -> Sequence[Edit]:
+        """What puts zero, or the mean, in the place of all."""
+        return [_ablated(reading, name, counted)[0] for reading in self.readings]
+
+
+def _stacks(readers: Sequence[_Reading | _Layers], model: str) -> list[_Stack]:
+    """Each cross-layer transcoder, and the SAEs where they are of several sites of one kind, each of another."""
+    found = [_Stack(one.clt.info.name, one.readings, one.clt) for one in readers if isinstance(one, _Layers)]
+    single = [one.sums for one in readers if isinstance(one, _Reading)]
+    written = {reading.site_out for reading in single}
+    apart = len(single) > 1 and len(written) == len(single) and len({site.kind for site in written}) == 1
+    if apart and not any(reading.no_losses for reading in single):
+        name = f"{len(single)} SAEs at {min(written)} to {max(written)} of {model}"
+        found.append(_Stack(name, single, [reading.sae for reading in single]))
+    return found
+
+
 def _losses(
     model: LanguageModel,
     readings: Sequence[_Sums],
+    stacks: Sequence[_Stack],
     kept: Sequence[Kept],
+    *,
     once: Callable[[Callable[[], list[Losses]]], list[Losses]],
     progress: Progress,
-) -> list[dict[str, Any]]:
-    """The fields of each score that come from changed models."""
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The fields of each score that come from changed models, and those of each stack."""
     changes: list[Change] = []
-    places: dict[int, dict[str, int]] = defaultdict(dict)
+    places: list[dict[str, int]] = []
     ablations: dict[tuple[Site, Site], dict[str, int]] = {}
-    for index, reading in enumerate(readings):
-        if reading.no_losses or not kept:
+
+    def placed(site: Site, edits: Callable[[Tensor], Sequence[Edit]]) -> int:
+        changes.append(Change(site, edits))
+        return len(changes) - 1
+
+    for reading in readings if kept else ():
+        if reading.no_losses:
+            places.append({})
             continue
         pair = (reading.site, reading.site_out)
         if pair not in ablations:
-            ablations[pair] = {}
-            mean = reading.variance.mean
-            for name, vector in (("zero", torch.zeros_like(mean)), ("mean", mean)):
-                ablations[pair][name] = len(changes)
-                changes.append(Change(reading.site, partial(_ablated, reading.site_out, vector.float(), name)))
-        places[index] = {**ablations[pair], "spliced": len(changes)}
-        changes.append(Change(reading.site, reading.spliced))
-    if not changes:
-        return [{"no_losses": reading.no_losses} for reading in readings]
-    at = list(dict.fromkeys(change.site for change in changes))
+            ablations[pair] = {
+                name: placed(reading.site, partial(_ablated, reading, name)) for name in ("zero", "mean")
+            }
+        places.append({**ablations[pair], "spliced": placed(reading.site, reading.spliced)})
+    for stack in stacks if kept else ():
+        site = stack.readings[0].site
+        at = {name: placed(site, partial(stack.ablated, name)) for name in ("zero", "mean")}
+        places.append({**at, "spliced": placed(site, stack.spliced)})
+    owners = [(reading.site, reading.no_losses) for reading in readings]
+    owners += [(stack.readings[0].site, None) for stack in stacks]
+    sites = list(dict.fromkeys(change.site for change in changes))
 
     def make() -> list[Losses]:
         clean, changed = losses(model, kept, changes, progress=progress)
-        return [*(clean[site] for site in at), *changed]
+        return [*(clean[site] for site in sites), *changed]
 
-    found = once(make)
-    clean, changed = dict(zip(at, found, strict=False)), found[len(at) :]
-    return [
-        _figures(clean[reading.site], {name: changed[place] for name, place in places[index].items()})
-        if index in places
-        else {"no_losses": reading.no_losses}
-        for index, reading in enumerate(readings)
+    found = once(make) if changes else []
+    clean, changed = dict(zip(sites, found, strict=False)), found[len(sites) :]
+    each = [
+        _figures(clean[site], {name: changed[place] for name, place in at.items()}) if at else {"no_losses": why}
+        for (site, why), at in zip(owners, places or [{}] * len(owners), strict=True)
     ]
+    return each[: len(readings)], each[len(readings) :]
 
 
-def _ablated(site: Site, vector: Tensor, name: str, counted: Tensor) -> Edit:
-    return Constant(site, vector, name=name, at=counted)
+def _ablated(reading: _Sums, name: str, counted: Tensor) -> Sequence[Edit]:
+    mean = reading.variance.mean
+    vector = torch.zeros_like(mean) if name == "zero" else mean
+    return [Constant(reading.site_out, vector.float(), name=name, at=counted)]
 
 
 def _figures(clean: Losses, changed: dict[str, Losses]) -> dict[str, Any]:

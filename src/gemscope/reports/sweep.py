@@ -17,7 +17,8 @@ from gemscope.pages.plain import Paged
 from gemscope.pages.tables import Table
 from gemscope.progress import Progress, silent
 from gemscope.reports.front import Front, on_front
-from gemscope.reports.score import FORMULAS, MISLEADING, Score, conditions, number
+from gemscope.reports.replaced import Replaced
+from gemscope.reports.score import FORMULAS, MISLEADING, Score, conditions, loss_rows, loss_table, number
 from gemscope.reports.scoring import PIECE, scores
 from gemscope.text.corpus import Corpus
 from gemscope.world import ALONE, World
@@ -33,6 +34,8 @@ class Comparison(Paged):
     width = 160
 
     scores: tuple[Score, ...]
+    replaced: tuple[Replaced, ...] = ()
+    """What the model loses with all of a stack in place at once."""
 
     @property
     def fronts(self) -> tuple[Front, ...]:
@@ -60,6 +63,7 @@ class Comparison(Paged):
         return {
             "scores": each,
             "pareto": {front.figure: list(front.places) for front in self.fronts},
+            "replaced": [one.to_dict() for one in self.replaced],
             "formulas": FORMULAS,
         }
 
@@ -67,7 +71,9 @@ class Comparison(Paged):
         """One HTML file with a table, and a plot for each front; nothing in it is fetched."""
         from gemscope.pages.scores import comparison_document
 
-        return comparison_document(self.scores, self.names, self.fronts, self._conditions())
+        return comparison_document(
+            self.scores, self.names, self.fronts, self._conditions(), [(one, loss_rows(one)) for one in self.replaced]
+        )
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group
@@ -99,7 +105,15 @@ class Comparison(Paged):
             Text(),
             Table(heads, rows, left=heads[:1], bold=False),
             Text("● Pareto front: no other SAE has both this figure and L0 lower; recovered: of mean ablation", "dim"),
+            *(part for one in self.replaced for part in self._replaced(one)),
         )
+
+    @staticmethod
+    def _replaced(one: Replaced) -> list[RenderableType]:
+        from rich.text import Text
+
+        head = f"\nAll {one.layers} in place at once: {one.name}; nats per token, over {one.loss_tokens:,} tokens"
+        return [Text(head, style="bold"), Text(f"  {one.no_losses}") if one.no_losses else loss_table(one)]
 
     def _conditions(self) -> str:
         sites = sorted({one.site for one in self.scores})
@@ -134,27 +148,27 @@ def compare(
 ) -> Comparison:
     """`score` of several SAEs, or of all of a stack, over one reading of the text. The model's passes, clean and
     ablated, are made once for all that read the same site. A cross-layer transcoder has a score for each of its layers,
-    how much of what is written there it explains; losses it has none. Raises what `score` raises, and InputError for no
-    SAEs.
+    how much of what is written there it explains. What the model loses with all layers of it in place, or with all SAEs
+    where they are one for each of several sites of a kind, is in `replaced`. Raises what `score` raises, and InputError
+    for no SAEs.
     """
     each = (
         [saes] if isinstance(saes, CrossLayerTranscoder) else list(saes.values() if isinstance(saes, Stack) else saes)
     )
     if not each:
         raise InputError("no SAEs given: compare wants at least one")
-    return Comparison(
-        scores(
-            model,
-            each,
-            corpus,
-            tokens=tokens,
-            loss_tokens=loss_tokens,
-            length=length,
-            batch=batch,
-            every_token=every_token,
-            piece=piece,
-            pieces=pieces,
-            world=world,
-            progress=progress,
-        )
+    found = scores(
+        model,
+        each,
+        corpus,
+        tokens=tokens,
+        loss_tokens=loss_tokens,
+        length=length,
+        batch=batch,
+        every_token=every_token,
+        piece=piece,
+        pieces=pieces,
+        world=world,
+        progress=progress,
     )
+    return Comparison(found.scores, found.replaced)

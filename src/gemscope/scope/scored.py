@@ -31,8 +31,17 @@ def score_some(
 ) -> None:
     """Scores SAEs of a scope, by their folders in it, from one reading. Raises what `score` raises."""
     saes = [opened(scope, path, device=device) for path in paths]
-    found = scores(model, saes, corpus, tokens=tokens, loss_tokens=loss_tokens, length=length, progress=progress)
-    for path, score in zip(paths, found, strict=True):
+    found = scores(
+        model,
+        saes,
+        corpus,
+        tokens=tokens,
+        loss_tokens=loss_tokens,
+        length=length,
+        together=False,
+        progress=progress,
+    )
+    for path, score in zip(paths, found.scores, strict=True):
         with written_aside(scope / path / SCORE) as file:
             file.write_text(json.dumps(score.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
