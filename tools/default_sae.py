@@ -15,6 +15,7 @@ import os
 import random
 import sys
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,6 +36,8 @@ PER_SOURCE = 2_000_000
 PER_DOCUMENT = 24_000
 PER_UNLIKE = 2_000
 """Characters of each document unlike the sources: few of many, as one subject goes on for long."""
+OWN = ("english-permissive", "own-words")
+UNLIKE = {"anarchist-faq": "political prose", "news-2001": "news", "mail-2002": "letters"}
 HELD_OUT = 0.025
 SCORED = {"tokens": 120_000, "loss_tokens": 20_000}
 ELSEWHERE = {"tokens": 50_000, "loss_tokens": 20_000}
@@ -42,10 +45,10 @@ TRIED = {"tokens": 20_000, "loss_tokens": 10_000}
 """Mistakes show on fewer tokens."""
 
 
-def mixed(corpora: list[Path], to: Path, seed: int, per_document: int = PER_DOCUMENT) -> None:
-    """Documents of all corpora in one shuffled file, long ones and large sources cut."""
+def mixed(corpus: gs.Corpus, to: Path, seed: int, per_document: int = PER_DOCUMENT) -> None:
+    """Its documents in one shuffled file, long ones and large sources cut."""
     dice = random.Random(seed)
-    documents = [asdict(document) for document in gs.Corpus.read(corpora)]
+    documents = [asdict(document) for document in corpus]
     dice.shuffle(documents)
     held: Counter[str] = Counter()
     aside = to.with_name(f".{to.name}")
@@ -77,20 +80,23 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     config = TrainConfig.read(args.recipe)
-    unlike = args.work / "unlike.jsonl.gz"
-    if not unlike.exists():
-        mixed([args.unlike_text], unlike, config.seed, PER_UNLIKE)
+    unlike = {}
+    for name in UNLIKE:
+        cut = args.work / f"unlike-{name}.jsonl.gz"
+        if not cut.exists():
+            mixed(gs.Corpus.read(args.unlike_text).only(name), cut, config.seed, PER_UNLIKE)
+        unlike[name] = gs.Corpus.read(cut)
     readme = OUT / "README.md"
     if args.unlike:
         with bars() as progress:
-            told = elsewhere(gs.load_model("smollm2"), gs.Corpus.read(unlike), progress)
+            told = elsewhere(gs.load_model("smollm2"), unlike, progress)
         text = readme.read_text()
         before, after = text[: text.index(BESIDE if BESIDE in text else MISTAKES)], text[text.index(MISTAKES) :]
         readme.write_text(f"{before}{told}\n{after}")
         return
     mix = args.work / "mix.jsonl.gz"
     if not mix.exists():
-        mixed([args.corpora / f"{name}.jsonl.gz" for name in ("english-permissive", "own-words")], mix, config.seed)
+        mixed(gs.Corpus.read([args.corpora / f"{name}.jsonl.gz" for name in OWN]), mix, config.seed)
     training, held_out = gs.Corpus.read(mix).split(HELD_OUT)
     model = gs.load_model("smollm2")
     with bars() as progress:
@@ -101,7 +107,7 @@ def main() -> None:
             harvests = {"held_out": args.work / "held-out", "progress": progress}
             gs.train(args.work / "train", config, to=args.work / "run", **harvests)
             ship(args.work / "run" / "sae")
-        figures = measured(model, held_out, gs.Corpus.read(unlike), progress)
+        figures = measured(model, held_out, unlike, progress)
     if args.card:
         origin = readme.read_text()[readme.read_text().index(ORIGIN) :]
     else:
@@ -111,7 +117,7 @@ def main() -> None:
     readme.write_text(f"{figures}\n{origin}")
 
 
-def measured(model: gs.LanguageModel, held_out: gs.Corpus, unlike: gs.Corpus, progress: Progress) -> str:
+def measured(model: gs.LanguageModel, held_out: gs.Corpus, unlike: Mapping[str, gs.Corpus], progress: Progress) -> str:
     """The card's first half: the figures of the shipped weights, and what they are when they are used wrongly."""
     sae = gs.load_sae("smollm2")
     score = gs.score(model, sae, held_out, **SCORED, progress=progress)
@@ -128,26 +134,31 @@ def measured(model: gs.LanguageModel, held_out: gs.Corpus, unlike: gs.Corpus, pr
     return card(sae, model, score, elsewhere(model, unlike, progress), mistakes)
 
 
-def elsewhere(model: gs.LanguageModel, unlike: gs.Corpus, progress: Progress) -> str:
-    """The figures on text that none of the sources resembles, as the card has them."""
-    score = gs.score(model, gs.load_sae("smollm2"), unlike, **ELSEWHERE, progress=progress)
-    print(score)
+def elsewhere(model: gs.LanguageModel, unlike: Mapping[str, gs.Corpus], progress: Progress) -> str:
+    """The figures on texts that none of the sources resembles, as the card has them."""
+    sae = gs.load_sae("smollm2")
+    scores = [gs.score(model, sae, text, **ELSEWHERE, progress=progress) for text in unlike.values()]
+    for name, score in zip(unlike, scores, strict=True):
+        print(name, score, sep="\n")
+
+    def row(label: str, told: Callable[[Score], str]) -> str:
+        return f"| {label} | {' | '.join(map(told, scores))} |"
+
     return f"""{BESIDE}
 
-Most text is not what an SAE learned from. On political prose (Debian's package `anarchism`, {PER_UNLIKE:,} characters of each of its pages;
-`tools/corpus.py --unlike`), which none of the sources below resembles, the same figures are:
+Most text is not what an SAE learned from. Of texts that none of the sources below resembles (`make unlike`: political prose,
+broadcast news, letters to mailing lists; {PER_UNLIKE:,} characters of each document at most) the same figures are:
 
-| on unlike text | |
-| --- | --- |
-| L0 | {score.l0:.1f} per token (standard deviation {score.l0_std:.0f}, 95 % of tokens ≤ {score.l0_p95}) |
-| FVU | {score.fvu:.4f} (explained variance {score.explained_variance:.4f}) |
-| mean cosine | {score.cosine:.4f} |
-| dead (never fired) | {score.dead:.2%} |
-| delta loss, spliced | {score.delta_loss:+.4f} nats ({score.loss:.4f} → {score.spliced_loss:.4f}) |
-| KL(clean ‖ spliced) | {score.kl:.4f} nats |
-| loss with the site's mean in its place | {score.loss_recovered_mean:.2%} of the loss recovered, {score.kl_score_mean:.2%} of the KL |
-
-Over {score.tokens:,} tokens ({score.loss_tokens:,} for the losses; {score.masked:,} masked).
+| | {" | ".join(UNLIKE[name] for name in unlike)} |
+| --- | {" | ".join("---" for _ in unlike)} |
+{row("L0 per token (standard deviation, 95 % of tokens)", lambda one: f"{one.l0:.1f} ({one.l0_std:.0f}, ≤ {one.l0_p95})")}
+{row("FVU", lambda one: f"{one.fvu:.4f}")}
+{row("mean cosine", lambda one: f"{one.cosine:.4f}")}
+{row("dead (never fired)", lambda one: f"{one.dead:.2%}")}
+{row("delta loss, spliced", lambda one: f"{one.delta_loss:+.4f} nats ({one.loss:.4f} → {one.spliced_loss:.4f})")}
+{row("KL(clean ‖ spliced)", lambda one: f"{one.kl:.4f} nats")}
+{row("recovered from the site's mean, of the loss and of the KL", lambda one: f"{one.loss_recovered_mean:.2%}, {one.kl_score_mean:.2%}")}
+{row("tokens (for the losses; masked)", lambda one: f"{one.tokens:,} ({one.loss_tokens:,}; {one.masked:,})")}
 """
 
 

@@ -183,7 +183,9 @@ def main() -> None:
     with aside.open("wb") as raw, gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as packed:
         for part in sorted(parts.glob("*.json")):
             for text in json.loads(part.read_text())["texts"]:
-                line = {"source": source, "license": "Apache-2.0 (written by SmolLM2-135M-Instruct)", "text": text}
+                # The template's system turn is the same each time.
+                words = text.partition("\nuser\n")[2] if args.broad and text.startswith("system\n") else text
+                line = {"source": source, "license": "Apache-2.0 (written by SmolLM2-135M-Instruct)", "text": words}
                 packed.write((json.dumps(line) + "\n").encode())
     os.replace(aside, args.out)
     shutil.rmtree(parts)
