@@ -193,7 +193,7 @@ def _corpora(args: argparse.Namespace) -> tuple[gs.Corpus, gs.Corpus]:
         if missing := [str(path) for path in texts if not path.exists()]:
             sys.exit(f"train_real: no {' and no '.join(missing)}: run `make corpus own-words` first")
         args.work.mkdir(parents=True, exist_ok=True)
-        default_sae.mixed(texts, mix, 0)
+        default_sae.mixed(gs.Corpus.read(texts), mix, 0)
     return gs.Corpus.read(mix).split(default_sae.HELD_OUT)
 
 

@@ -2,6 +2,12 @@
 
     make default-sae          # runs: python tools/default_sae.py, with the two corpora in place
 
+    python tools/default_sae.py --kept 0.5 --work runs/broad --no-ship      # on other kinds of prose, too
+
+`--kept` trains on so much of those documents, and on other kinds of prose as well (corpora/broad, corpora/own-subjects). What is
+held out, and so what the card's figures are of, stays the same documents. `--no-ship` leaves the shipped weights
+and their card as they are, and prints the figures of the new ones beside theirs.
+
 Steps whose result is there already are passed over, so a run that was cut off goes on where it stopped. Needs about
 10 GB of disk and an hour and a half on two cores. `--card` measures the weights that are shipped and writes their figures into the
 card again, some ten minutes; what it says of data and training stays. `--unlike` measures them on the text that none of
@@ -33,10 +39,14 @@ SITE = "15.res"
 OUT = Path("src/gemscope/data/smollm2-15-res")
 PER_SOURCE = 2_000_000
 """Characters of each source at most: no single manual or dictionary shall dominate."""
+PER_SCRIPTURE = 400_000
+"""Of the bible and each commentary on it: of all kinds that were tried beside the sources' own text, it helped least."""
 PER_DOCUMENT = 24_000
 PER_UNLIKE = 2_000
 """Characters of each document unlike the sources: few of many, as one subject goes on for long."""
 OWN = ("english-permissive", "own-words")
+BROAD = ("broad", "own-subjects")
+SCRIPTURE = ("bible-web", "henry-commentary", "spurgeon-psalms")
 UNLIKE = {"anarchist-faq": "political prose", "news-2001": "news", "mail-2002": "letters"}
 HELD_OUT = 0.025
 SCORED = {"tokens": 120_000, "loss_tokens": 20_000}
@@ -58,12 +68,29 @@ def mixed(corpus: gs.Corpus, to: Path, seed: int, per_document: int = PER_DOCUME
             if len(text) > per_document:
                 start = text.find("\n", dice.randrange(len(text) - per_document)) + 1
                 text = text[start : start + per_document]
-            if held[document["source"]] + len(text) > PER_SOURCE:
+            most = PER_SCRIPTURE if document["source"] in SCRIPTURE else PER_SOURCE
+            if held[document["source"]] + len(text) > most:
                 continue
             held[document["source"]] += len(text)
             packed.write((json.dumps({**document, "text": text}) + "\n").encode())
     os.replace(aside, to)
     print(f"{to}: {sum(held.values()) / 1e6:.1f} MB: {dict(held)}", file=sys.stderr)
+
+
+def broadened(training: gs.Corpus, args: argparse.Namespace, seed: int) -> gs.Corpus:
+    """So much of the training text as is to be kept, and the other kinds of prose, in one shuffled file."""
+    added, both = args.work / "mix-broad.jsonl.gz", args.work / "training.jsonl.gz"
+    if not both.exists():
+        mixed(gs.Corpus.read([args.corpora / f"{name}.jsonl.gz" for name in BROAD]), added, seed)
+        dice = random.Random(seed)
+        kept = [document for document in training if dice.random() < args.kept]
+        documents = [asdict(document) for document in [*kept, *gs.Corpus.read(added)]]
+        dice.shuffle(documents)
+        aside = both.with_name(f".{both.name}")
+        with gzip.open(aside, "wt") as packed:
+            packed.writelines(json.dumps(document) + "\n" for document in documents)
+        os.replace(aside, both)
+    return gs.Corpus.read(both)
 
 
 def main() -> None:
@@ -73,6 +100,8 @@ def main() -> None:
     parser.add_argument("--unlike-text", type=Path, default=Path("unlike/unlike.jsonl.gz"))
     parser.add_argument("--work", type=Path, default=Path("runs/smollm2-15-res"))
     parser.add_argument("--tokens", type=int, default=6_170_000)
+    parser.add_argument("--kept", type=float, help="train on this share of the documents, and on other kinds of prose")
+    parser.add_argument("--no-ship", dest="ship", action="store_false", help="leave the shipped weights and card alone")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--card", action="store_true", help="measure the shipped weights anew and write their card")
     parser.add_argument("--unlike", action="store_true", help="measure them on unlike text alone, and write that anew")
@@ -98,6 +127,8 @@ def main() -> None:
     if not mix.exists():
         mixed(gs.Corpus.read([args.corpora / f"{name}.jsonl.gz" for name in OWN]), mix, config.seed)
     training, held_out = gs.Corpus.read(mix).split(HELD_OUT)
+    if args.kept is not None:
+        training = broadened(training, args, config.seed)
     model = gs.load_model("smollm2")
     with bars() as progress:
         if not args.card:
@@ -106,6 +137,9 @@ def main() -> None:
                     gs.harvest(model, corpus, [SITE], to=args.work / folder, tokens=tokens, progress=progress)
             harvests = {"held_out": args.work / "held-out", "progress": progress}
             gs.train(args.work / "train", config, to=args.work / "run", **harvests)
+            if not args.ship:
+                compared(model, args.work / "run" / "sae", {"held out": held_out, **unlike}, progress)
+                return
             ship(args.work / "run" / "sae")
         figures = measured(model, held_out, unlike, progress)
     if args.card:
@@ -113,7 +147,7 @@ def main() -> None:
     else:
         last = json.loads((args.work / "run" / "log.jsonl").read_text().splitlines()[-1])
         harvest = gs.Store(args.work / "train")
-        origin = provenance(gs.load_sae("smollm2"), harvest, config, sources(mix), last["silent"])
+        origin = provenance(gs.load_sae("smollm2"), harvest, config, sources(training), last["silent"])
     readme.write_text(f"{figures}\n{origin}")
 
 
@@ -162,10 +196,17 @@ broadcast news, letters to mailing lists; {PER_UNLIKE:,} characters of each docu
 """
 
 
-def sources(mix: Path) -> Counter[str]:
-    """Characters of each source in the mix."""
+def compared(model: gs.LanguageModel, new: Path, texts: Mapping[str, gs.Corpus], progress: Progress) -> None:
+    """Prints what the new SAE and the shipped one are worth on each text."""
+    saes = [gs.load_sae("smollm2"), gs.load_sae(new)]
+    for name, text in texts.items():
+        print(name, *compare(model, saes, text, **ELSEWHERE, progress=progress).scores, sep="\n")
+
+
+def sources(text: gs.Corpus) -> Counter[str]:
+    """Characters of each source in the text."""
     held: Counter[str] = Counter()
-    for document in gs.Corpus.read(mix):
+    for document in text:
         held[document.source] += len(document.text)
     return held
 
@@ -227,13 +268,14 @@ def provenance(sae: gs.SAE, store: gs.Store, config: TrainConfig, held: Counter[
     manifest = store.manifest
     count = manifest.sites[SITE]
     texts = ", ".join(f"{name} {size / 1e6:.1f}" for name, size in held.most_common())
+    tail = "then scripture, an encyclopedia and the stories of games; " if "wikipedia" in held else ""
     return f"""## Data
 
 {manifest.read:,} tokens read in rows of {manifest.length}, {count:,} of them kept; activations of the model in {manifest.dtype}, stored in float16.
 They are the beginning of a shuffled mix of documents, in millions of characters, at most {PER_SOURCE / 1e6:.0f} of each source:
 {texts}.
-Nearly all of it is documentation, dictionaries and Jane Austen, the permissive English text at hand (`make corpus` rebuilds
-it and lists the licences). `own-words` is everyday prose and conversation that the model itself wrote (`tools/own_words.py`),
+It is documentation, dictionaries and old novels before all, the free English text at hand ({tail}docs/corpus.md
+lists the licences). `own-words` is everyday prose and conversation that the model itself wrote (`tools/own_words.py`),
 sampled from varied openings: it is what this model believes such text to be. Expect features of that world, and few others.
 
 ## Training
