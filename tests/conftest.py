@@ -43,6 +43,11 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes whole processes comes first, so that no worker is at it when the others have nothing left to do."""
+    items.sort(key=lambda item: not {"whole", "training"} & set(item.path.parts))
+
+
 def pytest_collection_finish() -> None:
     """What is imported by now stays: nobody looks for garbage in it any more, which was a fifth of the time."""
     if "torch" in sys.modules:

@@ -58,9 +58,10 @@ def one_example(index: int, place: int) -> Entry:
 
 
 def test_a_token_leads_to_the_features_whose_examples_peak_on_it(planted: Atlas) -> None:
+    pages = list(planted)
     for token in range(PLAN.vocabulary):
         wanted = []
-        for page in planted:
+        for page in pages:
             peaks = [one.value for one in page.examples if one.ids[one.peak] == token]
             if peaks:
                 wanted.append((page.index, len(peaks), max(peaks) / page.max))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,11 @@ from gemscope.reports.feature_pair import compare_features
 from gemscope.reports.text_pair import compare_texts
 from gemscope.testing import planted_sae, tiny_model
 from gemscope.text.corpus import Corpus
-from texts import CONFIG, varied
+from texts import CONFIG as SMALL
+from texts import varied
 
 CORPUS = Corpus.of(varied(0, 400))
+CONFIG = replace(SMALL, batch=64)
 ORDER = torch.randperm(64, generator=torch.Generator().manual_seed(1))
 """The second SAE's feature i is feature ORDER[i] of the first; of the last eight it has others in their place."""
 OTHERS = 8
@@ -62,10 +65,7 @@ def saes() -> tuple[SAE, SAE]:
 def atlases(
     model: LanguageModel, saes: tuple[SAE, SAE], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[gs.Atlas, gs.Atlas]:
-    folder = tmp_path_factory.mktemp("atlases")
-    one, other = (
-        describe(model, sae, CORPUS, to=folder / name, config=CONFIG) for sae, name in zip(saes, "ab", strict=True)
-    )
+    one, other = describe(model, saes, CORPUS, to=tmp_path_factory.mktemp("atlases") / "both", config=CONFIG)
     return one, other
 
 

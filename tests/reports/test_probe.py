@@ -6,6 +6,7 @@ import csv
 import json
 import random
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,8 @@ from gemscope.testing import D_MODEL, tiny_model
 from gemscope.text.corpus import Corpus
 from gemscope.text.labelled import labelled
 
-pytest.importorskip("sklearn")
+# Not imported before it is needed, which takes a second of each process of tests.
+pytestmark = pytest.mark.skipif(find_spec("sklearn") is None, reason="scikit-learn is not installed")
 
 LETTERS = "abcdefgh"
 PLANTED = {"q": 11, "x": 4, "z": 29}

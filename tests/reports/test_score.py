@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -495,18 +496,23 @@ def test_a_cross_layer_transcoder_is_scored_layer_by_layer_in_one_pass(corpus: C
         compare(model, planted_clt(17, 24, layers=3), corpus, **OPTIONS)
 
 
+@pytest.fixture(scope="module")
+def saved_twice(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled SAE, as `a` and as `b` of one folder."""
+    folder = tmp_path_factory.mktemp("saes")
+    save_sae(load_sae("smollm2"), folder / "a")
+    shutil.copytree(folder / "a", folder / "b")
+    return folder
+
+
 @pytest.mark.usefixtures("at_hand")
 @pytest.mark.parametrize("given", ["{}/*", "{}"])
 def test_the_shell_compares_what_a_pattern_matches_and_what_a_folder_holds(
-    given: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    given: str, saved_twice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sae = load_sae("smollm2")
-    folder = tmp_path / "saes"
-    for name in ("a", "b"):
-        save_sae(sae, folder / name)
     page, text = tmp_path / "page.html", tmp_path / "few.txt"
     text.write_text(next(iter(Corpus.sample())).text[:250])
-    words = ["score", "smollm2", given.format(folder), str(text), "--also", "smollm2", "--tokens", "64"]
+    words = ["score", "smollm2", given.format(saved_twice), str(text), "--also", "smollm2", "--tokens", "64"]
     assert main([*words, "--json", "--html", str(page)]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert [Path(one["sae"]).name for one in facts["scores"]] == ["a", "b", "smollm2"]
@@ -528,7 +534,7 @@ def test_a_wrong_site_or_a_flipped_sign_is_plain_to_see_on_the_bundled_model(bun
     flipped.W_dec.neg_()
     wrong = [load_sae("smollm2", site=site) for site in ("15.res", "14.res", "16.res", "15.mid")]
     right, *others = compare(
-        model, [*wrong, flipped], Corpus.sample(), tokens=128, loss_tokens=128, length=128, batch=1
+        model, [*wrong, flipped], Corpus.sample(), tokens=96, loss_tokens=96, length=96, batch=1
     ).scores
     assert right.fvu < 0.25
     assert right.delta_loss < 0.2
