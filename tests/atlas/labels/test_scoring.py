@@ -13,7 +13,7 @@ import gemscope as gs
 from atlases import planted_atlas
 from gemscope.atlas.dashboard import Explanation
 from gemscope.atlas.labels.rules import explain
-from gemscope.atlas.labels.scoring import RESERVED, score_labels, standings
+from gemscope.atlas.labels.scoring import RESERVED, _value, score_labels, standings
 from gemscope.atlas.labels.trial import COUNTS, Trial
 from gemscope.atlas.verify import verify
 from gemscope.errors import InputError
@@ -212,6 +212,19 @@ def test_who_said_it_with_which_rule_and_score_goes_out_and_comes_in_again(
             assert all(one.control is not None and one.score is not None for one in mine)
             assert sorted(theirs, key=str) == sorted(mine, key=str)
             assert back[feature].label == atlas[feature].label
+
+
+def test_of_two_labels_the_better_stands_by_where_it_fires_at_all_where_strong_windows_are_too_few() -> None:
+    nothing = dict.fromkeys(COUNTS, 0)
+
+    def tried(**counts: int) -> float:
+        return _value(Trial(**{**nothing, "silent": 10, **counts}))
+
+    assert tried(strong=10, strong_hits=9, firing=20, firing_hits=2, silent_hits=3) == pytest.approx((0.9 + 0.7) / 2)
+    assert tried(strong=4, strong_hits=4, firing=20, firing_hits=5, silent_hits=1) == pytest.approx((0.25 + 0.9) / 2)
+    assert tried(strong=4, firing=4, firing_hits=4) == 0.5  # nothing is known of it: as chance
+    # One that is always wrong is no unknown one.
+    assert tried(strong=10, firing=10, firing_hits=10, silent_hits=10) == 0.0
 
 
 def test_labels_stand_by_kind_and_by_method_where_there_are_several() -> None:
