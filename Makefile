@@ -62,16 +62,20 @@ test-old: setup $(OLD)/ready
 	PYTHONPATH=$(OLD) $(BIN)/pytest $(CORES) $(OLD_TESTS)
 
 # What hangs on the version, and no more: models, their tokenizers and templates, hooks at each site, caches, the Hub's
-# client, and one reading of each kind through them. What is made of the numbers is the same whoever gave them.
-# The long files first, then the long ones of the second half: with two cores that is where the second one starts.
+# client, and one reading of each kind through them, in families whose caches differ. What is made of the numbers is the
+# same whoever gave them. The long files first, then the long ones of the second half: with two cores that is where the
+# second one starts.
 OLD_TESTS := $(addprefix tests/,whole/test_hub_end_to_end.py whole/test_hub_server.py \
 	$(addprefix activations/test_,$(addsuffix .py,site families capture load_model suited bundled model llamacpp adapters handed)) \
 	features/test_load_sae.py reports/test_look.py text/test_chat.py \
-	features/test_effect.py::test_it_is_torch_s_jacobian_with_this_position_and_later_ones_apart \
-	reports/test_score.py::test_every_figure_equals_that_of_a_model_rebuilt_with_the_sae_inside \
-	reports/test_check.py::test_the_bundled_sae_passes_on_the_bundled_text \
-	activations/test_hf_generate.py::test_hf_generate_writes_what_a_loop_by_hand_writes_whatever_its_cache \
-	activations/test_hf_generate.py::test_a_cache_of_an_earlier_turn_is_no_part_of_what_is_edited_but_of_the_prompt) \
+	$(foreach family,gemma3 gpt2 llama,\
+		features/test_effect.py::test_it_is_torch_s_jacobian_with_this_position_and_later_ones_apart[$(family)]) \
+	$(foreach kind,sae-gemma2 sae-gpt2 transcoder-gemma2,\
+		reports/test_score.py::test_every_figure_equals_that_of_a_model_rebuilt_with_the_sae_inside[$(kind)]) \
+	$(foreach family,gemma2 gemma3 llama gpt2,$(foreach cache,static no-cache lookup,\
+		activations/test_hf_generate.py::test_hf_generate_writes_what_a_loop_by_hand_writes_whatever_its_cache[$(family)-$(cache)])) \
+	$(foreach family,gemma2 gemma3 mistral,\
+		activations/test_hf_generate.py::test_a_cache_of_an_earlier_turn_is_no_part_of_what_is_edited_but_of_the_prompt[$(family)])) \
 	$(addprefix --deselect tests/,text/test_chat.py::test_the_shell_reads_a_users_turn_and_a_whole_chat \
 	activations/test_bundled.py::test_the_bundled_atlas_is_sound_small_and_as_readable_where_nothing_can_be_written)
 
