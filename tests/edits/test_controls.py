@@ -10,6 +10,7 @@ from gemscope.edits.controls import Act, noise, random_feature
 from gemscope.edits.steer import Steer
 from gemscope.edits.strength import Amount
 from gemscope.edits.units import Units
+from gemscope.errors import InputError
 from gemscope.features.sae import SAE
 from gemscope.text.corpus import Corpus
 
@@ -40,6 +41,13 @@ def test_units_are_of_the_batches_that_complete_the_tokens_and_of_where_the_sae_
         assert [units.raw(feature, 1.0).of_max for feature in range(48)] == [
             pytest.approx(1 / value, rel=1e-3) if value > 0 else None for value in peak.tolist()
         ]
+
+
+@pytest.mark.parametrize("corpus", [Corpus.of(["a"]), Corpus.of(["", "a"]).take(1)], ids=["a first position", "nothing"])
+def test_text_of_which_nothing_counts_measures_nothing(corpus: Corpus) -> None:
+    model = model_of("gpt2")  # no BOS: the first position is the text's own
+    with pytest.raises(InputError, match="gave no token that counts: nothing to measure strengths against"):
+        Units.measured(model, random_sae(model, "1.res"), corpus)
 
 
 def test_each_feature_has_a_control_by_dice_of_its_own_as_strong_and_on_the_same_tokens() -> None:
