@@ -51,49 +51,21 @@ def _pieces(folder: Path) -> None:
 SEALS |= dict.fromkeys(("harvest", "describing"), _pieces)
 
 
-def _effect(folder: Path) -> None:
-    path = folder / "effect.safetensors"
-    tensors, beside = read_tensors(path)
-    said = json_of(beside["gemscope_effect"], dict[str, Any], where="")
-    said["checksum"] = checksum_of(tensors, said["of"])
-    _put_beside(path, {"gemscope_effect": said})
+def _tensors(name: str, files: str) -> Callable[[Path], None]:
+    def sealed(folder: Path) -> None:
+        for path in folder.glob(files):
+            tensors, beside = read_tensors(path)
+            said = json_of(beside[name], dict[str, Any], where="")
+            said["checksum"] = checksum_of(tensors, said["of"])
+            _put_beside(path, {name: said})
+
+    return sealed
 
 
-SEALS["effect"] = _effect
-
-
-def _sums(folder: Path) -> None:
-    path = folder / "effect.partial"
-    tensors, beside = read_tensors(path)
-    said = json_of(beside["gemscope_unfinished_effect"], dict[str, Any], where="")
-    said.pop("checksum", None)
-    said["checksum"] = checksum_of(tensors, said)
-    _put_beside(path, {"gemscope_unfinished_effect": said})
-
-
-SEALS["measuring"] = _sums
-
-
-def _relatives(folder: Path) -> None:
-    path = folder / "relatives.safetensors"
-    tensors, beside = read_tensors(path, framework="np")
-    said = json_of(beside["gemscope_relatives"], dict[str, Any], where="")
-    said["checksum"] = checksum_of(tensors, said["of"])
-    _put_beside(path, {"gemscope_relatives": said})
-
-
-SEALS["relatives"] = _relatives
-
-
-def _firings(folder: Path) -> None:
-    for path in (folder / "kept").glob("*.safetensors"):
-        tensors, beside = read_tensors(path, framework="np")
-        said = json_of(beside["gemscope_firings"], dict[str, Any], where="")
-        said["checksum"] = checksum_of(tensors, said["settings"])
-        _put_beside(path, {"gemscope_firings": said})
-
-
-SEALS["firings"] = _firings
+SEALS["effect"] = _tensors("gemscope_effect", "effect.safetensors")
+SEALS["measuring"] = _tensors("gemscope_unfinished_effect", "effect.partial")
+SEALS["relatives"] = _tensors("gemscope_relatives", "relatives.safetensors")
+SEALS["firings"] = _tensors("gemscope_firings", "kept/*.safetensors")
 
 
 def _put_beside(path: Path, said: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ Jacobian, as a value and as a file. It is of the site and serves every SAE that 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import Counter
@@ -20,13 +19,14 @@ from torch import Tensor
 from gemscope.activations.direct import unembedding
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site, logit_divisor, require_names
-from gemscope.checked import Count, Form, Positive, as_read, checksum_of, json_of, read_tensors, require_forms, shown
+from gemscope.checked import Count, Form, Positive, as_read, checksum_of, require_forms, shown
 from gemscope.disk import written_aside
 from gemscope.errors import CorruptFile, InputError, Mismatch
 from gemscope.features.fit import sites_of
 from gemscope.features.jacobian_sums import Sums, Unfinished, unfinished
 from gemscope.features.logit_lens import mean_row, pieces, vocabulary
 from gemscope.features.sae import SAE
+from gemscope.features.sealed import seal, unsealed
 from gemscope.progress import Progress, silent
 from gemscope.shapes import Float
 from gemscope.text.corpus import Corpus
@@ -36,7 +36,7 @@ Part = Literal["all", "this", "later"]
 """Of the effect: on the logits of this position, of later ones, or both."""
 _EFFECTS = 1 << 24
 """Effects on logits held at a time: 64 MB, and as much for each half of the text."""
-_REMEDY = "measure the effect again"
+_NAME, _REMEDY = "gemscope_effect", "measure the effect again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,28 +216,19 @@ class Effect:
 
         self._require_whole()
         target = Path(path)
-        said = {"format": FORMAT, "of": self.of.to_dict(), "checksum": self.digest}
         with written_aside(target) as aside:
-            save_file(self._tensors, aside, {"gemscope_effect": json.dumps(said)})
+            save_file(self._tensors, aside, seal(_NAME, self._tensors, self.of.to_dict(), format=FORMAT))
         return target
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Effect:
         """What `save` wrote. Raises NotFound, AccessError, CorruptFile."""
         where = Path(path)
-        tensors, metadata = read_tensors(where)
-        name = shown(where)
-        if "gemscope_effect" not in metadata:
-            raise CorruptFile(f"{name} is no effect of a site: {_REMEDY}")
-        said = json_of(metadata["gemscope_effect"], _File, where=name)
-        if said.format != FORMAT:
-            raise CorruptFile(f"{name} is of format {said.format}, this version reads {FORMAT}: {_REMEDY}")
-        require_forms(tensors, {part: Form((2, None, None)) for part in ("this", "later")}, where=name)
+        of, tensors = unsealed(_NAME, where, Measured, lacking="is no effect of a site", remedy=_REMEDY, format=FORMAT)
+        require_forms(tensors, {part: Form((2, None, None)) for part in ("this", "later")}, where=shown(where))
         if tensors["this"].shape != tensors["later"].shape:
-            raise CorruptFile(f"{name}: this and later are of different shapes: {_REMEDY}")
-        if checksum_of(tensors, said.of.to_dict()) != said.checksum:
-            raise CorruptFile(f"{name} is damaged: its checksum is another: {_REMEDY}")
-        return cls(of=said.of, this=tensors["this"], later=tensors["later"])
+            raise CorruptFile(f"{shown(where)}: this and later are of different shapes: {_REMEDY}")
+        return cls(of=of, this=tensors["this"], later=tensors["later"])
 
     @classmethod
     def over(cls, effects: Sequence[Effect]) -> Effect:
@@ -331,15 +322,6 @@ class Effect:
             tokens = vocabulary(model, len(W_U)).to(W_U.device)
             mean, hidden = mean_row(W_U, tokens), hidden.to(W_U.device) / logit_divisor(model.hf)
             return torch.cat([hidden @ (W_U[some].float() - mean).T for _, some in pieces(tokens, W_U)], dim=1).cpu()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _File:
-    """What stands beside the matrices."""
-
-    format: Count
-    of: Measured
-    checksum: str
 
 
 def _correlations(first: Float[Tensor, "F V"], second: Float[Tensor, "F V"]) -> Float[Tensor, "F"]:

@@ -4,7 +4,6 @@ every counted token. What was read is kept beside the result, so that a reading 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections import Counter
@@ -19,19 +18,20 @@ from typing import Any
 import numpy as np
 
 from gemscope.activations.model import LanguageModel
-from gemscope.checked import Form, as_read, checksum_of, json_of, read_tensors, require_forms
+from gemscope.checked import Form, as_read, require_forms
 from gemscope.disk import claimed, room, synced
 from gemscope.errors import CorruptFile, InputError, NotFound
 from gemscope.features.activations import FeatureActivations
 from gemscope.features.cofiring import ranges
 from gemscope.features.fit import require_fit
 from gemscope.features.sae import SAE
+from gemscope.features.sealed import require_same, seal, unsealed
 from gemscope.progress import Progress, silent
 from gemscope.text.corpus import Corpus
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_REMEDY = "remove it to begin anew"
+_NAME, _REMEDY = "gemscope_firings", "remove it to begin anew"
 
 
 @dataclass(frozen=True)
@@ -225,20 +225,13 @@ class Kept:
         for number in count():
             path = self._path(number)
             try:
-                tensors, said = read_tensors(path, framework="np")
+                settings, tensors = unsealed(
+                    _NAME, path, dict[str, Any], lacking="holds no firings", remedy=_REMEDY, framework="np"
+                )
             except NotFound:
                 self._next = number
                 return
-            except CorruptFile as error:
-                raise CorruptFile(f"{error}: {_REMEDY}") from error
-            of = json_of(said.get("gemscope_firings", "{}"), _Said, where=str(path))
-            if other := [name for name in self._settings if of.settings.get(name) != self._settings[name]]:
-                raise InputError(
-                    f"{self.folder} holds what was read with another {', '.join(other)}: go on with the same settings, "
-                    "or remove it"
-                )
-            if of.checksum != checksum_of(tensors, self._settings):
-                raise CorruptFile(f"{path} is damaged: its checksum is another: {_REMEDY}")
+            require_same(settings, self._settings, f"{self.folder} holds what was read")
             _require_sound(tensors, widths, path)
             yield tensors
 
@@ -247,11 +240,10 @@ class Kept:
         from safetensors.numpy import save_file
 
         path = self._path(self._next)
-        said = {"settings": self._settings, "checksum": checksum_of(piece, self._settings)}
         aside = self._place / path.name
         with room(path, self._place):
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(dict(piece), aside, {"gemscope_firings": json.dumps(said)})
+            save_file(dict(piece), aside, seal(_NAME, piece, self._settings))
             synced(aside)
             os.replace(aside, path)
         self._next += 1
@@ -262,14 +254,6 @@ class Kept:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06d}.safetensors"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Said:
-    """What stands beside a piece."""
-
-    settings: dict[str, Any]
-    checksum: str
 
 
 def _require_sound(piece: Mapping[str, Array], widths: Sequence[int], path: Path) -> None:

@@ -4,12 +4,11 @@ where measuring was stopped.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,13 @@ import torch
 from torch import Tensor
 
 from gemscope.activations.jacobian import Jacobian
-from gemscope.checked import Count, Form, as_read, checksum_of, json_of, read_tensors, require_forms
+from gemscope.checked import Count, Form, as_read, require_forms
 from gemscope.disk import claimed, room, synced
-from gemscope.errors import CorruptFile, InputError, NotFound
+from gemscope.errors import NotFound
+from gemscope.features.sealed import require_same, seal, unsealed
 from gemscope.shapes import Float
+
+_NAME, _REMEDY = "gemscope_unfinished_effect", "remove it to begin anew"
 
 
 class Sums:
@@ -62,20 +64,13 @@ class Unfinished:
         """
         sums = Sums()
         try:
-            tensors, beside = read_tensors(self._path)
-            said = json_of(beside.get("gemscope_unfinished_effect", ""), _Said, where="what it says of itself")
-            if checksum_of(tensors, as_read(_plain(said))) != said.checksum:
-                raise CorruptFile("its checksum is another")
-            if other := [name for name in self._settings if said.settings.get(name) != self._settings[name]]:
-                raise InputError(
-                    f"{self._path} holds an unfinished effect measured with another {', '.join(other)}: go on with the "
-                    "same settings, or remove it"
-                )
-            require_forms(tensors, {part: Form((2, *width), "float64") for part in ("this", "later")})
+            said, tensors = unsealed(_NAME, self._path, _Said, lacking="is damaged", remedy=_REMEDY)
         except NotFound:
             return sums
-        except CorruptFile as error:
-            raise CorruptFile(f"{self._path} is damaged ({error}): remove it to begin anew") from error
+        require_same(said.settings, self._settings, f"{self._path} holds an unfinished effect measured")
+        require_forms(
+            tensors, {part: Form((2, *width), "float64") for part in ("this", "later")}, where=str(self._path)
+        )
         sums.rows, sums.counts, sums.dropped = said.rows, list(said.counts), Counter(said.dropped)
         # Out of the file that will be replaced.
         sums.tensors = {name: tensor.clone() for name, tensor in tensors.items()}
@@ -85,18 +80,10 @@ class Unfinished:
         """In place of what was there. Raises StorageFull, FileError."""
         from safetensors.torch import save_file
 
-        said = _Said(
-            settings=self._settings,
-            rows=sums.rows,
-            counts=(sums.counts[0], sums.counts[1]),
-            dropped=dict(sums.dropped),
-            checksum="",
-        )
-        facts = as_read(_plain(said))
-        facts["checksum"] = checksum_of(sums.tensors, facts)
+        said = {"settings": self._settings, "rows": sums.rows, "counts": sums.counts, "dropped": sums.dropped}
         aside = self._place / self._path.name
         with room(self._path, self._place):
-            save_file(sums.tensors, aside, {"gemscope_unfinished_effect": json.dumps(facts)})
+            save_file(sums.tensors, aside, seal(_NAME, sums.tensors, said))
             synced(aside)
             os.replace(aside, self._path)
 
@@ -121,8 +108,3 @@ class _Said:
     rows: Count
     counts: tuple[Count, Count]
     dropped: dict[str, Count]
-    checksum: str
-
-
-def _plain(said: _Said) -> dict[str, Any]:
-    return {name: value for name, value in asdict(said).items() if name != "checksum"}

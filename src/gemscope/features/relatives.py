@@ -13,17 +13,18 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from gemscope.activations.site import Site, require_names
-from gemscope.checked import Count, Form, Positive, as_read, checksum_of, json_of, read_tensors, require_forms, shown
+from gemscope.activations.site import Site, described, require_names
+from gemscope.checked import Count, Form, Positive, as_read, checksum_of, json_of, require_forms, shown
 from gemscope.disk import written_aside
 from gemscope.errors import CorruptFile, Mismatch, NotFound
+from gemscope.features.sealed import seal, unsealed
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 FORMAT = 1
 Figure = Literal["cosine", "correlation", "effect"]
 FIGURES: tuple[Figure, ...] = ("cosine", "correlation", "effect")
-_REMEDY = "find the relatives again"
+_NAME, _REMEDY = "gemscope_relatives", "find the relatives again"
 _PARTS = ("starts", "ids", *FIGURES, "both")
 
 
@@ -62,7 +63,7 @@ class Party:
     @property
     def place(self) -> str:
         """Where it reads and writes, in a few characters."""
-        return self.site if self.site == self.site_out else f"{self.site} → {self.site_out}"
+        return described(self.site, self.site_out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,26 +238,16 @@ class Kin:
 
         target = Path(path)
         tensors = self._tensors
-        said = as_read(asdict(self._said))
-        facts = {"format": FORMAT, "of": said, "checksum": checksum_of(tensors, said)}
         with written_aside(target) as aside:
-            save_file(tensors, aside, {"gemscope_relatives": json.dumps(facts)})
+            save_file(tensors, aside, seal(_NAME, tensors, asdict(self._said), format=FORMAT))
         return target
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Kin:
         """What `save` wrote. Raises NotFound, AccessError, CorruptFile."""
-        where = Path(path)
-        tensors, beside = read_tensors(where, framework="np")
-        name = shown(where)
-        if "gemscope_relatives" not in beside:
-            raise CorruptFile(f"{name} holds no relatives of features: {_REMEDY}")
-        file = json_of(beside["gemscope_relatives"], _File, where=name)
-        if file.format != FORMAT:
-            raise CorruptFile(f"{name} is of format {file.format}, this version reads {FORMAT}: {_REMEDY}")
-        said = file.of
-        if checksum_of(tensors, as_read(asdict(said))) != file.checksum:
-            raise CorruptFile(f"{name} is damaged: its checksum is another: {_REMEDY}")
+        how = {"lacking": "holds no relatives of features", "remedy": _REMEDY, "framework": "np"}
+        said, tensors = unsealed(_NAME, Path(path), _Said, format=FORMAT, **how)
+        name = shown(path)
         _require_sound(said, tensors, name)
         relations = []
         for number, about in enumerate(said.relations):
@@ -313,13 +304,6 @@ class _Said:
     relations: tuple[About, ...]
     chain: tuple[Party, ...]
     place: Count
-
-
-@dataclass(frozen=True, kw_only=True)
-class _File:
-    format: Count
-    of: _Said
-    checksum: str
 
 
 def _require_sound(said: _Said, tensors: Mapping[str, Array], name: str) -> None:
