@@ -86,6 +86,11 @@ class Site:
         return (-1 if self.layer is None else self.layer, _ORDER[self.kind])
 
 
+def described(site: Site | str, site_out: Site | str | None) -> str:
+    """Where an SAE reads, and where it writes if that is elsewhere."""
+    return f"{site}" if site_out in (site, None) else f"{site} → {site_out}"
+
+
 def require_names(*sites: str) -> None:
     """Names of sites are names of folders too. Raises ValueError."""
     for site in sites:

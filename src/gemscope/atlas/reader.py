@@ -20,6 +20,7 @@ from typing import SupportsIndex, Unpack
 
 import numpy as np
 
+from gemscope.activations.site import described
 from gemscope.atlas.dashboard import Dashboard, Explanation, Glance, Summary
 from gemscope.atlas.entry import Entry, Floats, Ints
 from gemscope.atlas.feature import Features
@@ -378,7 +379,7 @@ class Atlas:
         manifest = self.manifest
         living = int((self._lists.figures.counts > 0).sum())
         parts = ", ".join(part.name for part in manifest.parts) or "no text"
-        at = manifest.site if manifest.site == manifest.site_out else f"{manifest.site} → {manifest.site_out}"
+        at = described(manifest.site, manifest.site_out)
         labelled, scored, good = self.standing
         share = f" ({good / scored:.0%} of the {scored:,} scored ones above {GOOD})" if scored else ""
         passed = passed_over(sum((Counter(part.passed) for part in manifest.parts), Counter()))

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from gemscope.activations.site import KINDS, Site
+from gemscope.activations.site import KINDS, Site, described
 from gemscope.checked import shown
 from gemscope.errors import InputError, SAENotFound
 from gemscope.features.sae import SAE
@@ -83,8 +83,7 @@ class Member:
         return path if path is not None and path.exists() else None
 
     def __str__(self) -> str:
-        place = str(self.site) if self.site == self.site_out else f"{self.site} → {self.site_out}"
-        width = f", {self.label} wide" if self.label else ""
+        place, width = described(self.site, self.site_out), f", {self.label} wide" if self.label else ""
         return f"{place}{width}{'' if self.l0 is None else f', L0 {self.l0:g}'}: {self.address}"
 
 
@@ -250,7 +249,7 @@ class Scope(Sequence[Member]):
         for place in sorted({(one.site, one.site_out) for one in self.members}):
             here = [one for one in self.members if (one.site, one.site_out) == place]
             cells = [[one for one in here if one.width == width] for width in widths]
-            rows.append([_place(*place), *map(_told, cells)])
+            rows.append([described(*place), *map(_told, cells)])
         wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, wide, strict=True)).rstrip() for row in rows]
         atlases = sum(one.atlas is not None for one in self.members)
@@ -364,10 +363,6 @@ def _cell(member: Member) -> str:
         return text
     fvu = "—" if figures.fvu is None else f"{figures.fvu:.3f}"
     return f"{text} [{fvu}{'' if figures.delta_loss is None else f', {figures.delta_loss:+.3f}'}]"
-
-
-def _place(site: Site, site_out: Site) -> str:
-    return str(site) if site == site_out else f"{site} → {site_out}"
 
 
 def _failed(one: Failed) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from gemscope.activations.site import described
 from gemscope.pages.blocks import bars, spark
 from gemscope.pages.chips import shade
 from gemscope.pages.labels import STANDS, said, short_label
@@ -122,7 +123,7 @@ def _standing(best: Any) -> str:
 
 def came_from(manifest: Any) -> str:
     """Model, SAE and text of an atlas, in a line."""
-    at = manifest.site if manifest.site == manifest.site_out else f"{manifest.site} → {manifest.site_out}"
+    at = described(manifest.site, manifest.site_out)
     parts = ", ".join(part.name for part in manifest.parts)
     return readable(
         f"From {manifest.tokens:,} tokens of {parts or 'no text'}, which {manifest.model} read at {at} through "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from gemscope.activations.site import KINDS
+from gemscope.activations.site import KINDS, described
 from gemscope.edits import defaults
 from gemscope.edits.ways import WAYS
 from gemscope.pages import numbers, rows, strips
@@ -87,11 +87,6 @@ def typed(text: str) -> str:
 def sae_of(manifest: Any) -> str:
     """The SAE of an atlas in few characters: 15.res 8k."""
     return line(f"{described(manifest.site, manifest.site_out)} {numbers.wide(manifest.d_sae)}")
-
-
-def described(site: str, site_out: str) -> str:
-    """Where an SAE reads, and where it writes if that is elsewhere."""
-    return site if site == site_out else f"{site} → {site_out}"
 
 
 def placed(site: str, site_out: str) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gemscope.activations.fetch import together
 from gemscope.activations.model import LanguageModel
+from gemscope.activations.site import described
 from gemscope.activations.suited import with_float64
 from gemscope.atlas.meaning import Given, meanings
 from gemscope.edits.clamp import Ablate
@@ -91,7 +92,7 @@ def attribute(
     return Attribution(
         model=model.name,
         sae=sae.info.name,
-        site=str(site) if not sae.is_transcoder else f"{site} → {written}",
+        site=described(site, written),
         dtype=str(model.dtype).removeprefix("torch."),
         computed=computed_by(model, sae),
         tokens=tuple(model.texts(tokens.ids[0].tolist())),

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from gemscope.activations.site import KINDS, Site
+from gemscope.activations.site import KINDS, Site, described
 from gemscope.errors import InputError
 from gemscope.features.scored import Figures
 from gemscope.pages.grid import COSTS, FIGURES
@@ -71,8 +71,7 @@ class Placed:
     def about(self) -> str:
         """It and all its figures in one line."""
         figures = [f"{FIGURES[by]} {self.said(by)}" for by in BYS if self.value(by) is not None]
-        where = str(self.site) if self.site == self.site_out else f"{self.site} → {self.site_out}"
-        return f"{where} {wide(self.width)}: {', '.join(figures) or 'not scored'}"
+        return f"{described(self.site, self.site_out)} {wide(self.width)}: {', '.join(figures) or 'not scored'}"
 
     def to_dict(self) -> dict[str, object]:
         """For JSON."""

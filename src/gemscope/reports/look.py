@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gemscope.activations.capture import Activations
 from gemscope.activations.model import LanguageModel
-from gemscope.activations.site import Site
+from gemscope.activations.site import Site, described
 from gemscope.atlas.meaning import Given, Meanings, Place, meanings
 from gemscope.errors import EmptyText, InputError
 from gemscope.features.fit import answered_for, computed_by, require_fit
@@ -321,7 +321,7 @@ def seen(
     return Look(
         model=model.name,
         sae=sae.info.name,
-        site=str(site) if not sae.is_transcoder else f"{site} → {written}",
+        site=described(site, written),
         tokens=tuple(shown),
         sinks=acts.dropped["sink"],
         l0=features.mean_l0,

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, UnsetType
 
+from gemscope.activations.site import described
 from gemscope.checked import EXACT, Count, read_json
 from gemscope.disk import written_aside
 from gemscope.errors import CorruptFile, InputError, NotFound
@@ -63,8 +64,7 @@ class TrainingReport(Paged):
     @property
     def site(self) -> str:
         """Where it reads, and where it writes if that is elsewhere; several sites of a crosscoder."""
-        reads, writes = (", ".join(self.figures[key]) for key in ("site", "site_out"))
-        return reads if reads == writes else f"{reads} → {writes}"
+        return described(*(", ".join(self.figures[key]) for key in ("site", "site_out")))
 
     @property
     def scored(self) -> bool:

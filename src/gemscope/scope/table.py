@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gemscope.activations.site import described
 from gemscope.features.listing import load_scope
 from gemscope.features.scope import Member, Scope
 from gemscope.features.scope_manifest import Failed
@@ -41,7 +42,9 @@ class ScopeTable(Shown):
         from rich.text import Text
 
         heads = ("site", "features", "L0", "FVU", "delta loss", "dead")
-        rows = [(_place(one), f"{one.width:,}", *_figures(one, one.figures)) for one in self.scope]
+        rows = [
+            (described(one.site, one.site_out), f"{one.width:,}", *_figures(one, one.figures)) for one in self.scope
+        ]
         parts: list[RenderableType] = [
             Text(f"{many(len(self.scope), 'SAE')} in {self.folder}", style="bold"),
             Table(heads, rows, left=heads[:1], bold=False, indent=2),
@@ -56,10 +59,6 @@ def table_of(folder: str | Path) -> ScopeTable:
     """The table of a scope of one's own. Raises NotFound, AccessError, CorruptFile."""
     scope = load_scope(str(folder))
     return ScopeTable(Path(folder), scope, scope.failed)
-
-
-def _place(member: Member) -> str:
-    return str(member.site) if member.site == member.site_out else f"{member.site} → {member.site_out}"
 
 
 def _failing(one: Failed) -> str:
