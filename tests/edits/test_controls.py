@@ -43,7 +43,9 @@ def test_units_are_of_the_batches_that_complete_the_tokens_and_of_where_the_sae_
         ]
 
 
-@pytest.mark.parametrize("corpus", [Corpus.of(["a"]), Corpus.of(["", "a"]).take(1)], ids=["a first position", "nothing"])
+@pytest.mark.parametrize(
+    "corpus", [Corpus.of(["a"]), Corpus.of(["", "a"]).take(1)], ids=["a first position", "nothing"]
+)
 def test_text_of_which_nothing_counts_measures_nothing(corpus: Corpus) -> None:
     model = model_of("gpt2")  # no BOS: the first position is the text's own
     with pytest.raises(InputError, match="gave no token that counts: nothing to measure strengths against"):
