@@ -19,7 +19,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 BENCH_PIP := $(BENCH)/bin/pip install --quiet --disable-pip-version-check
 
 .PHONY: help setup demo test test-browser test-notebooks test-hub test-old check format docs site \
-	release-check peer corpus own-words broad own-subjects unlike default-sae scope mutants clean \
+	release-check peer corpus own-words broad own-subjects unlike default-sae broad-sae scope mutants clean \
 	bench-startup bench-encode bench-train bench-scaling bench-describe bench-pages bench-edits bench-train-real bench-toy bench-gpu bench-smoke
 
 help:  ## this list
@@ -213,7 +213,7 @@ corpora/broad.jsonl.gz: | setup
 	$(BIN)/python tools/corpus.py -o corpora --broad
 
 corpora/own-subjects.jsonl.gz: | setup
-	$(BIN)/python tools/own_words.py -o $@ --broad
+	$(BIN)/python tools/own_words.py -o $@ --broad --tokens 400000 --each 160 --batch 96
 
 corpus: corpora/english-permissive.jsonl.gz  ## the large training corpus, from Debian's documentation packages
 
@@ -231,6 +231,9 @@ unlike: unlike/unlike.jsonl.gz  ## text that no corpus resembles, to measure on
 
 default-sae: corpus own-words unlike  ## the bundled SAE anew: harvest, training, card (an hour and 10 GB)
 	$(BIN)/python tools/default_sae.py
+
+broad-sae: corpus own-words broad own-subjects unlike  ## the same on broader text, compared with what ships and not shipped (hours; resumable)
+	$(BIN)/python tools/default_sae.py --kept 0.5 --no-ship --work runs/broad
 
 SCOPE ?= ../smollm2-scope
 scope: corpus own-words  ## a scope of the bundled model, in $(SCOPE): every layer's residual stream, MLP, attention, transcoder (hours; resumable)
