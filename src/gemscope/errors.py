@@ -14,7 +14,8 @@ expected, what to do. Nothing here knows how the errors come about.
     │   └── SiteNotFound      no such layer or site in this model
     ├── AccessError           it exists, but cannot be reached                     (also an OSError)
     │   ├── GatedRepository
-    │   └── HubUnreachable    no network, or offline mode
+    │   ├── HubUnreachable    no network, or offline mode
+    │   └── StoreUnreachable  an object store that did not answer as long as there was patience
     ├── FileError             a file is not what it should be                      (also an OSError)
     │   ├── CorruptFile
     │   ├── UnsafeFile        it would have to be unpickled
@@ -102,6 +103,10 @@ class GatedRepository(AccessError):
 
 class HubUnreachable(AccessError):
     """No network, or offline mode, and it is not in the cache."""
+
+
+class StoreUnreachable(AccessError):
+    """An object store that gave no answer, or none of use, as long as there was patience."""
 
 
 class FileError(GemscopeError, OSError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
 from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cache, partial
@@ -14,13 +13,14 @@ from rich.filesize import decimal
 
 from gemscope.activations import memory
 from gemscope.activations.ahead import ahead, enough
+from gemscope.activations.bucket import LAST
 from gemscope.activations.model import LanguageModel
+from gemscope.activations.place import Place, place_of
 from gemscope.activations.site import Site
 from gemscope.activations.store import FORMAT, Manifest, Store
 from gemscope.activations.work import counted, device_kind
 from gemscope.activations.writer import Writer, bytes_per_row
 from gemscope.checked import as_read
-from gemscope.disk import left_by_dead
 from gemscope.errors import GemscopeError, InputError, StorageFull
 from gemscope.progress import Progress, silent
 from gemscope.text.corpus import PIECE, Corpus
@@ -75,17 +75,18 @@ def harvest(
         versions=versions(),
         stored=dtype,
     )
-    if world.size > 1 and (made := _made(Path(to), manifest)):
+    place = place_of(to)
+    if world.size > 1 and (made := _made(place, manifest)):
         return made
     row = sum(bytes_per_row(model.width(site), dtype) for site in sites)
     asked = {"tokens": tokens, "batch": batch, "piece": piece, "device": device_kind(model.device)}
     identity = {**asdict(manifest), **asked}
-    with memory.fewer("a harvest", batch, model.device), Writer(to, identity, stored=dtype) as writer:
+    with memory.fewer("a harvest", batch, model.device), Writer(place, identity, stored=dtype) as writer:
         work = writer.work
-        known = {number: work.read_of(number) for number in work.there()} if world.first else {}
+        known = work.read_so_far() if world.first else {}
         expected = tokens if tokens is not None or not world.first else expected_tokens(model, corpus)
         if expected is not None and world.first:
-            _require_room(Path(to), expected, row, done=sum(known.values()))
+            _require_room(place, expected, row, done=sum(known.values()))
         size = "" if expected is None else f", about {decimal(expected * row)}"
         try:
             with progress(f"harvest {', '.join(map(str, sites))}{size}", expected, "tokens") as advance:
@@ -102,16 +103,16 @@ def harvest(
                         advance(work.news(known))
             return writer.finish(manifest, work.number)
         except (OSError, GemscopeError):
-            if not (Path(to) / "manifest.json").exists():
+            if not place.has(LAST):
                 raise
             # Others have made it meanwhile, and what was on its way there with it.
-            left_by_dead(Path(to), own=True)
-            return Store(to)
+            place.leave()
+            return Store(place)
 
 
-def _made(to: Path, wanted: Manifest) -> Store | None:
+def _made(to: Place, wanted: Manifest) -> Store | None:
     """The store that other workers have made of the same."""
-    if not (to / "manifest.json").exists():
+    if not to.has(LAST):
         return None
     store = Store(to)
     there, ours = as_read(asdict(store.manifest)), as_read(asdict(wanted))
@@ -136,14 +137,13 @@ def expected_tokens(model: LanguageModel, corpus: Corpus) -> int | None:
     return round(letters * tokens / max(1, known))
 
 
-def _require_room(to: Path, tokens: int, row: int, *, done: int) -> None:
+def _require_room(to: Place, tokens: int, row: int, *, done: int) -> None:
     """What is still to be written, as if every token counted, against what is free."""
-    there = next(folder for folder in to.absolute().parents if folder.exists())
-    free, needed = shutil.disk_usage(there).free, (tokens - done) * row
-    if needed > free:
+    free, needed = to.free, (tokens - done) * row
+    if free is not None and needed > free:
         raise StorageFull(
             f"a harvest of about {tokens:,} tokens takes {decimal(tokens * row)}, {decimal(needed)} of it still to be "
-            f"written; {there} has {decimal(free)} left: make room, or ask for fewer tokens, sites or bytes per number"
+            f"written; {to} has {decimal(free)} left: make room, or ask for fewer tokens, sites or bytes per number"
         )
 
 

@@ -3,30 +3,37 @@
     STORE/manifest.json                what they are, and of which model, corpus and version; a checksum for each shard
     STORE/15.res/00003-01.safetensors  values [n, D] (float16, bfloat16 or float32), token, document, offset [n]
 
-Shards are memory-mapped, so a store may be larger than memory. They are named by the piece of the text that they are
+Shards are memory-mapped, so a store may be larger than memory; those in a bucket are read in ranges or from copies
+(see `ranged.py`). They are named by the piece of the text that they are
 of, and their number in it; all sites are cut into shards at the same batches. While a store is being made,
 STORE.partial holds a note of each piece that is done (see `work.py`), so that any number of workers may make it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol, TypeVar, runtime_checkable
 
 import torch
 from msgspec import Meta
 from torch import Tensor
 
+from gemscope.activations.bucket import LAST, Bucket
+from gemscope.activations.place import Here, Place, place_of
+from gemscope.activations.ranged import Column, Ranged
 from gemscope.activations.site import Site, require_names
 from gemscope.checked import Count, Numbered, Positive, read_json, read_tensors
 from gemscope.errors import AccessError, CorruptFile, InputError, NotFound
 from gemscope.progress import Progress, silent
 from gemscope.shapes import Float, Int
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 FORMAT = 4
 _REMEDY = "harvest again"
@@ -59,6 +66,13 @@ class Shard:
 
 
 Counts = Mapping[str, Count]
+
+
+@runtime_checkable
+class Each(Protocol):
+    """`map`, as far as it is needed here."""
+
+    def __call__(self, do: Callable[[T], U], of: Iterable[T], /) -> Iterator[U]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +120,12 @@ class Manifest:
 class Rows:
     """The activations of one site as N rows of D numbers, in the order of the text, read from disk as needed."""
 
-    def __init__(self, shards: Sequence[Mapping[str, Tensor]], pieces: Sequence[int | None] = ()) -> None:
-        """Of shards, each of a piece of the text (None: nobody says which)."""
-        self._shards = shards
-        self._starts = torch.tensor([0, *[len(shard["values"]) for shard in shards]]).cumsum(0)
+    def __init__(
+        self, shards: Sequence[Mapping[str, Tensor | Column]], pieces: Sequence[int | None] = (), *, each: Each = map
+    ) -> None:
+        """Of shards, each of a piece of the text (None: nobody says which); `each` is how several are asked."""
+        self._shards, self._each = shards, each
+        self._starts = torch.tensor([0, *map(_length, shards)]).cumsum(0)
         self._pieces = pieces or [None] * len(shards)
 
     @property
@@ -160,27 +176,42 @@ class Rows:
         if ordered[0] < 0 or ordered[-1] >= len(self):
             raise IndexError(f"rows {int(ordered[0])} to {int(ordered[-1])} of {len(self)}")
         bounds = torch.searchsorted(ordered, self._starts).tolist()
-        for shard, (begin, end) in enumerate(pairwise(bounds)):
-            if begin < end:
-                out[places[begin:end]] = self._shards[shard][name][ordered[begin:end] - self._starts[shard]]
+        parts = [(shard, slice(*part)) for shard, part in enumerate(pairwise(bounds)) if part[0] < part[1]]
+
+        def rows(part: tuple[int, slice]) -> Tensor:
+            shard, those = part
+            return self._shards[shard][name][ordered[those] - self._starts[shard]]
+
+        for (_, those), found in zip(parts, self._each(rows, parts), strict=True):
+            out[places[those]] = found
         return out
+
+
+def _length(shard: Mapping[str, Tensor | Column]) -> int:
+    """Rows of a shard. One that lies elsewhere is not opened to find out."""
+    return shard.rows if isinstance(shard, Ranged) else len(shard["values"])
 
 
 class Store:
     """Harvested activations, by site."""
 
-    def __init__(self, folder: str | Path, *, skip_corrupt: bool = False) -> None:
+    def __init__(self, folder: str | Path | Place, *, skip_corrupt: bool = False) -> None:
         """Opens a store. Raises NotFound where there is none or an unfinished one, CorruptFile for a damaged one.
 
         `skip_corrupt` checks the checksum of each shard of a site when the site is opened, and leaves damaged ones out
         with a warning, at all sites, whose rows stay the same tokens.
         """
-        self.folder = Path(folder)
+        self._place = place_of(folder)
         self._skip = skip_corrupt
-        path = self.folder / "manifest.json"
-        if not path.exists():
+        if not self._place.has(LAST):
             raise NotFound(f"no harvest in {folder}: it has no manifest.json (an interrupted harvest leaves none)")
-        self.manifest = Manifest.read_from(path)
+        with self._place.reading(LAST) as path:
+            self.manifest = Manifest.read_from(path)
+
+    @property
+    def folder(self) -> Path | str:
+        """Where it lies; in a bucket that is an address."""
+        return self._place.path if isinstance(self._place, Here) else str(self._place)
 
     @property
     def sites(self) -> list[Site]:
@@ -192,25 +223,27 @@ class Store:
         name = str(Site.parse(site))
         if name not in self.manifest.sites:
             raise NotFound(f"no {name} in {self.folder}: it holds {', '.join(self.manifest.sites)}")
-        paths = self._paths(name)
+        files = self._files(name)
         if self._skip:
             damaged = self._damaged()
-            paths = {number: path for number, path in paths.items() if number not in damaged}
-            if not paths:
+            files = {number: file for number, file in files.items() if number not in damaged}
+            if not files:
                 raise CorruptFile(f"no shard of {name} in {self.folder} is whole: harvest again")
-        shards = [self._opened(name, number) for number in paths]
-        if len({(shard["values"].shape[1], shard["values"].dtype) for shard in shards}) > 1:
-            raise CorruptFile(
-                f"the shards of {name} in {self.folder} are unlike each other in width or format: {_REMEDY}"
-            )
+        shards = [self._opened(name, number) for number in files]
         if not shards:
             raise CorruptFile(f"{self.folder} has no shard of {name}: {_REMEDY}")
+        first = _form(shards[0])
+        for shard in shards[1:]:
+            if isinstance(shard, Ranged):  # looked at when it is read
+                shard.form = first
+            elif _form(shard) != first:
+                raise CorruptFile(f"the shards of {name} in {self.folder} are {_UNLIKE}: {_REMEDY}")
         listed = self.manifest.shards.get(name)
-        rows = Rows(shards, [listed[number].piece if listed else None for number in paths])
+        rows = Rows(shards, [listed[number].piece if listed else None for number in files], each=self._place.each)
         count = self.manifest.sites[name]
         if not self._skip and len(rows) != count:
             raise CorruptFile(
-                f"{self.folder / name} holds {len(rows)} rows, its manifest says {count}: harvest again, or open it "
+                f"{self.folder}/{name} holds {len(rows)} rows, its manifest says {count}: harvest again, or open it "
                 f"with skip_corrupt=True"
             )
         return rows
@@ -239,70 +272,97 @@ class Store:
 
         A store of format 1 has no checksums: its shards are only opened.
         """
-        paths = [(site, number, path) for site in self.manifest.sites for number, path in self._paths(site).items()]
+        files = [(site, number, file) for site in self.manifest.sites for number, file in self._files(site).items()]
         found = []
-        with progress(f"verify {self.folder}", len(paths), "shards") as advance:
-            for site, number, path in paths:
+        with progress(f"verify {self.folder}", len(files), "shards") as advance:
+            for site, number, file in files:
                 if not self._whole(site, number):
-                    found.append(path)
+                    found.append(file)
                 advance(1)
         if found:
-            named = ", ".join(str(path.relative_to(self.folder)) for path in found[:5])
+            named = ", ".join(found[:5])
             more = f" and {len(found) - 5} more" if len(found) > 5 else ""
             raise CorruptFile(
-                f"{len(found)} of {len(paths)} shards in {self.folder} are damaged: {named}{more}; harvest again, or "
+                f"{len(found)} of {len(files)} shards in {self.folder} are damaged: {named}{more}; harvest again, or "
                 f"open it with skip_corrupt=True"
             )
         for site in self.manifest.sites:
             self[site]  # as many rows as there should be
 
-    def _paths(self, site: str) -> dict[int, Path]:
+    def _files(self, site: str) -> dict[int, str]:
+        """Its shards by number."""
         listed = self.manifest.shards.get(site)
-        folder = self.folder / site
         if listed is None:
-            return dict(enumerate(sorted(folder.glob("*.safetensors"))))
-        return {number: folder / shard_name(shard.name or number) for number, shard in enumerate(listed)}
+            names = sorted(name for name in self._place.names(site) if name.endswith(".safetensors"))
+            return dict(enumerate(names))
+        return {number: f"{site}/{shard_name(shard.name or number)}" for number, shard in enumerate(listed)}
 
     def _damaged(self) -> set[int]:
         """Numbers of the shards to leave out: those of any site, as rows of all of them are the same tokens."""
         damaged = set()
         for one in self.manifest.sites:
-            for number, path in self._paths(one).items():
+            for number, file in self._files(one).items():
                 if not self._whole(one, number):
-                    warnings.warn(f"{path} is damaged: its rows are left out", stacklevel=3)
+                    warnings.warn(f"{self.folder}/{file} is damaged: its rows are left out", stacklevel=3)
                     damaged.add(number)
         return damaged
 
     def _whole(self, site: str, number: int) -> bool:
+        file, listed = self._files(site)[number], self.manifest.shards.get(site)
         try:
-            self._opened(site, number)
-        except CorruptFile:
+            _form(self._opened(site, number))
+            return listed is None or self._place.digest(file) == listed[number].sha256
+        except (CorruptFile, NotFound):
             return False
-        listed = self.manifest.shards.get(site)
-        return listed is None or digest_of(self._paths(site)[number]) == listed[number].sha256
 
-    def _opened(self, site: str, number: int) -> dict[str, Tensor]:
-        path = self._paths(site)[number]
-        try:
-            shard = read_tensors(path)[0]
-            _require_rows(shard)
-        except (NotFound, AccessError, CorruptFile) as error:
-            reason = "it is missing" if isinstance(error, NotFound) else str(error)
-            raise CorruptFile(
-                f"{path} is damaged: {reason}; harvest again, or open the store with skip_corrupt=True"
-            ) from error
+    def _opened(self, site: str, number: int) -> Mapping[str, Tensor | Column]:
         listed = self.manifest.shards.get(site)
-        lengths = {len(tensor) for tensor in shard.values()}
-        if len(lengths) != 1 or (listed and lengths != {listed[number].rows}):
-            raise CorruptFile(f"{path} is damaged: it holds {sorted(lengths)} rows; harvest again")
-        return shard
+        shard = None if listed is None else listed[number]
+        path = f"{self.folder}/{self._files(site)[number]}"
+
+        def require(found: Mapping[str, Tensor | Column]) -> None:
+            """Raises CorruptFile."""
+            _require_rows(found)
+            lengths = {len(tensor) for tensor in found.values()}
+            if len(lengths) != 1 or (shard and lengths != {shard.rows}):
+                raise CorruptFile(f"{path} is damaged: it holds {sorted(lengths)} rows; harvest again")
+
+        def amiss(error: Exception) -> CorruptFile:
+            if str(error).startswith(f"{path} is damaged"):
+                return CorruptFile(error)
+            reason = "it is missing" if isinstance(error, NotFound) else str(error)
+            return CorruptFile(f"{path} is damaged: {reason}; harvest again, or open the store with skip_corrupt=True")
+
+        file = self._files(site)[number]
+        if isinstance(self._place, Bucket) and shard is not None:
+            return Ranged(self._place, file, shard.sha256, shard.rows, require=require, amiss=amiss)
+        try:
+            opened = read_tensors(self._place.kept(file))[0]
+            require(opened)
+        except (NotFound, AccessError, CorruptFile) as error:
+            raise amiss(error) from error
+        return opened
 
     def __repr__(self) -> str:
         held = ", ".join(f"{site}: {count:,} rows" for site, count in self.manifest.sites.items())
         return f"Store({self.folder}, {self.manifest.model}, {held})"
 
 
+def is_store(folder: str) -> bool:
+    """Whether a whole harvest lies in a folder, or at an address in a bucket. Raises AccessError."""
+    with suppress(InputError):  # it is no address at all
+        return place_of(folder).has(LAST)
+    return False
+
+
 _BESIDE = ("token", "document", "offset")
+_UNLIKE = "unlike each other in width or format"
+
+
+def _form(shard: Mapping[str, Tensor | Column]) -> tuple[int, torch.dtype]:
+    """Width and number format of its values."""
+    values = shard["values"]
+    return values.shape[1], values.dtype
 
 
 def shard_name(named: str | int) -> str:
@@ -310,7 +370,7 @@ def shard_name(named: str | int) -> str:
     return f"{named:05d}.safetensors" if isinstance(named, int) else f"{named}.safetensors"
 
 
-def _require_rows(shard: Mapping[str, Tensor]) -> None:
+def _require_rows(shard: Mapping[str, Tensor | Column]) -> None:
     """Raises CorruptFile."""
     for name in ("values", *_BESIDE):
         if name not in shard:
@@ -319,9 +379,3 @@ def _require_rows(shard: Mapping[str, Tensor]) -> None:
         raise CorruptFile("its values are no rows of activations")
     if any(shard[name].ndim != 1 or shard[name].dtype != torch.int32 for name in _BESIDE):
         raise CorruptFile(f"{', '.join(_BESIDE)} are not one whole number a row")
-
-
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,6 +3,8 @@ file that its number names. What is in it depends on the piece alone, so who did
 
     NAME.partial/pieces/00003.safetensors    a piece that is done: what came of it, and what was made of what and how
 
+In a bucket it is NAME/pieces (see `place.py`).
+
 Workers take no lock and never talk. Of N each does every N-th piece, as far as it is missing; who finds nothing missing
 in the end puts the pieces together.
 """
@@ -10,13 +12,10 @@ in the end puts the pieces together.
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -24,9 +23,9 @@ import torch
 from safetensors.numpy import save_file
 
 from gemscope.activations.model import LanguageModel
+from gemscope.activations.place import Place
 from gemscope.activations.suited import other_format
 from gemscope.checked import Count, as_read, checksum_of, declared, json_of, read_tensors
-from gemscope.disk import left_by_dead, put_once, room
 from gemscope.errors import Awaited, CorruptFile, InputError, Mismatch
 from gemscope.text.corpus import Passage
 from gemscope.world import World
@@ -64,74 +63,58 @@ class Work:
     """What is to become `to`, in pieces that lie in a folder beside it."""
 
     def __init__(
-        self, to: Path, identity: Mapping[str, Any], *, what: str, own: str = "", folder: Path | None = None
+        self, to: Place | None, identity: Mapping[str, Any], *, what: str, folder: Place, own: str = ""
     ) -> None:
         """`identity` is all that the result depends on, `what` an unfinished one is called, such as "harvest"; `own`
-        matches what else there may be in the `folder` (None: NAME.partial, beside it).
+        matches what else there may be in the `folder`. Without a `to` the pieces are all that there will be.
         """
-        self.to = to
-        self.folder = to.with_name(to.name + ".partial") if folder is None else folder
+        self.to, self.folder = to, folder
         self.what = what
         self.identity: dict[str, Any] = as_read(dict(identity))
         self.number = 0
         """Pieces, as far as the text was cut."""
-        self._made: list[Path] = []
-        """Folders around it that were not there."""
+        self._known: set[int] = set()
+        """Pieces that were found done. They stay so."""
         self._own = re.compile(rf"{PIECES}/{_NAME.pattern}|(.*/)?\.[^/]+(/.*)?|{own}")
 
     def begin(self) -> None:
         """Raises Mismatch where pieces of something else are there, InputError where something else altogether is,
         CorruptFile.
         """
-        self._made = [folder for folder in self.folder.absolute().parents if not folder.exists()]
         with self.room():
-            for last in (False, False, True):
-                try:
-                    self.folder.mkdir(parents=True, exist_ok=True)
-                    self._require_own()
-                    left_by_dead(self.folder)
-                    (self.folder / PIECES).mkdir(exist_ok=True)
-                    left_by_dead(self.folder / PIECES)
-                    break
-                except FileNotFoundError:  # others, who have just ended, have moved the folder or taken it away
-                    if last:
-                        raise
+            self._require_own()
+            self.folder.begin(PIECES)
         if there := self.there():
             self.read_of(min(there))
 
     def _require_own(self) -> None:
         """It may be somebody's work."""
-        for path in self.files():
-            if self._own.fullmatch(path.relative_to(self.folder).as_posix()) is None:
-                raise InputError(f"{path} is of no unfinished {self.what}: move {self.folder}, or name another folder")
-
-    def files(self) -> Iterator[Path]:
-        """All files in the folder, while others may add some and take some away."""
-        for folder, _, names in os.walk(self.folder):
-            yield from (Path(folder, name) for name in names)
+        for name in self.folder.names():
+            if self._own.fullmatch(name) is None:
+                raise InputError(
+                    f"{self.folder}/{name} is of no unfinished {self.what}: move {self.folder}, or name another folder"
+                )
 
     def end(self) -> None:
         """Where no piece is done, nothing stays: there is nothing to go on from."""
         if not self.there():
-            for folder in (self.folder / PIECES, self.folder, *self._made):
-                with suppress(OSError):  # somebody is at it
-                    folder.rmdir()
+            self.folder.end(PIECES)
 
     def discard(self) -> None:
         """All pieces are in their place, or are of no use."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.discard()
 
     def there(self) -> set[int]:
         """Numbers of the pieces that are done."""
-        try:
-            names = os.listdir(self.folder / PIECES)
-        except FileNotFoundError:
-            return set()
-        return {int(found[1]) for found in map(_NAME.fullmatch, names) if found}
+        found = (_NAME.fullmatch(name.removeprefix(f"{PIECES}/")) for name in self.folder.names(PIECES))
+        self._known |= (there := {int(one[1]) for one in found if one})
+        return there
 
     def has(self, number: int) -> bool:
         """Whether a piece is done."""
-        return self._file(number).exists()
+        if number not in self._known and self.folder.has(_file(number)):
+            self._known.add(number)
+        return number in self._known
 
     def mine(
         self, passages: Iterable[P], world: World, *, tokens: int | None, count: Callable[[P], int]
@@ -143,7 +126,7 @@ class Work:
         left = tokens
         for passage in passages:
             if world.does(passage.number) and not self.has(passage.number):
-                if self.to.exists():  # others have put it together meanwhile
+                if self.is_whole:  # others have put it together meanwhile
                     return
                 yield passage, left
             self.number = passage.number + 1
@@ -163,24 +146,40 @@ class Work:
         whole = {name: np.ascontiguousarray(value) for name, value in (arrays or {}).items()}
         said = as_read({"piece": number, "read": read, "identity": self.identity, "facts": facts})
         said["checksum"] = checksum_of(whole, said)
+        if self.is_whole:  # others have put it together meanwhile
+            return
         with self.room():
-            if not self.to.exists():  # one that had nothing to go on from may have taken the folder away
-                (self.folder / PIECES).mkdir(exist_ok=True)
-            put_once(self._file(number), lambda path: save_file(whole, path, {"piece": json.dumps(said)}))
+            self.folder.put_once(_file(number), lambda path: save_file(whole, path, {"piece": json.dumps(said)}))
+        self._known.add(number)
 
     def get(self, number: int, kind: type[T]) -> tuple[T, dict[str, Array]]:
         """What was kept of a piece. Raises Mismatch where it was made of something else, CorruptFile, NotFound."""
         said, arrays = self._said(number)
-        return declared(said.facts, kind, where=f"{self._file(number)}"), arrays
+        return declared(said.facts, kind, where=self._called(number)), arrays
+
+    def all(self, kind: type[T]) -> Iterator[tuple[int, T, dict[str, Array]]]:
+        """Of each piece, in the order of the text, how many tokens were read and what `get` gives."""
+
+        def got(number: int) -> tuple[int, T, dict[str, Array]]:
+            said, arrays = self._said(number)
+            return said.read, declared(said.facts, kind, where=self._called(number)), arrays
+
+        return self.folder.each(got, range(self.number))
+
+    def read_so_far(self) -> dict[int, int]:
+        """How many tokens were read of each of the pieces that are done. Raises what `get` does."""
+        numbers = sorted(self.there())
+        return dict(zip(numbers, self.folder.each(self.read_of, numbers), strict=True))
 
     def read_of(self, number: int) -> int:
         """How many tokens of a piece were read. Raises what `get` does."""
         return self._said(number)[0].read
 
     def _said(self, number: int) -> tuple[_Said, dict[str, Array]]:
-        path = self._file(number)
+        path = self._called(number)
         try:
-            arrays, beside = read_tensors(path, framework="np")
+            with self.folder.reading(_file(number)) as file:
+                arrays, beside = read_tensors(file, framework="np")
             document = json_of(beside.get("piece", ""), dict[str, Any], where="what it says")
             sum_ = document.pop("checksum", None)
             said = declared(document, _Said, where="what it says")
@@ -204,12 +203,11 @@ class Work:
 
     def damaged(self, number: int, why: object) -> CorruptFile:
         """Of a piece's file."""
-        path = self._file(number)
-        return CorruptFile(f"{path} is damaged ({why}): {self.again(number)}")
+        return CorruptFile(f"{self._called(number)} is damaged ({why}): {self.again(number)}")
 
     def again(self, number: int) -> str:
         """How a piece is done once more."""
-        return f"remove {self._file(number)}, and start again"
+        return f"remove {self._called(number)}, and start again"
 
     def require_all(self) -> None:
         """Raises Awaited where pieces are missing that others do."""
@@ -220,13 +218,18 @@ class Work:
                 self.left,
             )
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the pieces have been put together."""
+        return self.to is not None and self.to.is_whole
+
     def left(self) -> int:
         """How many pieces are missing."""
-        return 0 if self.to.exists() else len(set(range(self.number)) - self.there())
+        return 0 if self.is_whole else len(set(range(self.number)) - self.there())
 
     def room(self) -> AbstractContextManager[None]:
         """What the system says while it is written, in one line."""
-        return room(self.to, self.folder, kept=self._kept)
+        return self.folder.room(self.to or self.folder, self._kept)
 
     def _kept(self) -> str:
         done = len(self.there())
@@ -235,8 +238,12 @@ class Work:
         kept = "piece is" if done == 1 else "pieces are"
         return f"{done:,} {kept} kept in {self.folder}: free some room and start again"
 
-    def _file(self, number: int) -> Path:
-        return self.folder / PIECES / f"{number:05d}.safetensors"
+    def _called(self, number: int) -> str:
+        return f"{self.folder}/{_file(number)}"
+
+
+def _file(number: int) -> str:
+    return f"{PIECES}/{number:05d}.safetensors"
 
 
 def counted(model: LanguageModel, passage: Passage, *, length: int) -> int:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gemscope.activations.bucket import LAST
 from gemscope.activations.capture import Activations
 from gemscope.activations.fetch import together
+from gemscope.activations.place import Place, place_of
 from gemscope.activations.site import require_names
 from gemscope.activations.store import (
     DTYPES,
@@ -26,11 +27,10 @@ from gemscope.activations.store import (
     Manifest,
     Shard,
     Store,
-    digest_of,
     shard_name,
 )
 from gemscope.activations.work import PIECES, Work
-from gemscope.disk import left_by_dead, of_another, put_once, synced, unlike_others
+from gemscope.disk import digest_of, synced
 from gemscope.errors import CorruptFile, InputError, NotFinite
 from gemscope.shapes import Float
 
@@ -62,23 +62,23 @@ class Writer:
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: str | Path | Place,
         identity: Mapping[str, Any] | None = None,
         *,
         stored: str = "float16",
     ) -> None:
         """`identity` is what the store is made of and how. Raises InputError."""
-        self._to = Path(folder)
+        self._to = place_of(folder)
         if stored not in DTYPES:
             raise InputError(f"activations cannot be stored as {stored!r}: choose from {', '.join(DTYPES)}")
         self.stored = stored
-        self.work = Work(self._to, identity or {}, what="harvest", own=_OWN)
+        self.work = Work(self._to, identity or {}, what="harvest", own=_OWN, folder=self._to.unfinished)
 
     def __enter__(self) -> Writer:
         """Raises InputError where the store is there, or something that is no harvest is in the way; Mismatch where
         pieces of another one are; CorruptFile.
         """
-        if self._to.exists():
+        if self._to.is_whole:
             raise InputError(f"{self._to} exists: a harvest is never written over; name another folder or remove it")
         self.work.begin()
         return self
@@ -91,24 +91,21 @@ class Writer:
         """Where the batches of a piece go, whose documents are counted on from `first`. When the block ends it is done;
         when anything is raised, nothing of it stays.
         """
-        folder = self.work.folder / unlike_others(f"{number:05d}")
-        shards = Shards(self.work, folder, number, first, self.stored)
-        with self.work.room():
-            folder.mkdir(parents=not self._to.exists())  # one that had nothing to go on from may have taken it away
-        try:
+        # One that had nothing to go on from may have taken the folder away.
+        making = self.work.folder.making(f"{number:05d}", anew=not self._to.is_whole)
+        with ExitStack() as held:
+            with self.work.room():
+                folder = held.enter_context(making)
+            shards = Shards(self.work, folder, number, first, self.stored)
             yield shards
             shards.cut()
             facts = _Piece(dropped=shards.dropped, passed=dict(passed or {}), shards=shards.written)
             if not self.work.has(number):
                 with self.work.room():
                     for site, written in shards.written.items():
-                        there = self.work.folder / site
-                        there.mkdir(exist_ok=True)
-                        for shard in written:
-                            os.replace(folder / site / shard_name(shard.name), there / shard_name(shard.name))
+                        for name in (shard_name(shard.name) for shard in written):
+                            self.work.folder.take(folder / site / name, f"{site}/{name}")
                 self.work.put(number, read=shards.read, facts=asdict(facts))
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def finish(self, manifest: Manifest, pieces: int) -> Store:
         """Puts the pieces together, so many of them: writes the manifest and moves the folder to its place. What the
@@ -118,40 +115,40 @@ class Writer:
         """
         self.work.number = pieces
         self.work.require_all()
-        whole = self._whole(manifest, pieces)
+        whole = self._whole(manifest)
         with self.work.room():
             for last in (False, False, False, True):
                 try:
-                    path = self.work.folder / "manifest.json"
-                    put_once(path, lambda aside: _write(aside, json.dumps(asdict(whole), indent=1) + "\n"))
-                    left_by_dead(self.work.folder)
-                    self._tidy(whole)
-                    os.rename(self.work.folder, self._to)
+                    self._tidy(whole)  # before the last word: a bucket is whole with it
+                    text = json.dumps(asdict(whole), indent=1) + "\n"
+                    self.work.folder.put_once(LAST, partial(_write, text=text))
+                    self.work.folder.become(self._to)
                     break
                 except FileNotFoundError:  # another does the same at this moment, and tidies what this one has begun
-                    if last or (self._to / "manifest.json").exists():
+                    if last or self._to.has(LAST):
                         raise
-        # Only now: until here a harvest that is killed would go on from it.
-        shutil.rmtree(self._to / PIECES, ignore_errors=True)
+            # Only now: until here a harvest that is killed would go on from it.
+            self._to.discard(PIECES)
         return Store(self._to)
 
-    def _whole(self, manifest: Manifest, pieces: int) -> Manifest:
+    def _whole(self, manifest: Manifest) -> Manifest:
         read = 0
         passed: Counter[str] = Counter()
         dropped: dict[str, Counter[str]] = {}
         shards: dict[str, list[Shard]] = {site: [] for site in manifest.sites}
-        for number in range(pieces):
-            facts, _ = self.work.get(number, _Piece)
-            read += self.work.read_of(number)
+        there = {*self.work.folder.names()}
+        for number, (tokens, facts, _) in enumerate(self.work.all(_Piece)):
+            read += tokens
             passed.update(facts.passed)
             for site, counts in facts.dropped.items():
                 dropped.setdefault(site, Counter()).update(counts)
             for site, written in facts.shards.items():
                 shards.setdefault(site, []).extend(written)
-                for shard in written:
-                    path = self.work.folder / site / shard_name(shard.name)
-                    if not path.is_file():
-                        raise CorruptFile(f"{path} of an unfinished harvest is gone: {self.work.again(number)}")
+                for name in (f"{site}/{shard_name(shard.name)}" for shard in written):
+                    if name not in there:
+                        raise CorruptFile(
+                            f"{self.work.folder}/{name} of an unfinished harvest is gone: {self.work.again(number)}"
+                        )
         rows = {site: sum(shard.rows for shard in written) for site, written in sorted(shards.items())}
         if not any(rows.values()):
             self.work.discard()  # there is nothing to go on from
@@ -170,18 +167,8 @@ class Writer:
         """Takes away what is not of the store, apart from the notes of its pieces and what others here are still at:
         they are told that they were late, and take it away.
         """
-        folder = self.work.folder
-        kept = {
-            folder / site / shard_name(shard.name) for site, written in manifest.shards.items() for shard in written
-        }
-        kept |= {folder / "manifest.json", *(folder / PIECES).glob("*.safetensors")}
-        for path in self.work.files():
-            if path not in kept and not of_another(path.relative_to(folder)):
-                path.unlink(missing_ok=True)
-        for there, _, _ in os.walk(folder, topdown=False):
-            if not of_another(Path(there).relative_to(folder)):
-                with suppress(OSError):  # shards are in it
-                    os.rmdir(there)
+        shards = (f"{site}/{shard_name(one.name)}" for site, written in manifest.shards.items() for one in written)
+        self.work.folder.tidy({*shards, LAST, *self.work.folder.names(PIECES)})
 
 
 class Shards:

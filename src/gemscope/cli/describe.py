@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemscope.cli import options, workers
@@ -111,9 +110,9 @@ def _describe(args: argparse.Namespace) -> int:
 
 
 def _source(text: str) -> Corpus | Store:
-    from gemscope.activations.store import Store
+    from gemscope.activations.store import Store, is_store
 
-    return Store(text) if (Path(text) / "manifest.json").is_file() else options.corpus_of(text)
+    return Store(text) if is_store(text) else options.corpus_of(text)
 
 
 def _told(atlas: Any) -> dict[str, Any]:

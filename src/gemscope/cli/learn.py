@@ -40,7 +40,9 @@ def add_to(commands: Any) -> None:
         help="text, jsonl or parquet files or folders; `sample` for the bundled one",
     )
     harvest.add_argument("--sites", required=True, help="where to read, such as 15.res or 15.res,15.mlp")
-    harvest.add_argument("-o", "--out", required=True, metavar="FOLDER", help="must not exist")
+    harvest.add_argument(
+        "-o", "--out", required=True, metavar="FOLDER", help="must not exist; s3://BUCKET/FOLDER: in a bucket"
+    )
     harvest.add_argument("--tokens", type=int, help="stop after about this many (default: the whole corpus)")
     harvest.add_argument("--length", type=int, default=256, help="tokens per row of text (default 256)")
     harvest.add_argument("--batch", type=int, default=32, help="rows per pass (default 32)")
@@ -282,16 +284,16 @@ def _value(text: str) -> object:
 
 def _source(args: argparse.Namespace, progress: Bars) -> Source | Store:
     """The rows: a store, or a source that knows its sites."""
-    from gemscope.activations.store import Store
+    from gemscope.activations.store import Store, is_store
     from gemscope.errors import InputError
 
     if not args.stream:
-        folder = Path(args.words[0])
-        if not (folder / "manifest.json").exists() and (folder.parent / "manifest.json").exists():
-            if args.site not in (None, folder.name):
+        folder = args.words[0].rstrip("/")
+        above, _, name = folder.rpartition("/")
+        if above and not is_store(folder) and is_store(above):
+            if args.site not in (None, name):
                 raise InputError(f"{folder} and --site {args.site}: name the site once")
-            args.site = folder.name
-            folder = folder.parent
+            args.site, folder = name, above
         return Store(folder, skip_corrupt=args.skip_corrupt)
     from gemscope.training.source import StreamSource
 

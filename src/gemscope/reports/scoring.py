@@ -25,6 +25,7 @@ from gemscope.activations.capture import Captured
 from gemscope.activations.editing import Edit
 from gemscope.activations.harvest import versions
 from gemscope.activations.model import LanguageModel
+from gemscope.activations.place import place_of
 from gemscope.activations.site import Site, locate
 from gemscope.activations.work import Work, counted, device_kind
 from gemscope.checked import Count, Form, require_forms
@@ -152,13 +153,13 @@ def scores(
         "device": device_kind(model.device),
     }
     with ExitStack() as held:
-        folder = Path(held.enter_context(TemporaryDirectory(prefix="gemscope-")) if pieces is None else pieces)
-        work = Work(folder / "score", identity, what="score", folder=folder)
+        folder = place_of(held.enter_context(TemporaryDirectory(prefix="gemscope-")) if pieces is None else pieces)
+        work = Work(None, identity, what="score", folder=folder)
         work.begin()
         held.callback(work.end)
         reading = partial(_read, model, readers, length=length, batch=batch, every_token=every_token)
         count = partial(counted, model, length=length)
-        known = {number: work.read_of(number) for number in work.there()} if world.first else {}
+        known = work.read_so_far() if world.first else {}
         with memory.fewer("score", batch, model.device), progress("score", tokens, "tokens") as advance:
             advance(sum(known.values()))
             for passage, most in work.mine(corpus.pieces(piece), world, tokens=tokens, count=count):
@@ -265,8 +266,7 @@ def _together(work: Work, readings: Sequence[_Sums], loss_tokens: int) -> tuple[
     read = sinks = kept_tokens = 0
     passed: Passed = Counter()
     kept: list[Kept] = []
-    for number in range(work.number):
-        piece, arrays = work.get(number, _Piece)
+    for number, (tokens, piece, arrays) in enumerate(work.all(_Piece)):
         tensors = {name: torch.from_numpy(part) for name, part in arrays.items()}
         try:
             for index, reading in enumerate(readings):
@@ -278,7 +278,7 @@ def _together(work: Work, readings: Sequence[_Sums], loss_tokens: int) -> tuple[
                     kept_tokens += int(kept[-1].tokens.counted.sum())
         except ValueError as error:
             raise work.damaged(number, error) from error
-        read += work.read_of(number)
+        read += tokens
         sinks += piece.sinks
         passed.update(piece.passed)
     return read, sinks, passed, kept

@@ -196,7 +196,7 @@ def test_told_to_end_when_a_piece_is_all_but_done_what_is_said_to_be_whole_is(
         put(self, number, **given)
 
     def asked(self: work_.Work, number: int) -> bool:
-        if moment == 0 and number == 1 and any(self.folder.glob(".00001*/*/*")):
+        if moment == 0 and number == 1 and any(self.folder.path.glob(".00001*/*/*")):
             raise KeyboardInterrupt
         return has(self, number)
 

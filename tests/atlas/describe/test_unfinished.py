@@ -233,7 +233,7 @@ def test_killed_while_cleaning_up_the_atlas_is_whole_and_the_rest_goes(
 
     def killed(work: work_.Work) -> None:
         if not left:
-            (work.folder / "pieces" / "00000.safetensors").unlink()
+            (work.folder.path / "pieces" / "00000.safetensors").unlink()
         raise _Stop
 
     with monkeypatch.context() as patch:

@@ -14,6 +14,7 @@ from typing import Any, overload
 
 from gemscope.activations.harvest import versions
 from gemscope.activations.model import LanguageModel
+from gemscope.activations.place import Here
 from gemscope.activations.store import Store
 from gemscope.activations.work import Work, device_kind
 from gemscope.atlas.describe.compose import compose
@@ -123,8 +124,9 @@ def describe(
     if effect is not None:
         _require_use(effect, model, saes)
     settings = _settings(model, saes, sources, tokens, config=config, effect=effect, piece=piece)
-    work = Work(to, settings, what="atlas", own=_OWN)
-    if not work.folder.exists():
+    unfinished = Here(to).unfinished
+    work = Work(Here(to), settings, what="atlas", own=_OWN, folder=unfinished)
+    if not unfinished.path.exists():
         if world.size > 1 and all(place.exists() for place in places):
             made = [Atlas(place) for place in places]
             for atlas, one in zip(made, saes, strict=True):
@@ -144,7 +146,7 @@ def describe(
         passing.run(tokens, piece, world, progress)
         work.require_all()
         gathered = passing.together()
-        effects = _Effects(model, sources, work, config, given=effect, progress=progress)
+        effects = _Effects(model, sources, unfinished.path, config, given=effect, progress=progress)
         atlases = []
         for index, place in enumerate(places):
             if place.exists():  # finished before it was stopped
@@ -199,13 +201,13 @@ class _Effects:
         self,
         model: LanguageModel,
         sources: Sequence[Corpus | Store],
-        work: Work,
+        folder: Path,
         config: DescribeConfig,
         *,
         given: Effect | None,
         progress: Progress,
     ) -> None:
-        self._model, self._work, self._config, self._given = model, work, config, given
+        self._model, self._folder, self._config, self._given = model, folder, config, given
         self._corpus = next((one for one in sources if isinstance(one, Corpus)), None)
         self._progress = progress
 
@@ -219,7 +221,7 @@ class _Effects:
             return "none was asked for"
         if self._corpus is None:
             return "the atlas was made of a harvest, and no text was read"
-        path, tokens = self._work.folder / f"effect-{writes}", self._config.effect
+        path, tokens = self._folder / f"effect-{writes}", self._config.effect
         if path.exists():
             return Effect.load(path)
         try:
