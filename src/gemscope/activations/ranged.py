@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from threading import Lock
 
 import torch
@@ -29,7 +29,7 @@ _DTYPES = {
 """As safetensors calls them."""
 
 
-class Ranged(Mapping[str, "Column"]):
+class Ranged:
     """A shard's tensors by name, as far as their rows are asked for."""
 
     def __init__(
@@ -59,12 +59,6 @@ class Ranged(Mapping[str, "Column"]):
     def __getitem__(self, name: str) -> Column:
         return self._head()[name]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._head())
-
-    def __len__(self) -> int:
-        return len(self._head())
-
     def _head(self) -> dict[str, Column]:
         with self._lock:
             if not self._columns:
@@ -84,6 +78,8 @@ class Ranged(Mapping[str, "Column"]):
         if (about := self._bucket.about(self._name)) is None:
             raise NotFound(self._name)
         size = about[0]
+        if size < 8:
+            raise CorruptFile(f"it has {size} bytes")
         (start,) = self._bucket.ranges(self._name, [0], [min(size, _BEGINNING)])
         length = int.from_bytes(start[:8], "little")
         if not 8 + length <= size:
@@ -101,7 +97,8 @@ class Ranged(Mapping[str, "Column"]):
     def take(self, name: str, index: Tensor) -> Tensor:
         """Rows of one of its tensors, by ascending numbers."""
         column = self[name]
-        runs = _runs(index)
+        once, places = index.unique_consecutive(return_inverse=True)
+        runs = _runs(once)
         with self._lock:
             self._asked += len(runs) * _REQUEST + len(index) * column.row
             if self._near is None and not self._is_far and self._asked >= self._size:
@@ -114,7 +111,7 @@ class Ranged(Mapping[str, "Column"]):
         starts = [column.start + first * column.row for first, _ in runs]
         ends = [column.start + (last + 1) * column.row for _, last in runs]
         data = bytearray().join(self._bucket.ranges(self._name, starts, ends))
-        return torch.frombuffer(data, dtype=column.dtype).view(-1, *column.shape[1:])
+        return torch.frombuffer(data, dtype=column.dtype).view(-1, *column.shape[1:])[places]
 
 
 class Column:
@@ -148,7 +145,7 @@ def _form(said: object, before: int, size: int) -> tuple[torch.dtype, tuple[int,
 
 
 def _runs(index: Tensor) -> list[tuple[int, int]]:
-    """Of ascending numbers the first and the last of each that follow one another; a number may come twice."""
+    """Of ascending numbers the first and the last of those that follow one another."""
     if not len(index):
         return []
     breaks = (index.diff() > 1).nonzero()[:, 0]

@@ -121,7 +121,7 @@ class Rows:
     """The activations of one site as N rows of D numbers, in the order of the text, read from disk as needed."""
 
     def __init__(
-        self, shards: Sequence[Mapping[str, Tensor | Column]], pieces: Sequence[int | None] = (), *, each: Each = map
+        self, shards: Sequence[Mapping[str, Tensor] | Ranged], pieces: Sequence[int | None] = (), *, each: Each = map
     ) -> None:
         """Of shards, each of a piece of the text (None: nobody says which); `each` is how several are asked."""
         self._shards, self._each = shards, each
@@ -187,7 +187,7 @@ class Rows:
         return out
 
 
-def _length(shard: Mapping[str, Tensor | Column]) -> int:
+def _length(shard: Mapping[str, Tensor] | Ranged) -> int:
     """Rows of a shard. One that lies elsewhere is not opened to find out."""
     return shard.rows if isinstance(shard, Ranged) else len(shard["values"])
 
@@ -315,7 +315,7 @@ class Store:
         except (CorruptFile, NotFound):
             return False
 
-    def _opened(self, site: str, number: int) -> Mapping[str, Tensor | Column]:
+    def _opened(self, site: str, number: int) -> Mapping[str, Tensor] | Ranged:
         listed = self.manifest.shards.get(site)
         shard = None if listed is None else listed[number]
         path = f"{self.folder}/{self._files(site)[number]}"
@@ -359,7 +359,7 @@ _BESIDE = ("token", "document", "offset")
 _UNLIKE = "unlike each other in width or format"
 
 
-def _form(shard: Mapping[str, Tensor | Column]) -> tuple[int, torch.dtype]:
+def _form(shard: Mapping[str, Tensor] | Ranged) -> tuple[int, torch.dtype]:
     """Width and number format of its values."""
     values = shard["values"]
     return values.shape[1], values.dtype

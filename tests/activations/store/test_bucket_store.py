@@ -214,8 +214,7 @@ def test_a_few_rows_are_read_by_their_ranges_and_no_shard_is_fetched(there: Stor
         rows = there["2.res"]
         before = len(s3.asked)
         assert torch.equal(rows.stored(slice(5, 9)), here["2.res"].stored(slice(5, 9)))
-    (head, part) = [one for one in s3.asked[before:] if one.method == "GET"][-2:]
-    assert "range" in head.headers
+    [part] = [one for one in s3.asked[before:] if one.method == "GET"]
     width = rows.d * 2
     start, end = map(int, part.headers["range"].removeprefix("bytes=").split("-"))
     assert end + 1 - start == 4 * width
