@@ -41,7 +41,18 @@ def test_the_shell_trains_on_a_site_in_a_bucket(
     here: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], s3: S3
 ) -> None:
     [site] = map(str, here.sites)
-    words = ["-o", str(tmp_path / "run"), "--set", "width=16", "--set", "rows=128", "--set", "batch=64"]
+    words = [
+        "-o",
+        str(tmp_path / "run"),
+        "--set",
+        "width=16",
+        "--set",
+        "target_l0=4",
+        "--set",
+        "rows=128",
+        "--set",
+        "batch=64",
+    ]
     assert main(["train", f"s3://bucket/rows/{site}", *words]) == 0, capsys.readouterr().err
     assert (tmp_path / "run" / "sae" / "cfg.json").exists()
     assert main(["train", "s3://bucket/nothing", *words]) == 1

@@ -97,7 +97,7 @@ class Ranged:
     def take(self, name: str, index: Tensor) -> Tensor:
         """Rows of one of its tensors, by ascending numbers."""
         column = self[name]
-        once, places = index.unique_consecutive(return_inverse=True)
+        once, places = index.unique_consecutive(return_inverse=True)  # type: ignore[no-untyped-call]
         runs = _runs(once)
         with self._lock:
             self._asked += len(runs) * _REQUEST + len(index) * column.row
