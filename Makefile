@@ -233,7 +233,7 @@ default-sae: corpus own-words unlike  ## the bundled SAE anew: harvest, training
 	$(BIN)/python tools/default_sae.py
 
 broad-sae: corpus own-words broad own-subjects unlike  ## the same on broader text, compared with what ships and not shipped (hours; resumable)
-	$(BIN)/python tools/default_sae.py --kept 0.5 --no-ship --work runs/broad
+	$(BIN)/python tools/default_sae.py --kept 0.4 --no-ship --work runs/broad
 
 SCOPE ?= ../smollm2-scope
 scope: corpus own-words  ## a scope of the bundled model, in $(SCOPE): every layer's residual stream, MLP, attention, transcoder (hours; resumable)

@@ -2,7 +2,7 @@
 
     make default-sae          # runs: python tools/default_sae.py, with the two corpora in place
 
-    python tools/default_sae.py --kept 0.5 --work runs/broad --no-ship      # on other kinds of prose, too
+    python tools/default_sae.py --kept 0.4 --work runs/broad --no-ship      # on other kinds of prose, too
 
 `--kept` trains on so much of those documents, and on other kinds of prose as well (corpora/broad, corpora/own-subjects). What is
 held out, and so what the card's figures are of, stays the same documents. `--no-ship` leaves the shipped weights
