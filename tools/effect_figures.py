@@ -1,7 +1,7 @@
 """How well an effect predicts steering, for the tables of docs/effect.md: rank correlation over the vocabulary and shared
 top tokens, of what an `Effect` says and of what a small push along a direction does to text that it was not measured on.
 Beside it half of its text, its parts, the direct path, and another direction's effect as the control. At the bundled SAE's
-site directions are those of random living features, elsewhere random ones. One line of a table for each file and strength.
+site directions are those of random living features, elsewhere (and everywhere with `--random`) random ones. One line of a table for each file and strength.
 
     gemscope effect --features 263 --file 15-res.safetensors --tokens 128 --dtype float32
     python tools/effect_figures.py 15-res.safetensors --directions 30
@@ -32,15 +32,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, help="of effects of the bundled model")
     parser.add_argument("--directions", type=int, default=30, help="features, or random ones (default 30)")
+    parser.add_argument("--random", action="store_true", help="random directions at the bundled SAE's site too")
     parser.add_argument("--rows", type=int, default=4, help="of text that is steered (default 4)")
     args = parser.parse_args()
     model, sae = gs.load_model("smollm2", dtype="float32"), gs.load_sae("smollm2")
     rows = next(model.rows(gs.Corpus.sample().skip(300), length=32, batch=args.rows))
     for file in args.files:
-        _figures(model, sae, gs.Effect.load(file), rows, args.directions)
+        _figures(model, sae, gs.Effect.load(file), rows, args)
 
 
-def _figures(model: gs.LanguageModel, sae: gs.SAE, effect: gs.Effect, rows: gs.Tokens, n: int) -> None:
+def _figures(
+    model: gs.LanguageModel, sae: gs.SAE, effect: gs.Effect, rows: gs.Tokens, args: argparse.Namespace
+) -> None:
+    n = args.directions
     site = gs.Site.parse(effect.of.site)
     acts = model.capture(rows, [site])[site]
     counted = acts.counted.clone()
@@ -49,7 +53,7 @@ def _figures(model: gs.LanguageModel, sae: gs.SAE, effect: gs.Effect, rows: gs.T
     clean = model.logits(rows)[counted]
     dice = torch.Generator().manual_seed(SEED)
     directions = torch.randn(n, model.width(site), generator=dice)
-    if site == sae.site:
+    if site == sae.site and not args.random:
         with gs.Atlas(BUNDLED) as atlas:
             living = torch.from_numpy(atlas.scatter()[0])
         chosen = living[torch.randperm(len(living), generator=dice.manual_seed(SEED))[:n]]

@@ -72,6 +72,7 @@ from gemscope.reports.look import Look as Look
 from gemscope.reports.look import look as look
 from gemscope.reports.looks import Looks as Looks
 from gemscope.reports.looks import look_through as look_through
+from gemscope.reports.output_scores import add_output_scores as add_output_scores
 from gemscope.reports.probe import Probe as Probe
 from gemscope.reports.probing import sparse_probe as sparse_probe
 from gemscope.reports.push import Pushed as Pushed

@@ -98,3 +98,15 @@ def test_a_page_asks_which_two(client: TestClient) -> None:
     tree = parse(client.get("/compare").text)
     assert {one.attributes["name"] for one in tree.one("form", class_="pair-form").all("input")} == {"a", "b"}
     assert client.get("/compare.json").status_code == 400
+
+
+def test_who_has_nothing_to_compare_is_offered_features_saes_and_texts(client: TestClient) -> None:
+    links = [one.attributes["href"] for one in parse(client.get("/compare").text).one("main").all("a")]
+    assert {one.partition("?")[0] for one in links} == {"/compare", f"{AT}/compare", "/tiny-model/1-res-other/compare"}
+    assert f"/compare?a={AT[1:]}&b=tiny-model/1-res-other" in links
+    assert sum(one.count("/") == 5 for one in links)  # pairs of features
+    for link in links:
+        assert client.get(link).status_code == 200
+    texts = [one.attributes["href"] for one in parse(client.get(f"{AT}/compare").text).one(class_="to-try").all("a")]
+    assert len(texts) == 3
+    assert all(client.get(text).status_code == 200 for text in texts)

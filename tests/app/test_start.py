@@ -41,7 +41,7 @@ def test_of_several_atlases_each_has_its_card_and_its_search(tmp_path: Path) -> 
     with reader(tmp_path / "one", tmp_path / "other") as client:
         page = parse(client.get("/").text)
         forms = [one.attributes["action"] for one in page.all("form")]
-        assert forms == ["/search", f"{AT}/search", "/tiny-model/0-res/search"]
+        assert forms == ["/search", "/search", f"{AT}/search", "/tiny-model/0-res/search"]
         assert len(page.one(class_="atlases").all("li")) == 2
         assert len(page.one(class_="striking").all(class_="number")) == 5
 
@@ -75,3 +75,15 @@ def test_an_atlas_in_which_nothing_fires_begins_with_no_features(tmp_path: Path)
     with reader(tmp_path / "atlas") as client:
         assert "to begin with" not in client.get("/").text
         assert client.get(f"{AT}/random", follow_redirects=False).status_code == 303
+
+
+def test_who_has_no_text_is_offered_the_same_ones_where_texts_are_read(live: TestClient) -> None:
+    page = parse(live.get(f"{AT}/prompt").text)
+    tries = [one.attributes["href"] for one in page.one(class_="to-try").all("a")]
+    assert tries == [one.attributes["href"] for one in parse(live.get("/").text).one(class_="tries").one("ul").all("a")]
+    assert "to-try" not in live.get(tries[0]).text  # which is read at a press
+
+
+def test_any_page_leads_to_a_feature_at_random(live: TestClient) -> None:
+    turn = parse(live.get(f"{AT}/3").text).one(class_="turn")
+    assert f"{AT}/random" in [one.attributes["href"] for one in turn.all("a")]

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from every_page import ASKED, LINKS, LOOK, MANIFEST, attribution, dashboard, dialled, feature_page, steer_page, steered
 from gemscope.app.requests import Cause as Asking
+from gemscope.atlas.output import Outcome, OutputScore
 from gemscope.edits.strength import Strength
 from gemscope.pages.changes import STEPS, changes
 from gemscope.pages.embed import Embed
 from gemscope.pages.render import render
 from gemscope.pages.standalone import article
-from gemscope.reports.output_score import Outcome, OutputScore
 from html_tree import parse
 
 
@@ -150,9 +150,10 @@ def test_an_output_score_says_what_it_is_of() -> None:
     score = OutputScore(
         feature=12,
         tokens=(" Ocean",),
+        ids=(7,),
         strength=Strength(8.0, 1.0, 0.25),
         prompts=("This is the", "We found a"),
-        examples=Outcome(tokens=(" Sea",), **{**figures, "mass": 0.5}),
+        examples=Outcome(tokens=(" Sea",), ids=(8,), **{**figures, "mass": 0.5}),
         **figures,
     )
     tree = parse(render("output_score.html", links=LINKS, score=score, why=""))

@@ -61,7 +61,11 @@ def test_a_feature_page_holds_everything_known_of_a_feature() -> None:
         for one in tree.one(class_="turn").all("a")
         if "rel" in one.attributes
     }
-    assert turns == {"prev": "/tiny-model/1-res-tiny/11", "next": "/tiny-model/1-res-tiny/13"}
+    assert turns == {
+        "prev": "/tiny-model/1-res-tiny/11",
+        "next": "/tiny-model/1-res-tiny/13",
+        "nofollow": "/tiny-model/1-res-tiny/random",
+    }
     assert tree.one("a", type="application/json").attributes["href"] == "/tiny-model/1-res-tiny/12.json"
 
 
@@ -75,8 +79,8 @@ def test_the_marks_of_an_example_say_their_values() -> None:
 def test_the_first_and_the_last_feature_have_one_neighbour_each() -> None:
     first = parse(feature_page(dashboard(), previous=None)).one(class_="turn")
     last = parse(feature_page(dashboard(), following=None)).one(class_="turn")
-    assert [one.attributes.get("rel") for one in first.all("a")] == ["next"]
-    assert [one.attributes.get("rel") for one in last.all("a")] == ["prev"]
+    assert [one.attributes.get("rel") for one in first.all("a")] == ["next", "nofollow"]
+    assert [one.attributes.get("rel") for one in last.all("a")] == ["prev", "nofollow"]
 
 
 def test_a_dead_feature_says_so_and_shows_what_its_weights_say() -> None:

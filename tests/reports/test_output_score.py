@@ -8,10 +8,11 @@ import torch
 import gemscope as gs
 from gemscope import errors
 from gemscope.activations.model import LanguageModel
+from gemscope.atlas.output import OutputScore
 from gemscope.edits.steer import Steer
 from gemscope.features.logit_lens import promoted
 from gemscope.features.sae import SAE
-from gemscope.reports.output_score import PROMPTS, OutputScore, output_score
+from gemscope.reports.output_score import PROMPTS, output_score
 from gemscope.testing import D_MODEL, planted_sae, tiny_model
 
 TOKENS = [17, 40, 99]

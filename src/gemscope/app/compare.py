@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -13,13 +15,22 @@ from gemscope.app.asking import MEASURING, ask, asked_of, pressed, query_of, she
 from gemscope.app.live import Off
 from gemscope.app.requests import Compare, Texts
 from gemscope.app.responses import data, moved, page, shared, wants_data, wants_part
-from gemscope.app.shelf import Source
+from gemscope.app.shelf import Source, short_names
 from gemscope.app.worker import Job
 from gemscope.errors import GemscopeError, InputError
-from gemscope.pages.links import ServerLinks
+from gemscope.pages.labels import SHORT, clipped_label
+from gemscope.pages.links import ModelLinks, ServerLinks
 
+_FEW = 6
+"""Pairs of SAEs that are offered."""
 _KEPT = 32
 """Pairs of SAEs whose matches are kept."""
+_TO_TRY = (
+    ("She put the money in the bank.", "They sat down on the bank of the river."),
+    ("The film was wonderful.", "The film was terrible."),
+    ("x = [n * n for n in range(10)]", "The squares of the numbers from nought to nine."),
+)
+"""Pairs of texts: one word in two senses, two feelings about one thing, and one thing in code and in words."""
 _ADDRESS = re.compile(r"([^/]{1,200})/([^/]{1,200})(?:/([0-9]{1,9}))?")
 
 
@@ -29,13 +40,43 @@ async def pair(request: Request) -> Response:
     if not (asked.a and asked.b):
         if wants_data(request):
             raise InputError("give two things: a=MODEL/SAE/FEATURE and b=..., or a=MODEL/SAE and b=...")
-        return page(request, "compare.html", links=ServerLinks(), a=asked.a, b=asked.b, sources=list(shelf_of(request)))
+        return await run_in_threadpool(_empty, request, asked)
     (one, first), (other, second) = (_named(request, name) for name in (asked.a, asked.b))
     if first is not None and second is not None:
         return await run_in_threadpool(_features, request, (one, first), (other, second))
     if first is None and second is None:
         return await _atlases(request, one, other, asked)
     raise InputError("one of the two is a feature, the other is none: give MODEL/SAE/FEATURE twice, or MODEL/SAE twice")
+
+
+def _empty(request: Request, asked: Compare) -> Response:
+    """Which two: with a few of what there is to begin with."""
+    served = list(shelf_of(request))
+    first, features = served[0], list[tuple[str, str]]()
+    with suppress(GemscopeError):  # the others are there all the same
+        for one in first.striking:
+            page_of = first[one]
+            near = next((two for two in page_of.neighbours if two.label), None)
+            if page_of.label and near is not None:
+                labels = [clipped_label(label, SHORT) for label in (page_of.label, near.label or "")]
+                features.append((first.links.compare(one, near.feature), " ↔ ".join(labels)))
+    names = short_names(served)
+    saes = [
+        (ModelLinks(one.manifest.model_id).compare(a="/".join(one.address), b="/".join(two.address)), one, two)
+        for one, two in pairwise(served)
+        if one.manifest.model_id == two.manifest.model_id
+    ]
+    return page(
+        request,
+        "compare.html",
+        links=ServerLinks(),
+        a=asked.a,
+        b=asked.b,
+        sources=served,
+        reading=[one for one in served if one.live.on],
+        features=features,
+        saes=[(url, f"{names[one.address]} ↔ {names[two.address]}") for url, one, two in saes[:_FEW]],
+    )
 
 
 def _named(request: Request, name: str) -> tuple[Source, int | None]:
@@ -137,6 +178,7 @@ async def texts(request: Request) -> Response:
         asked=asked,
         found=found,
         address=address,
+        tries=[(source.links.texts(text=one, other=two), f"{one} ↔ {two}") for one, two in _TO_TRY],
         error=error,
         note=note,
     )

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from gemscope.app.asking import query_of, shelf_of
 from gemscope.app.requests import Everywhere, said
 from gemscope.app.responses import data, page, wants_data, wants_part
-from gemscope.app.shelf import Source
+from gemscope.app.shelf import Source, short_names
 from gemscope.atlas.labels.across import Found, Hit, across
 from gemscope.pages.links import ModelLinks, ServerLinks
 
@@ -35,6 +35,7 @@ async def everywhere(request: Request) -> Response:
         found=found,
         hits=[(sources[one.place], one) for one in found.hits],
         counted=counted,
+        names=short_names(source for source, _ in counted),
         models=sorted({source.manifest.model_id for source in served}),
         many=len(sources),
         amiss=[sources[place] for place in found.amiss],

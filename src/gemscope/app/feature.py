@@ -16,6 +16,8 @@ from gemscope.app.requests import Forget, Label, Trial
 from gemscope.app.responses import data, document, page, wants_data, wants_part
 from gemscope.app.shelf import Shelf, Source
 from gemscope.app.steer_view import dial, first
+from gemscope.atlas.output import OutputScore
+from gemscope.errors import GemscopeError
 from gemscope.pages.embed import Embed
 from gemscope.pages.render import render
 
@@ -61,7 +63,7 @@ def made(served: Shelf, wanted: Wanted) -> str:
         following=index + 1 if index + 1 < len(source.atlas) else None,
         embed=embed,
         test_text=wanted.query.get("text") or wanted.query.get("defaulttesttext", ""),
-        score=source.scores.get(index),
+        score=dashboard.output or source.scores.get(index),
         keeping=wanted.kept,
     )
 
@@ -112,23 +114,33 @@ def _explained(request: Request, source: Source, index: int) -> Response:
     return RedirectResponse(source.links.feature(index), 303)
 
 
+def _kept(source: Source, score: OutputScore) -> OutputScore:
+    """With the atlas; where nothing can be written there, as long as it is served."""
+    try:
+        source.atlas.keep_outputs([score])
+        return source.atlas.outputs([score.feature])[score.feature]
+    except GemscopeError:
+        source.scores[score.feature] = score
+        return score
+
+
 async def output_score(request: Request) -> Response:
     """Whether steering with a feature does to the output what the tokens that it promotes suggest."""
     source, index = await source_of(request), index_of(request)
     dashboard = source[index]
-    score, why = source.scores.get(index), ""
+    score, why = dashboard.output or source.scores.get(index), ""
     if dashboard.dead:
         why = "it fired nowhere, so its strength has no measure"
     elif not (dashboard.promoted or (dashboard.writes and dashboard.writes.agreed)):
         why = "no logits are known for it"
     elif score is None and pressed(request):
-        score = await ask(
+        measured = await ask(
             request,
             lambda job: source.live.output_score(job, source.atlas, dashboard),
             seconds=MEASURING,
             patient=True,
         )
-        source.scores[index] = score
+        score = await run_in_threadpool(_kept, source, measured)
     if wants_data(request):
         return data(request, {"feature": index, "why": why, **({} if score is None else score.to_dict())})
     return page(

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from gemscope.activations.site import Site
 from gemscope.app.asking import MEASURING, ask, asked_of, pressed, shelf_of
-from gemscope.app.home import scored
+from gemscope.app.home import TO_TRY, scored
 from gemscope.app.requests import Layers, said
 from gemscope.app.responses import data, moved, page, shared, wants_data, wants_part
 from gemscope.app.shelf import Source
@@ -68,10 +68,9 @@ async def layers(request: Request) -> Response:
             many=len(chosen),
             chats=any(one.live.chats for one in chosen.values()),
             live=bool(chosen),
+            tries=[(links.layers(text=text), text) for text in TO_TRY],
             error=error,
-            note=""
-            if here
-            else "Press Look to have the model read this text: an address alone does not set it to work.",
+            note="" if here else _PRESS,
             span=SPAN,
             **(_shown(seen, chosen, asked) if seen else {"seen": None}),
         )

@@ -24,8 +24,6 @@ _MEASURED = 5_000
 """Tokens that strengths are measured on where the atlas is no measure."""
 _LOOKS = 4
 """Looks that are kept: one at a text of 8,000 tokens takes some 15 MB."""
-_PROMOTED = 10
-"""Tokens that a feature promotes, by which its effect on the output is judged."""
 
 
 class Off(Exception):
@@ -183,20 +181,10 @@ class Live:
 
     def output_score(self, job: Job[Any], atlas: Any, one: Any) -> Any:
         """The `OutputScore` of a `Dashboard`'s feature, at its maximum. Raises Off, and what `output_score` raises."""
-        from gemscope.reports.output_score import output_score
+        from gemscope.reports.output_score import output_score_of
 
         model, sae = self.pair(job)
-        measured = one.writes.promoted if one.writes and one.writes.agreed else []
-        return output_score(
-            model,
-            sae,
-            one.index,
-            promoted=[logit.id for logit in (one.promoted or measured)[:_PROMOTED]],
-            measured=[logit.id for logit in measured[:_PROMOTED]],
-            examples=[example.ids[example.peak] for example in one.strongest],
-            strength=self.units(job, atlas).max(one.index),
-            check=job.check,
-        )
+        return output_score_of(model, sae, one, strength=self.units(job, atlas).max(one.index), check=job.check)
 
     def pair(self, job: Job[Any]) -> tuple[Any, Any]:
         """Model and SAE, loaded now where nobody else has needed them: the job's time is counted from then on. Raises

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gemscope.app.asking import ask, asked_of, pressed, reading_time, source_of
+from gemscope.app.home import TO_TRY
 from gemscope.app.kept import names_of
 from gemscope.app.requests import Prompt, said
 from gemscope.app.responses import data, moved, page, shared, wants_data, wants_part
@@ -68,6 +69,7 @@ async def prompt(request: Request) -> Response:
         hints=hints,
         pinned=asked.pin,
         pinned_values=pinned and _counted(looked, pinned),
+        tries=[(source.links.prompt(text=text), text) for text in TO_TRY],
         error=error,
         note="" if here else "Press Look to have the model read this text: an address alone does not set it to work.",
     )

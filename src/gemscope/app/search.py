@@ -19,6 +19,7 @@ from gemscope.app.requests import Search, said
 from gemscope.app.responses import data, moved, page, shared, wants_data, wants_part
 from gemscope.app.shelf import Source
 from gemscope.app.worker import Job
+from gemscope.atlas.tokens import Promoter
 from gemscope.errors import GemscopeError
 
 _STRONG = 30
@@ -76,6 +77,7 @@ async def search(request: Request) -> Response:
             manifest=source.manifest,
             live=source.live.on,
             why=source.live.why,
+            outputs=source.atlas.outputs(one.summary.feature for one in values["promoters"]),
             glances=source.atlas.glances(one.feature for one in shown),
             names=names_of(request),
             offset=asked.offset,
@@ -213,15 +215,26 @@ def _search_data(source: Source, values: dict[str, Any]) -> dict[str, Any]:
         "hits": [
             {**line(source, one.summary), "strength": one.strength, "examples": one.examples} for one in values["hits"]
         ],
-        "promoting": [
-            {**line(source, one.summary), "value": one.value, "stands_out": one.stands_out, "place": one.place}
-            for one in values["promoters"]
-        ],
+        "promoting": _promoters(source, values["promoters"]),
         "strings": values["strings"],
         "counted": values["counted"],
         "fire": values["firing"],
         "firing": [{**line(source, one["summary"]), "values": one["values"]} for one in values["found"]],
     }
+
+
+def _promoters(source: Source, promoters: list[Promoter]) -> list[dict[str, Any]]:
+    known = source.atlas.outputs(one.summary.feature for one in promoters)
+    return [
+        {
+            **line(source, one.summary),
+            "value": one.value,
+            "stands_out": one.stands_out,
+            "place": one.place,
+            "output": known[one.summary.feature].to_dict() if one.summary.feature in known else None,
+        }
+        for one in promoters
+    ]
 
 
 def missing(source: Source, number: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -24,6 +24,7 @@ from gemscope.atlas.reader import Atlas
 from gemscope.errors import InputError, NotFound
 from gemscope.pages.charts.scatter import Cells
 from gemscope.pages.links import ServerLinks
+from gemscope.pages.render import sae_of
 
 MANIFEST = "manifest.json"
 OURS = frozenset({"api", "compare", "favicon.ico", "health", "lists", "queue", "search", "static"})
@@ -51,7 +52,7 @@ class Source:
     at_hand: Callable[[], Opened | None]
     """None where it is not."""
     scores: dict[int, Any] = field(default_factory=dict)
-    """Output scores by feature: each takes some passes of the model, and stays as it is."""
+    """Output scores by feature, where they cannot be kept with the atlas."""
 
     @property
     def address(self) -> tuple[str, str]:
@@ -252,6 +253,16 @@ def _free(manifest: Manifest, folder: Path, taken: dict[tuple[str, str], int]) -
         if (count := taken[manifest.model_id, candidate]) == 1:
             return candidate
     return f"{name}__{digest}-{count}"
+
+
+def short_names(sources: Iterable[Source]) -> dict[tuple[str, str], str]:
+    """SAEs by address in few characters, 15.res 8k; with their ids where else two would be called the same."""
+    short = {source.address: sae_of(source.manifest) for source in sources}
+    often = Counter((model, name) for (model, _), name in short.items())
+    return {
+        (model, source): f"{name} · {source}" if often[model, name] > 1 else name
+        for (model, source), name in short.items()
+    }
 
 
 def folders(given: str | os.PathLike[str]) -> list[Path]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemscope.atlas.entry import AGREED
 from gemscope.atlas.labels.trial import Trial
+from gemscope.atlas.output import OutputScore
 from gemscope.features.histogram import Histogram
 from gemscope.pages.labels import meaning
 from gemscope.pages.plain import Shown
@@ -334,6 +335,8 @@ class Dashboard(Shown):
     suppressed: list[Logit] = field(default_factory=list)
     writes: Writes | None = None
     """By the measured effect; None where there is none."""
+    output: OutputScore | None = None
+    """What it did to the output when it was turned up; None where nobody has measured it."""
     logit_histogram: Histogram | None = None
     neighbours: list[Neighbour] = field(default_factory=list)
     coactive: list[Partner] = field(default_factory=list)
@@ -415,6 +418,7 @@ class Dashboard(Shown):
             "neg_str": [one.token for one in self.suppressed],
             "neg_values": [one.value for one in self.suppressed],
             "effect": None if self.writes is None else self.writes.to_dict(),
+            "output": None if self.output is None else self.output.to_dict(),
             "freq_hist_data_bar_heights": self.histogram.counts if self.histogram else [],
             "freq_hist_data_bar_values": self.histogram.middles if self.histogram else [],
             "logits_hist_data_bar_heights": logits.counts if logits else [],

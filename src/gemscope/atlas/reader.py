@@ -28,12 +28,14 @@ from gemscope.atlas.files import corpus, plane
 from gemscope.atlas.files.database import Database, writable
 from gemscope.atlas.files.manifest import FORMAT, Mapped, read_manifest, write_manifest
 from gemscope.atlas.files.opening import opened, upgraded
+from gemscope.atlas.files.outputs import Outputs
 from gemscope.atlas.files.schema import looked_up, words_of
 from gemscope.atlas.glance import glances
 from gemscope.atlas.labels import search
 from gemscope.atlas.labels.explanations import Explanations, Standing
 from gemscope.atlas.labels.trial import GOOD, Trial
 from gemscope.atlas.lists import Filter, Lists
+from gemscope.atlas.output import OutputScore
 from gemscope.atlas.relatives import Relatives
 from gemscope.atlas.striking import striking
 from gemscope.atlas.text import Text
@@ -62,6 +64,7 @@ class Atlas:
         self._text = Text(self.manifest, rows, self._database)
         self._features = Features(self._text, self._database)
         self._relatives = Relatives(self.folder, self.manifest)
+        self._outputs = Outputs(self.folder, lambda: self.manifest, self._text.vocabulary.alone)
         self._explanations = Explanations(self._database, len(self))
         self._lists = Lists(self._text, self._database, self._explanations)
         self._by_token = ByToken(self._text, self._database, self._lists)
@@ -100,7 +103,8 @@ class Atlas:
         """
         feature = self._index(index)
         related, life = self._relatives.of(feature)
-        return replace(self._features.dashboard(feature, ranges=ranges), related=related, life=life)
+        page, output = self._features.dashboard(feature, ranges=ranges), self._outputs.of(feature)
+        return replace(page, related=related, life=life, output=output)
 
     @property
     def relatives(self) -> Kin | None:
@@ -356,6 +360,22 @@ class Atlas:
         if writable(self.folder):
             with suppress(FileError):
                 write_manifest(self.manifest, self.folder)
+
+    def keep_outputs(self, scores: Iterable[OutputScore]) -> None:
+        """Keeps output scores of features (`gs.add_output_scores` measures them), each in place of what was known of
+        its feature before. Raises NotFound, AccessError where nothing can be written, StorageFull.
+        """
+        found = list(scores)
+        for one in found:
+            self._index(one.feature)
+        if not writable(self.folder):
+            raise AccessError(f"nothing can be written in {self.folder}: copy the atlas elsewhere to keep scores there")
+        self._outputs.keep(found)
+
+    def outputs(self, features: Iterable[int] | None = None) -> dict[int, OutputScore]:
+        """The output scores of these features, or of all, as far as they are known. Raises CorruptFile."""
+        found = {one: self._outputs.of(one) for one in (self._outputs.features if features is None else features)}
+        return {one: score for one, score in found.items() if score is not None}
 
     def put_places(self, places: plane.Places, said: Mapped) -> None:
         """Keeps a map, and what is said of it. Raises InputError, AccessError where nothing can be written."""

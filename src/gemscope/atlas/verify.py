@@ -14,6 +14,7 @@ from gemscope.atlas.entry import AGREED
 from gemscope.atlas.files import corpus, held_out, hits, plane, schema, written
 from gemscope.atlas.files.database import Database
 from gemscope.atlas.files.manifest import Manifest, read_manifest
+from gemscope.atlas.files.outputs import Outputs
 from gemscope.atlas.files.page import Page, contradictions, unpack_page
 from gemscope.atlas.files.vocabulary import Vocabulary
 from gemscope.atlas.reader import Atlas
@@ -47,6 +48,7 @@ def _problems(folder: Path) -> Iterator[str]:
             yield from (f"{schema.NAME}: {line}" for line in found)
             return  # what is read from a damaged file means little
         yield from _relatives(folder, manifest)
+        yield from _outputs(folder, manifest)
         yield from _tables(db, manifest)
         yield from _pages(db, manifest, rows)
         yield from _written(db, manifest)
@@ -59,6 +61,13 @@ def _relatives(folder: Path, manifest: Manifest) -> Iterator[str]:
     try:
         _ = Relatives(folder, manifest).kin
     except (CorruptFile, Mismatch) as error:
+        yield str(error)
+
+
+def _outputs(folder: Path, manifest: Manifest) -> Iterator[str]:
+    try:
+        _ = Outputs(folder, lambda: manifest, str).features
+    except CorruptFile as error:
         yield str(error)
 
 

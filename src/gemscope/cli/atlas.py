@@ -1,4 +1,4 @@
-"""Commands that work on atlases that are there: atlas verify, atlas merge, atlas effect, atlas map."""
+"""Commands that work on atlases that are there: atlas verify, atlas merge, atlas effect, atlas output, atlas map."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from gemscope.cli.bars import bars
 
 
 def add_to(commands: Any) -> None:
-    """atlas verify, atlas merge, atlas effect, atlas map."""
-    atlas = commands.add_parser("atlas", help="work on atlases: verify, merge, effect, map").add_subparsers(
+    """atlas verify, atlas merge, atlas effect, atlas output, atlas map."""
+    atlas = commands.add_parser("atlas", help="work on atlases: verify, merge, effect, output, map").add_subparsers(
         title="commands", metavar="COMMAND", required=True
     )
     verify = atlas.add_parser("verify", help="look through a whole atlas for damage")
@@ -46,6 +46,22 @@ def add_to(commands: Any) -> None:
     options.add_sae(effect)
     options.add_hub(effect)
     effect.set_defaults(run=_effect, parser=effect)
+
+    output = atlas.add_parser(
+        "output",
+        usage="gemscope atlas output ATLAS [MODEL SAE] [options]",
+        help="measure whether features write what they promote, and keep it with an atlas",
+        description="Turns features up on neutral prompts and keeps with the atlas how likely what they promote and "
+        "what their examples fire on comes next: by default those of which the atlas tells in words what they "
+        "promote. Those that are known already stay; stopped, it goes on when called again.",
+    )
+    output.add_argument("words", nargs="+", metavar="ATLAS [MODEL SAE]")
+    output.add_argument("--features", metavar="NUMBERS", help="these alone, parted by commas, as in 263,8029")
+    options.add_json(output)
+    options.add_model(output)
+    options.add_sae(output)
+    options.add_hub(output)
+    output.set_defaults(run=_output, parser=output)
 
     placed = atlas.add_parser(
         "map",
@@ -86,6 +102,30 @@ def _effect(args: argparse.Namespace) -> int:
     options.say(said)
     options.say(f"what they promote is told in words of {told:,} features")
     options.lead(args, None, ("which features promote a token?", ["search", "--promotes", "money", "--atlas", folder]))
+    return 0
+
+
+def _output(args: argparse.Namespace) -> int:
+    from gemscope.atlas.reader import Atlas
+    from gemscope.reports.output_scores import add_output_scores
+
+    folder, *rest = args.words
+    if len(rest) not in (0, 2):
+        args.parser.error(f"{len(rest)} arguments behind the atlas: MODEL and SAE go together")
+    name, address = rest or (options.DEFAULT, options.DEFAULT)
+    features = None if args.features is None else options.numbers("--features", args.features)
+    with bars() as progress, Atlas(folder) as atlas:
+        model = options.model_of(args, name, progress)
+        sae = options.sae_of(args, address, progress, model)
+        measured = add_output_scores(atlas, model, sae, features=features, progress=progress)
+        known = atlas.outputs()
+    write = sum(one.writes is True for one in known.values())
+    if args.json:
+        options.show({"folder": folder, "measured": measured, "known": len(known), "write": write}, True)
+        return 0
+    print(folder)
+    options.say(f"{measured:,} measured now; of {len(known):,} that are known {write:,} clearly write what they read")
+    options.lead(args, None, ("does one write what it reads?", ["serve", folder]))
     return 0
 
 

@@ -113,6 +113,11 @@ def _logits(one: Any) -> Iterator[RenderableType]:
         said = f"measured over text, whose halves agree to {one.writes.agreement:.2f}"
         where = f"{percent(one.writes.this)} of it at once, the rest on later positions"
         yield Padding(Text(f"({said}; {where})", style="dim"), (0, 0, 0, 2))
+    if one.output:
+        told = one.output.measured or one.output
+        likely = f"{percent(told.mass)} likely to come next, {percent(told.unedited)} without it"
+        odds = f"{likely}, {percent(told.control)} with random features"
+        yield Padding(Text(f"turned up to its max  {one.output.verdict}: what it promotes is {odds}"), (0, 0, 0, 2))
 
 
 def _standing(best: Any) -> str:

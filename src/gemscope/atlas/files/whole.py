@@ -19,12 +19,14 @@ EFFECT = "effect.safetensors"
 """The effect of its site, as `Effect.load` reads it."""
 RELATIVES = "relatives.safetensors"
 """The relatives of its features at other sites, as `Kin.load` reads them."""
+OUTPUTS = "outputs.safetensors"
+"""The output scores of its features, as far as anybody has measured them."""
 
 
 def own(names: Iterable[str]) -> list[str]:
     """Those of a folder's files that are an atlas's: the needed ones first."""
     there = set(names)
-    return [name for name in (*NEEDED, SUMS, EFFECT, RELATIVES) if name in there]
+    return [name for name in (*NEEDED, SUMS, EFFECT, RELATIVES, OUTPUTS) if name in there]
 
 
 def is_written(tables: Path) -> bool:

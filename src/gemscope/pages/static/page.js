@@ -1,4 +1,4 @@
-// Keys that turn pages and go to the search box, and the reader's choice of how much of each text to show, remembered.
+// Keys that turn pages and go to the search box, and how much of each text the reader chose to see, remembered.
 {
   const kept = (name, value) => {
     try {
@@ -47,7 +47,7 @@
     box.select();
   });
 
-  const turns = { ArrowLeft: "prev", k: "prev", ArrowRight: "next", j: "next" };
+  const turns = { ArrowLeft: "prev", k: "prev", ArrowRight: "next", j: "next", r: "nofollow" };
   document.addEventListener("keydown", (event) => {
     const to = turns[event.key];
     if (!to || event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
