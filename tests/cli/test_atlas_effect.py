@@ -86,3 +86,27 @@ def test_a_token_is_searched_for_and_where_there_is_no_effect_that_is_said(
         main(["search", "sea", "--promotes", token, "--atlas", folder])
     with pytest.raises(SystemExit):
         main(["atlas", "effect", folder, "tiny"])
+
+
+def test_whether_features_write_what_they_promote_is_kept_with_the_atlas_and_told(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(tmp_path / "atlas")
+    assert main(["describe", "tiny", "tiny", text, "-o", folder, "--effect-tokens", "48", *SIZES]) == 0
+    with Atlas(folder) as atlas:
+        first, second = (page.index for page, _ in zip((one for one in atlas if not one.dead), range(2), strict=False))
+    capsys.readouterr()
+    asked = ["atlas", "output", folder, "tiny", "tiny", "--features", f"{first},{second}", "--json"]
+    assert main(asked) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["measured"], told["known"]) == (2, 2)
+    assert main(asked) == 0
+    assert json.loads(capsys.readouterr().out)["measured"] == 0
+    assert main(["feature", str(first), "--atlas", folder]) == 0
+    assert "turned up to its max" in capsys.readouterr().out
+    with Atlas(folder) as atlas:
+        output = atlas[first].output
+        assert output is not None
+        assert told["write"] == sum(one.writes is True for one in atlas.outputs().values())
+    assert main(["atlas", "output", folder, "tiny", "tiny", "--features", "x"]) == 1
+    assert main(["atlas", "output", folder, "tiny", "tiny", "--features", "99999"]) == 1
