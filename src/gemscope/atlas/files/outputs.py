@@ -4,7 +4,6 @@ effect than the atlas has now are none.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -18,19 +17,19 @@ from gemscope.atlas.files import corpus
 from gemscope.atlas.files.manifest import Manifest
 from gemscope.atlas.files.whole import OUTPUTS
 from gemscope.atlas.output import Outcome, OutputScore
-from gemscope.checked import Count, Form, as_read, checksum_of, json_of, read_tensors, require_forms, shown
+from gemscope.checked import Form, require_forms, shown
 from gemscope.disk import claimed, room, synced
 from gemscope.edits.strength import Strength
 from gemscope.errors import CorruptFile
+from gemscope.features.sealed import seal, unsealed
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-FORMAT = 1
 _SETS = ("promoted", "measured", "examples")
 """Of tokens."""
 _FIGURES = ("score", "rank", "probability", "mass", "unedited", "control")
 _STRENGTH = ("raw", "of_max", "of_norm")
-_REMEDY = "remove it, and the scores are measured again"
+_NAME, _REMEDY = "gemscope_outputs", "remove it, and the scores are measured again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +77,8 @@ class Outputs:
             kept = self._now()
             before = [] if kept is None or kept.of != of else kept.all(self._alone)
             tensors = _packed(sorted([*(one for one in before if one.feature not in added), *added.values()], key=_by))
-            said = as_read(asdict(of))
-            facts = {"format": FORMAT, "of": said, "checksum": checksum_of(tensors, said)}
             aside = place / OUTPUTS
-            save_file(tensors, aside, {"gemscope_outputs": json.dumps(facts)})
+            save_file(tensors, aside, seal(_NAME, tensors, asdict(of)))
             aside.chmod((self._path.parent / corpus.NAME).stat().st_mode)  # safetensors lets nobody else read it
             synced(aside)
             os.replace(aside, self._path)
@@ -152,15 +149,6 @@ class _Kept:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _File:
-    """What stands beside the arrays."""
-
-    format: Count
-    of: Of
-    checksum: str
-
-
 def _by(one: OutputScore) -> int:
     return one.feature
 
@@ -185,17 +173,9 @@ def _packed(scores: list[OutputScore]) -> dict[str, Array]:
 
 
 def _load(path: Path, d_sae: int) -> _Kept:
-    tensors, beside = read_tensors(path, framework="np")
-    name = shown(path)
-    if "gemscope_outputs" not in beside:
-        raise CorruptFile(f"{name} holds no output scores: {_REMEDY}")
-    file = json_of(beside["gemscope_outputs"], _File, where=name)
-    if file.format != FORMAT:
-        raise CorruptFile(f"{name} is of format {file.format}, this version reads {FORMAT}: {_REMEDY}")
-    if checksum_of(tensors, as_read(asdict(file.of))) != file.checksum:
-        raise CorruptFile(f"{name} is damaged: its checksum is another: {_REMEDY}")
-    _require_sound(tensors, d_sae, name)
-    return _Kept(file.of, **tensors)
+    of, tensors = unsealed(_NAME, path, Of, lacking="holds no output scores", remedy=_REMEDY, framework="np")
+    _require_sound(tensors, d_sae, shown(path))
+    return _Kept(of, **tensors)
 
 
 def _require_sound(tensors: Mapping[str, Array], d_sae: int, name: str) -> None:
