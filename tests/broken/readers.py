@@ -17,6 +17,7 @@ from gemscope.activations.store import Store
 from gemscope.activations.writer import Writer
 from gemscope.app import requests
 from gemscope.app.asking import body_of
+from gemscope.atlas.files.outputs import Outputs
 from gemscope.atlas.labels.asking import _explanation
 from gemscope.atlas.labels.journal import journal_of, read_journal
 from gemscope.atlas.verify import verify
@@ -363,6 +364,16 @@ def _measuring(folder: Path) -> None:
         sums = kept.resumed((samples.D, samples.D))
     if all(sums.counts):
         assert sums.mean("this").shape == (2, samples.D, samples.D)
+
+
+@_reads("outputs")
+def _outputs(folder: Path) -> None:
+    read = Outputs(folder, lambda: samples.MANIFEST, str)
+    for feature in read.features:
+        found = read.of(feature)
+        assert found is not None
+        assert found.to_dict()["verdict"]
+        assert str(found)
 
 
 @_reads("relatives")

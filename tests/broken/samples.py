@@ -26,6 +26,8 @@ from gemscope.activations.site import Site
 from gemscope.activations.store import FORMAT, Manifest
 from gemscope.activations.writer import Writer
 from gemscope.atlas.labels.journal import Asked, Judged, Plan, journal_of
+from gemscope.atlas.output import Outcome, OutputScore
+from gemscope.edits.strength import Strength
 from gemscope.errors import Awaited
 from gemscope.features.crosscoder import Crosscoder
 from gemscope.features.effect import Effect, Measured
@@ -617,6 +619,28 @@ def measuring(folder: Path) -> None:
 
 READING = {"tokens": 60, "saes": ["a"]}
 """Settings of a reading that was stopped."""
+
+
+@_sample
+def outputs(folder: Path) -> None:
+    figures = {"score": 0.3, "rank": 2.0, "probability": 0.31, "mass": 0.4, "unedited": 0.01, "control": 0.02}
+    told = Outcome(ids=(3, 4), tokens=("c", "d"), **figures)
+    with planted_atlas(folder / "a.atlas", **PLAN) as made:
+        made.keep_outputs(
+            OutputScore(
+                feature=feature,
+                ids=(5,),
+                tokens=("e",),
+                strength=Strength(2.0, 1.0, None),
+                prompts=("I think",),
+                measured=told if feature else None,
+                examples=told,
+                **figures,
+            )
+            for feature in (0, 2)
+        )
+    (folder / "a.atlas" / "outputs.safetensors").rename(folder / "outputs.safetensors")
+    shutil.rmtree(folder / "a.atlas")
 
 
 @_sample

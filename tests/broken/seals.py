@@ -64,6 +64,7 @@ def _tensors(name: str, files: str) -> Callable[[Path], None]:
 
 SEALS["effect"] = _tensors("gemscope_effect", "effect.safetensors")
 SEALS["measuring"] = _tensors("gemscope_unfinished_effect", "effect.partial")
+SEALS["outputs"] = _tensors("gemscope_outputs", "outputs.safetensors")
 SEALS["relatives"] = _tensors("gemscope_relatives", "relatives.safetensors")
 SEALS["firings"] = _tensors("gemscope_firings", "kept/*.safetensors")
 
