@@ -17,8 +17,9 @@ from gemscope.text.corpus import Corpus
 WORDS = "the sun and the moon in the air, a light in the sea and on the land of the other morning "
 
 
-def units_of(sae: SAE, count: int = 12) -> Units:
-    maxima = dict.fromkeys(range(count), 10.0)
+def units_of(sae: SAE, largest: float) -> Units:
+    """The first twelve features fire, all of them as strongly."""
+    maxima = dict.fromkeys(range(12), largest)
     return Units(sae, maxima=maxima, median_norm=4.0, source="a text", tokens=10)
 
 
@@ -54,7 +55,7 @@ def test_text_of_which_nothing_counts_measures_nothing(corpus: Corpus) -> None:
 
 def test_each_feature_has_a_control_by_dice_of_its_own_as_strong_and_on_the_same_tokens() -> None:
     sae = random_sae(model_of("llama"), "1.res")
-    units = units_of(sae)
+    units = units_of(sae, 10.0)
     act = Act(how="add", sae=sae, units=units, seed=7, at="generated", every_token=True)
     by: dict[int, Amount | float] = {3: Amount(2.0, "max"), 5: Amount(-1.5), 8: 0.5}
     raw = [20.0, -1.5, 0.5]
@@ -74,9 +75,10 @@ def test_each_feature_has_a_control_by_dice_of_its_own_as_strong_and_on_the_same
 
 def test_a_control_is_none_of_those_that_are_taken_nor_one_that_never_fires() -> None:
     sae = random_sae(model_of("llama"), "1.res")
-    units = units_of(sae)
-    found = {random_feature(sae, 0, units, seed) for seed in range(60)}
-    assert len(found) > 5
-    assert found < set(range(1, 12))
+    for largest in (1.0, 10.0):
+        units = units_of(sae, largest)
+        found = {random_feature(sae, 0, units, seed) for seed in range(60)}
+        assert len(found) > 5
+        assert found < set(range(1, 12))
     some = set(list(found)[::2])
     assert {random_feature(sae, 0, units, seed, without=some) for seed in range(60)} <= found - some
