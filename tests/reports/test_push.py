@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import huggingface_hub  # noqa: F401  # whose log goes where stderr was when it was imported: to nowhere, within a test
 import pytest
 
 import gemscope as gs

@@ -214,6 +214,18 @@ def test_who_said_it_with_which_rule_and_score_goes_out_and_comes_in_again(
             assert back[feature].label == atlas[feature].label
 
 
+def test_a_feature_stands_by_the_better_of_its_labels_whichever_came_first(atlas: gs.Atlas) -> None:
+    for feature, order in ((0, 1), (1, -1)):
+        for text, rule in [("right", PLANTED[feature]), ("wrong", '"cold"')][::order]:
+            atlas.explain_all({feature: Explanation(id=0, text=text, method=text, rule=rule)})
+    told = score_labels(atlas, [0, 1])
+    assert told.labels == 4
+    found = [one for one in told.standings if one.labels == "with a label"]
+    assert found
+    assert all((one.features, one.good) == (2, 1.0) for one in found)
+    assert not [one for one in told.standings if one.labels == "by wrong"]
+
+
 def test_of_two_labels_the_better_stands_by_where_it_fires_at_all_where_strong_windows_are_too_few() -> None:
     nothing = dict.fromkeys(COUNTS, 0)
 
