@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 import torch
 
 from gemscope.activations import hub
+from gemscope.activations.bucket import Bucket, is_bucket
 from gemscope.activations.bundled import cache_dir as own_cache_dir
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
@@ -33,7 +34,7 @@ from gemscope.features.published import find, nearest, snapshot
 from gemscope.features.sae import SAE
 from gemscope.features.scope import Member, Scope, labelled, order
 from gemscope.features.scope_manifest import Failed, Manifest, read_scope
-from gemscope.features.several import below, is_pattern, matching
+from gemscope.features.several import among, below, is_pattern, matching
 from gemscope.features.stack import Stack
 
 _L0 = re.compile(r"average_l0_([0-9]{1,9})")
@@ -61,6 +62,7 @@ def load_scope(
         gemma-scope-2b-pt-res-canonical         a release of SAELens's
         google/gemma-scope-2b-pt-*              several of these
         USER/REPO                               a scope or a run on the Hub
+        s3://bucket/my-scope                    a scope, or a folder below which SAEs lie, in a bucket
 
     What the catalogue has is listed without a network. What lies at an address and cannot be opened is listed in
     `failed`, with the reason. The other options are `load_sae`'s, for when an SAE is opened; `device` "auto" is where
@@ -133,6 +135,8 @@ def is_scope(address: str) -> bool:
     """Whether an address stands for several SAEs, so that `load_scope` is for it and not `load_sae`: a pattern, a
     folder with several below it, a repository or a release of the catalogue.
     """
+    if is_bucket(address):
+        return Bucket.at(address).has(scope_manifest.NAME)
     if is_pattern(address):
         return True
     here = existing(address)
@@ -151,12 +155,12 @@ def each_of(address: str) -> list[str]:
     repository with one for each place; else itself. Raises SAENotFound, InputError for a repository of many, what
     `load_scope` raises.
     """
-    if is_pattern(address):
+    if is_pattern(address) and not is_bucket(address):
         return matching(address)
     if not is_scope(address):
         return [address]
     scope = load_scope(address)
-    if existing(address) is None and len(scope.sites) < len(scope):
+    if existing(address) is None and not is_bucket(address) and len(scope.sites) < len(scope):
         pattern = f"{scope[0].address.rpartition('/')[0]}/*"
         raise InputError(f"{address} has {len(scope):,} SAEs: choose by a pattern, such as '{pattern}'")
     return [member.address for member in scope]
@@ -239,6 +243,8 @@ def _listed(name: str, where: _Where) -> _Found:
         if not here.is_dir():
             raise InputError(f"{name} is a file: load_sae opens one SAE, and a scope is a folder")
         return _in_folder(here, where)
+    if is_bucket(name):
+        return _in_bucket(name.rstrip("/"), where)
     if is_pattern(name):
         return _of_pattern(name, where)
     return _of_catalogue(lambda entry: _is_of(entry, name.rstrip("/"))) or _on_hub(name, where)
@@ -259,6 +265,17 @@ def _in_folder(folder: Path, where: _Where) -> _Found:
     for name in below(folder, many=sys.maxsize):
         path = folder / name
         found.add(name, partial(glance, path, where.model), address=str(path), folder=path if path.is_dir() else None)
+    return found
+
+
+def _in_bucket(address: str, where: _Where) -> _Found:
+    found, bucket = _Found.nothing(), Bucket.at(address)
+    if bucket.has(scope_manifest.NAME):
+        manifest = read_scope(bucket.kept(scope_manifest.NAME).parent)
+        found.add_manifest(manifest, lambda path: f"{address}/{path}", None)
+        return found
+    for folder, _ in among(bucket.names()):
+        found.add(folder, partial(glance, f"{address}/{folder}", where.model), address=f"{address}/{folder}")
     return found
 
 

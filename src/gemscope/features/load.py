@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 import torch
 
 from gemscope.activations import hub
+from gemscope.activations.bucket import Bucket, is_bucket
 from gemscope.activations.bundled import cache_dir as own_cache_dir
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
@@ -72,6 +73,7 @@ def load_sae(
         mwhanna/qwen3-4b-transcoders/layer_12                              one file of several, its suffix or not
         runs/15-res, params.npz, ae.pt                                     a folder or file here; it goes first
         USER/NAME, runs                                                    a repository or folder with one SAE below it
+        s3://bucket/runs/15-res/sae                                        a folder or file in a bucket (gs:// too)
         smollm2                                                            the one that ships with this package
 
     `site` says where the SAE reads when its file does not, or says it in a way that is not known here. `revision` is
@@ -95,6 +97,8 @@ def load_sae(
         contents = _read(found(**_bundled()))
     elif local is not None:
         contents = _read(found(**_local(local, name)))
+    elif is_bucket(name):
+        contents = _read(found(**_in_bucket(name)))
     else:
         published = _published(name)
         if published.entry is not None and published.entry.closed:
@@ -112,11 +116,12 @@ def load_sae(
     return build(contents, dtype=dtype, device=where)
 
 
-def glance(path: Path, model: LanguageModel | None = None) -> Glance:
-    """What an SAE here is: by the names on the way to it where they are Gemma Scope's, else by its files. Whether
-    its weights are sound is not known then. `model` is the one that it is for. Raises what `load_sae` raises.
+def glance(path: Path | str, model: LanguageModel | None = None) -> Glance:
+    """What an SAE here, or at an address in a bucket, is: by the names on the way to it where they are Gemma Scope's,
+    else by its files. Whether its weights are sound is not known then. `model` is the one that it is for. Raises what
+    `load_sae` raises.
     """
-    lie = _local(path, str(path))
+    lie = _local(path, str(path)) if isinstance(path, Path) else _in_bucket(path)
     if (entry := lie["entry"]) is not None and entry.file == lie["weights"]:
         l0 = None if entry.l0 is None else float(entry.l0)
         return Glance(site=entry.site, site_out=entry.site_out, width=entry.width, l0=l0, model=entry.model)
@@ -201,6 +206,30 @@ def _local(path: Path, source: str) -> _Lie:
         "entry": _entry_of_path(whole),
         "repo": None if repo is None else repo.replace("--", "/", 1),
     }
+
+
+def _in_bucket(address: str) -> _Lie:
+    """What an address in a bucket means. Files are fetched into the cache when they are asked for."""
+    address = address.rstrip("/")
+    above, _, file = address.rpartition("/")
+    if is_weights(file) or is_beside(file):
+        bucket = Bucket.at(above)
+        names = {name for name in bucket.names() if "/" not in name}
+        weights = _one_of(weights_among(names, file) if is_beside(file) else [file] if file in names else [], address)
+    else:
+        bucket = Bucket.at(address)
+        names = {*bucket.names()}
+        there = among(names)
+        weights = _one_of([f"{folder}/{name}".lstrip("/") for folder, name in there], address)
+        if inside := weights.rpartition("/")[0]:
+            return _in_bucket(f"{address}/{inside}")
+
+    def find(name: str, *, needed: bool = True) -> Path | None:
+        return bucket.kept(name) if name in names else None
+
+    place = PurePosixPath(bucket.inside)
+    entry = _entry_of_path(Path(bucket.inside))
+    return {"folder": find, "place": place, "weights": weights, "entry": entry, "repo": None}
 
 
 def _entry_of_path(path: Path) -> Entry | None:
