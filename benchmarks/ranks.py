@@ -21,6 +21,7 @@ KINDS: dict[str, dict[str, object]] = {
     "batchtopk": {"architecture": "batchtopk"},
     "topk": {"architecture": "topk"},
     "standard": {"architecture": "standard", "sparsity": 0.05},
+    "gated": {"architecture": "gated", "sparsity": 0.05},
     "jumprelu, matryoshka of 3": {"matryoshka": [0.25, 0.5]},
     "jumprelu, silent features": {"auxiliary": 1 / 32, "patience": 1},
 }

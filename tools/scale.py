@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 PAGE = Path("docs/scale.md")
@@ -186,6 +186,19 @@ def ranks(given: Given = GIVEN, count: int = 8) -> str:
     return table(head, lines)
 
 
+def pays(given: Given = GIVEN, count: int = 8) -> str:
+    """How many times as fast several GPUs are as one, at 9B's width, by width, batch and link. Nothing is hidden."""
+    d, lines = MODELS[1].d_model, []
+    for name, d_sae in WIDTHS.items():
+        for batch in (1024, 4096, 16_384):
+            told = replace(given, batch=batch)
+            alone, shared = (step_seconds(d, d_sae, ranks, told) for ranks in (1, count))
+            talk = feature_parallel(d, batch, count)
+            gains = [f"{alone / (shared + talk / link):.1f}" for link in (given.inside, given.between)]
+            lines.append([name, f"{batch:,}", f"{1e3 * alone:.1f}", *gains, f"{held(d, d_sae) / count / 1e9:.1f} GB"])
+    return table(["width", "batch", "one GPU, ms", "8 by NVLink", "8 by a network", "each holds"], lines)
+
+
 def here() -> str:
     """What this project's own kernels were measured to do on two cores of a processor, beside the paper's GPU."""
     result = json.loads(TRAINED.read_text())
@@ -231,7 +244,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
-TABLES = {"models": models, "widths": widths, "ranks": ranks, "here": here, "published": published}
+TABLES = {"models": models, "widths": widths, "ranks": ranks, "pays": pays, "here": here, "published": published}
 
 
 def page(text: str) -> str:

@@ -127,12 +127,12 @@ def test_weights_that_are_no_saes_are_encoded_and_decoded(x: Tensor) -> None:
     W_enc, b_enc, W_dec, b_dec = (torch.randn(*size, generator=generator) for size in sizes)
     weights = Weights(W_enc, b_enc, W_dec, b_dec, threshold=None, W_skip=None, gate="relu", k=None, centred=False)
     ready, rows = prepared.Prepared(weights, choose(x.device), weights.content), x.reshape(-1, D)
-    found = encode_rows(ready, rows)
+    found = encode_rows([ready], rows)
     z = rows.double() @ W_enc.double() + b_enc.double()
     features = FeatureActivations(found.offsets, found.ids, found.values, F, (len(rows),), None)
     torch.testing.assert_close(features.to_dense().double(), z.clamp(min=0), rtol=1e-4, atol=1e-4)
     out = z.clamp(min=0) @ W_dec.double() + b_dec.double()
-    torch.testing.assert_close(decode_sparse(ready, features).double(), out, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(decode_sparse([ready], b_dec, features).double(), out, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -21,16 +21,20 @@ from torch import Tensor
 from gemscope.activations.harvest import versions
 from gemscope.activations.site import Site
 from gemscope.errors import CorruptFile, GemscopeError, StorageFull
+from gemscope.testing import tiny_model
+from gemscope.text.corpus import Corpus
 from gemscope.training import checkpoint, lesson
 from gemscope.training import run as running
 from gemscope.training.config import TrainConfig
 from gemscope.training.deal import Deal
 from gemscope.training.fold import Scale
+from gemscope.training.gated import GatedWeights, gated_step
 from gemscope.training.group import ALONE, Group
 from gemscope.training.log import read
 from gemscope.training.objective import Terms, step
+from gemscope.training.source import StreamSource
 from gemscope.training.train import train
-from gemscope.training.weights import Weights, lengths
+from gemscope.training.weights import Weights, alike, lengths
 from gemscope.world import World
 from lessons import planted, store_of
 from ranks import PATIENCE, together
@@ -107,6 +111,26 @@ def gradients(group: Group, folder: Path) -> None:
         numbers = [told.loss, told.error, told.l0, told.window, told.auxiliary, told.tau, told.penalty]
         said = torch.tensor([*numbers, group.sent - before], dtype=torch.float64)
         save_file({**tensors, "firings": told.firings, "said": said}, folder / f"{number}-{group.rank}.safetensors")
+    for kind in GATED:
+        weights, x, y, terms = gated(kind)
+        deal, before = Deal(F, group), group.sent
+        mine = GatedWeights(**{n: t if alike(n) else deal.mine(t).clone() for n, t in weights.tensors().items()})
+        told, grads = gated_step(mine, x, y, terms, deal=deal)
+        said = torch.tensor([told.loss, told.error, told.l0, told.penalty, group.sent - before], dtype=torch.float64)
+        found = {**grads.tensors(), "firings": told.firings, "said": said}
+        save_file({name: one.contiguous() for name, one in found.items()}, folder / f"{kind}-{group.rank}.safetensors")
+
+
+GATED = ("gated", "gated transcoder")
+
+
+def gated(kind: str) -> tuple[GatedWeights, Tensor, Tensor, Terms]:
+    """The same of what is learned by autograd."""
+    weights, x, y, _, _ = problem("transcoder" if "transcoder" in kind else "standard")
+    generator = torch.Generator().manual_seed(8)
+    found = GatedWeights.of(weights)
+    found.r_mag, found.b_mag = (0.1 * torch.randn(F, generator=generator) for _ in range(2))
+    return found, x, y, Terms(gate="relu", penalty="l1", sparsity=0.02, target=4.0)
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -116,9 +140,9 @@ def found(
     size, folder = request.param, tmp_path_factory.mktemp("gradients")
     done = together(size, "training.test_ranks:gradients", folder)
     assert done.code == 0, done.stderr
+    names = {kind: str(number) for number, kind in enumerate(ONE_SITE)} | {kind: kind for kind in GATED}
     return {
-        kind: [load_file(folder / f"{number}-{rank}.safetensors") for rank in range(size)]
-        for number, kind in enumerate(ONE_SITE)
+        kind: [load_file(folder / f"{name}-{rank}.safetensors") for rank in range(size)] for kind, name in names.items()
     }
 
 
@@ -149,6 +173,24 @@ def test_ranks_find_the_gradients_of_one_process(kind: str, found: dict[str, lis
         assert told.tau == numbers[5]
     if terms.auxiliary:
         assert told.auxiliary > 0
+
+
+@pytest.mark.parametrize("kind", GATED)
+def test_ranks_find_the_gradients_of_a_gated_sae(kind: str, found: dict[str, list[dict[str, Tensor]]]) -> None:
+    weights, x, y, terms = gated(kind)
+    told, grads = gated_step(weights, x, y, terms)
+    every = found[kind]
+    assert 0 < told.firings.sum() < told.firings.numel() * B
+    for name, expected in {**grads.tensors(), "firings": told.firings}.items():
+        for rank, one in enumerate(every):
+            part = expected if alike(name) else expected[rank :: len(every)]
+            assert (one[name] - part).abs().max() <= (0 if name == "firings" else 1e-6), name
+            assert not alike(name) or torch.equal(one[name], every[0][name])
+    for one in every:
+        *numbers, sent = one["said"].tolist()
+        assert numbers == pytest.approx([told.loss, told.error, told.l0, told.penalty], rel=1e-5)
+        assert numbers == every[0]["said"].tolist()[:-1]
+        assert sent <= 1.1 * 2 * B * y.shape[1] * 4  # what magnitudes write, and what gates do
 
 
 @pytest.mark.parametrize("width", [5, 31, 37, 64, 101])
@@ -182,6 +224,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "standard": {"architecture": "standard", "sparsity": 1.5, "resample": 20 * 64, "patience": 64},
     "transcoder": {"skip": True, "architecture": "batchtopk", "matryoshka": (0.25,)},
     "crosscoder": {"architecture": "batchtopk"},
+    "gated": {"architecture": "gated", "sparsity": 0.5},
 }
 SITES: dict[str, dict[str, Any]] = {
     "transcoder": {"site": "3.transcoder", "writes": "3.mlp"},
@@ -331,6 +374,55 @@ def test_what_two_ranks_began_goes_on_on_one_and_on_three(runs: Path) -> None:
         assert len(names) == 1 + size
 
 
+# --- rows that a model computes on the way ------------------------------------------------------------------------
+
+TEXTS = [f"the {n} and the {n + 1} sang, thinking of rivers and hours " * (2 + n % 3) for n in range(25)]
+
+
+def from_a_stream(group: Group, folder: Path) -> None:
+    """A run on rows of a model, of which ranks compute a share each, and all of what they were given."""
+    for dtype in ("float16", "bfloat16"):
+        source = StreamSource(
+            tiny_model("llama"), Corpus.of(TEXTS), "2.res", buffer=200, length=24, rows=4, dtype=dtype
+        )
+        counted: list[int] = []
+        capture = source.model.capture
+
+        def counts(tokens: Any, *rest: Any, capture: Any = capture, counted: list[int] = counted) -> Any:
+            counted.append(int(tokens.counted.sum()))
+            return capture(tokens, *rest)
+
+        source.model.capture = counts  # type: ignore[method-assign]
+        read = torch.cat(list(source.among(group).read()))
+        save_file({"rows": read}, folder / f"{dtype}-{group.size}-{group.rank}.safetensors")
+        (folder / f"{dtype}-{group.size}-{group.rank}.json").write_text(json.dumps(counted))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            config = replace(BASE, rows=40 * 64, checkpoint_every=20, log_every=20)
+            train(source, config, to=folder / f"{dtype} {group.size}", group=group)
+
+
+def test_ranks_share_the_reading_of_a_stream_and_train_as_one_process_does(tmp_path: Path) -> None:
+    from_a_stream(ALONE, tmp_path)
+    done = together(3, "training.test_ranks:from_a_stream", tmp_path)
+    assert done.code == 0, done.stderr
+    for dtype in ("float16", "bfloat16"):
+        names = [f"{dtype}-1-0", *(f"{dtype}-3-{rank}" for rank in range(3))]
+        alone, *ranks = (load_file(tmp_path / f"{name}.safetensors")["rows"] for name in names)
+        assert alone.dtype == getattr(torch, dtype)
+        assert len(alone) > 600
+        assert all(torch.equal(one, alone) for one in ranks)
+        whole, *shares = (json.loads((tmp_path / f"{name}.json").read_text()) for name in names)
+        assert [shares[number % 3][number // 3] for number in range(len(whole))] == whole
+        assert sum(map(len, shares)) == len(whole)
+        logs = [read(tmp_path / f"{dtype} {size}" / "log.jsonl") for size in (1, 3)]
+        for one, other in zip(*logs, strict=True):
+            assert other["loss"] == pytest.approx(one["loss"], rel=1e-4)
+            assert other["l0"] == pytest.approx(one["l0"], rel=1e-2)
+        facts = [json.loads((tmp_path / f"{dtype} {size}" / "sae" / "cfg.json").read_text()) for size in (1, 3)]
+        assert facts[0]["metadata"]["corpus_digest"] == facts[1]["metadata"]["corpus_digest"]
+
+
 # --- what is refused, and what ends -------------------------------------------------------------------------------
 
 
@@ -350,7 +442,6 @@ def refusals(group: Group, folder: Path) -> None:
         if other:
             patch.setattr(lesson, "versions", lambda: {**versions(), "torch": "1.0"})
         tried("versions", BASE)
-    tried("gated", replace(BASE, architecture="gated"))
     tried("narrow", replace(BASE, width=1, target_l0=0.5, architecture="jumprelu"))
     (folder / f"said-{group.rank}.json").write_text(json.dumps(said))
 
@@ -368,7 +459,6 @@ def test_ranks_with_other_settings_rows_or_versions_are_refused_before_the_first
     )
     assert "files was" in first["rows"]
     assert "torch was" in first["versions"]
-    assert "architecture='gated' on 2 ranks" in first["gated"]
     assert "width=1 on 2 ranks" in first["narrow"]
     for name in first:
         assert not list((tmp_path / name).glob("**/*")), "something was written"

@@ -93,8 +93,7 @@ class Live:
     def size(self) -> int:
         """Of its SAE, in bytes."""
         sae = self.sae
-        weights = () if sae is None else (sae.W_enc, sae.b_enc, sae.threshold, sae.W_dec, sae.b_dec, sae.W_skip)
-        return sum(one.nbytes for one in weights if one is not None)
+        return 0 if sae is None else sum(weight.nbytes for weight in sae.parameters())
 
     def read(self, job: Job[Any], text: str, *, features: Sequence[int] | None = None, chat: bool = False) -> Any:
         """A `Reading`; with `chat` the text is a user's turn. Raises Off, and what `reading.read` raises."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from gemscope.activations.editing import Edit
 from gemscope.atlas.bundled import BUNDLED
@@ -42,8 +41,7 @@ class Meanings:
         self._max = np.zeros(len(atlas), np.float64)
         self._max[ids] = maxima
         if atlas.manifest.options.get(IMPORTED) == "neuronpedia":  # theirs are activations for a decoder of norm 1
-            norms = torch.linalg.vector_norm(sae.W_dec.detach(), dim=-1, dtype=torch.float32)
-            self._max /= norms.clamp(min=1e-12).cpu().numpy()
+            self._max /= sae.decoder.norms().clamp(min=1e-12).numpy()
         self._right = atlas.right()
         # One that never fired is rarer than one that fired once.
         self._density = np.full(len(atlas), 0.5 / max(1, atlas.manifest.tokens))

@@ -174,8 +174,14 @@ def _described(args: argparse.Namespace) -> dict[str, Any]:
 
     if is_clt(args.sae):
         return _layers(args)
+    from rich.filesize import decimal
+
     sae = options.sae_of(args, args.sae, silent)
     info = sae.info
+    slices = [
+        f"{part.device}: {part.d_sae:,} features, {decimal(sum(weight.nbytes for weight in part.parameters()))}"
+        for part in sae.slices
+    ]
     return {
         "name": info.name,
         "format": info.format,
@@ -195,6 +201,7 @@ def _described(args: argparse.Namespace) -> dict[str, Any]:
         "context_size": info.context_size,
         "prepend_bos": info.prepend_bos,
         "digest": sae.digest,
+        **({"slices": slices} if sae.parts else {}),
     }
 
 

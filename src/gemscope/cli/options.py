@@ -57,7 +57,10 @@ def add_sae(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("how the SAE is loaded")
     group.add_argument("--sae-revision", metavar="REV", help="branch, tag or commit of the SAE's repository")
     group.add_argument(
-        "--sae-device", default="auto", metavar="DEVICE", help="where the SAE runs (default: where the model does)"
+        "--sae-device",
+        default="auto",
+        metavar="DEVICE",
+        help="where the SAE runs (default: where the model does); cuda:0,cuda:1: a slice of its features on each",
     )
     group.add_argument("--site", help="where the SAE reads, such as 20.res (default: what its file says)")
 
@@ -219,7 +222,7 @@ def sae_of(args: argparse.Namespace, name: str, progress: Progress, model: Langu
             token=args.token,
             cache_dir=args.cache_dir,
             offline=args.offline,
-            device=args.sae_device,
+            device=args.sae_device.split(",") if "," in args.sae_device else args.sae_device,
             model=model,
             progress=progress,
         )

@@ -10,7 +10,7 @@ from gemscope.activations.site import Site
 from gemscope.edits.strength import Strength
 from gemscope.errors import InputError
 from gemscope.features.fit import sites_of
-from gemscope.features.sae import SAE
+from gemscope.features.sae import OF_FEATURES, SAE
 from gemscope.shapes import Float
 
 
@@ -84,9 +84,10 @@ class OfFeature(Along):
         self._reads, _ = sites_of(sae)
         self.sae = sae
         self.feature = feature
-        self._encoder = sae.W_enc.detach()[:, feature].float()
-        self._bias = sae.b_enc.detach()[feature].float()
-        self._threshold = torch.zeros(()) if sae.threshold is None else sae.threshold.detach()[feature].float()
+        one = slice(feature, feature + 1)
+        own = {name: tensor[one][0].float() for name, tensor in sae.tensors.items() if name in OF_FEATURES}
+        self._encoder, self._bias = own["W_enc"], own["b_enc"]
+        self._threshold = own.get("threshold", torch.zeros(()))
 
     @property
     def reads(self) -> Site:

@@ -88,7 +88,7 @@ class Crosscoder:
     @cached_property
     def norms(self) -> Float[Tensor, "F S"]:
         """‖W_dec^s‖ of every feature at every site, in units of the site's `lengths`."""
-        parts = self._apart(self.sae.W_dec.detach().float()).values()
+        parts = self._apart(self.sae.decoder[:].float()).values()
         return torch.stack([part.norm(dim=-1) / length for part, length in zip(parts, self.lengths, strict=True)], -1)
 
     @property
@@ -144,7 +144,7 @@ class Crosscoder:
                     f"activations of shape {tuple(x.shape)} at {site}: expected {width} numbers for each of the tokens "
                     f"that {self.sites[0]} has"
                 )
-            values.append(x.to(self.sae.W_enc.device, torch.float32))
+            values.append(x.to(self.sae.device, torch.float32))
             if isinstance(acts, Activations):
                 counted.append(acts.counted.cpu())
         return torch.cat(values, dim=-1), torch.stack(counted).all(0) if counted else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from gemscope.errors import Mismatch
 from gemscope.features.activations import FeatureActivations
 from gemscope.features.kernels import Rows
 from gemscope.features.prepared import Prepared
+from gemscope.features.sliced import spans
 from gemscope.shapes import Float
 
 _HEAVY = 1 / 20
@@ -18,15 +21,23 @@ _ENTRIES = 1 << 23
 
 
 @torch.no_grad()
-def decode_sparse(ready: Prepared, features: FeatureActivations) -> Float[Tensor, "... O"]:
-    """f @ W_dec + b_dec, reading only the decoder rows of active features."""
-    d_sae, d_out = ready.weights.W_dec.shape
+def decode_sparse(
+    slices: Sequence[Prepared], b_dec: Float[Tensor, "O"], features: FeatureActivations
+) -> Float[Tensor, "... O"]:
+    """f @ W_dec + b_dec, reading only the decoder rows of active features. Each slice of an SAE sums up its own; those
+    sums are added where `b_dec` lies.
+    """
+    d_sae = sum(len(ready) for ready in slices)
     if features.d_sae != d_sae:
         raise Mismatch(f"activations of {features.d_sae} features given to an SAE of {d_sae}")
-    features = features.to(ready.weights.W_dec.device)
+    features = features.to(b_dec.device)
     rows = Rows(features.offsets.long(), features.features.to(torch.int32), features.values.float())
-    out = _decoded(ready, rows)
-    return out.add_(ready.weights.b_dec.float()).reshape(*features.lead, d_out)
+    out = None
+    for ready, span in zip(slices, spans([len(ready) for ready in slices]), strict=True):
+        part = _decoded(ready, _columns(rows, span, d_sae).to(ready.device)).to(b_dec.device)
+        out = part if out is None else out.add_(part)
+    assert out is not None
+    return out.add_(b_dec.float()).reshape(*features.lead, len(b_dec))
 
 
 def _decoded(ready: Prepared, rows: Rows) -> Tensor:

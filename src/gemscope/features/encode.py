@@ -4,12 +4,15 @@ entries above a floor are found, `kernels` knows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from gemscope.features.kernels import Rows
 from gemscope.features.kernels.rows import below, beside, by_strength, empty, offsets_of
 from gemscope.features.prepared import Prepared
+from gemscope.features.sliced import spans
 from gemscope.shapes import Float
 
 _TOKENS = 1 << 14
@@ -19,22 +22,39 @@ _SAMPLE = 1024
 
 
 @torch.no_grad()
-def encode_rows(ready: Prepared, x: Float[Tensor, "N D"]) -> Rows:
-    """The active entries of every token; `x` is float32 and finite, on the weights' device."""
+def encode_rows(slices: Sequence[Prepared], x: Float[Tensor, "N D"]) -> Rows:
+    """The active entries of every token, from the slices of an SAE, each on its device; `x` is float32 and finite, and
+    what is found comes to where it lies.
+    """
     if not len(x):
         return empty(0, x.device)
-    find = _above if ready.weights.k is None else _largest
-    return below([find(ready, block) for block in torch.split(x.contiguous(), _TOKENS)])
+    find = _above if slices[0].weights.k is None else _largest
+
+    def found(block: Tensor) -> Rows:
+        return _merged([find(ready, block.to(ready.device)) for ready in slices], slices, x.device)
+
+    return below([found(block) for block in torch.split(x.contiguous(), _TOKENS)])
 
 
 @torch.no_grad()
-def encode_subset(ready: Prepared, x: Float[Tensor, "N D"], features: Tensor) -> Rows:
+def encode_subset(slices: Sequence[Prepared], x: Float[Tensor, "N D"], features: Tensor) -> Rows:
     """The active entries among chosen features (ascending ids), at the cost of those alone."""
-    if ready.weights.k is not None:  # whether one is among the k largest depends on all
-        rows = encode_rows(ready, x)
+    if slices[0].weights.k is not None:  # whether one is among the k largest depends on all
+        rows = encode_rows(slices, x)
         return rows.where(torch.isin(rows.ids, features))
-    rows = ready.kernels.above(ready.encoder_of(features), x.contiguous())
-    return Rows(rows.offsets, features.to(torch.int32)[rows.ids.long()], rows.values)
+    parts = []
+    for ready, span in zip(slices, spans([len(ready) for ready in slices]), strict=True):
+        own = features[(features >= span.start) & (features < span.stop)].to(ready.device) - span.start
+        rows = ready.kernels.above(ready.encoder_of(own), x.contiguous().to(ready.device))
+        parts.append(Rows(rows.offsets, own.to(torch.int32)[rows.ids.long()], rows.values))
+    return _merged(parts, slices, x.device)
+
+
+def _merged(parts: Sequence[Rows], slices: Sequence[Prepared], device: torch.device) -> Rows:
+    """What slices have found, beside each other; of a gate that counts the k largest of the k that each has given."""
+    rows = beside([part.to(device) for part in parts], [len(ready) for ready in slices])
+    k = slices[0].weights.k
+    return rows if k is None or len(parts) == 1 else _strongest(rows, k)
 
 
 def _above(ready: Prepared, x: Tensor, token_floor: Tensor | None = None) -> Rows:

@@ -45,8 +45,8 @@ def _require_width(model: LanguageModel, site: Site, d: int, info: SAEInfo, does
 
 def computed_by(model: LanguageModel, sae: SAE) -> str:
     """In which number format and where a model computes what an SAE reads, and where that is if elsewhere."""
-    there = sae.W_enc.device
-    return model.computed if there == model.device else f"{model.computed}, the SAE on {there}"
+    there = sae.place
+    return model.computed if there == str(model.device) else f"{model.computed}, the SAE on {there}"
 
 
 def answered_for(

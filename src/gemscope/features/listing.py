@@ -29,6 +29,7 @@ from gemscope.features.files import circuit_tracer, sparsify
 from gemscope.features.files.cross_layer import is_clt
 from gemscope.features.files.format import Found, Glance
 from gemscope.features.files.formats import weights_among
+from gemscope.features.kernels.choice import Devices
 from gemscope.features.load import glance, load_sae
 from gemscope.features.published import find, nearest, snapshot
 from gemscope.features.sae import SAE
@@ -47,7 +48,7 @@ def load_scope(
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     offline: bool | None = None,
-    device: torch.device | str | None = "auto",
+    device: Devices = "auto",
     dtype: torch.dtype | None = torch.float32,
     model: LanguageModel | None = None,
 ) -> Scope:
@@ -106,7 +107,7 @@ def load_stack(
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     offline: bool | None = None,
-    device: torch.device | str | None = "auto",
+    device: Devices = "auto",
     dtype: torch.dtype | None = torch.float32,
     model: LanguageModel | None = None,
 ) -> Stack:

@@ -38,7 +38,7 @@ from gemscope.features.files.formats import (
     weights_among,
 )
 from gemscope.features.files.pickled import OTHERS
-from gemscope.features.kernels.choice import place_for
+from gemscope.features.kernels.choice import Devices, places_for
 from gemscope.features.published import entry_of, find, nearest
 from gemscope.features.sae import SAE
 from gemscope.features.several import among, below, some_of
@@ -57,7 +57,7 @@ def load_sae(
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     offline: bool | None = None,
-    device: torch.device | str | None = "auto",
+    device: Devices = "auto",
     dtype: torch.dtype | None = torch.float32,
     model: LanguageModel | None = None,
     progress: Progress = silent,
@@ -79,15 +79,17 @@ def load_sae(
     `site` says where the SAE reads when its file does not, or says it in a way that is not known here. `revision` is
     a branch, tag or commit of the repository; `token` and `cache_dir` are as in huggingface_hub; `offline=None`
     follows HF_HUB_OFFLINE. `device` "auto" is where `model` is, or would go; Apple's MPS has no sparse products, and an
-    SAE stays on the processor there. `dtype` is what the matrices are kept in (None: what the file has); biases,
-    thresholds and what is folded into weights are never rounded below float32 but for a narrower `dtype` asked for.
+    SAE stays on the processor there. Of several (`device=["cuda:0", "cuda:1"]`, for one that is too wide for a card)
+    each holds a slice of the features; the first takes in and gives out. `dtype` is what the matrices are kept in
+    (None: what the file has); biases, thresholds and what is folded into weights are never rounded below float32 but
+    for a narrower `dtype` asked for.
     `model` is the one that the SAE is for; a few files made on a model that TransformerLens had rewritten need it, and
     say so.
 
     Raises SAENotFound (naming the nearest addresses that exist), GatedRepository, HubUnreachable, CorruptFile,
     UnsafeFile (a pickle of more than plain tensors), FileError (a kind that is not read here), NotFinite, StorageFull.
     """
-    where = place_for(device, None if model is None else model.device)
+    where = places_for(device, None if model is None else model.device)
     name = os.fspath(address).strip()
     given = None if site is None else Site.parse(site)
     cache = (own_cache_dir() if cache_dir is None else Path(cache_dir) / "gemscope") / "unpacked"
@@ -113,7 +115,7 @@ def load_sae(
                 f"no SAE at {name!r} in the bundled catalogue, and the Hub cannot be reached to look further{near}"
             ) from error
         contents = replace(contents, info=replace(contents.info, revision=remote.commit))
-    return build(contents, dtype=dtype, device=where)
+    return build(contents, dtype=dtype, devices=where)
 
 
 def glance(path: Path | str, model: LanguageModel | None = None) -> Glance:

@@ -15,8 +15,8 @@ from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
 from gemscope.activations.suited import with_float64
 from gemscope.errors import InputError, Mismatch
-from gemscope.features.mapped import Mapped
 from gemscope.features.sae import SAE
+from gemscope.features.sliced import Sliced
 from gemscope.shapes import Float, Int
 
 _ENTRIES = 1 << 24
@@ -87,7 +87,7 @@ def logit_effects(
     path = _path(model, sae, site)
     if k < 1 or bins < 1:
         raise InputError(f"k={k}, bins={bins}: at least one token and one bin must be asked for")
-    return _effects(model, path, sae.W_dec.detach(), k=k, bins=bins, block=block)
+    return _effects(model, path, sae.decoder, k=k, bins=bins, block=block)
 
 
 @torch.no_grad()
@@ -111,9 +111,8 @@ def promoted(
 
 @torch.no_grad()
 def _effects(
-    model: LanguageModel, path: DirectPath, W_dec: Tensor, *, k: int, bins: int, block: int | None
+    model: LanguageModel, path: DirectPath, W_dec: Sliced, *, k: int, bins: int, block: int | None
 ) -> Iterator[LogitEffects]:
-    mapped = Mapped.of(W_dec)
     with path.unembedding() as W_U:
         tokens = vocabulary(model, len(W_U)).to(W_U.device)
         mean = mean_row(W_U, tokens)
@@ -125,8 +124,7 @@ def _effects(
             for first, some in pieces(tokens, W_U):
                 rows = W_U[some].float().sub_(mean)
                 torch.mm(directions, rows.T, out=effects[:, first : first + len(some)])
-            if mapped is not None:
-                mapped.release()
+            W_dec.release()
             yield _summary(range(start, start + len(directions)), effects, tokens, min(k, len(tokens)), bins)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gemscope.errors import InputError, MissingDependency
 from gemscope.features.neighbours import nearest
+from gemscope.features.sliced import Sliced
 from gemscope.shapes import Float
 
 PERPLEXITY = 30.0
@@ -43,13 +44,13 @@ class Plane:
     """Share of the ten features nearest by cosine that are among the fifty nearest on the map, on average."""
 
 
-def plane(W_dec: Float[Tensor, "F O"], *, seed: int = SEED) -> Plane:
+def plane(W_dec: Float[Tensor, "F O"] | Sliced, *, seed: int = SEED) -> Plane:
     """Places features by the directions that they write. The same weights and seed give the same places on one kind of
     machine with one version of scikit-learn; elsewhere float32 sums differ, and with them where what lies.
 
     Raises MissingDependency without scikit-learn where there are FEW features or more, InputError for fewer than two.
     """
-    W_dec = W_dec.detach()
+    W_dec = Sliced.of(W_dec)
     count = len(W_dec)
     if count < 2:
         raise InputError(f"{count} features given: a map needs at least two")
@@ -80,10 +81,10 @@ def _manifold() -> Any:
     return manifold
 
 
-def _axes(W_dec: Tensor) -> Array:
+def _axes(W_dec: Sliced) -> Array:
     """[F, 2] the first two principal components of unit rows, each with its largest weight above 0."""
-    gram = W_dec.new_zeros((W_dec.shape[1],) * 2, dtype=torch.float64, device="cpu")
-    total = W_dec.new_zeros(W_dec.shape[1], dtype=torch.float64, device="cpu")
+    gram = torch.zeros((W_dec.shape[1],) * 2, dtype=torch.float64)
+    total = torch.zeros(W_dec.shape[1], dtype=torch.float64)
     blocks = [slice(start, start + 8192) for start in range(0, len(W_dec), 8192)]
     for some in blocks:
         unit = _units(W_dec[some])
@@ -125,14 +126,14 @@ def _graph(ids: Tensor, cosines: Tensor) -> Any:
     )
 
 
-def _plane(found: Array, method: str, W_dec: Tensor) -> Plane:
+def _plane(found: Array, method: str, W_dec: Sliced) -> Plane:
     low, high = found.min(0), found.max(0)
     spread = float((high - low).max()) or 1.0
     places = np.rint((found - low + (spread - (high - low)) / 2) / spread * FULL).clip(0, FULL).astype(np.uint16)
     return Plane(places, method, kept(places, W_dec))
 
 
-def kept(places: Places, W_dec: Float[Tensor, "F O"]) -> float:
+def kept(places: Places, W_dec: Float[Tensor, "F O"] | Sliced) -> float:
     """Share of each feature's ten nearest by cosine that are among its fifty nearest on the map, on average."""
     k = min(_NEAREST, len(places) - 1)
     ids = nearest(W_dec, k)[0].cpu().numpy()

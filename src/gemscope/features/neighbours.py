@@ -12,8 +12,8 @@ from gemscope.errors import InputError
 from gemscope.features.kernels import Kernels, Rows
 from gemscope.features.kernels.choice import choose
 from gemscope.features.kernels.rows import beside, by_strength, empty
-from gemscope.features.mapped import Mapped
 from gemscope.features.sae import SAE
+from gemscope.features.sliced import Sliced
 from gemscope.features.together import Best
 from gemscope.progress import Progress, silent
 from gemscope.shapes import Float, Int
@@ -28,7 +28,7 @@ _SAMPLE = 1024
 
 @torch.no_grad()
 def nearest(
-    W_dec: Float[Tensor, "F O"], k: int = 20, *, block: int | None = None
+    W_dec: Float[Tensor, "F O"] | Sliced, k: int = 20, *, block: int | None = None
 ) -> tuple[Int[Tensor, "F k"], Float[Tensor, "F k"]]:
     """For each row the `k` others whose cosine with it is largest, largest first: their ids (int32), their cosines.
 
@@ -41,20 +41,20 @@ def nearest(
     """
     if k < 1:
         raise InputError(f"k={k}: at least one neighbour must be asked for")
-    W_dec = W_dec.detach()
-    kernels = choose(W_dec.device)
-    block = block or max(1, _BLOCK // W_dec.shape[1])
-    ids = W_dec.new_full((len(W_dec), k), -1, dtype=torch.int32)
-    cosines = W_dec.new_zeros((len(W_dec), k), dtype=torch.float32)
-    for start in range(0, len(W_dec), block):
-        found = _nearest_to(units(W_dec[start : start + block]), start, W_dec, k, kernels)
+    rows = Sliced.of(W_dec)
+    kernels = choose(rows.device)
+    block = block or max(1, _BLOCK // rows.shape[1])
+    ids = torch.full((len(rows), k), -1, dtype=torch.int32, device=rows.device)
+    cosines = torch.zeros(len(rows), k, device=rows.device)
+    for start in range(0, len(rows), block):
+        found = _nearest_to(units(rows[start : start + block]), start, rows, k, kernels)
         order, rank = by_strength(found.offsets, found.rows, found.values)
-        rows = found.rows[order] + start
-        ids[rows, rank], cosines[rows, rank] = found.ids[order], found.values[order]
+        own = found.rows[order] + start
+        ids[own, rank], cosines[own, rank] = found.ids[order], found.values[order]
     return ids, cosines
 
 
-def _nearest_to(x: Tensor, first: int, W_dec: Tensor, k: int, kernels: Kernels) -> Rows:
+def _nearest_to(x: Tensor, first: int, W_dec: Sliced, k: int, kernels: Kernels) -> Rows:
     """The neighbours of unit rows, which are those of W_dec from `first` on; their ids ascend.
 
     A tile is searched for what beats the k-th best of the tiles before it: what equals that has a higher id.
@@ -62,21 +62,19 @@ def _nearest_to(x: Tensor, first: int, W_dec: Tensor, k: int, kernels: Kernels) 
     floor = _floor(x, W_dec, k)
     own = torch.arange(first, first + len(x), device=x.device)
     best = empty(len(x), x.device)
-    mapped = Mapped.of(W_dec)
     each = max(64, _TILE // W_dec.shape[1])
     for start in range(0, len(W_dec), each):
         tile = units(W_dec[start : start + each])
         zero = tile.new_zeros(len(tile))
         found = kernels.above(kernels.pack(tile, zero, zero), x, floor)
         found.values.clamp_(max=1.0)
-        if mapped is not None:
-            mapped.release()
+        W_dec.release()
         best = beside([best, found.where(found.ids + start != own[found.rows])], [start, len(tile)])
         best, floor = _strongest(best, floor, k)
     return best
 
 
-def _floor(x: Tensor, W_dec: Tensor, k: int) -> Tensor:
+def _floor(x: Tensor, W_dec: Sliced, k: int) -> Tensor:
     """[rows] What k others are certain to exceed, from comparing with some; 0 where that says nothing."""
     sample = units(W_dec[:: max(1, len(W_dec) // _SAMPLE)])
     if len(sample) <= k:
@@ -99,24 +97,24 @@ def _strongest(rows: Rows, floor: Tensor, k: int) -> tuple[Rows, Tensor]:
 
 @torch.no_grad()
 def closest(
-    W_one: Float[Tensor, "F O"], W_other: Float[Tensor, "G O"], *, progress: Progress = silent
+    W_one: Float[Tensor, "F O"] | Sliced, W_other: Float[Tensor, "G O"] | Sliced, *, progress: Progress = silent
 ) -> tuple[Best, Best]:
     """For each row of one matrix the row of another whose cosine with it is largest, and the reverse; of equal ones the
     lower id. A row of zeros is close to none. Memory holds a tile of both, and its cosines.
     """
-    found, back = _none(len(W_one)), _none(len(W_other))
-    each, maps = max(64, _TILE // W_one.shape[1] // 4), [Mapped.of(some.detach()) for some in (W_one, W_other)]
-    with progress("compare decoders", len(W_one), "features") as advance:
-        for start in range(0, len(W_one), each):
-            mine = units(W_one.detach()[start : start + each].cpu())
-            for there in range(0, len(W_other), each):
-                tile = mine @ units(W_other.detach()[there : there + each].cpu()).T
+    one, other = Sliced.of(W_one), Sliced.of(W_other)
+    found, back = _none(len(one)), _none(len(other))
+    each = max(64, _TILE // one.shape[1] // 4)
+    with progress("compare decoders", len(one), "features") as advance:
+        for start in range(0, len(one), each):
+            mine = units(one[start : start + each].cpu())
+            for there in range(0, len(other), each):
+                tile = mine @ units(other[there : there + each].cpu()).T
                 tile.masked_fill_(~torch.isfinite(tile), 0).clamp_(-1, 1)
                 _keep(found, slice(start, start + len(tile)), tile.max(1), there)
                 _keep(back, slice(there, there + tile.shape[1]), tile.max(0), start)
-            for mapped in maps:
-                if mapped is not None:
-                    mapped.release()
+            one.release()
+            other.release()
             advance(len(mine))
     return found, back
 
@@ -141,15 +139,14 @@ def encoder_cosines(sae: SAE) -> Float[Tensor, "F"] | None:
     if sae.d_in != sae.d_out:
         return None
     found = []
-    maps = [mapped for weight in (sae.W_enc, sae.W_dec) if (mapped := Mapped.of(weight.detach())) is not None]
+    encoder, decoder = sae.encoder, sae.decoder
     each = max(64, _TILE // sae.d_in)
     for start in range(0, sae.d_sae, each):
         some = slice(start, start + each)
         # Columns of a mapped matrix are read for many features at once: a page of the file holds a thousand of them.
-        read, written = sae.W_enc.detach()[:, some].T.float(), sae.W_dec.detach()[some].float()
-        found.append((units(read) * units(written)).sum(-1).clamp_(-1, 1).cpu())
-        for mapped in maps:
-            mapped.release()
+        found.append((units(encoder[some]) * units(decoder[some])).sum(-1).clamp_(-1, 1).cpu())
+        encoder.release()
+        decoder.release()
     return torch.cat(found)
 
 

@@ -30,6 +30,15 @@ class Prepared:
         """What is kept of it, once it was needed."""
         self.decoder: Float[Tensor, "F O"] | None = None
 
+    def __len__(self) -> int:
+        """Features."""
+        return len(self.weights.b_enc)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.weights.W_enc.device
+
     def encoder_tiles(self) -> Iterator[Packed]:
         """The encoder of all features in order: in one piece, where that may be kept. Otherwise a piece is good until
         the next one, which takes its place in memory."""

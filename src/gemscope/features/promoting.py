@@ -16,8 +16,8 @@ from gemscope.activations.site import logit_divisor
 from gemscope.errors import InputError
 from gemscope.features.effect import Effect
 from gemscope.features.logit_lens import mean_row, pieces, vocabulary
-from gemscope.features.mapped import Mapped
 from gemscope.features.sae import SAE
+from gemscope.features.sliced import Sliced
 from gemscope.shapes import Float, Int
 
 _ENTRIES = 1 << 24
@@ -70,12 +70,11 @@ def promotions(
     if k < 1:
         raise InputError(f"k={k}: at least one token must be asked for")
     effect.require_of(model, sae)
-    return _promotions(model, sae.W_dec.detach(), effect, k, block)
+    return _promotions(model, sae.decoder, effect, k, block)
 
 
 @torch.no_grad()
-def _promotions(model: LanguageModel, W_dec: Tensor, effect: Effect, k: int, block: int | None) -> Iterator[Promotions]:
-    mapped = Mapped.of(W_dec)
+def _promotions(model: LanguageModel, W_dec: Sliced, effect: Effect, k: int, block: int | None) -> Iterator[Promotions]:
     with unembedding(model.hf) as W_U:
         tokens = vocabulary(model, len(W_U)).to(W_U.device)
         mean, square = mean_row(W_U, tokens), _square(W_U, tokens)
@@ -93,8 +92,7 @@ def _promotions(model: LanguageModel, W_dec: Tensor, effect: Effect, k: int, blo
             effects = space[: len(directions)]
             for first, some in pieces(tokens, W_U):
                 torch.mm(written, (W_U[some].float() - mean).T, out=effects[:, first : first + len(some)])
-            if mapped is not None:
-                mapped.release()
+            W_dec.release()
             high, low = effects.topk(k, dim=-1), effects.topk(k, dim=-1, largest=False)
             promoted = tokens[high.indices]
             rows = W_U[promoted].float() - mean

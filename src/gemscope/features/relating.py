@@ -206,17 +206,17 @@ class _Side:
     @cached_property
     def units(self) -> Float[Tensor, "F O"]:
         """Decoder rows of length 1."""
-        return units(self.sae.W_dec.detach().cpu())
+        return units(self.sae.decoder.whole())
 
     @cached_property
     def written(self) -> Float[Tensor, "F O"]:
         """What a mean firing of each writes."""
-        return self.sae.W_dec.detach().float().cpu() * self._means[:, None]
+        return self.sae.decoder.whole().float() * self._means[:, None]
 
     @cached_property
     def read(self) -> Float[Tensor, "F D"]:
         """What is read of a pre-activation, in mean firings; zeros for one that never fired."""
-        return self.sae.W_enc.detach().T.float().cpu() / self._means.where(self._means > 0, torch.inf)[:, None]
+        return self.sae.encoder.whole().T.float() / self._means.where(self._means > 0, torch.inf)[:, None]
 
     @cached_property
     def _means(self) -> Float[Tensor, "F"]:

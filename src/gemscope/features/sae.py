@@ -19,13 +19,16 @@ from gemscope.features.decode import decode_sparse
 from gemscope.features.encode import encode_rows, encode_subset
 from gemscope.features.files.saelens_described import live
 from gemscope.features.kernels import Rows
-from gemscope.features.kernels.choice import choose
+from gemscope.features.kernels.choice import Devices, choose
 from gemscope.features.prepared import Prepared
-from gemscope.features.weights import Gate, Norm, Weights
+from gemscope.features.sliced import Sliced, shares, together
+from gemscope.features.weights import Gate, Norm, Weights, digest
 from gemscope.shapes import Float
 
 _EPSILON = 1e-5
 """Added to a standard deviation that is divided by."""
+OF_FEATURES: Mapping[str, int] = {"W_enc": 1, "b_enc": 0, "W_dec": 0, "threshold": 0}
+"""The weights that are cut into slices, and which of their axes is that of the features."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,11 @@ class SAE(nn.Module):
 
     The mean for one that is `centred`: it was made for activations less their mean over the width, as TransformerLens
     has those of models with LayerNorm (which does not see that mean). W_enc does not see it either, and x̂ leaves it be.
+
+    One that is too wide for a device lies on several: each holds a slice of the features, their columns of W_enc, rows
+    of W_dec, biases and thresholds, as an SAE of its own (`slices`; itself where there is one), and the first `b_dec`
+    and `W_skip`. What is computed is the same, and comes out on the first. Its `W_enc` and `W_dec` are nowhere whole:
+    `encoder[...]` and `decoder[...]` give the rows of some features, of any SAE.
     """
 
     threshold: nn.Parameter | None
@@ -91,9 +99,11 @@ class SAE(nn.Module):
         site_out: Site | str | None = None,
         info: SAEInfo | None = None,
         dtype: torch.dtype = torch.float32,
-        device: torch.device | str | None = None,
+        device: Devices = None,
     ) -> None:
-        """All weights zero, gradients off. `site_out` is `site` unless given; `k` goes with `gate="topk"` alone."""
+        """All weights zero, gradients off. `site_out` is `site` unless given; `k` goes with `gate="topk"` alone. Each
+        `device` of several holds as many features, or one more. Raises InputError for what does not go together.
+        """
         super().__init__()
         if (gate == "topk") != (k is not None):
             raise InputError(f"gate={gate!r} with k={k}: k belongs to 'topk', and 'topk' needs it")
@@ -115,15 +125,26 @@ class SAE(nn.Module):
         self._digested: tuple[Hashable, str] = (None, "")
         self.prepared: Prepared | None = None
 
-        def zeros(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.zeros(*shape, dtype=dtype, device=device), requires_grad=False)
+        places = [device] if device is None or isinstance(device, str | torch.device) else list(device)
+        if not 0 < len(places) <= d_sae:
+            raise InputError(f"{len(places)} devices for {d_sae} features: expected 1 to {d_sae}")
 
-        # A feature's encoder weights lie side by side in memory: they are read by feature.
-        self.W_enc = nn.Parameter(zeros(d_sae, d_in).T, requires_grad=False)
-        self.b_enc = zeros(d_sae)
-        self.W_dec = zeros(d_sae, d_out)
+        def zeros(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(*shape, dtype=dtype, device=places[0]), requires_grad=False)
+
+        self.parts = nn.ModuleList(
+            SAE(d_in, width, d_out, gate=gate, k=k, info=self.info, dtype=dtype, device=place)
+            for width, place in zip(shares(d_sae, len(places)), places, strict=True)
+            if len(places) > 1
+        )
+        if not self.parts:
+            # A feature's encoder weights lie side by side in memory: they are read by feature.
+            self.W_enc = nn.Parameter(zeros(d_sae, d_in).T, requires_grad=False)
+            self.b_enc = zeros(d_sae)
+            self.W_dec = zeros(d_sae, d_out)
         self.b_dec = zeros(d_out)
-        self.register_parameter("threshold", zeros(d_sae) if gate == "jumprelu" else None)
+        if gate != "jumprelu" or not self.parts:
+            self.register_parameter("threshold", zeros(d_sae) if gate == "jumprelu" else None)
         self.register_parameter("W_skip", zeros(d_out, d_in) if skip else None)
 
     # --- what it computes -------------------------------------------------------------------------------------
@@ -155,8 +176,9 @@ class SAE(nn.Module):
 
         The gate passes no gradient of its own: where a feature is active the derivative is W_enc's, elsewhere 0.
         """
-        pre = self.normed(self._input(x)) @ self.W_enc.float() + self.b_enc.float()
-        return self.gated(pre)
+        read = self.normed(self._input(x))
+        pre = [read.to(part.device) @ part.W_enc.float() + part.b_enc.float() for part in self.slices]
+        return self.gated(together([part.to(self.device) for part in pre], dim=-1))
 
     def gated(self, pre: Float[Tensor, "... F"]) -> Float[Tensor, "... F"]:
         """Pre-activations to activations."""
@@ -183,11 +205,13 @@ class SAE(nn.Module):
         if isinstance(features, FeatureActivations):
             scale = features.scale if scale is None else scale
             with room(self._work(features.n_tokens), self.device, self._narrower):
-                out = decode_sparse(self._ready(), features)
+                out = decode_sparse(self._ready(), self.b_dec, features)
         elif features.shape[-1] != self.d_sae:
             raise Mismatch(f"{features.shape[-1]} features given to an SAE of {self.d_sae}")
         else:
-            out = features.to(self.device) @ self.W_dec.float() + self.b_dec.float()
+            given = torch.split(features, [part.d_sae for part in self.slices], dim=-1)
+            parts = [some.to(part.device) @ part.W_dec.float() for some, part in zip(given, self.slices, strict=True)]
+            out = sum((part.to(self.device) for part in parts[1:]), parts[0]) + self.b_dec.float()
         if self.norm is None:
             return out
         if scale is None:
@@ -247,26 +271,33 @@ class SAE(nn.Module):
     def direction(self, feature: int) -> Float[Tensor, "O"]:
         """What one unit of a feature writes: its decoder row, in the units of the site, or of the token's scale."""
         self._ids([feature])
-        return self.W_dec[feature].float()
+        place = next(place for place, span in enumerate(self.decoder.spans) if feature < span.stop)
+        return self.slices[place].W_dec[feature - self.decoder.spans[place].start].float().to(self.device)
 
-    def _ready(self) -> Prepared:
-        weights = self.weights
-        kernels = choose(weights.W_enc.device)
-        content = (kernels, weights.content)
-        if self.prepared is None or self.prepared.content != content:
-            self.prepared = Prepared(weights, kernels, content)
-        return self.prepared
+    def _ready(self) -> list[Prepared]:
+        """Its slices, each ready for the kernels of its device."""
+        for part in self.slices:
+            weights = part.weights
+            kernels = choose(weights.W_enc.device)
+            content = (kernels, weights.content)
+            if part.prepared is None or part.prepared.content != content:
+                part.prepared = Prepared(weights, kernels, content)
+        return [part.prepared for part in self.slices if part.prepared is not None]
+
+    def _unready(self) -> None:
+        for part in self.slices:
+            part.prepared = None
 
     def _roomy(self, work: Callable[[Tensor], Rows], values: Float[Tensor, "... D"]) -> Rows:
         """Some work on tokens, flattened; of how many at a time would fit where it finds no room."""
         flat = values.reshape(-1, self.d_in)
 
         def remedy() -> str:
-            self.prepared = None
+            self._unready()
             found = most(lambda some: succeeds(lambda: work(flat[:some])), len(flat))
             return f"{found:,} tokens at a time fit: take a smaller batch" if found else self._narrower()
 
-        with room(self._work(len(flat)), self.W_enc.device, remedy):
+        with room(self._work(len(flat)), self.device, remedy):
             return work(flat)
 
     def _work(self, tokens: int) -> str:
@@ -274,18 +305,19 @@ class SAE(nn.Module):
 
     def _narrower(self) -> str:
         """What would fit in the place of this one: its weights, and the copies of them that computing keeps."""
-        self.prepared = None
-        own = sum(weight.nbytes for weight in self.parameters())
-        each = own / self.d_sae + 6 * self.d_in + 4 * self.d_out
-        free = free_on(self.W_enc.device)
-        fits = "" if free is None else f" (one of up to about {int((free + own) / each):,} fits)"
-        return f"take an SAE of fewer features{fits}, or put it on {elsewhere(self.W_enc.device)}"
+        self._unready()
+        first = self.slices[0]
+        own = sum(weight.nbytes for weight in first.parameters())
+        each = own / first.d_sae + 6 * self.d_in + 4 * self.d_out
+        free = free_on(first.device)
+        fits = "" if free is None else f" (one of up to about {int((free + own) / each * len(self.slices)):,} fits)"
+        return f"take an SAE of fewer features{fits}, or put it on {elsewhere(first.device)}"
 
     def _ids(self, features: Sequence[int]) -> Tensor:
         for feature in features:
             if not 0 <= feature < self.d_sae:
                 raise InputError(f"no feature {feature}: this SAE has features 0 to {self.d_sae - 1}")
-        return torch.tensor(sorted(set(features)), dtype=torch.int64, device=self.W_enc.device)
+        return torch.tensor(sorted(set(features)), dtype=torch.int64, device=self.device)
 
     def _found(
         self, rows: Rows, x: Activations | Float[Tensor, "... D"], scale: Float[Tensor, "..."] | None
@@ -316,8 +348,46 @@ class SAE(nn.Module):
     # --- what it is -------------------------------------------------------------------------------------------
 
     @property
+    def slices(self) -> list[SAE]:
+        """Those whose features lie beside each other in this one, each on its device and without `b_dec`: for most SAEs
+        itself.
+        """
+        return [part for part in self.parts if isinstance(part, SAE)] or [self]
+
+    @property
+    def encoder(self) -> Sliced:
+        """What each feature reads: `encoder[ids]` and `encoder[start:stop]` are columns of W_enc as rows [f, d_in]."""
+        return self.tensors["W_enc"]
+
+    @property
+    def decoder(self) -> Sliced:
+        """What each feature writes: `decoder[ids]` and `decoder[start:stop]` are rows of W_dec [f, d_out]."""
+        return self.tensors["W_dec"]
+
+    @property
+    def tensors(self) -> dict[str, Sliced]:
+        """Its weights by name, wherever they lie; without gradients."""
+        found = {}
+        for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "W_skip"):
+            parts = [getattr(part, name) for part in (self.slices if name in OF_FEATURES else [self])]
+            if parts[0] is not None:
+                found[name] = Sliced([part.detach() for part in parts], OF_FEATURES.get(name, 0))
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        if name in OF_FEATURES and name not in self.__dict__.get("_parameters", {}) and self._modules.get("parts"):
+            if name in ("W_enc", "W_dec"):
+                rows = "encoder" if name == "W_enc" else "decoder"
+                raise InputError(
+                    f"{name} of {self.info.name} lies in {len(self.slices)} slices, on {self.place}: take rows of it, "
+                    f"as in sae.{rows}[:100]"
+                )
+            return together([getattr(part, name).to(self.device) for part in self.slices])
+        return super().__getattr__(name)
+
+    @property
     def weights(self) -> Weights:
-        """Those that it has now, as a value."""
+        """Those that it has now, as a value. Raises InputError for one in several slices: each has its own."""
         return Weights(
             W_enc=self.W_enc,
             b_enc=self.b_enc,
@@ -334,11 +404,16 @@ class SAE(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where it computes. Raises Mismatch where its weights lie apart, which moving some by hand does."""
-        where = {weight.device for weight in self.parameters()}
+        where = {weight.device for weight in (*self.parameters(recurse=False), *self.slices[0].parameters())}
         if len(where) > 1:
             places = " and ".join(sorted(map(str, where)))
             raise Mismatch(f"the weights of {self.info.name} lie on {places}: move them together, as in sae.to('cpu')")
         return where.pop()
+
+    @property
+    def place(self) -> str:
+        """In words: its device, or those of its slices."""
+        return " and ".join(str(part.device) for part in self.slices)
 
     @property
     def is_transcoder(self) -> bool:
@@ -350,9 +425,10 @@ class SAE(nn.Module):
         """SHA-256 over the weights in float32, the gate, the norm and whether it is centred: the SAE's identity,
         whatever file it came from.
         """
-        content = self.weights.content
+        tensors, facts = self.tensors, (self.gate, self.k, self.centred, self.norm)
+        content = (*(tensor.content for tensor in tensors.values()), *facts)
         if content != self._digested[0]:
-            self._digested = content, self.weights.digest
+            self._digested = content, digest(tensors, *facts)
         return self._digested[1]
 
     def to_saelens(self) -> Any:
@@ -365,7 +441,8 @@ class SAE(nn.Module):
         sites = str(self.site) if not self.is_transcoder else f"{self.site} → {self.site_out}"
         gate = f"{self.gate}, centred" if self.centred else self.gate
         gate += f", norm={self.norm}" if self.norm else ""
-        return f"{self.info.name}, {sites}, {gate}, d_in={self.d_in}, d_sae={self.d_sae}, d_out={self.d_out}"
+        sliced = f", {len(self.slices)} slices on {self.place}" if self.parts else ""
+        return f"{self.info.name}, {sites}, {gate}, d_in={self.d_in}, d_sae={self.d_sae}, d_out={self.d_out}{sliced}"
 
     def __repr__(self) -> str:
         return f"SAE({self.extra_repr()})"

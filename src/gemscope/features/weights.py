@@ -5,22 +5,18 @@ they came from or what they are for.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Mapping
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
-from gemscope.features.mapped import release
+from gemscope.features.sliced import Sliced
 from gemscope.shapes import Float
 
 Gate = Literal["jumprelu", "relu", "topk"]
 Norm = Literal["deviation", "length"]
 """What each token is divided by before it is read: its standard deviation over the width (of D − 1, and 1e-5 more, as
 LayerNorm without gain has it beside `centred`), or its root mean square."""
-
-_PIECE = 1 << 22
-"""Numbers hashed at a time."""
 
 
 class Weights(NamedTuple):
@@ -48,23 +44,16 @@ class Weights(NamedTuple):
             (held.data_ptr(), held._version, held.dtype) if isinstance(held, Tensor) else held for held in self
         )
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 over the tensors in float32, the gate, the norm and whether it is centred. Reads them all, in seconds
-        for many.
-        """
-        more = (":centred" if self.centred else "") + (f":{self.norm}" if self.norm else "")
-        hashed = hashlib.sha256(f"{self.gate}:{self.k}{more}".encode())
-        tensors = {name: held for name, held in self._asdict().items() if isinstance(held, Tensor)}
-        for name, tensor in sorted(tensors.items()):
-            hashed.update(f"{name}{tuple(tensor.shape)}".encode())
-            for piece in _pieces(tensor):
-                hashed.update(piece.float().cpu().contiguous().numpy().data)
-            release(tensor)
-        return hashed.hexdigest()
 
-
-def _pieces(tensor: Tensor) -> Iterator[Tensor]:
-    """Rows of a matrix, as many at a time as make a moderate copy."""
-    each = max(1, _PIECE // max(1, tensor[0].numel())) if tensor.ndim > 1 else _PIECE
-    yield from torch.split(tensor.detach(), each)
+def digest(tensors: Mapping[str, Sliced], gate: Gate, k: int | None, centred: bool, norm: Norm | None) -> str:
+    """SHA-256 over the tensors in float32, the gate, the norm and whether it is centred. Reads them all, in seconds
+    for many.
+    """
+    more = (":centred" if centred else "") + (f":{norm}" if norm else "")
+    hashed = hashlib.sha256(f"{gate}:{k}{more}".encode())
+    for name, tensor in sorted(tensors.items()):
+        hashed.update(f"{name}{tuple(tensor.shape)}".encode())
+        for piece in tensor.pieces():
+            hashed.update(piece.float().contiguous().numpy().data)
+        tensor.release()
+    return hashed.hexdigest()

@@ -337,7 +337,7 @@ def _matching(
         if saes[0].d_out == saes[1].d_out:
             from gemscope.features.neighbours import closest
 
-            best = closest(saes[0].W_dec, saes[1].W_dec, progress=progress)
+            best = closest(saes[0].decoder, saes[1].decoder, progress=progress)
             chance = math.sqrt(2 * math.log(max(2, len(other))) / saes[0].d_out)
             return _told(atlases, best, "decoder", k, chance=chance), ""
         why = f"decoders write {saes[0].d_out} and {saes[1].d_out} numbers and cannot be compared"

@@ -162,13 +162,13 @@ class _Parts:
         gradient: Float[Tensor, "T O"],
         counted: Tensor,
     ) -> _Parts:
-        device = sae.W_dec.device
+        device, decoder = sae.device, sae.decoder
         g, y = gradient.to(device, torch.float32), y.to(device, torch.float32)
         counted = counted.to(device)
         kept = counted[found.tokens] & (g != 0).any(-1)[found.tokens]
         positions, ids, activations = found.tokens[kept], found.features[kept].long(), found.values[kept].double()
         dots = [
-            (sae.W_dec[some].float().double() * g[where].double()).sum(-1)
+            (decoder[some].float().double() * g[where].double()).sum(-1)
             for some, where in zip(torch.split(ids, _ENTRIES), torch.split(positions, _ENTRIES), strict=True)
         ]
         contributions = activations * torch.cat(dots) if dots else activations

@@ -299,7 +299,7 @@ def seen(
     written = sae.site_out or site
     acts = captured[site]
     features, out = sae.read(acts)
-    target = captured[written].values.to(sae.W_dec.device).float()
+    target = captured[written].values.to(sae.device).float()
     counted = acts.counted.to(target.device)
     ranked = [
         _ranked(*features.row(position), known_of, order, max_density) for position in range(acts.tokens.ids.numel())

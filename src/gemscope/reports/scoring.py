@@ -405,7 +405,7 @@ class _Reading:
         """One batch of rows."""
         sums = self.sums
         acts = captured[sums.site]
-        features, out = sums.sae.read(acts.rows.to(sums.sae.W_enc.device, torch.float32))
+        features, out = sums.sae.read(acts.rows.to(sums.sae.device, torch.float32))
         sums.add(features, captured[sums.site_out].values[acts.kept], out)
 
 

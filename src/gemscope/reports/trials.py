@@ -149,7 +149,7 @@ class Bench:
     @torch.no_grad()
     def _run(self, x: Tensor, target: Tensor, scale: float) -> tuple[Tensor, Tensor, float]:
         """L0 and error of each token, and explained variance."""
-        x = x.to(self.sae.W_enc.device, torch.float32) * scale
+        x = x.to(self.sae.device, torch.float32) * scale
         # The scaled SAE reconstructs scaled activations; a transcoder's target is scaled the same way.
         target = target.to(x.device, torch.float32) * scale
         features, out = self.sae.read(x)

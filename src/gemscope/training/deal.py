@@ -4,11 +4,13 @@ of every Matryoshka prefix. Rank r of N has the features r, r + N, r + 2N, ...
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from gemscope.features.sliced import PIECE, Sliced
 from gemscope.training.group import ALONE, Group
 
 
@@ -50,3 +52,23 @@ class Deal:
         for rank, one in enumerate(parts):
             out[rank :: self.group.size] = one
         return out.movedim(0, dim)
+
+
+class Dealt(Sliced):
+    """A tensor of all features, in the parts that ranks have of it: to be written, a piece at a time."""
+
+    def pieces(self) -> Iterator[Tensor]:
+        """The whole in row-major order, in pieces of a few megabytes on the processor. What has been read of parts that
+        are mapped from files is let go of after each.
+        """
+        n, d = len(self.slices), self.shape[1 - self.axis] if len(self.shape) > 1 else 1
+        each = max(1, PIECE // (n * d if self.axis == 0 else len(self)))
+        for start in range(0, max(len(part) for part in self.slices), each):
+            parts = [part[start : start + each] for part in self.slices]
+            shape = list(parts[0].shape)
+            shape[self.axis] = sum(part.shape[self.axis] for part in parts)
+            whole = torch.empty(shape, dtype=self.dtype)
+            for rank, part in enumerate(parts):
+                whole.movedim(self.axis, 0)[rank::n] = part.movedim(self.axis, 0)
+            yield whole
+            self.release()

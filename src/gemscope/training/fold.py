@@ -50,10 +50,6 @@ class Scale:
         return (x - self.mean).mul_(self.factor)
 
 
-OF_FEATURES = {"W_enc": 1, "b_enc": 0, "W_dec": 0, "threshold": 0}
-"""What is `folded` feature by feature, and along which dimension features lie."""
-
-
 def folded(weights: Weights, x: Scale, y: Scale, *, pre_bias: bool = False, free: bool = True) -> dict[str, Tensor]:
     """An SAE's weights by name, its decoder rows of norm 1 where they are `free` to be scaled: the k largest of
     activations (topk) are others once each is scaled by a number of its own.

@@ -11,11 +11,14 @@ make up for it at once and the gates would be left behind, open.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gemscope.shapes import Float
+from gemscope.training.deal import Deal
+from gemscope.training.group import Group
 from gemscope.training.objective import Step, Terms
 from gemscope.training.weights import Weights, at_once, norms_by_part
 
@@ -49,26 +52,37 @@ class GatedWeights(Weights):
 
 
 def gated_step(
-    weights: GatedWeights, x: Float[Tensor, "B D"], y: Float[Tensor, "B O"], terms: Terms
+    weights: GatedWeights,
+    x: Float[Tensor, "B D"],
+    y: Float[Tensor, "B O"],
+    terms: Terms,
+    *,
+    deal: Deal | None = None,
 ) -> tuple[Step, GatedWeights]:
-    """Loss and gradients (weights of the same shapes) on one batch."""
+    """Loss and gradients (weights of the same shapes) on one batch, by the features of all ranks of a `deal`."""
+    deal = deal or Deal(len(weights.b_enc))
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in weights.tensors().items()}
     held = replace(weights, **leaves)
     count, parts = len(x), []
     firings = torch.zeros(len(weights.b_enc), dtype=torch.int64, device=x.device)
-    rows = at_once(x, len(weights.b_enc))
+    rows = at_once(x, deal.most)
     for part, wanted in zip(torch.split(x, rows), torch.split(y, rows), strict=True):
-        *sums, fired = _loss(held, part, wanted, terms)
+        *sums, fired = _loss(held, part, wanted, terms, deal.group)
         (sums[0] / count).backward()  # type: ignore[no-untyped-call]
         parts.append(torch.stack(sums).detach())
         firings += fired
     loss, error, penalty = (sum(one / count for one in column) for column in torch.stack(parts).T.tolist())
+    # What is rare is each rank's own; all else is of all of them.
+    every = deal.group.total(penalty)
+    loss, penalty = loss + (every - penalty), every
     grads = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
-    told = Step(loss, error, firings.sum().item() / count, 0.0, firings, penalty=penalty)
+    told = Step(loss, error, deal.group.total(firings.sum().item()) / count, 0.0, firings, penalty=penalty)
     return told, replace(weights, **grads)
 
 
-def _loss(held: GatedWeights, x: Tensor, y: Tensor, terms: Terms) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _loss(
+    held: GatedWeights, x: Tensor, y: Tensor, terms: Terms, group: Group
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The loss, its first two parts, and how often each feature fired."""
     assert held.r_mag is not None
     assert held.b_mag is not None
@@ -77,10 +91,25 @@ def _loss(held: GatedWeights, x: Tensor, y: Tensor, terms: Terms) -> tuple[Tenso
     fires = gate > 0
     f = fires * torch.relu(held.r_mag.exp() * raw + held.b_mag)
     beside = 0.0 if held.W_skip is None else x @ held.W_skip.T
-    error = (y - (f @ held.W_dec + held.b_dec + beside)).pow(2).sum()
     open_ = torch.relu(gate)
+    written, gated = f @ held.W_dec, open_ @ held.W_dec.detach()
+    if group.size > 1:
+        written, gated = _Summed.apply(torch.stack([written, gated]), group)  # type: ignore[no-untyped-call]
+    error = (y - (written + held.b_dec + beside)).pow(2).sum()
     norms = torch.stack(norms_by_part(held.W_dec.detach(), terms.parts)).sum(0)
     rare = terms.sparsity * (open_ * norms).sum()
     skip = 0.0 if held.W_skip is None else x @ held.W_skip.detach().T
-    frozen = (y - (open_ @ held.W_dec.detach() + held.b_dec.detach() + skip)).pow(2).sum()
+    frozen = (y - (gated + held.b_dec.detach() + skip)).pow(2).sum()
     return error + rare + frozen, error, rare, (f > 0).sum(0)
+
+
+class _Summed(torch.autograd.Function):
+    """The sum of what all ranks write. All have the same loss of it, and so its gradient without a word."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, group: Group) -> Tensor:
+        return group.sum_(part.clone())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad, None

@@ -35,13 +35,24 @@ T = TypeVar("T")
 class Group:
     """Rank `rank` of `size`. What one of them calls all must call, in the same order."""
 
-    def __init__(self, world: World | None = None, *, store: Any = None) -> None:
-        """Of one alone, unless `joined` makes it."""
+    def __init__(self, world: World | None = None, *, store: Any = None, line: Any = None) -> None:
+        """Of one alone, unless `joined` makes it. `line` is torch's own group, where that is another."""
         world = world or World()
+        self._world, self._line = world, line
         self.rank, self.size, self.first, self.local = world.rank, world.size, world.first, world.local
         self.sent = 0
         """Bytes that this rank gave to sums and lists so far."""
         self._store = store
+
+    def apart(self) -> Group:
+        """The same ranks on a line of their own, for rows on the processor: another thread may talk on it meanwhile,
+        and neither answers what the other has asked.
+        """
+        if self.size == 1:
+            return self
+        import torch.distributed as dist
+
+        return Group(self._world, store=self._store, line=dist.new_group(backend="gloo"))
 
     # --- what is said -----------------------------------------------------------------------------------------
 
@@ -51,7 +62,7 @@ class Group:
             import torch.distributed as dist
 
             self.sent += tensor.nbytes
-            self._said(lambda: dist.all_reduce(tensor))
+            self._said(lambda: dist.all_reduce(tensor, group=self._line))
         return tensor
 
     def gather(self, tensor: Tensor, *, even: bool = False, to_first: bool = False) -> list[Tensor]:
@@ -65,6 +76,9 @@ class Group:
         if tensor.dtype == torch.bool:
             return [part.bool() for part in self.gather(tensor.to(torch.uint8), even=even, to_first=to_first)]
         tensor = tensor.contiguous()
+        if tensor.dtype == torch.bfloat16:  # which gloo does not know
+            bits = self.gather(tensor.view(torch.uint8), even=even, to_first=to_first)
+            return [part.view(torch.bfloat16) for part in bits]
         counts = [len(tensor)] * self.size
         if not even:
             mine = torch.tensor([len(tensor)], device=tensor.device)
@@ -78,9 +92,9 @@ class Group:
         found = [torch.empty_like(padded) for _ in counts] if self.first or not to_first else []
         self.sent += tensor.nbytes
         if to_first:
-            self._said(lambda: dist.gather(padded, found or None))
+            self._said(lambda: dist.gather(padded, found or None, group=self._line))
         else:
-            self._said(lambda: dist.all_gather(found, padded))
+            self._said(lambda: dist.all_gather(found, padded, group=self._line))
         return [part[:count] for part, count in zip(found, counts, strict=False)]
 
     def barrier(self) -> None:

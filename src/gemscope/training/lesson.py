@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 from gemscope.activations.harvest import versions
 from gemscope.activations.suited import other_format
 from gemscope.checked import checksum_of, declared
+from gemscope.disk import aside_of
 from gemscope.errors import CorruptFile, InputError, Mismatch
 from gemscope.features.crosscoder import Crosscoder
 from gemscope.features.files.crosscoder import load_crosscoder, save_crosscoder
@@ -30,7 +32,10 @@ from gemscope.training.log import Log, Watch, unwatched
 from gemscope.training.objective import Step
 from gemscope.training.outcome import figures_of, sae_of, write_figures
 from gemscope.training.run import Run, Saved, require_variation
-from gemscope.training.source import Source, StoreSource
+from gemscope.training.source import Source, StoreSource, StreamSource
+
+RUN = "run"
+"""What is claimed in a run's folder: who trains there writes all of it."""
 
 _SCALE_ROWS = 65_536
 
@@ -45,7 +50,8 @@ _RUNAWAY = 1.0
 
 class Lesson:
     """Runs that share one reading of the rows. Of several ranks each reads all rows, from what the first one to ask has
-    left in the memory of its machine; the first rank alone writes, but for checkpoints, and speaks.
+    left in the memory of its machine, or computes its share of a stream and is given the others'; the first rank alone
+    writes, but for checkpoints, and speaks.
     """
 
     def __init__(
@@ -63,10 +69,11 @@ class Lesson:
         self.source, self.watch, self.device, self.group = source, watch, device, group
         self.config = next(iter(configs.values()))
         self._last = math.ceil(min(self.config.rows, _LAST_ROWS) / self.config.batch)
-        batches = source.batches(self.config.batch, self.config.seed)
-        self.batches = Delivered(batches, device, self.config.steps + self._last)
         if group.size > 1:
             group.require_same(self._named(configs), _difference)
+            self.source = source = source.among(group) if isinstance(source, StreamSource) else source
+        batches = source.batches(self.config.batch, self.config.seed)
+        self.batches = Delivered(batches, device, self.config.steps + self._last)
         self.x, self.y, self.variance = self._scales()
         self._there = self.x.to(device), self.y.to(device)
         self.test = self._held_out(held_out)
@@ -237,7 +244,8 @@ class Lesson:
                     "the thresholds in its log",
                     stacklevel=4,
                 )
-            sae, folder = sae_of(run, self.source, str(self.folders[name]), l0), self.folders[name] / "sae"
+            parts, folder = aside_of(self.folders[name] / RUN) / "parts", self.folders[name] / "sae"
+            sae = sae_of(run, self.source, str(self.folders[name]), l0, parts)
             figures = {"l0_as_trained": before, "training": figures_of(run, x, y)}
             if self.test is not None:
                 figures["held_out"] = figures_of(run, *self.test)
@@ -249,13 +257,14 @@ class Lesson:
                 else:
                     out[name] = several = Crosscoder(sae, self.source.reads, self.x.widths, self.x.lengths)
                     save_crosscoder(several, folder)
+                shutil.rmtree(parts, ignore_errors=True)
                 write_figures(self.folders[name], run, self.source, self.held_out_facts, figures)
             self.group.barrier()
             self.logs[name].close()
             run.adam.state.clear()  # as much as two SAEs: it is over
-            if sae is None:  # another rank has written it
-                out[name] = load_sae(folder, device=self.device) if alone else load_crosscoder(folder)
-            else:
+            if self.group.size > 1:  # mapped from the disk: it may be too wide for a device, and for memory
+                out[name] = load_sae(folder, device="cpu") if alone else load_crosscoder(folder, device="cpu")
+            elif sae is not None:
                 sae.to(self.device)
         return out
 
@@ -285,16 +294,10 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def _require_shared(config: TrainConfig, ranks: int, source: Source) -> None:
     """Raises InputError for what several ranks do not train."""
-    if config.architecture == "gated":
-        raise InputError(
-            f"architecture='gated' on {ranks} ranks: it is trained by one process; take jumprelu, or leave --ranks"
-        )
     if config.width < ranks:
         raise InputError(f"width={config.width} on {ranks} ranks: at least a feature each is needed")
-    if not isinstance(source, StoreSource):
-        raise InputError(
-            f"rows that are computed on the way, on {ranks} ranks: each would compute all; harvest a store first"
-        )
+    if not isinstance(source, StoreSource | StreamSource):
+        raise InputError(f"a {type(source).__name__} on {ranks} ranks: they share the rows of a store or of a model")
 
 
 def _require_fit(config: TrainConfig, same: bool) -> None:

@@ -225,7 +225,7 @@ class Run:
 
     def _stepped(self, weights: Weights, x: Tensor, y: Tensor, terms: Terms) -> tuple[Step, Weights]:
         if isinstance(weights, GatedWeights):
-            return gated_step(weights, x, y, terms)
+            return gated_step(weights, x, y, terms, deal=self.deal)
         return step(weights, x, y, terms, silent=self.silent if terms.auxiliary else None, deal=self.deal)
 
     def _terms(self, now: int) -> Terms:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from functools import reduce
+from itertools import islice
 from operator import or_
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,6 +22,8 @@ from gemscope.progress import Progress, silent
 from gemscope.shapes import Float
 from gemscope.text.corpus import Corpus
 from gemscope.text.rows import Passed
+from gemscope.text.tokens import Tokens
+from gemscope.training.group import ALONE, Group
 from gemscope.training.mixing import Mixed
 from gemscope.training.shuffle import Shuffle
 
@@ -177,6 +181,7 @@ class StreamSource:
             raise InputError(f"activations cannot be held as {dtype!r}: choose from {', '.join(DTYPES)}")
         self.model, self.corpus, self.buffer, self.progress = model, corpus, buffer, progress
         self._readings: list[Passed] = []
+        self._group = ALONE
         self.length, self.dtype, self._pass = length, dtype, rows
         self.reads, self.writes = _sites(reads, writes)
         self._all = tuple(dict.fromkeys((*self.reads, *self.writes)))
@@ -219,19 +224,33 @@ class StreamSource:
         """Rows of the corpus without a text, by reason: of what was read of it so far, each counted once."""
         return reduce(or_, self._readings, Counter())  # each reading is the beginning of the longest
 
+    def among(self, group: Group) -> StreamSource:
+        """The same stream for a rank of a group, which computes every N-th pass of the model and is given the others'
+        rows.
+        """
+        shared = copy(self)
+        shared._group = group.apart()
+        return shared
+
     def batches(self, batch: int, seed: int) -> _StreamBatches:
         """Random rows of the buffer, as many new ones in their place. Raises InputError for a batch above `buffer`."""
         return _StreamBatches(self, batch, seed)
 
     def read(self) -> Iterator[Tensor]:
         """The corpus once: counted rows [n, all sites side by side] of one pass of the model after another. Raises
-        NotFinite.
+        NotFinite, and AccessError where a rank is gone.
         """
+        group = self._group
         self._readings.append(Counter())
-        documents = self.corpus.documents(self._readings[-1])
-        for tokens in self.model.rows(documents, length=self.length, batch=self._pass):
-            found = self.model.capture(tokens, self._all)
-            yield _beside(values_of([found[site] for site in self._all], self.dtype))
+        passes = self.model.rows(self.corpus.documents(self._readings[-1]), length=self.length, batch=self._pass)
+        none = torch.empty(0, sum(self._widths.values()), dtype=DTYPES[self.dtype])
+        while several := list(islice(passes, group.size)):
+            mine = self._computed(several[group.rank]) if group.rank < len(several) else none
+            yield from group.gather(mine)[: len(several)]
+
+    def _computed(self, tokens: Tokens) -> Tensor:
+        found = self.model.capture(tokens, self._all)
+        return _beside(values_of([found[site] for site in self._all], self.dtype))
 
     def pairs(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of `read` as (x, y)."""

@@ -21,7 +21,7 @@ from gemscope.features.sae import SAE
 from gemscope.progress import Progress, silent
 from gemscope.training.config import TrainConfig
 from gemscope.training.group import ALONE, Group
-from gemscope.training.lesson import Lesson
+from gemscope.training.lesson import RUN, Lesson
 from gemscope.training.log import Watch, unwatched
 from gemscope.training.source import Source, StoreSource, StreamSource
 
@@ -29,8 +29,6 @@ _BYTES = 16
 """Of each weight: itself, its gradient, and Adam's two moments."""
 _USABLE = 0.8
 """The share of free memory that those may take: a batch and what is computed of it need some."""
-RUN = "run"
-"""What is claimed in a run's folder: who trains there writes all of it."""
 
 
 @overload
@@ -92,7 +90,7 @@ def train(
     `device` is where weights and Adam's memory lie and all of a step is computed, and where the SAE is left: "auto" or
     None is CUDA where there is one, beside the model of a `StreamSource`, else the processor. The ranks of a `group`
     (`gemscope.training.group.joined`) train one SAE together, a share of the features each; `to` is a folder that all
-    of them see, and all get the whole SAE.
+    of them see, and all get the whole SAE, mapped from its file.
     Raises InputError, Mismatch, NotFinite, OutOfMemory, StorageFull, FileError, AccessError where another process is at
     the run.
     """

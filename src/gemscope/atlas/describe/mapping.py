@@ -21,7 +21,7 @@ def add_map(atlas: Atlas, sae: SAE, *, seed: int = SEED, progress: Progress = si
             f"({sae.digest[:12]}): name the one that it was made with"
         )
     with progress("map", None, ""):
-        made = plane(sae.W_dec, seed=seed)
+        made = plane(sae.decoder, seed=seed)
     atlas.put_places(made.places, mapped(made))
     return made
 
@@ -37,7 +37,7 @@ def plane_or_why(sae: SAE, progress: Progress) -> Plane | str:
         return "there is one feature alone"
     try:
         with progress("map", None, ""):
-            return plane(sae.W_dec)
+            return plane(sae.decoder)
     except MissingDependency as error:
         return str(error)
 

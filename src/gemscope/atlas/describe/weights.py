@@ -72,8 +72,8 @@ class FromModel:
 
     def features(self) -> Iterator[dict[str, Any]]:
         """For each feature in order, the fields of its entry that weights alone decide."""
-        W_dec = self.sae.W_dec.detach()
-        norms = torch.linalg.vector_norm(W_dec, dim=-1, dtype=torch.float64).float().tolist()
+        W_dec = self.sae.decoder
+        norms = W_dec.norms(torch.float64).float().tolist()
         cosines = encoder_cosines(self.sae)
         near = None
         if self.config.neighbours:

@@ -27,12 +27,12 @@ def write(sae: SAE, folder: Path, dtype: torch.dtype | None) -> Path:
     before = folder / CONFIG
     if before.exists() and read_yaml(before, Config) != declared(config, Config, where=str(before)):
         raise InputError(f"{before} describes another set of transcoders: give another folder")
-    state = {name: weight.detach() for name, weight in sae.state_dict().items()}
+    state = sae.tensors
     tensors = {name: state[name] for name in ("b_enc", "W_dec", "b_dec")} | {"W_enc": state["W_enc"].T}
     if sae.W_skip is not None:
         tensors["W_skip"] = state["W_skip"]
     if sae.threshold is not None:  # there z alone is held against it, and would pass where it is negative
-        tensors["activation_function.threshold"] = state["threshold"].clamp(min=0)
+        tensors["activation_function.threshold"] = state["threshold"].each(lambda one: one.clamp(min=0))
     streams = {name: stream_of(tensor, dtype_for(tensor, dtype)) for name, tensor in tensors.items()}
     assert sae.site is not None
     name = f"layer_{sae.site.layer}.safetensors"

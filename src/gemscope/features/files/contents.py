@@ -4,8 +4,9 @@ after everything that can be wrong with weights has been looked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,8 +16,8 @@ from gemscope.activations.site import Site
 from gemscope.errors import CorruptFile, NotFinite
 from gemscope.features.entry import Entry
 from gemscope.features.files.tensors import dtype_for
-from gemscope.features.mapped import Mapped
-from gemscope.features.sae import SAE, SAEInfo
+from gemscope.features.mapped import Mapped, release
+from gemscope.features.sae import OF_FEATURES, SAE, SAEInfo
 from gemscope.features.weights import Gate, Norm
 
 _PIECE = 1 << 22
@@ -41,38 +42,57 @@ class Contents:
     """False for what only reads, and writes nothing: d_out is 0."""
 
 
-def build(contents: Contents, *, dtype: torch.dtype | None, device: torch.device | str) -> SAE:
-    """The SAE. Weights that have the dtype already stay what they are, mapped from the disk where they were mapped.
+def build(contents: Contents, *, dtype: torch.dtype | None, devices: Sequence[torch.device]) -> SAE:
+    """The SAE, on one device or in slices on several, to which they go one after the other. Weights that have the dtype
+    already stay what they are, mapped from the disk where they were mapped.
 
     Raises CorruptFile for weights that are missing, unknown or of the wrong shape, NotFinite for NaN and Inf,
-    OutOfMemory where the device has no room for them.
+    OutOfMemory where a device has no room for them, InputError for more devices than features.
     """
     d_in, d_sae, d_out = _sizes(contents)
-    tensors = {name: _finite(tensor, dtype, name, contents.source) for name, tensor in contents.tensors.items()}
+    for name, tensor in contents.tensors.items():
+        _require_finite(tensor, name, contents.source)
     sae = SAE(
         d_in,
         d_sae,
         d_out,
         gate=contents.gate,
         k=contents.k,
-        skip="W_skip" in tensors,
+        skip="W_skip" in contents.tensors,
         centred=contents.centred,
         norm=contents.norm,
         site=contents.site,
         site_out=contents.site_out,
         info=contents.info,
-        device="meta",
+        device=["meta"] * len(devices),
     )
-    sae.load_state_dict(tensors, assign=True)
-
-    def narrower(free: int) -> str:
-        every = sum(weight.nbytes for weight in sae.parameters() if d_sae in weight.shape)
-        rest = sum(weight.nbytes for weight in sae.parameters()) - every
-        fitting = max(0, free - rest) * d_sae // every
-        return f"an SAE of up to {fitting:,} such features fits, of {d_sae:,}; or put this one on"
-
-    put(sae, torch.device(device), contents.source, smaller=narrower)
+    shared = {
+        name: _cast(tensor, dtype, name, contents.source)
+        for name, tensor in contents.tensors.items()
+        if name not in OF_FEATURES
+    }
+    for part, features, device in zip(sae.slices, sae.encoder.spans, devices, strict=True):
+        own = {
+            name: _cast(tensor.narrow(OF_FEATURES[name], features.start, part.d_sae), dtype, name, contents.source)
+            for name, tensor in contents.tensors.items()
+            if name in OF_FEATURES
+        }
+        without = {"b_dec": torch.zeros_like(shared["b_dec"])}
+        part.load_state_dict(own | (shared if part is sae else without), assign=True)
+        put(part, device, contents.source, smaller=partial(_narrower, part))
+        for name in own:
+            release(contents.tensors[name])
+    if sae.parts:
+        placed = {name: tensor.to(devices[0]) for name, tensor in shared.items()}
+        sae.load_state_dict(placed, strict=False, assign=True)
     return sae
+
+
+def _narrower(part: SAE, free: int) -> str:
+    every = sum(weight.nbytes for weight in part.parameters() if part.d_sae in weight.shape)
+    rest = sum(weight.nbytes for weight in part.parameters()) - every
+    fitting = max(0, free - rest) * part.d_sae // every
+    return f"an SAE of up to {fitting:,} such features fits, of {part.d_sae:,}; or put this one on"
 
 
 def info_of(entry: Entry | None, source: str) -> SAEInfo:
@@ -128,10 +148,13 @@ def _sizes(contents: Contents) -> tuple[int, int, int]:
     return d_in, d_sae, d_out
 
 
-def _finite(tensor: Tensor, dtype: torch.dtype | None, name: str, source: str) -> Tensor:
-    """The tensor as it is kept when `dtype` is asked for, when it holds neither NaN nor Inf."""
+def _require_finite(tensor: Tensor, name: str, source: str) -> None:
     if not _is_finite(tensor):
         raise NotFinite(f"{source}: {name} holds NaN or Inf: the file is damaged or comes of a run that failed")
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype | None, name: str, source: str) -> Tensor:
+    """The tensor as it is kept when `dtype` is asked for, when it fits."""
     cast = tensor.to(dtype_for(tensor, dtype))
     if cast.dtype.itemsize < tensor.dtype.itemsize and not _is_finite(cast):
         raise NotFinite(f"{source}: {name} does not fit {cast.dtype}, its values are too large: load it as float32")

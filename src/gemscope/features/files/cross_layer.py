@@ -164,7 +164,7 @@ def _encoder(layer: _Layer, info: SAEInfo, device: torch.device, dtype: torch.dt
         info=replace(info, declared_l0=None),  # which is not said to be a layer's
         writes=False,
     )
-    return build(contents, dtype=dtype, device=device)
+    return build(contents, dtype=dtype, devices=[device])
 
 
 def _put(layer: _Layer, name: str, source: str, device: torch.device) -> Tensor:

@@ -91,7 +91,7 @@ def save_crosscoder(crosscoder: Crosscoder, folder: str | Path) -> Path:
         "sites": [{"site": str(site), "width": width, "length": length} for site, width, length in placed],
         "metadata": {**info.metadata, **{stored: getattr(info, name) for name, stored in _FACTS.items()}},
     }
-    streams = {name: stream_of(weight) for name, weight in sae.state_dict().items()}
+    streams = {name: stream_of(weight) for name, weight in sae.tensors.items()}
     return put(Path(folder).expanduser(), {CONFIG: of_json(config), WEIGHTS: of_streams(streams)})
 
 
@@ -129,7 +129,7 @@ def load_crosscoder(
     )
     try:
         return Crosscoder(
-            build(contents, dtype=dtype, device=where),
+            build(contents, dtype=dtype, devices=[where]),
             tuple(Site.parse(place.site) for place in config.sites),
             tuple(place.width for place in config.sites),
             tuple(place.length for place in config.sites),

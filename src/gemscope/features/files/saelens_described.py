@@ -5,16 +5,18 @@ in memory.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
 
 from gemscope.activations.site import Site
 from gemscope.errors import InputError, MissingDependency
 from gemscope.features.files.fold import times
 from gemscope.features.files.hook_names import hook_of, module_of, scales_embedding
 from gemscope.features.files.saelens_config import NORMS, OWN
+from gemscope.features.sliced import Sliced
 from gemscope.features.weights import Gate, Norm
 
 _FORMAT_VERSION = "6.54.12"
@@ -25,9 +27,7 @@ _KWARGS = "model_from_pretrained_kwargs"
 
 @runtime_checkable
 class Described(Protocol):
-    """What is said here of an `SAE`. Its weights are in `state_dict` alone: torch finds them as attributes where nobody
-    looks who asks, from Python 3.12 on, whether it is such an object.
-    """
+    """What is said here of an `SAE`."""
 
     d_in: int
     d_sae: int
@@ -44,30 +44,33 @@ class Described(Protocol):
     def is_transcoder(self) -> bool:
         """Whether it writes somewhere else than it reads."""
 
-    def state_dict(self) -> dict[str, Tensor]:
+    @property
+    def tensors(self) -> Mapping[str, Sliced]:
         """Its weights."""
 
 
-def weights_of(sae: Described) -> dict[str, Tensor]:
+def weights_of(sae: Described) -> dict[str, Sliced]:
     """Its weights in the units of TransformerLens's hooks. Raises InputError for an SAE without a site."""
     if sae.site is None or sae.site_out is None:
         raise InputError(f"{sae} has no site: SAELens's say where they read; give SAE(..., site='20.res')")
-    state = sae.state_dict()
+    tensors = dict(sae.tensors)
     if sae.site.layer is None and scales_embedding(sae.info.model):
         scale = math.sqrt(sae.d_in)  # TransformerLens hands the embedding out multiplied by this
-        state["W_enc"] = times(state["W_enc"], 1 / scale)
-        state["W_dec"] = times(state["W_dec"], scale)
-        state["b_dec"] = times(state["b_dec"], scale)
-    return state
+        for name, by in (("W_enc", 1 / scale), ("W_dec", scale), ("b_dec", scale)):
+            tensors[name] = tensors[name].each(partial(times, factor=by))
+    return tensors
 
 
 def live(sae: Described) -> Any:
     """An SAE of SAELens's with copies of the weights, on the same device, in float32 at least: SAELens computes in the
-    format that it keeps them in. Raises MissingDependency, InputError.
+    format that it keeps them in. Raises MissingDependency, InputError, also for an SAE in slices.
     """
+    tensors = weights_of(sae)
+    if len(tensors["W_enc"].slices) > 1:
+        raise InputError(f"{sae}: SAELens's lie on one device; load it on one, as in load_sae(..., device='cpu')")
     state = {
-        name: weight.detach().to(torch.promote_types(weight.dtype, torch.float32), copy=True)
-        for name, weight in weights_of(sae).items()
+        name: weight.slices[0].to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+        for name, weight in tensors.items()
     }
     config = config_of(sae, {weight.dtype for weight in state.values()})
     try:
@@ -117,7 +120,7 @@ def _normalised(sae: Described) -> str:
 
 def _architecture(sae: Described) -> str:
     gate: Literal["", "jumprelu", "topk"] = "" if sae.gate == "relu" else sae.gate
-    skip = "W_skip" in sae.state_dict()
+    skip = "W_skip" in sae.tensors
     if not (sae.is_transcoder or skip or sae.d_in != sae.d_out):
         return gate or "standard"
     if gate == "topk":

@@ -53,7 +53,7 @@ def from_saelens(
     weights = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
     # Its configuration is of version 6, whatever version its folder was of.
     contents = described(found, _plain(sae.cfg.to_dict()), weights)
-    return build(contents, dtype=dtype, device=sae.W_enc.device if device is None else device)
+    return build(contents, dtype=dtype, devices=[torch.device(sae.W_enc.device if device is None else device)])
 
 
 def _nothing(name: str, *, needed: bool = True) -> None:

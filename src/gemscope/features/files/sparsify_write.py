@@ -15,6 +15,7 @@ from gemscope.features.files.placed import of_json, of_streams, put
 from gemscope.features.files.sparsify import CONFIG, RUN, WEIGHTS, Run
 from gemscope.features.files.tensors import dtype_for, stream_of
 from gemscope.features.sae import SAE
+from gemscope.features.sliced import Sliced
 
 
 def write(sae: SAE, folder: Path, dtype: torch.dtype | None) -> Path:
@@ -25,13 +26,14 @@ def write(sae: SAE, folder: Path, dtype: torch.dtype | None) -> Path:
     """
     hookpoint = _hookpoint(sae)
     run = _run(sae, folder, hookpoint)
-    state = {name: weight.detach() for name, weight in sae.state_dict().items()}
+    state = sae.tensors
+    b_enc = state["b_enc"]
     if not sae.is_transcoder:  # sparsify subtracts b_dec from what it reads
-        b_enc, W_enc = state["b_enc"], state["W_enc"]
-        state["b_enc"] = rounded(b_enc.double() + through(state["b_dec"].cpu(), W_enc.cpu()).to(b_enc.device), b_enc)
+        b_dec, slices = sae.b_dec.detach().cpu(), zip(b_enc.slices, state["W_enc"].slices, strict=True)
+        b_enc = Sliced([rounded(b.double().cpu() + through(b_dec, W.cpu()), b) for b, W in slices])
     tensors = {
         "encoder.weight": state["W_enc"].T,
-        "encoder.bias": state["b_enc"],
+        "encoder.bias": b_enc,
         "W_dec": state["W_dec"],
         "b_dec": state["b_dec"],
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,18 @@ from torch import Tensor
 
 from gemscope.checked import shown
 from gemscope.errors import CorruptFile
+from gemscope.features.sliced import Sliced
 
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 """What weights come in, and what safetensors calls it."""
 
 
-def dtype_for(weight: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+def dtype_for(weight: Tensor | Sliced, dtype: torch.dtype | None) -> torch.dtype:
     """What a weight is kept in when `dtype` is asked for (None: what it has). Biases and thresholds, which decide when
     a feature is active, are never rounded below float32.
     """
     dtype = dtype or weight.dtype
-    return dtype if weight.ndim == 2 else torch.promote_types(dtype, torch.float32)
+    return dtype if len(weight.shape) == 2 else torch.promote_types(dtype, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,13 @@ def write_safetensors(path: Path, streams: Mapping[str, Stream]) -> None:
                 file.write(piece)
 
 
-def stream_of(tensor: Tensor, dtype: torch.dtype | None = None) -> Stream:
+def stream_of(tensor: Tensor | Sliced, dtype: torch.dtype | None = None) -> Stream:
     """A tensor as it is, or in another dtype, in pieces of a few megabytes."""
-    dtype = dtype or tensor.dtype
-    rows = max(1, (1 << 22) // max(1, tensor[0].numel() if tensor.ndim > 1 else 1))
+    whole = Sliced.of(tensor)
+    into = dtype or whole.dtype
 
-    def pieces() -> Iterable[Any]:
-        for part in torch.split(tensor.detach(), rows) if tensor.numel() else ():
-            yield part.to("cpu", dtype).contiguous().flatten().view(torch.uint8).numpy().data
+    def pieces() -> Iterator[Any]:
+        for part in whole.pieces():
+            yield part.to(into).contiguous().flatten().view(torch.uint8).numpy().data
 
-    return Stream(dtype, tuple(tensor.shape), pieces())
+    return Stream(into, whole.shape, pieces())

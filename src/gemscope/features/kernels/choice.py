@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -12,6 +12,9 @@ import torch
 from gemscope.activations.suited import device_of
 from gemscope.errors import InputError
 from gemscope.features.kernels import Kernels, native, plain, triton_gpu
+
+Devices = torch.device | str | Sequence[torch.device | str] | None
+"""Where an SAE is: on one device, or a slice of its features on each of several."""
 
 _forced: ContextVar[str | None] = ContextVar("kernels", default=None)
 
@@ -37,6 +40,22 @@ def place_for(asked: torch.device | str | None, beside: torch.device | None = No
         return device_of(asked)
     found = device_of("auto") if beside is None else beside
     return found if found.type in _SPARSE else torch.device("cpu")
+
+
+def places_for(asked: Devices, beside: torch.device | None = None) -> list[torch.device]:
+    """Where the slices of an SAE go; most have one, the whole. Raises InputError for a device that is not there, and
+    for a GPU that is named twice: its slices would take the room that the whole does.
+    """
+    if asked is None or isinstance(asked, str | torch.device):
+        return [place_for(asked, beside)]
+    found = [device_of(one) for one in asked]
+    if twice := [one for one in found if one.type != "cpu" and found.count(one) > 1]:
+        raise InputError(f"{twice[0]} is named twice: slices of an SAE on one device take the room of the whole there")
+    if unfit := [one for one in found if one.type not in _SPARSE]:
+        raise InputError(f"{unfit[0]} has no sparse products, which slices of an SAE need: take {' or '.join(_SPARSE)}")
+    if not found:
+        raise InputError("no device is named for an SAE's slices: give one or more, as in ['cuda:0', 'cuda:1']")
+    return found
 
 
 def known(device: torch.device) -> dict[str, str | None]:

@@ -29,6 +29,12 @@ class Rows:
         """For every entry, its row."""
         return torch.repeat_interleave(self.offsets.diff(), output_size=len(self.ids))
 
+    def to(self, device: torch.device) -> Rows:
+        """The same on another device; itself where it is there."""
+        if self.ids.device == device:
+            return self
+        return Rows(self.offsets.to(device), self.ids.to(device), self.values.to(device))
+
     def where(self, kept: Bool[Tensor, "Z"]) -> Rows:
         """The entries that a mask keeps."""
         places = kept.nonzero()[:, 0]  # once: a GPU is waited for to learn how many there are
