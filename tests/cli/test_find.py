@@ -99,3 +99,16 @@ def test_info_tells_of_a_cross_layer_transcoder(capsys: pytest.CaptureFixture[st
         "0.mlp to 2.mlp",
         192,
     )
+
+
+def test_info_says_what_each_slice_of_an_sae_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "smollm2", "--sae-device", "cpu,cpu,cpu", "--json"]) == 0
+    sliced = json.loads(capsys.readouterr().out)
+    assert main(["info", "smollm2", "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    slices = sliced.pop("slices")
+    assert sliced == whole
+    assert len(slices) == 3
+    assert all(one.startswith("cpu: ") and "features" in one for one in slices)
+    assert main(["info", "smollm2", "--sae-device", "cpu,cuda:99"]) == 1
+    assert "device 'cuda:99' cannot be used" in capsys.readouterr().err
