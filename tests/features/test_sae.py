@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gemscope.activations.capture import Activations
 from gemscope.activations.site import Site
 from gemscope.errors import InputError, Mismatch, NotFinite
-from gemscope.features import weights
+from gemscope.features import sliced
 from gemscope.features.activations import FeatureActivations
 from gemscope.features.sae import SAE, SAEInfo
 from gemscope.testing import planted_sae
@@ -344,7 +344,7 @@ def test_the_digest_follows_the_gate() -> None:
 def test_the_digest_is_sha256_of_the_gate_and_the_weights(sae: SAE, monkeypatch: pytest.MonkeyPatch) -> None:
     """Labels and atlases on disk are kept by it: it may not change."""
     for piece in (1 << 22, 7):  # how much is copied at a time is no part of it
-        monkeypatch.setattr(weights, "_PIECE", piece)
+        monkeypatch.setattr(sliced, "PIECE", piece)
         for one in (like(sae), like(sae, centred=True)):
             said = f"jumprelu:None{':centred' if one.centred else ''}".encode()
             for name in ("W_dec", "W_enc", "b_dec", "b_enc", "threshold"):

@@ -184,7 +184,9 @@ def test_ranks_find_the_gradients_of_a_gated_sae(kind: str, found: dict[str, lis
     for name, expected in {**grads.tensors(), "firings": told.firings}.items():
         for rank, one in enumerate(every):
             part = expected if alike(name) else expected[rank :: len(every)]
-            assert (one[name] - part).abs().max() <= (0 if name == "firings" else 1e-6), name
+            assert (one[name] - part).abs().max() <= (
+                0 if name == "firings" else 2e-7 * max(1.0, part.abs().max().item())
+            ), name
             assert not alike(name) or torch.equal(one[name], every[0][name])
     for one in every:
         *numbers, sent = one["said"].tolist()

@@ -68,13 +68,12 @@ def gated_step(
     rows = at_once(x, deal.most)
     for part, wanted in zip(torch.split(x, rows), torch.split(y, rows), strict=True):
         *sums, fired = _loss(held, part, wanted, terms, deal.group)
-        (sums[0] / count).backward()  # type: ignore[no-untyped-call]
+        (sum(sums[1:], sums[0]) / count).backward()  # type: ignore[no-untyped-call]
         parts.append(torch.stack(sums).detach())
         firings += fired
-    loss, error, penalty = (sum(one / count for one in column) for column in torch.stack(parts).T.tolist())
-    # What is rare is each rank's own; all else is of all of them.
-    every = deal.group.total(penalty)
-    loss, penalty = loss + (every - penalty), every
+    error, penalty, frozen = (sum(one / count for one in column) for column in torch.stack(parts).T.tolist())
+    penalty = deal.group.total(penalty)  # each rank's own; all else is of all of them
+    loss = error + penalty + frozen
     grads = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
     told = Step(loss, error, deal.group.total(firings.sum().item()) / count, 0.0, firings, penalty=penalty)
     return told, replace(weights, **grads)
@@ -83,7 +82,7 @@ def gated_step(
 def _loss(
     held: GatedWeights, x: Tensor, y: Tensor, terms: Terms, group: Group
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The loss, its first two parts, and how often each feature fired."""
+    """The parts of the loss, and how often each feature fired."""
     assert held.r_mag is not None
     assert held.b_mag is not None
     raw = x @ held.W_enc.T
@@ -100,7 +99,7 @@ def _loss(
     rare = terms.sparsity * (open_ * norms).sum()
     skip = 0.0 if held.W_skip is None else x @ held.W_skip.detach().T
     frozen = (y - (gated + held.b_dec.detach() + skip)).pow(2).sum()
-    return error + rare + frozen, error, rare, (f > 0).sum(0)
+    return error, rare, frozen, (f > 0).sum(0)
 
 
 class _Summed(torch.autograd.Function):
@@ -111,5 +110,5 @@ class _Summed(torch.autograd.Function):
         return group.sum_(part.clone())
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None

@@ -80,6 +80,9 @@ def stream_of(tensor: Tensor | Sliced, dtype: torch.dtype | None = None) -> Stre
 
     def pieces() -> Iterator[Any]:
         for part in whole.pieces():
-            yield part.to(into).contiguous().flatten().view(torch.uint8).numpy().data
+            flat = part.to(into).contiguous().flatten()
+            if flat.stride(0) != 1:  # one number of a larger tensor counts as contiguous
+                flat = flat.clone(memory_format=torch.contiguous_format)
+            yield flat.view(torch.uint8).numpy().data
 
     return Stream(into, whole.shape, pieces())
