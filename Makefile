@@ -236,8 +236,9 @@ broad-sae: corpus own-words broad own-subjects unlike  ## the same on broader te
 	$(BIN)/python tools/default_sae.py --kept 0.4 --no-ship --work runs/broad
 
 SCOPE ?= ../smollm2-scope
-scope: corpus own-words  ## a scope of the bundled model, in $(SCOPE): every layer's residual stream, MLP, attention, transcoder (hours; resumable)
-	$(BIN)/gemscope scope make smollm2 corpora recipes/scope-small.toml -o $(SCOPE) $(SCOPE_OPTIONS)
+scope: corpus own-words corpora/unlike.jsonl.gz  ## a scope of the bundled model, in $(SCOPE): every layer's residual stream, MLP, attention, transcoder (hours; resumable)
+	$(BIN)/gemscope scope make smollm2 corpora/english-permissive.jsonl.gz corpora/own-words.jsonl.gz \
+		recipes/scope-small.toml --unlike corpora/unlike.jsonl.gz -o $(SCOPE) $(SCOPE_OPTIONS)
 
 $(MUTANTS)/ready: | setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --target $(MUTANTS) cosmic-ray==8.7.0 coverage==7.17.5

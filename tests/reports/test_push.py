@@ -288,7 +288,7 @@ def test_a_scope_goes_as_it_lies_and_is_listed_from_there(server: HubServer, tmp
         made.append(Made(path=path, site=f"{layer}.res", site_out=f"{layer}.res", width=16, l0=4.0))
     with planted_atlas(folder / made[0].path / "atlas", features=16) as atlas:
         change_json(atlas.folder, sae_digest=gs.load_sae(folder / made[0].path).digest)
-    (folder / made[1].path / "score.json").write_text("{}")
+    (folder / made[1].path / "score.json").write_text('{"l0": 4.0, "fvu": 0.25, "dead": 0.0, "corpus": "mine"}')
     (folder / made[1].path / "run.json").write_text("{}")
     (folder / "res" / "layer_3").mkdir()
     assert "no SAE in" in said(shell(folder, REPO))
@@ -301,6 +301,7 @@ def test_a_scope_goes_as_it_lies_and_is_listed_from_there(server: HubServer, tmp
     assert done["saes"] == [f"{REPO}/{one.path}" for one in made]
     assert files["scope.json"] == (folder / "scope.json").read_bytes()
     assert {f"{made[0].path}/atlas/atlas.sqlite", f"{made[1].path}/score.json", "README.md"} < set(files)
+    assert "| FVU | 0.2500 |" in files[f"{made[1].path}/README.md"].decode()
     scope = gs.load_scope(REPO)
     assert [str(one.site) for one in scope] == ["2.res", "10.res"]
     assert scope.open(scope.find("10.res")).digest == gs.load_sae(folder / made[1].path).digest

@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from by_hand import planted_clt
 from gemscope.activations.model import LanguageModel
 from gemscope.activations.site import Site
 from gemscope.cli.main import main
-from gemscope.errors import EmptyText, InputError, Mismatch
+from gemscope.errors import Awaited, EmptyText, InputError, Mismatch
 from gemscope.features.files.saving import save_sae
 from gemscope.features.listing import load_stack
 from gemscope.features.load import load_sae
@@ -29,12 +30,13 @@ from gemscope.features.sae import SAE, SAEInfo
 from gemscope.reports import losses as losses_module
 from gemscope.reports import score as score_module
 from gemscope.reports.checking import check
-from gemscope.reports.score import unlike
+from gemscope.reports.score import far
 from gemscope.reports.scoring import score
 from gemscope.reports.sweep import compare
 from gemscope.testing import D_MODEL, identity_sae, tiny_model
 from gemscope.text.corpus import Corpus
 from gemscope.text.tokens import Tokens
+from gemscope.world import World
 
 TEXTS = [
     f"the {word} and the {word} sang in {word * 3}, thinking of rivers and hours" for word in ("one", "two", "sun")
@@ -570,7 +572,7 @@ def test_a_score_prints_itself_and_is_json(model: LanguageModel, corpus: Corpus)
     ],
 )
 def test_an_l0_far_from_the_cards_is_told(l0: float, declared: float | None, tokens: int, said: str | None) -> None:
-    told = unlike(l0, declared, tokens)
+    told = far(l0, declared, tokens)
     assert told is None if said is None else (told is not None and said in told)
 
 
@@ -579,11 +581,62 @@ def test_score_and_check_say_that_text_is_unlike_the_saes(monkeypatch: pytest.Mo
     model, corpus = tiny_model(), Corpus.of([*TEXTS, "the end and the ending " * 9])
     sae = identity_sae(D_MODEL, site="1.res")
     fires = score(model, sae, corpus, loss_tokens=0, **OPTIONS).l0
-    for declared, far in ((fires, False), (fires / 1.3, True), (fires * 1.5, True)):
+    for declared, off in ((fires, False), (fires / 1.3, True), (fires * 1.5, True)):
         sae.info = replace(sae.info, declared_l0=declared)
         one = score(model, sae, corpus, loss_tokens=0, **OPTIONS)
-        assert (one.unlike is not None) is far
+        assert (one.far is not None) is off
         for said in (str(one), one.to_html(), " ".join(check(model, sae, corpus).notes)):
-            assert ("unlike what" in " ".join(said.split())) is far
+            assert ("unlike what" in " ".join(said.split())) is off
         assert one.to_dict()["declared_l0"] == declared
-        assert score(model, sae, corpus, loss_tokens=0, every_token=True, **OPTIONS).unlike is None
+        assert score(model, sae, corpus, loss_tokens=0, every_token=True, **OPTIONS).far is None
+
+
+# --- on text unlike the SAE's -----------------------------------------------------------------------------------------
+
+
+def test_a_score_on_two_texts_is_the_score_on_each(tmp_path: Path) -> None:
+    """In pieces that two workers share, too: a text each would be half of it."""
+    model, sae = tiny_model(), identity_sae(D_MODEL, site="1.res")
+    own, other = Corpus.of(TEXTS), Corpus.of([text[::-1] for text in TEXTS])
+    how: dict[str, Any] = {"loss_tokens": 40, "piece": 30, **OPTIONS}
+    found = score(model, sae, own, unlike=other, **how)
+    assert found.unlike == score(model, sae, other, **how)
+    assert replace(found, unlike=None) == score(model, sae, own, **how)
+    shared = {**how, "unlike": other, "pieces": tmp_path / "pieces"}
+    for rank in (0, 1):
+        with suppress(Awaited):
+            there = score(model, sae, own, world=World(rank, 2), **shared)
+    assert there == found
+    assert {path.parent.name for path in (tmp_path / "pieces").rglob("*.safetensors")} == {"pieces"}
+    assert len(list((tmp_path / "pieces" / "unlike").rglob("*.safetensors"))) > 2
+
+
+def test_what_workers_wait_for_is_missing_of_either_text(tmp_path: Path) -> None:
+    model, sae = tiny_model(), identity_sae(D_MODEL, site="1.res")
+    other = Corpus.of([text[::-1] for text in TEXTS])
+    with pytest.raises(Awaited) as told:
+        score(model, sae, Corpus.of(TEXTS), unlike=other, piece=30, pieces=tmp_path, world=World(0, 2), **OPTIONS)
+    both = 2 * sum(1 for _ in Corpus.of(TEXTS).pieces(30))
+    there = len(list(tmp_path.rglob("*.safetensors")))
+    assert 0 < there < both
+    assert told.value.left() == both - there
+
+
+def test_figures_on_unlike_text_are_told_in_words_as_a_page_and_as_data() -> None:
+    model, sae = tiny_model(), identity_sae(D_MODEL, site="1.res")
+    other = Corpus.of(["other words, of another kind"] * 3)
+    found = score(model, sae, Corpus.of(TEXTS), unlike=other, loss_tokens=20, **OPTIONS)
+    assert found.unlike is not None
+    data = json.loads(json.dumps(found.to_dict()))
+    assert data["unlike"]["fvu"] == found.unlike.fvu
+    assert data["unlike"]["delta_loss"] == found.unlike.delta_loss
+    assert "formulas" in data
+    assert "formulas" not in data["unlike"]
+    for said in (str(found), found.to_html()):
+        assert "On unlike text" in said
+        assert f"{found.unlike.fvu:.4f}" in said
+        assert f"{found.unlike.delta_loss:+.4f}" in said
+    both = compare(model, [sae, sae], Corpus.of(TEXTS), unlike=other, loss_tokens=20, **OPTIONS)
+    assert [one.unlike for one in both.scores] == [found.unlike] * 2
+    assert "FVU, unlike" in str(both)
+    assert f"{found.unlike.fvu:.4f}" in both.to_html()

@@ -92,7 +92,7 @@ class Mapped(Struct, frozen=True, kw_only=True):
 class Whole(Struct, frozen=True, kw_only=True):
     """What the grid of a model's SAEs shows."""
 
-    by: Literal["fvu", "delta_loss", "dead", "l0"] = "fvu"
+    by: Literal["fvu", "delta_loss", "dead", "l0", "unlike_fvu", "unlike_delta_loss"] = "fvu"
     """The figure of each cell."""
     width: Annotated[int, Meta(ge=1, le=10**9)] | None = None
     """SAEs of so many features alone."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +72,18 @@ def add_to(commands: Any) -> None:
         type=int,
         default=10_000,
         help="how many of them again, spliced and ablated (default 10000; 0: no losses)",
+    )
+    score.add_argument(
+        "--unlike",
+        action="append",
+        default=[],
+        metavar="CORPUS",
+        help="the same figures on another text, unlike what the SAE learned from; again for more files",
+    )
+    score.add_argument(
+        "--keep",
+        action="store_true",
+        help="leave score.json beside the SAE, in its folder here, and the figures in the card of its training",
     )
     score.add_argument("--html", metavar="FILE", help="write the figures and plots there as one HTML file")
     score.add_argument("--piece", type=int, metavar="BYTES", help="of text, at least, in a piece (default 65,536)")
@@ -166,6 +178,8 @@ def _score(args: argparse.Namespace) -> int:
     from gemscope.features.files.cross_layer import is_clt
     from gemscope.features.listing import each_of
     from gemscope.features.sae import SAE
+    from gemscope.reports.keeping import keep
+    from gemscope.reports.score import Score
     from gemscope.reports.scoring import score
     from gemscope.reports.sweep import compare
 
@@ -175,9 +189,13 @@ def _score(args: argparse.Namespace) -> int:
     found: Score | Comparison
     if args.piece is not None:
         how["piece"] = args.piece
+    if args.unlike:
+        how["unlike"] = options.corpus_of(*args.unlike)
     with workers.shared(args), workers.crew(args) as crew, bars(crew.world.first) as progress:
         # What can be wrong with the names comes out before a model is loaded.
         addresses = dict.fromkeys(one for each in given for one in each_of(each))
+        if args.keep:
+            _require_own(addresses, every_token=args.every_token)
         text = options.corpus_of(corpus)
         model = options.model_of(args, name, progress)
         saes = [
@@ -189,5 +207,22 @@ def _score(args: argparse.Namespace) -> int:
         else:
             scored = partial(compare, model, saes, text)
         found = crew.done(lambda world: scored(pieces=args.pieces, world=world, progress=progress, **how), progress)
+    if args.keep:
+        for place, one in zip(addresses, [found] if isinstance(found, Score) else found.scores, strict=True):
+            keep(one, place)
     options.show(found, args.json, args.html)
     return 0
+
+
+def _require_own(addresses: Iterable[str], *, every_token: bool) -> None:
+    """Figures can be kept beside SAEs that lie here, each in its folder; those that mislead are not."""
+    from gemscope.checked import existing, shown
+    from gemscope.errors import InputError
+    from gemscope.features.files.cross_layer import is_clt
+
+    if every_token:
+        raise InputError("--keep with --every-token: such figures mislead, and are not kept; leave one out")
+    for one in addresses:
+        place = existing(one)
+        if place is None or not place.is_dir() or is_clt(one):
+            raise InputError(f"--keep: {shown(one)} is no SAE in a folder here, beside which figures could be kept")

@@ -12,6 +12,7 @@ from gemscope.cli.bars import bars
 
 if TYPE_CHECKING:
     from gemscope.scope.plan import Plan
+    from gemscope.text.corpus import Corpus
 
 
 def add_to(commands: Any) -> None:
@@ -55,6 +56,7 @@ def add_to(commands: Any) -> None:
     score.add_argument("--model", help="default: the one that the scope is of")
     score.add_argument("--tokens", type=int, default=50_000, help="read up to so many (default 50,000)")
     score.add_argument("--loss-tokens", type=int, default=10_000, help="of them for losses (default 10,000; 0: none)")
+    _add_unlike(score)
     score.add_argument("--length", type=int, default=256, help="tokens per row of text (default 256)")
     score.add_argument("--memory", metavar="SIZE", help="such as 16GB (default: four fifths of what is free)")
     workers.add_workers(score)
@@ -73,9 +75,24 @@ def _add_what(command: argparse.ArgumentParser) -> None:
         help="text, jsonl or parquet files or folders; `sample` for the bundled one",
     )
     command.add_argument("recipe", metavar="RECIPE.toml", help="sites, widths and L0s, and how they are trained")
+    _add_unlike(command)
     command.add_argument("--disk", metavar="SIZE", help="such as 50GB (default: four fifths of what is free)")
     command.add_argument("--memory", metavar="SIZE", help="such as 16GB (default: four fifths of what is free)")
     command.add_argument("--price", type=float, metavar="DOLLARS", help="of an hour of a worker: the plan says the sum")
+
+
+def _add_unlike(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--unlike",
+        action="append",
+        default=[],
+        metavar="CORPUS",
+        help="text unlike the corpus, of which every SAE is given figures too; again for more files",
+    )
+
+
+def _unlike(args: argparse.Namespace) -> Corpus | None:
+    return options.corpus_of(*args.unlike) if args.unlike else None
 
 
 def _make(args: argparse.Namespace) -> int:
@@ -89,6 +106,7 @@ def _make(args: argparse.Namespace) -> int:
             corpus,
             recipe,
             to=args.out,
+            unlike=_unlike(args),
             disk=args.disk,
             memory=args.memory,
             price=args.price,
@@ -111,6 +129,7 @@ def _plan(args: argparse.Namespace) -> int:
             options.corpus_of(*args.corpus),
             args.recipe,
             to=args.out,
+            unlike=_unlike(args),
             disk=args.disk,
             memory=args.memory,
             price=args.price,
@@ -135,6 +154,7 @@ def _score(args: argparse.Namespace) -> int:
             corpus,
             tokens=args.tokens,
             loss_tokens=args.loss_tokens,
+            unlike=_unlike(args),
             length=args.length,
             memory=args.memory,
             world=crew.world,

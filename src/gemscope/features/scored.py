@@ -24,6 +24,11 @@ class Figures:
     """Of the SAE's weights."""
     corpus: str = ""
     tokens: Count = 0
+    kl: Finite | None = None
+    loss_recovered_mean: Finite | None = None
+    loss_tokens: Count = 0
+    unlike: Figures | None = None
+    """On a text unlike what the SAE learned from."""
 
 
 def figures_of(path: Path) -> Figures:

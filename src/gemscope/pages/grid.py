@@ -14,7 +14,14 @@ from gemscope.pages.numbers import wide
 from gemscope.pages.render import render
 from gemscope.pages.standalone import document
 
-FIGURES = {"fvu": "FVU", "delta_loss": "delta loss", "dead": "dead", "l0": "L0"}
+FIGURES = {
+    "fvu": "FVU",
+    "delta_loss": "delta loss",
+    "dead": "dead",
+    "l0": "L0",
+    "unlike_fvu": "FVU on unlike text",
+    "unlike_delta_loss": "delta loss on unlike text",
+}
 """What a cell can show, in words. Of each less is better, or sparser."""
 SHADES = 10
 """Of which the fullest stands for the lowest figure: those of marked text (`gemscope.css`)."""

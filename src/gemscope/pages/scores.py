@@ -38,9 +38,14 @@ class Front(Protocol):
     def places(self) -> Sequence[int]: ...
 
 
-def score_document(score: Score, rows: Sequence[object], conditions: str) -> str:
-    """One score; `rows` are its losses, `conditions` says what was counted."""
-    body = render("score.html", links=NoLinks(), score=score, rows=rows, conditions=conditions)
+def score_document(
+    score: Score, rows: Sequence[object], beside: Sequence[object], conditions: str, unlike_conditions: str
+) -> str:
+    """One score; `rows` are its losses, `beside` its figures and those on unlike text. The conditions say what was
+    counted.
+    """
+    told = {"conditions": conditions, "unlike_conditions": unlike_conditions}
+    body = render("score.html", links=NoLinks(), score=score, rows=rows, beside=beside, **told)
     return document(body, title=f"Score of {score.sae}")
 
 

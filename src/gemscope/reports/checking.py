@@ -14,7 +14,7 @@ from gemscope.features.fit import computed_by, require_fit
 from gemscope.features.sae import SAE
 from gemscope.progress import Progress, silent
 from gemscope.reports.check import FEW_FOR_A_VERDICT, Check, Trial
-from gemscope.reports.score import unlike
+from gemscope.reports.score import far
 from gemscope.reports.trials import LEAST_EXPLAINED, Bench, best_of, is_plausible
 from gemscope.text.corpus import Corpus
 from gemscope.text.rows import Passed, passed_over
@@ -167,7 +167,7 @@ def _notes(model: LanguageModel, sae: SAE, given: Trial | None, count: int, pass
         yield f"it was made for {made}, this is {model.name}"
     if sae.info.prepend_bos and model.bos is None:
         yield "it was trained on text that begins with BOS, this tokenizer adds none"
-    if given is not None and (told := unlike(given.l0, sae.info.declared_l0, count)):
+    if given is not None and (told := far(given.l0, sae.info.declared_l0, count)):
         yield told
     if count < FEW_FOR_A_VERDICT:
         yield f"{count} tokens are few: figures can be off by several percent; 500 are a good check"

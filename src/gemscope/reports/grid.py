@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from gemscope.features.scope import Scope
 
-By = Literal["fvu", "delta_loss", "dead", "l0"]
-BYS: tuple[By, ...] = ("fvu", "delta_loss", "dead", "l0")
+By = Literal["fvu", "delta_loss", "dead", "l0", "unlike_fvu", "unlike_delta_loss"]
+BYS: tuple[By, ...] = ("fvu", "delta_loss", "dead", "l0", "unlike_fvu", "unlike_delta_loss")
 """What a cell can show. Of each less is better, or sparser."""
 
 
@@ -44,6 +44,9 @@ class Placed:
     fvu: float | None = None
     delta_loss: float | None = None
     dead: float | None = None
+    unlike_fvu: float | None = None
+    """On a text unlike what it learned from; so the next."""
+    unlike_delta_loss: float | None = None
     corpus: str = ""
     tokens: int = 0
     """Counted ones that the figures are over."""
@@ -51,9 +54,13 @@ class Placed:
     @classmethod
     def of(cls, site: Site, width: int, name: str, *, site_out: Site | None = None, scored: Figures | None) -> Placed:
         """With the figures of a score, where there is one."""
-        known = {} if scored is None else asdict(scored)
-        known.pop("digest", None)
-        return cls(site=site, site_out=site_out or site, width=width, name=name, **known)
+        one = cls(site=site, site_out=site_out or site, width=width, name=name)
+        if scored is None:
+            return one
+        known = {of: getattr(scored, of) for of in ("l0", "fvu", "delta_loss", "dead", "corpus", "tokens")}
+        if scored.unlike is not None:
+            known |= {"unlike_fvu": scored.unlike.fvu, "unlike_delta_loss": scored.unlike.delta_loss}
+        return replace(one, **known)
 
     def value(self, by: By) -> float | None:
         """One of its figures."""
@@ -65,7 +72,8 @@ class Placed:
         value = self.value(by)
         if value is None:
             return ""
-        return {"fvu": figure, "delta_loss": signed, "dead": percent, "l0": figure}[by](value)
+        forms = {"fvu": figure, "delta_loss": signed, "dead": percent, "l0": figure}
+        return forms[by.removeprefix("unlike_")](value)
 
     @property
     def about(self) -> str:

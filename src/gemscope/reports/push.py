@@ -21,7 +21,8 @@ from gemscope.features.files.saelens_config import CONFIG
 from gemscope.pages.plain import Shown
 from gemscope.pages.tables import Table
 from gemscope.reports import cards
-from gemscope.reports.release import CARD, LARGE, Release, collected, is_ours
+from gemscope.reports.keeping import CARD, LARGE
+from gemscope.reports.release import Release, collected, is_ours
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

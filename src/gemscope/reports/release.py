@@ -21,18 +21,17 @@ from gemscope.features.files.saelens_config import CONFIG, SCALER, WEIGHTS, WHIT
 from gemscope.features.load import load_sae
 from gemscope.features.sae import SAE
 from gemscope.features.scope_manifest import NAME as SCOPE
-from gemscope.features.scope_manifest import read_scope
+from gemscope.features.scope_manifest import SCORE, read_scope
+from gemscope.features.scored import figures_of
 from gemscope.features.several import below, some_of
 from gemscope.reports import cards
+from gemscope.reports.keeping import CARD, LARGE
 from gemscope.reports.training import training_report
 
-CARD = "README.md"
 ATLAS = "atlas"
 _NEEDED = (CONFIG, WEIGHTS)
-_BESIDE = (SCALER, WHITENING, "sparsity.safetensors", "score.json")
+_BESIDE = (SCALER, WHITENING, "sparsity.safetensors", SCORE)
 _OF_RUNS = ("report.html", "log.jsonl", "figures.json")
-LARGE = 1 << 24
-"""Bytes that a card has at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +220,7 @@ def _card(home: Path, folder: Path, sae: SAE, there: bool) -> str:
         return _text(home / CARD)
     if home != folder and (folder / "figures.json").exists():
         return training_report(folder).to_card()
-    return cards.plain(sae)
+    return cards.plain(sae, figures_of(home / SCORE) if _lies(home / SCORE, home.resolve()) else None)
 
 
 def _text(path: Path) -> str:

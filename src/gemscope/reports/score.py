@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from gemscope.features.histogram import Histogram
@@ -106,23 +106,29 @@ class Score(Paged):
     """Number format and device, and why where they were chosen."""
     declared_l0: float | None = None
     """What the SAE's card says."""
+    unlike: Score | None = None
+    """The same on another text, unlike what the SAE learned from; None where none was given."""
 
     @property
-    def unlike(self) -> str | None:
+    def far(self) -> str | None:
         """What to say where L0 is far from the card's; None where it is near."""
         if self.every_token:
             return None
-        return unlike(self.l0, self.declared_l0, self.tokens)
+        return far(self.l0, self.declared_l0, self.tokens)
 
     def to_dict(self) -> dict[str, object]:
         """For JSON; a figure that does not exist is None."""
-        return {key: known(value) for key, value in asdict(self).items()} | {"formulas": FORMULAS}
+        own = {key: known(value) for key, value in asdict(replace(self, unlike=None)).items()}
+        if self.unlike is not None:
+            own["unlike"] = {key: value for key, value in self.unlike.to_dict().items() if key != "formulas"}
+        return own | {"formulas": FORMULAS}
 
     def to_html(self) -> str:
         """One HTML file with the figures and plots; nothing in it is fetched."""
         from gemscope.pages.scores import score_document
 
-        return score_document(self, loss_rows(self), conditions(self))
+        told = conditions(self), "" if self.unlike is None else conditions(self.unlike)
+        return score_document(self, loss_rows(self), beside(self), *told)
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group
@@ -143,13 +149,19 @@ class Score(Paged):
             Text(f"  read at {self.site} of {self.model}, on {self.corpus}"),
             Text(f"  {conditions(self)}"),
             *([Text(f"  {MISLEADING}", style="bold yellow")] if self.every_token else []),
-            *([Text(f"  {self.unlike}", style="bold yellow")] if self.unlike else []),
+            *([Text(f"  {self.far}", style="bold yellow")] if self.far else []),
             Table((), figures, indent=2),
         ]
         if self.no_losses:
             parts.append(Text(f"  no losses: {self.no_losses}"))
         elif self.loss is not None:
             parts += [Text(f"\n  nats per token, over {self.loss_tokens:,} tokens", style="dim"), loss_table(self)]
+        if (other := self.unlike) is not None:
+            parts += [
+                Text(f"\n  On unlike text, {other.corpus}", style="bold"),
+                Text(f"  {conditions(other)}"),
+                Table(("", "here", "on unlike text"), beside(self), left=("",), bold=False, indent=2),
+            ]
         return Group(*parts)
 
 
@@ -165,7 +177,7 @@ go together.
 """
 
 
-def unlike(l0: float, declared: float | None, tokens: int) -> str | None:
+def far(l0: float, declared: float | None, tokens: int) -> str | None:
     """What an L0 far from the declared one says of the text; None where it is near, or the tokens are few."""
     if not declared or tokens < _MANY or abs(l0 - declared) <= _FAR * declared:
         return None
@@ -216,6 +228,23 @@ def loss_table(score: Score | Replaced) -> Table:
         for row in loss_rows(score)
     ]
     return Table(heads, rows, left=heads[:1], bold=False, indent=2)
+
+
+def beside(score: Score) -> list[tuple[str, ...]]:
+    """The main figures, and those on unlike text; none where there is no such text."""
+    if score.unlike is None:
+        return []
+    both = (score, score.unlike)
+    rows = [
+        ("L0", *(f"{one.l0:.1f}" for one in both)),
+        ("FVU", *(f"{one.fvu:.4f}" for one in both)),
+        ("cosine", *(f"{one.cosine:.4f}" for one in both)),
+        ("dead", *(f"{one.dead:.2%}" for one in both)),
+        ("delta loss", *(number(one.delta_loss, "+.4f") for one in both)),
+        ("KL", *(number(one.kl, ".4f") for one in both)),
+        ("loss recovered, of the mean's", *(number(one.loss_recovered_mean, ".4f") for one in both)),
+    ]
+    return [row for row in rows if any(row[1:])]
 
 
 def conditions(score: Score) -> str:

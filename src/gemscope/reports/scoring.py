@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,7 +30,7 @@ from gemscope.activations.site import Site, locate
 from gemscope.activations.work import Work, counted, device_kind
 from gemscope.checked import Count, Form, require_forms
 from gemscope.edits.splice import Constant, replacement
-from gemscope.errors import CorruptFile, InputError
+from gemscope.errors import Awaited, CorruptFile, InputError
 from gemscope.features.activations import FeatureActivations
 from gemscope.features.cross_layer import CrossLayerTranscoder
 from gemscope.features.fit import answered_for, computed_by, require_fit, require_layers
@@ -48,6 +48,8 @@ from gemscope.world import ALONE, World
 
 PIECE = 1 << 16
 """Bytes of text, at least, that are read as one piece where nobody says how many: some 15,000 tokens."""
+UNLIKE = "unlike"
+"""Where those of another text lie, in the folder of pieces."""
 _LONGEST = 64
 """Bytes of text to a token, at most, as far as pieces keep rows for the losses."""
 
@@ -62,6 +64,7 @@ def score(
     length: int = 256,
     batch: int = 8,
     every_token: bool = False,
+    unlike: Corpus | None = None,
     piece: int = PIECE,
     pieces: str | Path | None = None,
     world: World = ALONE,
@@ -71,7 +74,8 @@ def score(
     again: as they are, with the SAE's output in place, and with zero and with the mean of the first reading in place.
 
     `loss_tokens=0` leaves the losses out. Memory does not grow with the corpus, but for some thirty bytes per loss
-    token. `every_token` counts special tokens, first positions and attention sinks too, for comparison alone.
+    token. `every_token` counts special tokens, first positions and attention sinks too, for comparison alone. Of a text
+    `unlike` what the SAE learned from, as much is read in the same way: the score's `unlike`.
 
     The text is read in pieces, whole documents of at least `piece` bytes together, each packed by itself. They are kept
     in the folder `pieces`, where one is named: what was stopped goes on there, and the workers of a `world` of several
@@ -89,6 +93,7 @@ def score(
         length=length,
         batch=batch,
         every_token=every_token,
+        unlike=unlike,
         piece=piece,
         pieces=pieces,
         world=world,
@@ -115,6 +120,7 @@ def scores(
     batch: int = 8,
     every_token: bool = False,
     together: bool = True,
+    unlike: Corpus | None = None,
     piece: int = PIECE,
     pieces: str | Path | None = None,
     world: World = ALONE,
@@ -134,6 +140,37 @@ def scores(
     batch = batch if tokens is None else min(batch, math.ceil(tokens / length))
     if world.size > 1 and pieces is None:
         raise InputError(f"worker {world.rank} of {world.size} without `pieces`: name the folder that all share")
+    how = {"tokens": tokens, "loss_tokens": loss_tokens, "length": length, "batch": batch, "every_token": every_token}
+    found, waiting = list[Scored](), list[Awaited]()
+    for text in (corpus, *([] if unlike is None else [unlike])):
+        its = how | {"together": together and text is corpus}
+        folder = pieces if pieces is None or text is corpus else f"{pieces}/{UNLIKE}"
+        try:
+            found.append(_scored(model, saes, text, its, piece=piece, pieces=folder, world=world, progress=progress))
+        except Awaited as told:  # what this worker has to do of the other text it does all the same
+            waiting.append(told)
+    if waiting:
+        raise Awaited(waiting[0], lambda: sum(one.left() for one in waiting))
+    own, *others = found
+    for other in others:
+        pairs = zip(own.scores, other.scores, strict=True)
+        own = replace(own, scores=tuple(replace(one, unlike=elsewhere) for one, elsewhere in pairs))
+    return own
+
+
+def _scored(
+    model: LanguageModel,
+    saes: Sequence[SAE | CrossLayerTranscoder],
+    corpus: Corpus,
+    how: Mapping[str, Any],
+    *,
+    piece: int,
+    pieces: str | Path | None,
+    world: World,
+    progress: Progress,
+) -> Scored:
+    """On one text."""
+    tokens, loss_tokens, length, batch, every_token, together = how.values()
     readers = [_Layers(model, one) if isinstance(one, CrossLayerTranscoder) else _Reading(model, one) for one in saes]
     readings = [reading for reader in readers for reading in reader.readings]
     stacks = _stacks(readers, model.name) if together else []
@@ -142,19 +179,14 @@ def scores(
         "dtype": str(model.dtype).removeprefix("torch."),
         "sae": [[reading.digest, str(reading.site), str(reading.site_out)] for reading in readings],
         "corpus": [corpus.name, corpus.digest],
-        "tokens": tokens,
-        "loss_tokens": loss_tokens,
-        "length": length,
-        "batch": batch,
-        "every_token": every_token,
-        "together": together,
+        **how,
         "piece": piece,
         "versions": versions(),
         "device": device_kind(model.device),
     }
     with ExitStack() as held:
         folder = place_of(held.enter_context(TemporaryDirectory(prefix="gemscope-")) if pieces is None else pieces)
-        work = Work(None, identity, what="score", folder=folder)
+        work = Work(None, identity, what="score", own=f"{UNLIKE}/.*", folder=folder)
         work.begin()
         held.callback(work.end)
         reading = partial(_read, model, readers, length=length, batch=batch, every_token=every_token)

@@ -80,7 +80,19 @@ class Comparison(Paged):
         from rich.text import Text
 
         first, fronts = self.scores[0], self.fronts
-        heads = ("SAE", "L0", "FVU", "cosine", "delta loss", "KL", "recovered", "dead", "dense", "features")
+        others = [one.unlike for one in self.scores if one.unlike is not None]
+        heads: tuple[str, ...] = (
+            "SAE",
+            "L0",
+            "FVU",
+            "cosine",
+            "delta loss",
+            "KL",
+            "recovered",
+            "dead",
+            "dense",
+            "features",
+        )
         rows = []
         for place, (name, one) in enumerate(zip(self.names, self.scores, strict=True)):
             marks = {front.figure: " ●" if place in front.places else "  " for front in fronts}
@@ -96,12 +108,16 @@ class Comparison(Paged):
                     f"{one.dead:.2%}",
                     f"{one.dense:.2%}",
                     f"{one.features:,}",
+                    *([] if one.unlike is None else [f"{one.unlike.fvu:.4f}", number(one.unlike.delta_loss, "+.4f")]),
                 )
             )
+        if others:
+            heads = (*heads, "FVU, unlike", "delta loss")
         return Group(
             Text(f"{len(self.scores)} SAEs in {first.model}, on {first.corpus}", style="bold"),
             Text(f"  {self._conditions()}"),
             *([Text(f"  {MISLEADING}", style="bold yellow")] if first.every_token else []),
+            *([Text(f"  on unlike text: {others[0].corpus}; {conditions(others[0])}")] if others else []),
             Text(),
             Table(heads, rows, left=heads[:1], bold=False),
             Text("● Pareto front: no other SAE has both this figure and L0 lower; recovered: of mean ablation", "dim"),
@@ -141,6 +157,7 @@ def compare(
     length: int = 256,
     batch: int = 8,
     every_token: bool = False,
+    unlike: Corpus | None = None,
     piece: int = PIECE,
     pieces: str | Path | None = None,
     world: World = ALONE,
@@ -166,6 +183,7 @@ def compare(
         length=length,
         batch=batch,
         every_token=every_token,
+        unlike=unlike,
         piece=piece,
         pieces=pieces,
         world=world,

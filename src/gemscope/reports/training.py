@@ -16,17 +16,16 @@ from gemscope.activations.site import described
 from gemscope.checked import EXACT, Count, read_json
 from gemscope.disk import written_aside
 from gemscope.errors import CorruptFile, InputError, NotFound
+from gemscope.features.scope_manifest import SCORE
+from gemscope.features.scored import Figures, figures_of
 from gemscope.pages.plain import Paged
 from gemscope.pages.training import training_document
+from gemscope.reports import cards
+from gemscope.reports.cards import PLACE, REPORT
 from gemscope.text.printable import clipped, readable
 from gemscope.text.rows import passed_over
 from gemscope.training.config import FAR, TrainConfig
 from gemscope.training.log import read
-
-PLACE = "PATH/TO/THIS/FOLDER"
-"""What a card says in the place of the SAE's address."""
-REPORT = "../report.html"
-"""The page, from where the card lies."""
 
 
 @dataclass(frozen=True)
@@ -142,9 +141,14 @@ class TrainingReport(Paged):
 
     # --- the card ---------------------------------------------------------------------------------------------
 
-    def to_card(self, *, way: str = f"see [report.html]({REPORT}) and `log.jsonl` for the way there") -> str:
+    def to_card(
+        self,
+        *,
+        way: str = f"see [report.html]({REPORT}) and `log.jsonl` for the way there",
+        measuring: str | None = None,
+    ) -> str:
         """Markdown: figures with their conditions, how to use the SAE, the data and the recipe; `way` says where the
-        run's log lies.
+        run's log lies, `measuring` what measures the SAE on text unlike its own.
         """
         rows, config = dict(self.rows), self.config
         heads = [f"{name} rows" for name in rows]
@@ -179,7 +183,7 @@ times the usual one in the middle of the model) are in no figure, and no feature
 FVU = Σ‖y − ŷ‖² / Σ‖y − μ‖² with one mean over
 the rows{self._weighed()}.
 {self._thresholds()} {self._unseen()}
-
+{f"{chr(10)}{cards.measured(self._scored(), way=measuring)}{chr(10)}" if self.scored else ""}
 ## Use
 
 ```python
@@ -204,6 +208,10 @@ import gemscope as gs
 Made with {", ".join(f"{name} {_code(version)}" for name, version in self.figures["versions"].items())},
 on {_code(self.device)}.
 """
+
+    def _scored(self) -> Figures | None:
+        """Of the score beside the SAE, where there is one."""
+        return figures_of(path) if (path := self.sae / SCORE).is_file() else None
 
     def _read(self) -> str:
         if not self.scored:

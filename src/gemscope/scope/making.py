@@ -26,6 +26,7 @@ def make_scope(
     recipe: ScopeRecipe | str | Path,
     *,
     to: str | Path,
+    unlike: Corpus | None = None,
     disk: int | str | None = None,
     memory: int | str | None = None,
     price: float | None = None,
@@ -36,7 +37,8 @@ def make_scope(
     progress: Progress = silent,
 ) -> ScopeTable:
     """Makes all SAEs that a recipe names, scores them, describes them where it says so, and returns their table. They
-    lie in `to` as Gemma Scope's do, `res/layer_20/width_16k/average_l0_71`; `scope.json` there is written last.
+    lie in `to` as Gemma Scope's do, `res/layer_20/width_16k/average_l0_71`; `scope.json` there is written last. Scores
+    are of documents that nothing was trained on, and of a text `unlike` the corpus where one is given.
 
     `disk` and `memory` are budgets in bytes, or such as "50GB": how much is read in one pass of the model is planned by
     them. Without one it is four fifths of what is free. `told` is given the plan before anything is made, with hours
@@ -51,7 +53,7 @@ def make_scope(
     AccessError, StorageFull, FileError, CorruptFile.
     """
     to, world = Path(to), world or World.here()
-    worker = Worker(model, corpus, _read(recipe), to, world=world, device=device)
+    worker = Worker(model, corpus, _read(recipe), to, unlike=unlike, world=world, device=device)
     if not worker.begun(retry=retry):
         return table_of(to)
     budget = worker.agreed(budget_of(to, disk, memory, world))
@@ -68,6 +70,7 @@ def plan_scope(
     recipe: ScopeRecipe | str | Path,
     *,
     to: str | Path = "scope",
+    unlike: Corpus | None = None,
     disk: int | str | None = None,
     memory: int | str | None = None,
     price: float | None = None,
@@ -79,7 +82,7 @@ def plan_scope(
     Raises InputError for a recipe or budgets that do not go with the model.
     """
     world = World(0, workers)
-    worker = Worker(model, corpus, _read(recipe), Path(to), world=world, device=device)
+    worker = Worker(model, corpus, _read(recipe), Path(to), unlike=unlike, world=world, device=device)
     return worker.plan(budget_of(Path(to), disk, memory, world), price, measuring=True, progress=progress)
 
 

@@ -12,12 +12,15 @@ from gemscope.activations.site import Site
 from gemscope.disk import folder_aside, synced
 from gemscope.errors import InputError
 from gemscope.features.scope_manifest import place_of
+from gemscope.reports.keeping import CARD
 from gemscope.reports.training import TrainingReport, training_report
 from gemscope.scope.ledger import Ledger
 from gemscope.scope.recipe import Aim
 
-RUN, LOG, CARD = "run.json", "log.jsonl", "README.md"
-"""What lies beside an SAE's files: its run's figures and settings, its log, its card."""
+RUN, LOG = "run.json", "log.jsonl"
+"""What lies beside an SAE's files, and its card: its run's figures and settings, its log."""
+MEASURING = "gemscope scope score SCOPE CORPUS --unlike OTHER"
+"""What its card says of text unlike its own."""
 _FINEST = 6
 
 
@@ -71,7 +74,7 @@ def _put(report: TrainingReport, place: Path) -> None:
                 shutil.copyfile(path, aside / path.name)
         shutil.copyfile(report.folder / "figures.json", aside / RUN)
         shutil.copyfile(report.folder / "log.jsonl", aside / LOG)
-        card = report.to_card(way=f"see `{RUN}` and `{LOG}` for the way there")
+        card = report.to_card(way=f"see `{RUN}` and `{LOG}` for the way there", measuring=MEASURING)
         (aside / CARD).write_text(card, encoding="utf-8")
         for path in aside.iterdir():
             synced(path)

@@ -359,6 +359,8 @@ class Costs:
     tokens: int
     budget: Budget
     rates: Rates
+    texts: int = 1
+    """That scores are of: held-out, and unlike text."""
 
     @property
     def reading(self) -> float:
@@ -395,13 +397,13 @@ class Costs:
         return self.budget.memory_each - self.model.bytes
 
     def scoring(self, aims: Sequence[Aim]) -> float:
-        """Of some: a reading for each group, and the losses of each."""
+        """Of some: a reading for each group, and the losses of each, on each text."""
         wanted, seconds = self.recipe.scoring, 0.0
         for group in self.score_groups(aims):
             places = len({aim.sites for aim in group})
             again = wanted.loss_tokens * (1 + 2 * places + len(group))
             seconds += wanted.tokens / self.rates.reads + again / self.rates.predicts
-        return seconds
+        return self.texts * seconds
 
     def describing(self, aims: Sequence[Aim]) -> float:
         """Of the passes over text that atlases take; what weights alone say comes on top of that."""

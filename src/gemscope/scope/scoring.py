@@ -6,15 +6,16 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from gemscope.activations.model import LanguageModel
 from gemscope.errors import InputError, Mismatch
-from gemscope.features.scope_manifest import SCORE, Failed, Made, read_scope
+from gemscope.features.scope_manifest import Failed, Made, read_scope
 from gemscope.progress import Progress, silent
 from gemscope.scope.budget import budget_of
 from gemscope.scope.plan import score_groups
 from gemscope.scope.recipe import ScopeRecipe
-from gemscope.scope.scored import score_some
+from gemscope.scope.scored import is_scored, score_some
 from gemscope.scope.sharing import shared_out, singly
 from gemscope.scope.table import ScopeTable, table_of
 from gemscope.text.corpus import Corpus
@@ -31,6 +32,7 @@ def score_scope(
     *,
     tokens: int = 50_000,
     loss_tokens: int = 10_000,
+    unlike: Corpus | None = None,
     length: int = 256,
     memory: int | str | None = None,
     world: World | None = None,
@@ -38,7 +40,8 @@ def score_scope(
 ) -> ScopeTable:
     """`score` of every SAE of a scope of one's own that has none, many from one reading of the text, each kept beside
     its SAE; returns the scope's table. Of the text that the scope was made from, only those documents are read that
-    nothing was trained on.
+    nothing was trained on. Of a text `unlike` it as much is read; with one, SAEs without figures on it are among those
+    that have none.
 
     Several workers share what there is (`world`; None: what the surroundings say). One that fails stops no other and is
     among `failed`. Raises NotFound for no scope, Mismatch for one of another model, InputError, StorageFull, FileError.
@@ -55,13 +58,12 @@ def score_scope(
     room = budget.memory_each - sum(weight.nbytes for weight in model.hf.parameters())
 
     def missing() -> list[Made]:
-        return [one for one in manifest.saes if one not in failed and not (scope / one.path / SCORE).exists()]
+        return [one for one in manifest.saes if one not in failed and not is_scored(scope / one.path, unlike)]
 
     def score(some: tuple[Made, ...]) -> None:
         paths = [one.path for one in some]
-        score_some(
-            model, scope, paths, corpus, tokens=tokens, loss_tokens=loss_tokens, length=length, progress=progress
-        )
+        how: dict[str, Any] = {"tokens": tokens, "loss_tokens": loss_tokens, "length": length, "progress": progress}
+        score_some(model, scope, paths, corpus, unlike=unlike, **how)
 
     def size(one: Made) -> int:
         """Its weights, and half as much again of what is kept to search them."""

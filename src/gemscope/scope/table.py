@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from gemscope.pages.numbers import many
 from gemscope.pages.plain import Shown
 from gemscope.pages.tables import Table
 from gemscope.reports.score import number
+from gemscope.scope.placing import MEASURING
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -41,18 +43,38 @@ class ScopeTable(Shown):
         from rich.console import Group
         from rich.text import Text
 
-        heads = ("site", "features", "L0", "FVU", "delta loss", "dead")
+        heads: tuple[str, ...] = ("site", "features", "L0", "FVU", "delta loss", "dead")
+        both = any(one.figures is not None and one.figures.unlike is not None for one in self.scope)
+        if both:
+            heads = (*heads, "unlike: L0", "FVU", "delta loss")
         rows = [
-            (described(one.site, one.site_out), f"{one.width:,}", *_figures(one, one.figures)) for one in self.scope
+            (
+                described(one.site, one.site_out),
+                f"{one.width:,}",
+                *_figures(one, one.figures),
+                *(_unlike(one.figures) if both else ()),
+            )
+            for one in self.scope
         ]
         parts: list[RenderableType] = [
             Text(f"{many(len(self.scope), 'SAE')} in {self.folder}", style="bold"),
             Table(heads, rows, left=heads[:1], bold=False, indent=2),
+            *(Text(f"  {line}", style="dim") for line in self._read()),
         ]
         if self.failed:
             parts.append(Text(f"\n{len(self.failed)} failed", style="bold yellow"))
             parts += [Text(f"  {_failing(one)}: {one.reason}") for one in self.failed]
         return Group(*parts)
+
+    def _read(self) -> Iterator[str]:
+        """What the figures are of."""
+        figures = [one.figures for one in self.scope if one.figures is not None]
+        if names := dict.fromkeys(one.corpus for one in figures if one.corpus):
+            yield f"read: {', '.join(names)}"
+        if others := dict.fromkeys(one.unlike.corpus for one in figures if one.unlike is not None):
+            yield f"unlike text: {', '.join(others)}"
+        elif names:
+            yield f"no text unlike that: {MEASURING} has the figures on some"
 
 
 def table_of(folder: str | Path) -> ScopeTable:
@@ -75,3 +97,10 @@ def _figures(member: Member, figures: Figures | None) -> tuple[str, ...]:
         number(figures.delta_loss, "+.4f"),
         f"{figures.dead:.2%}",
     )
+
+
+def _unlike(figures: Figures | None) -> tuple[str, ...]:
+    other = None if figures is None else figures.unlike
+    if other is None:
+        return ("", "", "")
+    return number(other.l0, ".1f"), number(other.fvu, ".4f"), number(other.delta_loss, "+.4f")

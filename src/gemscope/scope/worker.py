@@ -39,7 +39,7 @@ from gemscope.scope.placing import RUN, place_site
 from gemscope.scope.plan import GUESSED, ROWS, Costs, Model, Pass, Plan, lessons, planned
 from gemscope.scope.rates import measured
 from gemscope.scope.recipe import Aim, ScopeRecipe
-from gemscope.scope.scored import score_some
+from gemscope.scope.scored import is_scored, score_some
 from gemscope.scope.sharing import failure, shared_out, singly
 from gemscope.scope.whole import Whole, whole
 from gemscope.text.corpus import Corpus
@@ -66,6 +66,7 @@ class Worker:
         recipe: ScopeRecipe,
         to: Path,
         *,
+        unlike: Corpus | None,
         world: World,
         device: torch.device | str | None,
     ) -> None:
@@ -78,6 +79,7 @@ class Worker:
             world,
             device,
         )
+        self.unlike = unlike
         self.trained_on, self.held_out = corpus.split(recipe.reading.held_out)
         self.aims = recipe.aims(model)
         self.ledger = Ledger(to)
@@ -117,7 +119,7 @@ class Worker:
             "corpus": self.corpus.digest,
             "recipe": self.recipe.text,
             "versions": versions(),
-        }
+        } | ({} if self.unlike is None else {"unlike text": self.unlike.digest})
 
     def _adopt(self, made: Made) -> None:
         """An SAE that is there already needs not be made again."""
@@ -140,7 +142,8 @@ class Worker:
         rates = GUESSED
         if measuring and left:
             rates = measured(self.model, self.trained_on, self.recipe, left, device=self.device, progress=progress)
-        self.costs = Costs(self.recipe, self.sized, tokens, budget, rates)
+        texts = 1 if self.unlike is None else 2
+        self.costs = Costs(self.recipe, self.sized, tokens, budget, rates, texts)
         return Plan(
             layout=layout,
             passes=tuple(left),
@@ -322,13 +325,16 @@ class Worker:
                 self.held_out,
                 tokens=wanted.tokens,
                 loss_tokens=wanted.loss_tokens,
+                unlike=self.unlike,
                 length=self.recipe.reading.length,
                 device=self._sae_device,
-                progress=self.over.part(self.costs.scoring(aims), bars=2),
+                progress=self.over.part(self.costs.scoring(aims), bars=2 * self.costs.texts),
             )
 
         self._shared(
-            lambda: self._without(SCORE), self.costs.score_groups, lambda aims: singly(aims, score, self.ledger.fail)
+            lambda: self._without(partial(is_scored, unlike=self.unlike)),
+            self.costs.score_groups,
+            lambda aims: singly(aims, score, self.ledger.fail),
         )
 
     def _describe(self) -> None:
@@ -357,16 +363,12 @@ class Worker:
             for group in parts(aims):
                 singly(group, describe, self.ledger.fail)
 
-        self._shared(lambda: self._without(ATLAS), parts, work)
+        self._shared(lambda: self._without(lambda place: (place / ATLAS).exists()), parts, work)
 
-    def _without(self, beside: str) -> list[Aim]:
+    def _without(self, there: Callable[[Path], bool]) -> list[Aim]:
         """SAEs that are there, without what shall be made of them, where nothing failed."""
         placed = self.ledger.places(self.aims)
-        found = [
-            aim
-            for aim, path in placed.items()
-            if not (self.to / path / beside).exists() and self.ledger.failed(aim) is None
-        ]
+        found = [aim for aim, path in placed.items() if not there(self.to / path) and self.ledger.failed(aim) is None]
         return found if self.ledger.going_on else []
 
     @property
