@@ -18,7 +18,7 @@ PROMPT := Would you be able to travel through time using a wormhole?
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 BENCH_PIP := $(BENCH)/bin/pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test test-browser test-notebooks test-hub test-old check format docs site \
+.PHONY: help setup demo test test-browser test-notebooks test-hosts test-hub test-old check format docs site \
 	release-check peer corpus own-words broad own-subjects unlike default-sae broad-sae scope mutants clean \
 	bench-startup bench-encode bench-train bench-scaling bench-describe bench-pages bench-edits bench-train-real bench-toy bench-gpu bench-smoke
 
@@ -54,6 +54,9 @@ test-browser: setup  ## the pages in a real browser (GEMSCOPE_CHROMIUM, or the c
 
 test-notebooks: setup  ## the three notebooks, run by Jupyter's kernel
 	$(BIN)/pytest -m notebook tests/whole/test_tutorial.py
+
+test-hosts: setup  ## two hosts as network namespaces: workers and ranks that die or are cut off (root on Linux; else skipped)
+	$(BIN)/pytest -m netns
 
 test-hub: setup  ## the original tutorial's numbers on Gemma 2, where its gated weights can be had
 	$(BIN)/pytest -m hub
@@ -236,9 +239,9 @@ broad-sae: corpus own-words broad own-subjects unlike  ## the same on broader te
 	$(BIN)/python tools/default_sae.py --kept 0.4 --no-ship --work runs/broad
 
 SCOPE ?= ../smollm2-scope
-scope: corpus own-words corpora/unlike.jsonl.gz  ## a scope of the bundled model, in $(SCOPE): every layer's residual stream, MLP, attention, transcoder (hours; resumable)
+scope: corpus own-words unlike  ## a scope of the bundled model, in $(SCOPE): every layer's residual stream, MLP, attention, transcoder (hours; resumable)
 	$(BIN)/gemscope scope make smollm2 corpora/english-permissive.jsonl.gz corpora/own-words.jsonl.gz \
-		recipes/scope-small.toml --unlike corpora/unlike.jsonl.gz -o $(SCOPE) $(SCOPE_OPTIONS)
+		recipes/scope-small.toml --unlike unlike/unlike.jsonl.gz -o $(SCOPE) $(SCOPE_OPTIONS)
 
 $(MUTANTS)/ready: | setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --target $(MUTANTS) cosmic-ray==8.7.0 coverage==7.17.5

@@ -1,6 +1,7 @@
 """A whole model on pages: the grid, a search over all labels, and a text through all layers."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from atlases import HOSTILE_LABEL, change_json, planted_atlas
 from gemscope.activations.site import Site
 from gemscope.atlas.reader import Atlas
 from gemscope.features.sae import SAE
+from gemscope.features.scope_manifest import Made, Manifest, Text, write_scope
 from gemscope.reports.looks import look_through
 from gemscope.testing import planted_sae
 from html_tree import parse
@@ -248,3 +250,35 @@ def test_a_hostile_text_stays_a_text(live: TestClient) -> None:
     page = live.get("/tiny-model/prompt", params={"text": text, "at": 3}).text
     assert "<script>alert" not in page
     assert "</textarea><" not in page
+
+
+def test_an_sae_with_a_score_and_no_atlas_is_in_the_grid_of_its_scope(scope: Path, tmp_path: Path) -> None:
+    """With its figures, on unlike text too; its cell leads nowhere."""
+    root = tmp_path / "scope"
+    shutil.copytree(scope, root)
+    bare, unscored = place(root, "0.mlp"), place(root, "0.att")
+    for folder in (bare, unscored):
+        folder.mkdir(parents=True)
+    unlike = {"l0": 6.0, "fvu": 0.5, "dead": 0.0, "delta_loss": 0.25}
+    (bare / "score.json").write_text(json.dumps({"l0": 5.0, "fvu": 0.05, "dead": 0.0, "unlike": unlike}))
+    with Atlas(place(root, "1.res") / "atlas") as atlas:
+        name = atlas.manifest.model
+    paths = {site: place(root, site).relative_to(root).as_posix() for site in (*SITES, "0.mlp", "0.att")}
+    saes = tuple(Made(path=path, site=site, site_out=site, width=64, l0=4.0) for site, path in paths.items())
+    text = Text(name="planted", digest="0")
+    write_scope(Manifest(model=name, revision=None, corpus=text, versions={}, recipe="", saes=saes), root)
+    with reader(root) as client:
+        table = parse(client.get("/").text).one("table", class_="grid")
+        rows = {row.one("th").text: [box.text for box in row.all("td")] for row in table.one("tbody").all("tr")}
+        assert rows == {"0": ["0.05", "0.1"], "1": ["0.4", "0.2"], "2": ["", "—"]}
+        assert "0-mlp" not in " ".join(one.attributes["href"] or "" for one in table.all("a"))
+        other = parse(client.get("/tiny-model?by=unlike_fvu").text).one("table", class_="grid")
+        assert [box.text for box in other.all("td")][:2] == ["0.5", "—"]
+        below = client.get("/tiny-model?site=0.mlp").text
+        assert paths["0.mlp"] in parse(below).one(id="site").text
+        told = client.get("/", headers={"accept": "application/json"}).json()["grids"]["tiny-model"]["saes"]
+        assert [one["unlike_delta_loss"] for one in told if one["site"] == "0.mlp"] == [0.25]
+        assert len(told) == 5
+    (root / "scope.json").write_text("no scope at all")
+    with reader(root) as client:
+        assert client.get("/").status_code == 200

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from gemscope.activations import load
+from gemscope.cli import workers
 from gemscope.cli.main import main
+from gemscope.world import World
 from scopes import TEXTS, TWO, contents, model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(aimed at|run away)")
@@ -107,3 +110,42 @@ def test_several_processes_here_make_the_same_scope(
         assert main(["scope", "make", *map(str, given), "-o", str(tmp_path / folder), *words]) == 0, capfd.readouterr()
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_workers_and_their_threads_are_chosen_where_nobody_says_how_many(
+    given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two SAEs: two workers of three cores; in a world that others made, none beside it."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    monkeypatch.setattr("gemscope.scope.making.cores", lambda: 3)
+    monkeypatch.setattr("gemscope.activations.suited.cores", lambda: 4)
+    before, threads = torch.get_num_threads(), list[int]()
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    started: list[World] = []
+    monkeypatch.setattr(workers, "_started", lambda argv, world: started.append(world) or Ended())
+    assert main(["scope", "plan", *given, "-o", str(tmp_path / "scope")]) == 0
+    assert "  2 workers, one for each SAE (--workers)" in capsys.readouterr().out
+    assert threads == [2]
+    assert main(["scope", "make", *given, "-o", str(tmp_path / "scope")]) == 0
+    assert started == [World(1, 2)]
+    assert threads == [2, 2]
+    assert "  2 workers, one for each SAE (--workers)" in capsys.readouterr().err
+    assert main(["scope", "make", *given, "-o", str(tmp_path / "one"), "--workers", "1"]) == 0
+    assert contents(tmp_path / "one") == contents(tmp_path / "scope")
+    monkeypatch.setenv("GEMSCOPE_SHARE", "0/3")
+    assert main(["scope", "make", *given, "-o", str(tmp_path / "shared")]) == 0
+    assert started == [World(1, 2)]
+    assert torch.get_num_threads() == before
+
+
+class Ended:
+    """A worker that died at once."""
+
+    def terminate(self) -> None: ...
+
+    def wait(self, seconds: float | None = None) -> int:
+        return 0
+
+    def poll(self) -> int:
+        return 0

@@ -12,7 +12,20 @@ from hypothesis import strategies as st
 from gemscope.activations.site import Site
 from gemscope.errors import InputError
 from gemscope.scope.budget import Budget, bytes_in
-from gemscope.scope.plan import Costs, Model, Rates, grouped, lessons, planned, score_groups, weights
+from gemscope.scope.plan import (
+    Costs,
+    Hours,
+    Model,
+    Plan,
+    Rates,
+    grouped,
+    hands,
+    larger_disks,
+    lessons,
+    planned,
+    score_groups,
+    weights,
+)
 from gemscope.scope.recipe import Aim, ScopeRecipe
 from gemscope.training.config import TrainConfig
 
@@ -166,3 +179,51 @@ def test_sizes_are_read_as_they_are_written(text: str | int, size: int) -> None:
 def test_what_is_no_size_is_said_to_be_none(text: str) -> None:
     with pytest.raises(InputError, match="is no size: expected a number of bytes, such as 50GB"):
         bytes_in(text)
+
+
+# --- who does it ----------------------------------------------------------------------------------------------------
+
+
+def _each() -> int:
+    """Memory of a worker that trains one of these SAEs, in bytes."""
+    learned = 16 * 2_363_968 + 2 * 2048 * 576
+    return 270_000_000 + 8 * 65_536 * 576 + 8 * 2048 * 1024 + learned
+
+
+def test_as_many_workers_are_taken_as_there_are_cores_saes_and_room_for() -> None:
+    def chosen(layers: int, budget: Budget, most: int) -> int:
+        return hands(aims(layers), RECIPE, WIDE, TOKENS, budget, most=most)
+
+    assert chosen(30, ROOMY, 8) == 8
+    assert chosen(3, ROOMY, 8) == 3
+    assert chosen(30, ROOMY, 1) == 1
+    # What is captured of one site is 28 MB on half a gigabyte; all thirty in one pass take .85 GB more.
+    one = 270_000_000 + 2 * 2**28 + 30 * 576 * 8192 * 6
+    assert one > _each()
+    assert chosen(30, replace(ROOMY, memory=5 * one), 8) == 5
+    assert chosen(30, replace(ROOMY, memory=5 * one - 5), 8) == 4  # five would read the text twice
+    assert chosen(30, replace(ROOMY, memory=one), 8) == 1
+
+
+def test_a_larger_disk_is_named_with_the_passes_that_it_spares() -> None:
+    each = TOKENS * (576 * 2 + 12) + 2 * 12 * 2_363_968
+    kept = 30 * 4 * 2_363_968
+    now = replace(ROOMY, disk=kept + 5 * each)
+    twice = 2 * now.disk  # room for ten, and for what is kept once more
+    assert (twice - kept) // each == 10
+    assert larger_disks(aims(30), RECIPE, WIDE, TOKENS, now) == ((kept + 10 * each, 3), (kept + 30 * each, 1))
+    assert larger_disks(aims(30), RECIPE, WIDE, TOKENS, replace(now, disk=kept + 15 * each)) == ((kept + 30 * each, 1),)
+    assert larger_disks(aims(30), RECIPE, WIDE, TOKENS, ROOMY) == ()
+
+
+def test_what_more_disk_spares_is_said_in_a_line() -> None:
+    each = TOKENS * (576 * 2 + 12) + 2 * 12 * 2_363_968
+    budget = replace(ROOMY, disk=30 * 4 * 2_363_968 + 10 * each, workers=2)
+    layout = planned(aims(30), RECIPE, WIDE, TOKENS, budget)
+    hours = Hours(reading=6.0, training=2.0, scoring=1.0, describing=1.0)
+    larger = larger_disks(aims(30), RECIPE, WIDE, TOKENS, budget)
+    plan = Plan(layout=layout, passes=layout.passes, tokens=TOKENS, hours=hours, workers=2, larger=larger)
+    assert "reading is 60% of it; with a disk of 24.7 GB 2 passes, 1 h less; of 36.9 GB 1 pass, 2 h less" in str(
+        plan
+    ).replace("\n", " ")
+    assert plan.to_dict()["with_more_disk"] == [{"disk": disk, "passes": passes} for disk, passes in larger]

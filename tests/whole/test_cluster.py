@@ -13,32 +13,19 @@ from pathlib import Path
 
 import pytest
 
+from clusters import ROWS, SMALL, laid_out
 from gemscope.atlas.reader import Atlas
 from gemscope.cli.main import main
-from gemscope.features.files.saving import save_sae
-from gemscope.testing import planted_sae, tiny_model
 from harvested import contents, tree
 
 DOCS = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text()
-SMALL = ["--piece", "200", "--offline"]
-ROWS = ["--length", "24", "--batch", "4", *SMALL]
 ATLAS = ["--before", "4", "--after", "3", "--effect-tokens", "0", "--no-map", *ROWS]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MODEL, SAE and texts/, as the page names them."""
-    folder = tmp_path_factory.mktemp("cluster")
-    model = tiny_model("llama")
-    model.hf.save_pretrained(folder / "MODEL")
-    model.tokenizer.save_pretrained(folder / "MODEL")
-    config = json.loads((folder / "MODEL" / "config.json").read_text())
-    (folder / "MODEL" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 512}))
-    save_sae(planted_sae(site="1.res", seed=3).sae, folder / "SAE")
-    (folder / "texts").mkdir()
-    lines = [f"the {n} and the {n + 1} sang, thinking of rivers and hours " * (1 + n % 4) for n in range(16)]
-    (folder / "texts" / "a.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
-    return folder
+    return laid_out(tmp_path_factory.mktemp("cluster"), documents=16)
 
 
 @pytest.fixture(autouse=True)

@@ -88,6 +88,11 @@ def with_float64(values: Tensor) -> Tensor:
     return values.cpu() if values.device.type == "mps" else values
 
 
+def cores() -> int:
+    """Of the processor, as many as this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def free_memory() -> int | None:
     """Bytes that can be had; None where the system does not say."""
     limits: list[int] = []

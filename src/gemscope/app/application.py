@@ -20,6 +20,7 @@ from gemscope.app.renderers import Renderers, beside
 from gemscope.app.responses import HANDLERS
 from gemscope.app.routes import ROUTES
 from gemscope.app.shelf import Source, folders, shelf
+from gemscope.app.unread import unread
 from gemscope.app.worker import Job, Worker
 from gemscope.atlas.notes.lists import Lists
 from gemscope.atlas.reader import Atlas
@@ -57,7 +58,9 @@ def app(
     """
     if hosts is None and not token:
         raise InputError("hosts=None lets any name in: give a token=... with it")
-    served = shelf(_each(atlases), off=None if models else _NO_MODEL)
+    given = list(atlases)
+    served = shelf(_each(given), off=None if models else _NO_MODEL)
+    served.unread = unread([Path(one).expanduser() for one in given if not isinstance(one, Atlas)], served)
     made = _App(routes=ROUTES, exception_handlers=dict(HANDLERS), lifespan=_lifespan)
     made.guard = {"hosts": hosts, "token": token}
     made.state.compared = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -29,17 +29,19 @@ from gemscope.reports.grid import Grid, Placed, by_site
 
 async def home(request: Request) -> Response:
     """All atlases."""
-    return await run_in_threadpool(_home, request, list(shelf_of(request)))
+    served = shelf_of(request)
+    return await run_in_threadpool(_home, request, list(served), served.unread)
 
 
 async def model(request: Request) -> Response:
     """The atlases of one model."""
-    return await run_in_threadpool(_home, request, shelf_of(request).of(request.path_params["model"]))
+    served = shelf_of(request)
+    return await run_in_threadpool(_home, request, served.of(request.path_params["model"]), served.unread)
 
 
-def _home(request: Request, sources: list[Source]) -> Response:
+def _home(request: Request, sources: list[Source], unread: Mapping[str, Sequence[Placed]]) -> Response:
     asked = query_of(request, Whole)
-    grids = grids_of(sources)
+    grids = grids_of(sources, unread)
     if wants_data(request):
         return data(
             request,
@@ -69,12 +71,14 @@ def _home(request: Request, sources: list[Source]) -> Response:
     )
 
 
-def grids_of(sources: Iterable[Source]) -> dict[str, Grid]:
-    """By model, of those that have atlases of several sites: their SAEs by where they read."""
+def grids_of(sources: Iterable[Source], unread: Mapping[str, Sequence[Placed]]) -> dict[str, Grid]:
+    """By model, of those that have SAEs of several sites: these by where they read, with those that have no atlas."""
     placed: dict[str, list[Placed]] = defaultdict(list)
     for source in sources:
         with suppress(SiteNotFound):  # an imported atlas may not know
             placed[source.manifest.model_id].append(_placed(source))
+    for name in placed:
+        placed[name] += unread.get(name, ())
     return {name: by_site(name, saes) for name, saes in placed.items() if len({one.site for one in saes}) > 1}
 
 
@@ -104,7 +108,7 @@ def _shown(name: str, whole: Grid, asked: Whole, sources: list[Source]) -> dict[
     shown = whole.only(asked.width) if asked.width in whole.widths else whole
     by = asked.by if asked.by in shown.measured or not shown.measured else shown.measured[0]
     urls = {"/".join(source.address): source.links.source() for source in sources}
-    rows, scale = boxes(shown, by, lambda one: urls[one.name])
+    rows, scale = boxes(shown, by, lambda one: urls.get(one.name, ""))
     there = [one for one in shown.saes if str(one.site) == asked.site]
     site = None
     if there:
@@ -113,7 +117,7 @@ def _shown(name: str, whole: Grid, asked: Whole, sources: list[Source]) -> dict[
         site = {
             "name": str(one),
             "saes": [
-                (each, urls[each.name], {cost: place in found for cost, found in fronts.items()})
+                (each, urls.get(each.name, ""), {cost: place in found for cost, found in fronts.items()})
                 for place, each in enumerate(there)
             ],
             "plots": site_plots(there, fronts),

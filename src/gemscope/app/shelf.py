@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from gemscope.errors import InputError, NotFound
 from gemscope.pages.charts.scatter import Cells
 from gemscope.pages.links import ServerLinks
 from gemscope.pages.render import sae_of
+from gemscope.reports.grid import Placed
 
 MANIFEST = "manifest.json"
 OURS = frozenset({"api", "compare", "favicon.ico", "health", "lists", "queue", "search", "static"})
@@ -158,6 +159,8 @@ class Shelf:
     def __init__(self, sources: Iterable[Source], room: Room) -> None:
         self._sources = {source.address: source for source in sources}
         self._room = room
+        self.unread: Mapping[str, Sequence[Placed]] = {}
+        """By model, SAEs with a score and without an atlas."""
         self._by_digest = {one.manifest.sae_digest: one for one in self if one.manifest.sae_digest}
 
     def __iter__(self) -> Iterator[Source]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import os
 import signal
 import sys
 from contextlib import suppress
@@ -171,7 +173,7 @@ def _harvest(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace) -> int:
     from gemscope.errors import GemscopeError, InputError
-    from gemscope.training.group import ALONE, joined, launched
+    from gemscope.training.group import ALONE, Lost, joined, launched
 
     world = World.together()
     if args.ranks is not None and args.ranks < 1:
@@ -190,11 +192,21 @@ def _train(args: argparse.Namespace) -> int:
         with joined(world, timeout=args.timeout) as group:
             return _trained(args, group)
     except BaseException as error:
+        if isinstance(error, Lost):  # torch would tidy up first, for seconds, what nobody is left to share
+            atexit.register(_at_once)
         if not group.speaks(error):
             return 1
         if isinstance(error, GemscopeError):
             raise group.named(error) from error
         raise
+
+
+def _at_once() -> None:
+    """Ends the process, once all is said."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(1)
 
 
 def _trained(args: argparse.Namespace, group: Group) -> int:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemscope.cli import options, workers
 from gemscope.cli.bars import bars
+from gemscope.pages.numbers import many
+from gemscope.world import World
 
 if TYPE_CHECKING:
+    from gemscope.activations.model import LanguageModel
     from gemscope.scope.plan import Plan
+    from gemscope.scope.recipe import ScopeRecipe
     from gemscope.text.corpus import Corpus
 
 
@@ -29,7 +34,7 @@ def add_to(commands: Any) -> None:
     )
     _add_what(make)
     make.add_argument("-o", "--out", required=True, metavar="FOLDER", help="the scope, laid out as Gemma Scope's are")
-    workers.add_workers(make)
+    workers.add_workers(make, default=None)
     make.add_argument("--retry", action="store_true", help="of a scope that is there, try again what failed")
     options.add_json(make)
     options.add_model(make)
@@ -39,7 +44,9 @@ def add_to(commands: Any) -> None:
     plan = scope.add_parser("plan", help="what making a scope would take; makes nothing")
     _add_what(plan)
     plan.add_argument("-o", "--out", default="scope", metavar="FOLDER", help="what is there already is left out")
-    plan.add_argument("--workers", type=int, default=1, metavar="N", help="for so many workers (default 1)")
+    plan.add_argument(
+        "--workers", type=int, metavar="N", help="for so many of this machine (default: as many as `make` would take)"
+    )
     options.add_json(plan)
     options.add_model(plan)
     options.add_hub(plan)
@@ -100,9 +107,13 @@ def _make(args: argparse.Namespace) -> int:
     from gemscope.scope.recipe import ScopeRecipe
 
     recipe, corpus = ScopeRecipe.read(args.recipe), options.corpus_of(*args.corpus)
-    with workers.crew(args) as crew, bars(crew.world.first) as progress:
+    first = World.here().first
+    with bars(first) as progress:
+        model = options.model_of(args, args.model, progress)
+    told = _hands(args, model, corpus, recipe)
+    with workers.crew(args) as crew, bars(first) as progress:
         table = make_scope(
-            options.model_of(args, args.model, progress),
+            model,
             corpus,
             recipe,
             to=args.out,
@@ -113,7 +124,7 @@ def _make(args: argparse.Namespace) -> int:
             retry=args.retry,
             world=crew.world,
             device=None if args.device == "auto" else args.device,
-            told=_tell,
+            told=partial(_tell, told),
             progress=progress,
         )
     options.show(table, args.json)
@@ -122,12 +133,17 @@ def _make(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace) -> int:
     from gemscope.scope.making import plan_scope
+    from gemscope.scope.recipe import ScopeRecipe
 
+    recipe, corpus = ScopeRecipe.read(args.recipe), options.corpus_of(*args.corpus)
     with bars() as progress:
+        model = options.model_of(args, args.model, progress)
+        told = _hands(args, model, corpus, recipe)
+        workers.take_threads(args.workers)
         plan = plan_scope(
-            options.model_of(args, args.model, progress),
-            options.corpus_of(*args.corpus),
-            args.recipe,
+            model,
+            corpus,
+            recipe,
             to=args.out,
             unlike=_unlike(args),
             disk=args.disk,
@@ -138,6 +154,8 @@ def _plan(args: argparse.Namespace) -> int:
             progress=progress,
         )
     options.show(plan, args.json)
+    if told and not args.json:
+        options.say(told)
     return 0
 
 
@@ -164,8 +182,23 @@ def _score(args: argparse.Namespace) -> int:
     return 0
 
 
-def _tell(plan: Plan) -> None:
+def _hands(args: argparse.Namespace, model: LanguageModel, corpus: Corpus, recipe: ScopeRecipe) -> str:
+    """Chooses how many workers there are, where nobody says; and says so."""
+    if args.workers is not None:
+        return ""
+    if World.here().size > 1:  # whoever started them chose
+        args.workers = 1
+        return ""
+    from gemscope.scope.making import workers_for
+
+    device = None if args.device == "auto" else args.device
+    room = {"to": args.out, "disk": args.disk, "memory": args.memory, "device": device}
+    args.workers, why = workers_for(model, corpus, recipe, **room)
+    return f"  {many(args.workers, 'worker')}, {why} (--workers)"
+
+
+def _tell(chosen: str, plan: Plan) -> None:
     """On stderr: stdout has the table of what was made."""
     from gemscope.pages.plain import plain
 
-    print(plain(plan), file=sys.stderr, flush=True)
+    print(plain(plan), *filter(None, [chosen]), sep="\n", file=sys.stderr, flush=True)

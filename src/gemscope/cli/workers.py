@@ -23,14 +23,16 @@ _PATIENCE = 10.0
 """Seconds for one that was told to end."""
 
 
-def add_workers(command: argparse.ArgumentParser) -> None:
-    """`--workers`."""
+def add_workers(command: argparse.ArgumentParser, *, default: int | None = 1) -> None:
+    """`--workers`; without a default the command chooses."""
+    told = "1" if default else "as many as cores, memory and what is left allow"
     command.add_argument(
         "--workers",
         type=int,
-        default=1,
+        default=default,
         metavar="N",
-        help="processes that share the work here (default 1; under torchrun, Slurm or Kubernetes: see docs/cluster.md)",
+        help=f"processes that share the work here (default {told}; under torchrun, Slurm or Kubernetes: see "
+        "docs/cluster.md)",
     )
 
 
@@ -75,10 +77,7 @@ def crew(args: argparse.Namespace) -> Iterator[Crew]:
         )
     others = [_started(args.argv, World(rank, number)) for rank in range(1, number)]
     try:
-        if threads := _threads(number):
-            import torch
-
-            torch.set_num_threads(threads)
+        take_threads(number)
         yield Crew(World(0, number), others)
     finally:
         for one in others:
@@ -121,9 +120,18 @@ def _started(argv: Sequence[str], world: World) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment)
 
 
+def take_threads(workers: int) -> None:
+    """Those of one of so many, for this process."""
+    if workers > 1 and (threads := _threads(workers)):
+        import torch
+
+        torch.set_num_threads(threads)
+
+
 def _threads(workers: int) -> int | None:
     """For each of so many; None where somebody has said how many."""
     if any(name in os.environ for name in _THREADS):
         return None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // workers)
+    from gemscope.activations.suited import cores
+
+    return max(1, cores() // workers)

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 from gemscope.activations.model import LanguageModel
+from gemscope.activations.suited import cores
+from gemscope.features.kernels.choice import place_for
 from gemscope.progress import Progress, silent
 from gemscope.scope.budget import budget_of
 from gemscope.scope.plan import Plan
@@ -17,7 +19,7 @@ from gemscope.scope.recipe import ScopeRecipe
 from gemscope.scope.table import ScopeTable, table_of
 from gemscope.scope.worker import Worker
 from gemscope.text.corpus import Corpus
-from gemscope.world import World
+from gemscope.world import ALONE, World
 
 
 def make_scope(
@@ -84,6 +86,28 @@ def plan_scope(
     world = World(0, workers)
     worker = Worker(model, corpus, _read(recipe), Path(to), unlike=unlike, world=world, device=device)
     return worker.plan(budget_of(Path(to), disk, memory, world), price, measuring=True, progress=progress)
+
+
+def workers_for(
+    model: LanguageModel,
+    corpus: Corpus,
+    recipe: ScopeRecipe | str | Path,
+    *,
+    to: str | Path = "scope",
+    disk: int | str | None = None,
+    memory: int | str | None = None,
+    device: torch.device | str | None = None,
+) -> tuple[int, str]:
+    """How many workers of this machine are best for what is not in `to` yet, and why not more: as many as there are
+    GPUs or cores, SAEs to train, or room in memory. Raises what `plan_scope` raises.
+    """
+    place = place_for(device)
+    most = torch.cuda.device_count() if place.type == "cuda" else cores()
+    worker = Worker(model, corpus, _read(recipe), Path(to), unlike=None, world=ALONE, device=device)
+    number = worker.hands(budget_of(Path(to), disk, memory, ALONE), most)
+    if number == most:
+        return number, "one for each GPU" if place.type == "cuda" else "one for each core"
+    return number, "one for each SAE" if number == len(worker.aims) else "as many as memory has room for"
 
 
 def _read(recipe: ScopeRecipe | str | Path) -> ScopeRecipe:

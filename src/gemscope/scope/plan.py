@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from rich.filesize import decimal
@@ -40,6 +40,8 @@ GATHERED = 1 << 28
 """Bytes of rows, about, that a harvest gathers before it writes them; copied once on the way."""
 FEATURE = 10_000
 """Bytes of a feature while it is described: its ranges, and sixty places in the text."""
+_ENDLESS = 1 << 62
+"""Bytes of a disk on which there is room for everything."""
 SHARED = 10
 """Scores share a reading of the held-out text that takes at most one part in so many of what each needs for itself."""
 
@@ -117,6 +119,8 @@ class Plan(Shown):
     workers: int = 1
     price: float | None = None
     """Dollars an hour of a worker."""
+    larger: tuple[tuple[int, int], ...] = ()
+    """Disks that would do with fewer passes: bytes, and how many."""
 
     @property
     def aims(self) -> tuple[Aim, ...]:
@@ -146,6 +150,7 @@ class Plan(Shown):
             "kept": self.layout.kept,
             "memory": self.layout.memory,
             "workers": self.workers,
+            "with_more_disk": [{"disk": disk, "passes": passes} for disk, passes in self.larger],
             "hours": {**vars(self.hours), "all": self.hours.all},
             "wall_hours": self.wall,
             "dollars": self.dollars,
@@ -179,7 +184,17 @@ class Plan(Shown):
                 f"memory {decimal(self.layout.memory)} a worker"
             ),
             Text(f"  {self._time()}"),
+            *([Text(f"  {self._spared()}")] if self.larger else []),
         )
+
+    def _spared(self) -> str:
+        """What more disk would save."""
+        each = self.hours.reading / len(self.passes) / self.workers
+        parts = [
+            f"{decimal(disk)} {passes} pass{'es' * (passes != 1)}, {duration(each * (len(self.passes) - passes))} less"
+            for disk, passes in self.larger
+        ]
+        return f"reading is {self.hours.reading / self.hours.all:.0%} of it; with a disk of {'; of '.join(parts)}"
 
     def _time(self) -> str:
         parts = [(name, value) for name, value in vars(self.hours).items() if value > 0]
@@ -271,6 +286,36 @@ def planned(aims: Iterable[Aim], recipe: ScopeRecipe, model: Model, tokens: int,
     disk = kept + max((one.disk + sum(runs[aim.key] for aim in one.aims) for one in passes), default=0)
     learned = [lesson_memory(some, model) for one in passes for some in lessons(one.aims, model, memory)]
     return Layout(tuple(passes), disk, kept, model.bytes + max([0, *(one.memory for one in passes), *learned]))
+
+
+def larger_disks(
+    aims: Sequence[Aim], recipe: ScopeRecipe, model: Model, tokens: int, budget: Budget
+) -> tuple[tuple[int, int], ...]:
+    """Disks with which the model reads the text less often: twice as large a one, and one for everything that memory
+    allows to be read at a time. Bytes, and passes.
+    """
+    fewest, found = len(planned(aims, recipe, model, tokens, budget).passes), dict[int, int]()
+    for disk in (2 * budget.disk, _ENDLESS):
+        layout = planned(aims, recipe, model, tokens, replace(budget, disk=disk))
+        if len(layout.passes) < fewest:
+            fewest = len(layout.passes)
+            found[layout.disk] = fewest
+    return tuple(found.items())
+
+
+def hands(aims: Sequence[Aim], recipe: ScopeRecipe, model: Model, tokens: int, budget: Budget, *, most: int) -> int:
+    """How many workers are best, up to `most`: the more the better, as a thread each does more than many threads of
+    one, but no more than there are SAEs to train, and than memory has room for without more passes of the model.
+    """
+    passes = len(planned(aims, recipe, model, tokens, replace(budget, workers=1)).passes)
+    for number in range(min(most, len(aims)), 1, -1):
+        try:
+            layout = planned(aims, recipe, model, tokens, replace(budget, workers=number))
+        except InputError:
+            continue
+        if len(layout.passes) <= passes:
+            return number
+    return 1
 
 
 def weights(aim: Aim, model: Model) -> int:

@@ -36,7 +36,18 @@ from gemscope.scope.budget import Budget
 from gemscope.scope.described import describe_some
 from gemscope.scope.ledger import Ledger
 from gemscope.scope.placing import RUN, place_site
-from gemscope.scope.plan import GUESSED, ROWS, Costs, Model, Pass, Plan, lessons, planned
+from gemscope.scope.plan import (
+    GUESSED,
+    ROWS,
+    Costs,
+    Model,
+    Pass,
+    Plan,
+    hands,
+    larger_disks,
+    lessons,
+    planned,
+)
 from gemscope.scope.rates import measured
 from gemscope.scope.recipe import Aim, ScopeRecipe
 from gemscope.scope.scored import is_scored, score_some
@@ -144,6 +155,7 @@ class Worker:
             rates = measured(self.model, self.trained_on, self.recipe, left, device=self.device, progress=progress)
         texts = 1 if self.unlike is None else 2
         self.costs = Costs(self.recipe, self.sized, tokens, budget, rates, texts)
+        whole = len(left) == len(layout.passes)  # of what is under way the passes stay as they are
         return Plan(
             layout=layout,
             passes=tuple(left),
@@ -151,7 +163,15 @@ class Worker:
             hours=self.costs.hours(left),
             workers=budget.workers,
             price=price,
+            larger=larger_disks(self.aims, self.recipe, self.sized, tokens, budget) if whole else (),
         )
+
+    def hands(self, budget: Budget, most: int) -> int:
+        """How many workers are best for what is ahead. Raises InputError where the budgets do not do."""
+        left = self._ahead(self.aims)
+        if self.ledger.going_on:
+            budget = self.agreed(budget)
+        return hands(left, self.recipe, self.sized, self._tokens(), budget, most=most) if left else 1
 
     def _ahead(self, aims: Sequence[Aim]) -> Sequence[Aim]:
         """Those that are to be made, whether that has begun or not."""

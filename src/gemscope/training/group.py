@@ -13,7 +13,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, TypeVar
+from functools import partial
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, NoReturn, TypeVar
 from uuid import uuid4
 
 import torch
@@ -28,6 +31,8 @@ TIMEOUT = 300.0
 writes an SAE to the disk."""
 _GRACE = 3.0
 """Seconds in which those that are left say that they are, and whoever failed says why."""
+_LEAVING = 1.0
+"""Seconds for torch to leave a group, whose links may be cut."""
 
 T = TypeVar("T")
 
@@ -43,6 +48,8 @@ class Group:
         self.sent = 0
         """Bytes that this rank gave to sums and lists so far."""
         self._store = store
+        self._silent = False
+        """Whether the store has not answered."""
 
     def apart(self) -> Group:
         """The same ranks on a line of their own, for rows on the processor: another thread may talk on it meanwhile,
@@ -147,7 +154,7 @@ class Group:
         if not isinstance(error, Exception) or (isinstance(error, Lost) and error.told):
             return False
         with suppress(Exception):
-            return bool(self._store.add("said", 1) == 1)
+            return bool(self._asked(lambda: self._store.add("said", 1)) == 1)
         return True
 
     def named(self, error: GemscopeError) -> GemscopeError:
@@ -165,13 +172,12 @@ class Group:
     def _lost(self, error: Exception) -> Lost:
         """Who is gone, as far as those that are left can tell."""
         said = " ".join(str(error).split())[:160]
-        missing, reasons = [], {}
+        missing, reasons = list[int](), dict[int, str]()
         try:
-            self._store.set(f"here/{self.rank}", "1")
+            self._asked(lambda: self._store.set(f"here/{self.rank}", "1"))
             end = time.monotonic() + _GRACE
             while time.monotonic() < end:
-                missing = [rank for rank in range(self.size) if not self._store.check([f"here/{rank}"])]
-                reasons = {rank: self._store.get(f"failed/{rank}").decode() for rank in self._failed(missing)}
+                missing, reasons = self._asked(self._heard)
                 if reasons or not missing:
                     break
                 time.sleep(0.05)
@@ -184,13 +190,29 @@ class Group:
         names = " and ".join(map(str, missing)) or "one"
         return Lost(f"rank {names} of {self.size} is gone or does not answer ({said}): {_AGAIN}")
 
-    def _failed(self, ranks: Sequence[int]) -> list[int]:
-        return [rank for rank in ranks if self._store.check([f"failed/{rank}"])]
+    def _heard(self) -> tuple[list[int], dict[int, str]]:
+        """Ranks that have not said that they are left, and those of them that have said why they are not."""
+        missing = [rank for rank in range(self.size) if not self._store.check([f"here/{rank}"])]
+        failed = [rank for rank in missing if self._store.check([f"failed/{rank}"])]
+        return missing, {rank: self._store.get(f"failed/{rank}").decode() for rank in failed}
 
     def _failing(self, error: BaseException) -> None:
         """Tells the others why this one ends."""
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         with suppress(Exception):
-            self._store.set(f"failed/{self.rank}", " ".join(str(error).split())[:300] or type(error).__name__)
+            self._asked(lambda: self._store.set(f"failed/{self.rank}", reason))
+
+    def _asked(self, word: Callable[[], T]) -> T:
+        """What the store answers. It knows no end of waiting where the link to it is cut: whoever has waited for it in
+        vain asks it no more. Raises TimeoutError, and what it raises.
+        """
+        if self._silent:
+            raise TimeoutError
+        answer = within(_GRACE, word)
+        self._silent = answer is None
+        if answer is None:
+            raise TimeoutError
+        return answer()
 
 
 class Lost(AccessError):
@@ -223,9 +245,10 @@ def joined(world: World, *, timeout: float = TIMEOUT, address: str = "env://") -
     try:
         store, _, _ = next(rendezvous(address, world.rank, world.size, timeout=wait))
         store.set_timeout(wait)
-        words, links = (dist.distributed_c10d.PrefixStore(name, store) for name in ("gemscope", "links"))
+        meeting = met(store, world, timeout)
+        words, links = (dist.distributed_c10d.PrefixStore(f"{meeting}/{name}", store) for name in ("gemscope", "links"))
         dist.init_process_group(backend, store=links, rank=world.rank, world_size=world.size, timeout=wait)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TimeoutError) as error:
         said = " ".join(str(error).split())[:300]
         raise AccessError(
             f"the {world.size} ranks have not found each other in {timeout:g} s ({said}): start them by torchrun"
@@ -239,8 +262,57 @@ def joined(world: World, *, timeout: float = TIMEOUT, address: str = "env://") -
             group._failing(error)
         raise
     finally:
-        with suppress(RuntimeError):
-            dist.destroy_process_group()
+        within(_LEAVING, dist.destroy_process_group)
+
+
+def met(store: Any, world: World, timeout: float) -> str:
+    """A name for this meeting of the ranks, which no earlier one had. torchrun keeps a store over restarts, in which
+    the dead have left where they could be reached; and in what it counts as a restart, hosts differ.
+
+    Each rank but the first asks by a number that nobody else has; the first answers, until all have heard it. Raises
+    RuntimeError, TimeoutError where one does not come.
+    """
+    mine, end = uuid4().hex, time.monotonic() + timeout
+    if not world.first:
+        store.set(f"asks/{world.rank}", mine)
+        meeting = str(store.get(f"answer/{mine}").decode())
+        store.set(f"{meeting}/heard/{world.rank}", "1")
+        return meeting
+    others = set(range(1, world.size))
+    while others:
+        if time.monotonic() > end:
+            names = " and ".join(map(str, sorted(others)))
+            raise TimeoutError(f"rank {names} did not come")
+        for rank in [rank for rank in others if store.check([f"asks/{rank}"])]:
+            store.set(f"answer/{store.get(f'asks/{rank}').decode()}", mine)
+        others = {rank for rank in others if not store.check([f"{mine}/heard/{rank}"])}
+        time.sleep(0.02)
+    return mine
+
+
+def within(seconds: float, work: Callable[[], T]) -> Callable[[], T] | None:
+    """What some work comes to, to be called for: it returns or raises that. None where it takes longer, as what torch
+    does behind a link that is cut may for ever; the process does not wait for it in its end either.
+    """
+    outcome = SimpleQueue[Callable[[], T]]()
+
+    def run() -> None:
+        try:
+            value = work()
+        except Exception as error:
+            outcome.put(partial(_raised, error))
+        else:
+            outcome.put(lambda: value)
+
+    Thread(target=run, daemon=True).start()
+    try:
+        return outcome.get(timeout=seconds)
+    except Empty:
+        return None
+
+
+def _raised(error: Exception) -> NoReturn:
+    raise error
 
 
 def launched(size: int, words: Sequence[str]) -> int:
