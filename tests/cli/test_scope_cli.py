@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +126,12 @@ def test_workers_and_their_threads_are_chosen_where_nobody_says_how_many(
     before, threads = torch.get_num_threads(), list[int]()
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     started: list[World] = []
-    monkeypatch.setattr(workers, "_started", lambda argv, world: started.append(world) or Ended())
+
+    def dies_at_once(argv: Sequence[str], world: World) -> subprocess.Popen[bytes]:
+        started.append(world)
+        return subprocess.Popen([sys.executable, "-S", "-c", ""])
+
+    monkeypatch.setattr(workers, "_started", dies_at_once)
     assert main(["scope", "plan", *given, "-o", str(tmp_path / "scope")]) == 0
     assert "  2 workers, one for each SAE (--workers)" in capsys.readouterr().out
     assert threads == [2]
@@ -137,15 +145,3 @@ def test_workers_and_their_threads_are_chosen_where_nobody_says_how_many(
     assert main(["scope", "make", *given, "-o", str(tmp_path / "shared")]) == 0
     assert started == [World(1, 2)]
     assert torch.get_num_threads() == before
-
-
-class Ended:
-    """A worker that died at once."""
-
-    def terminate(self) -> None: ...
-
-    def wait(self, seconds: float | None = None) -> int:
-        return 0
-
-    def poll(self) -> int:
-        return 0

@@ -4,6 +4,7 @@ and the other goes on. `make test-hosts` runs these.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -17,7 +18,8 @@ import pytest
 from clusters import ROWS, laid_out
 from gemscope.cli.main import main
 from harvested import contents
-from hosts import Host, running, two_hosts, workers
+from hosts import Host, running, surroundings, two_hosts, workers
+from lessons import SITE, planted, store_of
 
 pytestmark = pytest.mark.netns
 PATIENCE = 240.0
@@ -154,3 +156,136 @@ def test_torchrun_on_two_hosts_harvests_the_same_bytes_and_one_of_them_goes_on_a
     assert not Path("left").exists()
     assert ended(begun(one, "left")) == 0
     assert contents(Path("left")) == alone
+
+
+# --- ranks that train one SAE ---------------------------------------------------------------------------------------
+
+TIMEOUT = 15.0
+"""Seconds that a rank waits for another."""
+GRACE = 5.0
+"""Seconds beyond that, in which a rank that has lost the others ends."""
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rows") / "store"
+    store_of(3 * planted(1500, d=12, features=20, active=2, seed=0)[0], folder)
+    return folder
+
+
+def training(rows: Path, to: Path, steps: int) -> list[str]:
+    words = ["-m", "gemscope", "train", str(rows), "--site", str(SITE), "-o", str(to), "--device", "cpu"]
+    settings = ("width=33", "target_l0=4", "batch=64", f"rows={64 * steps}", "checkpoint_every=4", "log_every=2")
+    for setting in settings:
+        words += ["--set", setting]
+    return [*words, "--timeout", f"{TIMEOUT:g}"]
+
+
+def torchrun(
+    hosts: tuple[Host, Host], words: list[str], said: Path, *, port: int, restarts: int = 0, elastic: bool = False
+) -> list[subprocess.Popen[bytes]]:
+    """A rank on each host. The hosts find each other by c10d, or are told who they are, as by a scheduler."""
+    agents = []
+    for number, host in enumerate(hosts):
+        meeting = ["--node-rank", str(number), "--master-addr", hosts[0].address, "--master-port", str(port)]
+        if elastic:
+            own = f"is_host={int(number == 0)}"  # neither finds its address by its name
+            meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{hosts[0].address}:{port}"]
+            meeting += ["--rdzv-id", str(port), "--rdzv-conf", own, "--local-addr", host.address]
+        start = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+        which = [*start, "--max-restarts", str(restarts), *meeting, *words]
+        agents.append(host.start(sys.executable, *which, said=said.with_suffix(f".{number}")))
+    return agents
+
+
+def told(said: Path) -> list[str]:
+    """By our own words, what each host's ranks said."""
+    lines = [said.with_suffix(f".{number}").read_text().splitlines() for number in (0, 1)]
+    return [line for each in lines for line in each if line.startswith("gemscope: ")]
+
+
+def checkpoints(run: Path) -> set[int]:
+    """The steps that can be gone on from."""
+    return {int(path.name.removeprefix("state-")) for path in run.glob("state-*")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What two ranks of this machine make of 400 steps."""
+    run = tmp_path_factory.mktemp("alone") / "run"
+    command = [sys.executable, *training(rows, run, 400), "--ranks", "2"]
+    environment = dict(surroundings()) | {"GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stderr
+    return contents(run / "sae")
+
+
+def test_ranks_on_two_hosts_train_what_two_on_one_do_and_go_on_after_one_was_killed(
+    hosts: tuple[Host, Host], rows: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    """`torchrun --max-restarts` starts all again; they go on from the last checkpoint, to the same bytes."""
+    run, said = tmp_path / "run", tmp_path / "said"
+    agents = torchrun(hosts, training(rows, run, 400), said, port=29521, restarts=1, elastic=True)
+    until(lambda: checkpoints(run), *agents, often=0.002)
+    [rank] = workers(hosts[1])
+    os.kill(rank, signal.SIGKILL)
+    before = max(checkpoints(run))
+    until((run / "figures.json").exists, often=0.2)
+    for agent in agents:
+        agent.wait(PATIENCE)
+    figures = json.loads((run / "figures.json").read_text())
+    assert figures["world"] == 2
+    assert before < figures["steps"] == 400
+    assert contents(run / "sae") == undisturbed
+
+
+@pytest.mark.parametrize("by", ["a kill", "a cut"])
+def test_ranks_that_lose_each_other_end_in_time_with_a_line_that_says_why(
+    by: str,
+    hosts: tuple[Host, Host],
+    rows: Path,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """A kill is noticed at once, a link that is cut after the timeout: by both ends, each of which speaks for itself."""
+    run, said = tmp_path / "run", tmp_path / "said"
+    port = 29531 + len(by)
+    agents = torchrun(hosts, training(rows, run, 1_000_000), said, port=port)
+    until(lambda: checkpoints(run), *agents, often=0.05)
+    [one], [other] = map(workers, hosts)
+    since = time.monotonic()
+    try:
+        if by == "a kill":
+            os.kill(other, signal.SIGKILL)
+        else:
+            hosts[1].cut()
+        until(lambda: not any(map(alive, (one, other))), often=0.05)
+        took = time.monotonic() - since
+        record_property(f"seconds after {by}", f"{took:.1f}")
+        assert took < (0 if by == "a kill" else TIMEOUT) + GRACE * slowness()
+        for agent in agents:
+            assert agent.wait(PATIENCE) == 1
+    finally:
+        hosts[1].mend()
+    first, *others = told(said)
+    assert first.startswith("gemscope: rank 1 of 2 is gone or does not answer (")
+    assert first.endswith("): start all again, they go on from the last checkpoint")
+    if by == "a kill":
+        assert others == []
+    else:
+        [second] = others
+        assert second.startswith("gemscope: rank 1 of 2 has lost the others (")
+    assert checkpoints(run)
+
+
+def alive(process: int) -> bool:
+    """Whether it has not ended; one that nobody has asked after yet has."""
+    try:
+        return (Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def slowness() -> float:
+    """How many times longer work takes here than on a machine that is idle."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
