@@ -153,6 +153,7 @@ def test_torchrun_on_two_hosts_harvests_the_same_bytes_and_one_of_them_goes_on_a
         os.kill(process, signal.SIGKILL)
     until(lambda: not workers(one), often=0.2)  # its share is done; its torchrun may wait for the other's
     os.killpg(agents[0].pid, signal.SIGKILL)
+    assert [ended(agent) for agent in agents] == [-signal.SIGKILL] * 2
     assert not Path("left").exists()
     assert ended(begun(one, "left")) == 0
     assert contents(Path("left")) == alone
@@ -245,7 +246,6 @@ def test_ranks_that_lose_each_other_end_in_time_with_a_line_that_says_why(
     hosts: tuple[Host, Host],
     rows: Path,
     tmp_path: Path,
-    record_property: Callable[[str, object], None],
 ) -> None:
     """A kill is noticed at once, a link that is cut after the timeout: by both ends, each of which speaks for itself."""
     run, said = tmp_path / "run", tmp_path / "said"
@@ -261,7 +261,6 @@ def test_ranks_that_lose_each_other_end_in_time_with_a_line_that_says_why(
             hosts[1].cut()
         until(lambda: not any(map(alive, (one, other))), often=0.05)
         took = time.monotonic() - since
-        record_property(f"seconds after {by}", f"{took:.1f}")
         assert took < (0 if by == "a kill" else TIMEOUT) + GRACE * slowness()
         for agent in agents:
             assert agent.wait(PATIENCE) == 1
