@@ -301,8 +301,11 @@ class Bucket:
 
         first = timedelta(seconds=min(_FIRST, self._patience))
         plain = any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)  # who says so means it
+        # Not every server that speaks as S3 does takes a list of what is to be deleted.
+        one_by_one: dict[str, Any] = {"disable_bulk_delete": True} if self._scheme == "s3" else {}
         return from_url(
             f"{self._scheme}://{self._bucket}",
+            **one_by_one,
             client_options={"connect_timeout": first, **options, **({"allow_http": True} if plain else {})},
             retry_config={"max_retries": 0, "retry_timeout": first},  # what is tried again, and how long, is said here
         )
