@@ -121,6 +121,10 @@ def test_what_was_begun_is_gone_on_with_by_the_same_alone(
             made(tmp_path / "scope")
     with pytest.raises(Mismatch, match="begun with another recipe"):
         made(tmp_path / "scope", TWO + "\n")
+    with pytest.raises(
+        InputError, match=r"disk of 99\.0 MB for a scope that is being made with .*remove .*budget\.json"
+    ):
+        made(tmp_path / "scope", disk="99MB")
     monkeypatch.setattr(workers, "harvest", None)  # its rows are there
     assert contents(made(tmp_path / "scope").folder) == contents(two)
 

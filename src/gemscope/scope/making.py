@@ -48,17 +48,19 @@ def make_scope(
     which of how many workers this is (None: what its surroundings say).
 
     Killed at any moment it goes on when it is called again with the same recipe, model and text, and ends with the same
-    bytes, whatever the budgets and the number of workers. What fails at one site stops no other; the manifest lists it,
+    bytes for any number of workers. Other budgets give the same bytes by other passes; those that it was begun with
+    stay until it is made. What fails at one site stops no other; the manifest lists it,
     and `retry` tries it again.
 
-    Raises InputError for a recipe or budgets that do not go with the model, Mismatch where `to` is another scope,
-    AccessError, StorageFull, FileError, CorruptFile.
+    Raises InputError for a recipe or budgets that do not go with the model, or with what is being made, Mismatch where
+    `to` is another scope, AccessError, StorageFull, FileError, CorruptFile.
     """
     to, world = Path(to), world or World.here()
     worker = Worker(model, corpus, _read(recipe), to, unlike=unlike, world=world, device=device)
     if not worker.begun(retry=retry):
         return table_of(to)
-    budget = worker.agreed(budget_of(to, disk, memory, world))
+    given = [name for name, one in (("disk", disk), ("memory", memory)) if one is not None]
+    budget = worker.agreed(budget_of(to, disk, memory, world), given)
     plan = worker.plan(budget, price, measuring=told is not None and world.first)
     if told is not None and world.first:
         told(plan)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.filesize import decimal
 
 from gemscope.activations.harvest import expected_tokens, harvest, versions
 from gemscope.activations.model import LanguageModel
@@ -139,10 +140,21 @@ class Worker:
         key = Aim(site, site_out, TrainConfig.of(dict(read_json(path, _Ran).config), where=str(path))).key
         self.ledger.place(site, {**self.ledger.placed(site), key: made.path})
 
-    def agreed(self, budget: Budget) -> Budget:
-        """What the first worker found free is what all plan by. The number of workers may change."""
-        said = self.ledger.agreed("budget", {"disk": budget.disk, "memory": budget.memory})
-        return Budget(**declared(said, dict[str, int], where="budget.json"), workers=budget.workers)
+    def agreed(self, budget: Budget, given: Collection[str] = ()) -> Budget:
+        """What the first worker was given, or found free, is what all plan by. The number of workers may change.
+
+        Raises InputError where one of the budgets that were `given` is another.
+        """
+        asked = {"disk": budget.disk, "memory": budget.memory}
+        said = declared(self.ledger.agreed("budget", asked), dict[str, int], where="budget.json")
+        for name in given:
+            if said[name] != asked[name]:
+                raise InputError(
+                    f"{name} of {decimal(asked[name])} for a scope that is being made with {decimal(said[name])}, by "
+                    "which its passes are cut: leave it out to go on, or, to plan anew, end all workers and remove "
+                    f"{self.ledger.aside / 'budget.json'} and {self.ledger.rows_folder}"
+                )
+        return Budget(**said, workers=budget.workers)
 
     def plan(self, budget: Budget, price: float | None, *, measuring: bool, progress: Progress = silent) -> Plan:
         """What is ahead. Raises InputError where the budgets do not do."""
