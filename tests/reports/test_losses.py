@@ -35,7 +35,7 @@ def test_losses_and_kl_are_means_over_next_tokens_of_what_counts_at_each_site(
     asked: list[int] = []
 
     def change(site: Site) -> Change:
-        return Change(site, lambda mask: asked.append(int(mask.sum())) or edits[site])
+        return Change(site, lambda mask: asked.append(int(mask.sum())) or [edits[site]])
 
     clean, changed = losses(model, [Kept(tokens, counted)], [change(site) for site in SITES])
     plain = model.logits(tokens).double().log_softmax(-1)

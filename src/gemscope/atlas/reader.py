@@ -64,7 +64,7 @@ class Atlas:
         self._text = Text(self.manifest, rows, self._database)
         self._features = Features(self._text, self._database)
         self._relatives = Relatives(self.folder, self.manifest)
-        self._outputs = Outputs(self.folder, lambda: self.manifest, self._text.vocabulary.alone)
+        self._outputs = Outputs(self.folder, lambda: self.manifest, self._text.alone)
         self._explanations = Explanations(self._database, len(self))
         self._lists = Lists(self._text, self._database, self._explanations)
         self._by_token = ByToken(self._text, self._database, self._lists)

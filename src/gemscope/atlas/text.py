@@ -36,6 +36,10 @@ class Text:
             # All at once: a statement left in its middle by an error keeps writers out until that is forgotten.
             return shared(db.execute("SELECT first, packed FROM token ORDER BY first").fetchall())
 
+    def alone(self, token: int) -> str:
+        """A token by itself. The vocabulary is read when the first is asked for: an atlas opens where it is damaged."""
+        return self.vocabulary.alone(token)
+
     @cached_property
     def starts(self) -> Ints:
         """[documents] flat positions of their first tokens."""
