@@ -673,34 +673,43 @@ class Drawn:
 
 
 def build(sources: list[Source], packages: Path, to: Path, without: re.Pattern[str] | None = None) -> list[Drawn]:
-    """Writes the corpus to `to`, aside first, and says what each source gave; no document has `without`."""
-    drawn = []
+    """Writes the corpus to `to`, aside first, and says what each source gave; no document has `without`.
+
+    Documents lie in an order as good as random, so that any beginning of the corpus is a sample of all of it.
+    """
+    drawn, lines = [], list[bytes]()
+    for number, source in enumerate(sources, 1):
+        started = time.monotonic()
+        print(f"[{number}/{len(sources)}] {source.name} ", end="", file=sys.stderr, flush=True)
+        path = package(source, packages)
+        if path is None:
+            print(f"left out: no package like {source.package} in this Debian", file=sys.stderr)
+            continue
+        documents = size = 0
+        for text in source.read(contents(path, source.files)):
+            if without and without.search(text):
+                continue
+            row = {"text": text, "source": source.name, "license": source.license}
+            lines.append(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            documents, size = documents + 1, size + len(text.encode())
+        drawn.append(Drawn(source, path.stem.replace("%3a", ":"), documents, size))
+        took = time.monotonic() - started
+        print(f"{documents} documents, {size / 1e6:.2f} MB, {took:.0f} s ({path.name})", file=sys.stderr)
+    if not drawn:
+        sys.exit("none of the packages is known here: run `apt-get update` first, on a Debian")
     aside = to.with_name(f".{to.name}.{os.getpid()}")
     try:
         with open(aside, "wb") as file, gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as stream:
-            for number, source in enumerate(sources, 1):
-                started = time.monotonic()
-                print(f"[{number}/{len(sources)}] {source.name} ", end="", file=sys.stderr, flush=True)
-                path = package(source, packages)
-                if path is None:
-                    print(f"left out: no package like {source.package} in this Debian", file=sys.stderr)
-                    continue
-                documents = size = 0
-                for text in source.read(contents(path, source.files)):
-                    if without and without.search(text):
-                        continue
-                    row = {"text": text, "source": source.name, "license": source.license}
-                    stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-                    documents, size = documents + 1, size + len(text.encode())
-                drawn.append(Drawn(source, path.stem.replace("%3a", ":"), documents, size))
-                took = time.monotonic() - started
-                print(f"{documents} documents, {size / 1e6:.2f} MB, {took:.0f} s ({path.name})", file=sys.stderr)
-        if not drawn:
-            sys.exit("none of the packages is known here: run `apt-get update` first, on a Debian")
+            stream.writelines(mixed(lines))
         os.replace(aside, to)
     finally:
         aside.unlink(missing_ok=True)
     return drawn
+
+
+def mixed(lines: list[bytes]) -> list[bytes]:
+    """In an order that hangs on each line alone."""
+    return sorted(lines, key=lambda line: hashlib.blake2b(line).digest())
 
 
 def sources_page(drawn: list[Drawn], name: str) -> str:

@@ -167,3 +167,17 @@ def test_no_text_to_measure_on_is_trained_on(corpus):
     measured = {(one.package, one.files) for one in corpus.UNLIKE}
     assert not measured & {(one.package, one.files) for one in [*corpus.SOURCES, *corpus.BROAD]}
     assert not {one.name for one in corpus.UNLIKE} & {one.name for one in [*corpus.SOURCES, *corpus.BROAD]}
+
+
+def test_the_beginning_of_a_corpus_is_a_sample_of_all_its_sources(corpus, tmp_path, monkeypatch):
+    def source(name):
+        return corpus.Source(name, name, "", "public domain", lambda _: [f"{name} {n}. {LONG}" for n in range(100)])
+
+    monkeypatch.setattr(corpus, "package", lambda one, _: tmp_path / one.name)
+    monkeypatch.setattr(corpus, "contents", lambda _, __: {})
+    drawn = corpus.build([source("novels"), source("manuals")], tmp_path, tmp_path / "both.jsonl.gz")
+    assert [(one.source.name, one.documents) for one in drawn] == [("novels", 100), ("manuals", 100)]
+    first = [document.source for document in Corpus.read(tmp_path / "both.jsonl.gz").take(40)]
+    assert 8 < first.count("novels") < 32
+    texts = [document.text for document in Corpus.read(tmp_path / "both.jsonl.gz")]
+    assert len(set(texts)) == 200
