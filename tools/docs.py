@@ -68,8 +68,19 @@ def executed(source: str) -> Any:
     made.metadata = {"language_info": {"name": "python"}}  # not which Python ran it
     for cell in made.cells:  # nor what libraries say of their surroundings
         if "outputs" in cell:
-            cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
+            cell.outputs = joined([one for one in cell.outputs if one.get("name") != "stderr"])
     return made
+
+
+def joined(outputs: list[Any]) -> list[Any]:
+    """What a cell prints as one text, in however many pieces a slow machine let it come."""
+    found: list[Any] = []
+    for one in outputs:
+        if found and one.output_type == found[-1].output_type == "stream" and one.name == found[-1].name:
+            found[-1].text += one.text
+        else:
+            found.append(one)
+    return found
 
 
 def picture() -> str:
