@@ -40,6 +40,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as play:
         if len(sys.argv) > 1:
             browser = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
+            grid(browser, sys.argv[1], Path(scratch))
             with gs.serve(sys.argv[1], block=False, port=0) as server:
                 whole(browser, server.url)
             browser.close()
@@ -107,6 +108,14 @@ def pages(browser, url: str) -> None:
     page.goto(f"{AT}/{GREETINGS}")
     take(page, "phone")
     page.close()
+
+
+def grid(browser, scope: str, scratch: Path) -> None:
+    """The figures of a whole model's SAEs, by layer and kind of site."""
+    (scratch / "grid.html").write_text(gs.grid(gs.load_scope(scope)).to_html(), encoding="utf-8")
+    page = browser.new_page(viewport={"width": 1280, "height": 1130})
+    page.goto((scratch / "grid.html").as_uri())
+    (HOME / "scope-grid.png").write_bytes(paletted(page, page.screenshot(animations="disabled")))
 
 
 def whole(browser, url: str) -> None:

@@ -67,7 +67,7 @@ def test_the_start_page_of_several_sites_shows_them_by_layer_and_kind(still: Tes
     table = parse(still.get(address).text).one("table", class_="grid")
     assert [head.text for head in table.one("thead").all("th")] == ["layer", "mlp", "res"]
     rows = {row.one("th").text: [box.text for box in row.all("td")] for row in table.one("tbody").all("tr")}
-    assert rows == {"0": ["", "0.1"], "1": ["0.4", "0.2"], "2": ["", "—"]}
+    assert rows == {"0": ["", "0.100"], "1": ["0.400", "0.200"], "2": ["", "—"]}
     assert [one.attributes["href"] for one in table.all("a")] == [
         "/tiny-model/0-res-64",
         "/tiny-model/1-mlp-64",
@@ -81,7 +81,7 @@ def test_the_start_page_of_several_sites_shows_them_by_layer_and_kind(still: Tes
 
 def test_another_figure_can_be_chosen_and_all_are_data(still: TestClient) -> None:
     page = parse(still.get("/tiny-model?by=l0").text)
-    assert "4" in [box.text for box in page.one("table", class_="grid").all("td")]
+    assert "4.0" in [box.text for box in page.one("table", class_="grid").all("td")]
     found = still.get("/tiny-model.json").json()["grids"]["tiny-model"]
     assert found["layers"] == [0, 1, 2]
     assert [one["fvu"] for one in found["saes"]] == [0.1, 0.4, 0.2, None]
@@ -270,10 +270,10 @@ def test_an_sae_with_a_score_and_no_atlas_is_in_the_grid_of_its_scope(scope: Pat
     with reader(root) as client:
         table = parse(client.get("/").text).one("table", class_="grid")
         rows = {row.one("th").text: [box.text for box in row.all("td")] for row in table.one("tbody").all("tr")}
-        assert rows == {"0": ["0.05", "0.1"], "1": ["0.4", "0.2"], "2": ["", "—"]}
+        assert rows == {"0": ["0.050", "0.100"], "1": ["0.400", "0.200"], "2": ["", "—"]}
         assert "0-mlp" not in " ".join(one.attributes["href"] or "" for one in table.all("a"))
         other = parse(client.get("/tiny-model?by=unlike_fvu").text).one("table", class_="grid")
-        assert [box.text for box in other.all("td")][:2] == ["0.5", "—"]
+        assert [box.text for box in other.all("td")][:2] == ["0.500", "—"]
         below = client.get("/tiny-model?site=0.mlp").text
         assert paths["0.mlp"] in parse(below).one(id="site").text
         told = client.get("/", headers={"accept": "application/json"}).json()["grids"]["tiny-model"]["saes"]

@@ -84,7 +84,7 @@ def test_it_prints_a_table_for_each_figure_that_was_measured(whole: Grid) -> Non
     text = str(whole)
     rows = [line.split() for line in text.splitlines()]
     start = next(place for place, line in enumerate(rows) if line[:1] == ["FVU,"])
-    assert rows[start + 1 : start + 5] == [["layer", "mlp", "res"], ["0", "0.4", "0.3"], ["1", "0.1"], ["2", "—"]]
+    assert rows[start + 1 : start + 5] == [["layer", "mlp", "res"], ["0", "0.400", "0.300"], ["1", "0.100"], ["2", "—"]]
     assert "On the front of L0 and FVU: 0.res 2k" in text
     json.dumps(whole.to_dict(), allow_nan=False)
 
@@ -93,7 +93,7 @@ def test_a_notebook_shows_the_table_in_colours_and_the_plots(whole: Grid) -> Non
     page = parse(whole.to_html())
     table = page.all("table", class_="grid")[0]
     boxes = {box.text: box.attributes.get("class") for box in table.all("td") if box.text}
-    assert boxes == {"0.4": "a0", "0.3": "a3", "0.1 of 2": "a9", "—": None}
+    assert boxes == {"0.400": "a0", "0.300": "a4", "0.100 of 2": "a9", "—": None}
     assert [one.text for one in page.all("h2")] == ["FVU", "delta loss", "dead", "L0"]
     assert [one.text for one in page.all("h3")] == ["all sites"] * 2 + ["res"] * 2  # of the MLPs one alone is scored
     assert "<b>model</b>" not in whole.to_html()

@@ -62,20 +62,21 @@ def boxes(grid: Any, by: str, url: Url) -> tuple[list[tuple[str, list[Box | None
         for layer in grid.layers
     ]
     known = [one for _, row in rows for one in row if one is not None and one.value(by) is not None]
-    values = [one.value(by) for one in known]
-    low, high = (min(values), max(values)) if values else (0.0, 0.0)
+    ranked = sorted({one.value(by): one for one in known}.items(), reverse=True)
+    ranks = {value: rank for rank, (value, _) in enumerate(ranked)}
 
     def shade(value: float | None) -> int | None:
+        """By rank: one site that is far worse than all others would leave these alike."""
         if value is None:
             return None
-        return round((SHADES - 1) * (high - value) / (high - low)) if high > low else SHADES // 2
+        return round((SHADES - 1) * ranks[value] / (len(ranks) - 1)) if len(ranks) > 1 else SHADES // 2
 
     def box(one: Any) -> Box:
         many = len(grid.at(one.site.layer, one.site.kind))
         text = one.said(by) or ("—" if known else wide(one.width))
         return Box(text, shade(one.value(by)), one.about, url(one), many, str(one.site))
 
-    scale = Scale(known[values.index(low)].said(by), known[values.index(high)].said(by)) if known else None
+    scale = Scale(ranked[-1][1].said(by), ranked[0][1].said(by)) if ranked else None
     return [(layer, [None if one is None else box(one) for one in row]) for layer, row in rows], scale
 
 

@@ -15,7 +15,7 @@ from gemscope.activations.site import KINDS, Site, described
 from gemscope.errors import InputError
 from gemscope.features.scored import Figures
 from gemscope.pages.grid import COSTS, FIGURES
-from gemscope.pages.numbers import figure, percent, signed, wide
+from gemscope.pages.numbers import wide
 from gemscope.pages.plain import Paged
 from gemscope.pages.tables import Cell, Table
 from gemscope.reports.front import on_front
@@ -68,12 +68,12 @@ class Placed:
         return found
 
     def said(self, by: By) -> str:
-        """The same in few characters."""
+        """The same in few characters, of one form in all cells."""
         value = self.value(by)
         if value is None:
             return ""
-        forms = {"fvu": figure, "delta_loss": signed, "dead": percent, "l0": figure}
-        return forms[by.removeprefix("unlike_")](value)
+        forms = {"fvu": ".3f", "delta_loss": "+.3f", "dead": ".1%", "l0": ".1f"}
+        return format(value, forms[by.removeprefix("unlike_")]).replace("-", "\N{MINUS SIGN}")
 
     @property
     def about(self) -> str:
